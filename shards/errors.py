@@ -1,0 +1,48 @@
+"""The errors that softshard raises on purpose.
+
+Two kinds of failure: bad data or a wrong call (these classes, with a message a person can act on), and a
+bug (anything else). Messages read `where: expected, found; likely cause; what to do.`
+"""
+
+from __future__ import annotations
+
+
+class SoftshardError(Exception):
+    """Base of every error that softshard raises on purpose."""
+
+
+class DataError(SoftshardError, ValueError):
+    """Data on disk is not what it should be. Commands exit with 1."""
+
+
+class ImageError(DataError):
+    """One image cannot be used.
+
+    Args:
+        message: what was expected and what was found.
+        kind: a short machine-readable reason for the ledger, such as `truncated` or `too-large`.
+    """
+
+    def __init__(self, message: str, *, kind: str = "unreadable") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class UsageError(SoftshardError, ValueError):
+    """The call is wrong: options that contradict each other, a path that is not there. Commands exit with 2."""
+
+
+class MissingExtraError(SoftshardError, ImportError):
+    """A feature needs packages of an extra that is not installed.
+
+    Args:
+        feature: what was asked for, such as `softshard.loaders`.
+        extra: the extra that brings it, such as `loaders`.
+        cause: the import error, for the name of the missing module.
+    """
+
+    def __init__(self, feature: str, extra: str, cause: ImportError) -> None:
+        super().__init__(
+            f"{feature} needs the module {cause.name!r}, which is not installed. "
+            f"Run: pip install 'softshard[{extra}]'"
+        )

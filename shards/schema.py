@@ -1,0 +1,83 @@
+"""What a shard is: component names, dtypes, versions and limits, each written once.
+
+Writer, reader, loader, verifier and FORMAT.md take them from here (a test compares FORMAT.md with this file).
+Shape letters: L hierarchy levels, K classes kept per label-map cell, P Q label-map rows and columns.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+FORMAT_NAME = "softshard"
+# Readers refuse a newer major version; a newer minor version only adds fields they may ignore.
+FORMAT_VERSION = (1, 0)
+
+MANIFEST_NAME = "manifest.json"
+CLASSES_NAME = "classes.npy"
+TREE_NAME = "tree.json"
+TIMM_INFO_NAME = "_info.json"
+PLAN_NAME = "plan.json"
+LEDGER_NAME = "bad.jsonl"
+RECEIPTS_DIR = "receipts"
+
+MIB = 1024 * 1024
+TAR_BLOCK_BYTES = 512
+
+
+@dataclass(frozen=True)
+class Component:
+    """One file of a sample.
+
+    Attributes:
+        suffix: the part of the member name after the key and a dot.
+        content: dtype, shape and encoding, as FORMAT.md prints it.
+        required: True where every softshard data set has it.
+        max_bytes: a longer member is refused before it is read.
+    """
+
+    suffix: str
+    content: str
+    required: bool
+    max_bytes: int
+
+
+JPG = Component("jpg", "baseline JPEG, RGB (or grey), orientation applied, no EXIF", True, 64 * MIB)
+CLS = Component("cls", "class index, ASCII decimal", True, 16)
+HIER = Component("hier.npy", "`.npy` 1.0, int16 [L]: hierarchical label vector, -1 above the own level", False, 4096)
+LMAP = Component("lmap", "compressed top-k label map [K, P, Q], see below", False, 4 * MIB)
+META = Component("msgpack", "MessagePack map: `path` (str), `size` ([height, width] of the original)", True, MIB)
+
+# In the order in which a sample's members stand in the tar.
+COMPONENTS = (JPG, CLS, HIER, LMAP, META)
+COMPONENT_BY_SUFFIX = {component.suffix: component for component in COMPONENTS}
+
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,89}")
+KEY_STEM_LENGTH = 80  # longest `class_stem`; 9 more for `-` and 8 hex digits of the path's hash
+
+MAX_LEVEL_CLASSES = 32_767  # a hierarchical label is an int16
+MAX_CLASS_ID = 65_535  # a label-map id is a uint16
+MAX_IMAGE_PIXELS = 178_956_970  # Pillow's own bound for a decompression bomb
+MAX_JPEG_SIDE = 65_500  # libjpeg's
+MAX_MAP_ELEMENTS = 4 * MIB  # K * P * Q
+MAX_TAR_MEMBERS = 16 * MIB
+MAX_MANIFEST_BYTES = 512 * MIB
+
+
+def component_rank(suffix: str) -> int:
+    """Where a component stands within a sample; unknown ones go last, in order of their names."""
+    for rank, component in enumerate(COMPONENTS):
+        if component.suffix == suffix:
+            return rank
+    return len(COMPONENTS)
+
+
+def split_member_name(name: str) -> tuple[str, str]:
+    """Split `key.suffix` at the first dot of the last path part, as WebDataset readers do.
+
+    Returns:
+        (key, suffix); suffix is empty when the name has no dot.
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem, suffix.lower()
