@@ -42,7 +42,7 @@ class Component:
     max_bytes: int
 
 
-JPG = Component("jpg", "baseline JPEG, RGB (or grey), orientation applied, no EXIF", True, 64 * MIB)
+JPG = Component("jpg", "baseline JPEG, RGB, orientation applied, no EXIF", True, 64 * MIB)
 CLS = Component("cls", "class index, ASCII decimal", True, 16)
 HIER = Component("hier.npy", "`.npy` 1.0, int16 [L]: hierarchical label vector, -1 above the own level", False, 4096)
 LMAP = Component("lmap", "compressed top-k label map [K, P, Q], see below", False, 4 * MIB)

@@ -1,0 +1,33 @@
+"""The loader: shards in, training batches out. Needs the extra `loaders` (DALI and torch).
+
+Names are imported when they are first used, so that the command line starts without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .batch import Batch
+    from .crops import Augment
+    from .loader import Loader
+    from .pooling import pool_label_maps
+
+_HOMES = {"Augment": ".crops", "Batch": ".batch", "Loader": ".loader", "pool_label_maps": ".pooling"}
+
+__all__ = ["Augment", "Batch", "Loader", "pool_label_maps"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ..shards.errors import MissingExtraError
+
+    try:
+        module = importlib.import_module(_HOMES[name], __name__)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("torch", "nvidia"):
+            raise MissingExtraError(f"softshard.loaders.{name}", "loaders", error) from error
+        raise
+    return getattr(module, name)

@@ -1,0 +1,253 @@
+"""From JPEG bytes and crop windows to the images of a batch.
+
+Both paths get bytes, windows and flips from outside through DALI's `external_source`; DALI holds no state that
+a batch depends on. Work is submitted a batch ahead: DALI decodes one batch while the one before is finished.
+
+    CPU   DALI image_slice (decodes the window only) -> OpenCV resample, flip, normalise, straight into the batch
+    GPU   DALI image_slice mixed -> resize -> crop-mirror-normalise, on the device
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from nvidia.dali import fn, types
+from nvidia.dali.pipeline import Pipeline
+
+from ..shards.images import resample
+
+# ImageNet's channel means and standard deviations, in units of 0 to 1.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
+
+
+class Decoder(Protocol):
+    """Decodes batches in the order in which they are submitted."""
+
+    def submit(self, jpegs: Sequence[np.ndarray], crop_tlhw_px: np.ndarray, flips: np.ndarray) -> None:
+        """Start on M images: uint8 arrays of JPEG bytes, int32 [M, 4] windows, bool [M]. Returns at once."""
+        ...
+
+    def take(self, slots: np.ndarray, num_slots: int) -> torch.Tensor:
+        """Wait for the oldest submitted batch and put its images into `slots` of a new [num_slots, 3, S, S]."""
+        ...
+
+    def close(self) -> None:
+        """Stop the threads; whatever was submitted is dropped."""
+        ...
+
+
+def _normalization(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and shift from 0..255 to normalised values, float32 [3] each."""
+    scale = 1 / (255 * np.asarray(std, np.float64))
+    return scale.astype(np.float32), (-np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(np.float32)
+
+
+class CpuDecoder:
+    """The CPU path: same pixels on every machine with the same pixel stack, for any number of threads.
+
+    Args:
+        batch_size: the most images of one batch.
+        size: S, pixels a side.
+        dtype: `uint8`, `float16` or `float32`.
+        mean: channel means that float images are normalised with, in units of 0 to 1.
+        std: channel standard deviations.
+        num_threads: threads that decode, and as many that resample.
+    """
+
+    def __init__(
+        self, batch_size: int, size: int, dtype: str, mean: Sequence[float], std: Sequence[float], num_threads: int
+    ) -> None:
+        # OpenCV would start a thread a core for every resize of every thread here.
+        cv2.setNumThreads(0)
+        self._size, self._dtype = size, DTYPES[dtype]
+        self._num_threads = num_threads
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="softshard-resample")
+        scale, shift = _normalization(mean, std)
+        # One row of the batch, three interleaved channels: long inner loops instead of loops over three values.
+        self._scale_row, self._shift_row = np.tile(scale, size), np.tile(shift, size)
+        self._scratch = threading.local()
+        self._flips: list[np.ndarray] = []
+        self._pipe = Pipeline(
+            batch_size=max(batch_size, 1), num_threads=num_threads, device_id=None, prefetch_queue_depth=1
+        )
+        with self._pipe:
+            jpegs = fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1, no_copy=True)
+            starts = fn.external_source(name="starts", dtype=types.INT32, ndim=1)
+            shapes = fn.external_source(name="shapes", dtype=types.INT32, ndim=1)
+            images = fn.decoders.image_slice(
+                jpegs, start=starts, shape=shapes, axes=(0, 1), output_type=types.RGB, adjust_orientation=False
+            )
+            self._pipe.set_outputs(images)
+        self._pipe.build()
+        self._held: list[Any] = []
+
+    def submit(self, jpegs: Sequence[np.ndarray], crop_tlhw_px: np.ndarray, flips: np.ndarray) -> None:
+        self._flips.append(flips)
+        self._held.append(jpegs)  # DALI reads them in place
+        if len(jpegs):
+            self._pipe.feed_input("jpegs", list(jpegs))
+            self._pipe.feed_input("starts", np.ascontiguousarray(crop_tlhw_px[:, :2]))
+            self._pipe.feed_input("shapes", np.ascontiguousarray(crop_tlhw_px[:, 2:]))
+            self._pipe.schedule_run()
+
+    def take(self, slots: np.ndarray, num_slots: int) -> torch.Tensor:
+        size = self._size
+        flips = self._flips.pop(0)
+        out = torch.empty((num_slots, size, size, 3), dtype=self._dtype)
+        if len(slots) < num_slots:
+            out.zero_()
+        if len(slots):
+            decoded = self._pipe.share_outputs()[0]
+            try:
+                pixels = [np.asarray(decoded[i]) for i in range(len(slots))]
+                batch = out.numpy()
+
+                def finish(first: int) -> None:
+                    for i in range(first, len(slots), self._num_threads):
+                        self._finish(pixels[i], bool(flips[i]), batch[slots[i]])
+
+                list(self._pool.map(finish, range(self._num_threads)))
+                del pixels
+            finally:
+                self._pipe.release_outputs()
+        self._held.pop(0)
+        return out.permute(0, 3, 1, 2)
+
+    def _finish(self, pixels: np.ndarray, flip: bool, out: np.ndarray) -> None:
+        """Resample, flip and normalise one image into its slot."""
+        size = self._size
+        if out.dtype == np.uint8:
+            if flip:
+                cv2.flip(resample(pixels, size, size), 1, dst=out)
+            else:
+                resample(pixels, size, size, out)
+            return
+        image = resample(pixels, size, size)
+        if flip:
+            image = cv2.flip(image, 1)
+        rows = image.reshape(size, size * 3)
+        if out.dtype == np.float32:
+            target = out.reshape(size, size * 3)
+            np.multiply(rows, self._scale_row, out=target)
+            target += self._shift_row
+            return
+        scratch = getattr(self._scratch, "rows", None)
+        if scratch is None:
+            scratch = self._scratch.rows = np.empty((size, size * 3), np.float32)
+        np.multiply(rows, self._scale_row, out=scratch)
+        np.add(scratch, self._shift_row, out=scratch)
+        out.reshape(size, size * 3)[...] = scratch
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)
+        while self._held:
+            if len(self._held.pop(0)):
+                self._pipe.share_outputs()
+                self._pipe.release_outputs()
+        del self._pipe
+
+
+class GpuDecoder:
+    """The GPU path: decodes, resizes and normalises on one device.
+
+    Args:
+        batch_size: the most images of one batch.
+        size: S, pixels a side.
+        dtype: `uint8`, `float16` or `float32`.
+        mean: channel means that float images are normalised with, in units of 0 to 1.
+        std: channel standard deviations.
+        num_threads: host threads of the decoder.
+        device: a CUDA device.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        size: int,
+        dtype: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        num_threads: int,
+        device: torch.device,
+    ) -> None:
+        self._size, self._dtype, self._device = size, DTYPES[dtype], device
+        self._num_images: list[int] = []
+        self._held: list[Any] = []
+        self._pipe = Pipeline(
+            batch_size=max(batch_size, 1),
+            num_threads=num_threads,
+            device_id=device.index or 0,
+            prefetch_queue_depth=1,
+        )
+        with self._pipe:
+            jpegs = fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1, no_copy=True)
+            starts = fn.external_source(name="starts", dtype=types.INT32, ndim=1)
+            shapes = fn.external_source(name="shapes", dtype=types.INT32, ndim=1)
+            flips = fn.external_source(name="flips", dtype=types.INT32, ndim=0)
+            images = fn.decoders.image_slice(
+                jpegs,
+                device="mixed",
+                start=starts,
+                shape=shapes,
+                axes=(0, 1),
+                output_type=types.RGB,
+                adjust_orientation=False,
+            )
+            images = fn.resize(images, size=(size, size), interp_type=types.INTERP_LINEAR, antialias=True)
+            if dtype == "uint8":
+                images = fn.flip(images, horizontal=flips)
+            else:
+                images = fn.crop_mirror_normalize(
+                    images,
+                    mirror=flips,
+                    mean=[255 * value for value in mean],
+                    std=[255 * value for value in std],
+                    dtype=types.FLOAT16 if dtype == "float16" else types.FLOAT,
+                    output_layout="HWC",
+                )
+            self._pipe.set_outputs(images)
+        self._pipe.build()
+
+    def submit(self, jpegs: Sequence[np.ndarray], crop_tlhw_px: np.ndarray, flips: np.ndarray) -> None:
+        self._num_images.append(len(jpegs))
+        self._held.append(jpegs)
+        if len(jpegs):
+            self._pipe.feed_input("jpegs", list(jpegs))
+            self._pipe.feed_input("starts", np.ascontiguousarray(crop_tlhw_px[:, :2]))
+            self._pipe.feed_input("shapes", np.ascontiguousarray(crop_tlhw_px[:, 2:]))
+            self._pipe.feed_input("flips", flips.astype(np.int32))
+            self._pipe.schedule_run()
+
+    def take(self, slots: np.ndarray, num_slots: int) -> torch.Tensor:
+        size = self._size
+        out = torch.empty((num_slots, size, size, 3), dtype=self._dtype, device=self._device)
+        if len(slots) < num_slots:
+            out.zero_()
+        if self._num_images.pop(0):
+            images = torch.from_dlpack(self._pipe.share_outputs()[0].as_tensor())
+            try:
+                # Copied out: DALI takes its buffer back on release.
+                if len(slots) == num_slots:
+                    out.copy_(images)
+                else:
+                    out[torch.from_numpy(slots).to(self._device)] = images
+                torch.cuda.current_stream(self._device).synchronize()
+            finally:
+                self._pipe.release_outputs()
+        self._held.pop(0)
+        return out.permute(0, 3, 1, 2)
+
+    def close(self) -> None:
+        while self._num_images:
+            if self._num_images.pop(0):
+                self._pipe.share_outputs()
+                self._pipe.release_outputs()
+        del self._pipe

@@ -1,0 +1,107 @@
+"""Opens the shards of a data set: checks size and index, maps the tar into memory.
+
+Local folders only: shards are read straight from the page cache, nothing is copied.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..shards.errors import DataError, UsageError
+from ..shards.index import ShardIndex, parse_index
+from ..shards.manifest import Manifest, sha256_hex
+
+_MAX_OPEN = 256
+
+
+@dataclass(frozen=True)
+class OpenShard:
+    """A shard that is mapped into memory.
+
+    Attributes:
+        name: file name of the tar.
+        data: the tar's bytes.
+        array: the same bytes as a plain uint8 array, which DALI takes slices of without copying.
+        index: where its members lie.
+    """
+
+    name: str
+    data: memoryview
+    array: np.ndarray
+    index: ShardIndex
+
+    def member(self, sample: int, column: int) -> memoryview:
+        """The bytes of one component of one sample."""
+        start = int(self.index.offsets[sample, column])
+        return self.data[start : start + int(self.index.sizes[sample, column])]
+
+    def where(self, sample: int, suffix: str) -> str:
+        """How messages name a component."""
+        return f"{self.name}: sample {self.index.keys[sample]!r}, component {suffix!r}"
+
+
+class ShardFiles:
+    """The shards of a local data set, opened when needed and kept open, least recently used closed first.
+
+    Args:
+        folder: the data set's folder.
+        manifest: its manifest.
+
+    Raises:
+        UsageError: the data set is not a local folder.
+    """
+
+    def __init__(self, folder: str | Path, manifest: Manifest) -> None:
+        if "://" in str(folder) or "::" in str(folder):
+            raise UsageError(f"{folder}: expected a local folder, found a URL. Copy the data set first, and give that folder")
+        self._folder = Path(folder)
+        self._manifest = manifest
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+
+    def __getitem__(self, number: int) -> OpenShard:
+        """The manifest's shard of that number.
+
+        Raises:
+            DataError: the shard or its index is missing, cut short, or not the manifest's.
+        """
+        shard = self._open.get(number)
+        if shard is None:
+            shard = self._open[number] = self._map(number)
+            if len(self._open) > _MAX_OPEN:
+                self._open.popitem(last=False)
+        else:
+            self._open.move_to_end(number)
+        return shard
+
+    def _map(self, number: int) -> OpenShard:
+        record = self._manifest.shards[number]
+        path = self._folder / record.name
+        run = f"Copy it again, or run: softshard verify {path}"
+        try:
+            size = path.stat().st_size
+            text = path.with_suffix(".idx").read_bytes()
+        except OSError as error:
+            raise DataError(f"{record.name}: expected the shard and its .idx in {self._folder}, found: {error}. {run}") from error
+        if size != record.bytes:
+            cut = "the shard is cut short" if size < record.bytes else "it is another shard"
+            raise DataError(f"{record.name}: expected {record.bytes} bytes, found {size}; {cut}. {run}")
+        if sha256_hex(text) != record.index_sha256:
+            raise DataError(f"{path.with_suffix('.idx').name}: expected the manifest's SHA-256, found another. {run}")
+        index = parse_index(text.decode("ascii", "replace"), path.with_suffix(".idx").name, size)
+        if len(index.keys) != record.samples or index.suffixes != self._manifest.components:
+            raise DataError(
+                f"{record.name}: expected {record.samples} samples of {list(self._manifest.components)}, found "
+                f"{len(index.keys)} of {list(index.suffixes)}. {run}"
+            )
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return OpenShard(record.name, memoryview(mapped), np.frombuffer(mapped, np.uint8), index)
+
+    def close(self) -> None:
+        """Forget the open shards; each is unmapped once nothing points into it."""
+        self._open.clear()

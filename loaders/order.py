@@ -1,0 +1,157 @@
+"""Which samples, in which order: pure functions of (counts, seed, epoch, G, K, window).
+
+An epoch permutes the shards and lays their samples end to end, positions 0..N-1. K *lanes* own contiguous
+ranges; each lane shuffles inside windows of W positions. Step t takes the next G/K samples of every lane:
+
+    positions   0 .......................... N-1
+    lanes       |   lane 0   |   lane 1   |         (K = 2)
+    step t      |   [==]     |   [==]     |         G/K slots of each = the global batch of G slots
+    ranks            \\__ rank 0 __/\\__ rank 1 __/     R = 2: rank r serves slots rG/R to (r+1)G/R
+
+The order knows nothing of ranks, so every world size that divides G sees the same global batches.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..shards.errors import UsageError
+from ..shards.philox import PURPOSE_SHARD_ORDER, PURPOSE_SHUFFLE, permutation
+
+LAST_BATCHES = ("drop", "pad")
+_WINDOWS_KEPT = 4  # permuted windows that stay in memory; a step touches two of a lane at most
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The order of one epoch.
+
+    Attributes:
+        counts: int64 [S], samples of each shard, in the manifest's order.
+        seed: of the shuffle.
+        epoch: number of the epoch.
+        num_lanes: K.
+        window: W, positions that are shuffled among each other.
+        shuffle: False keeps the manifest's order.
+    """
+
+    counts: np.ndarray
+    seed: int
+    epoch: int
+    num_lanes: int = 1
+    window: int = 1
+    shuffle: bool = True
+    _shards: np.ndarray = field(init=False, repr=False)
+    _position_starts: np.ndarray = field(init=False, repr=False)
+    _sample_starts: np.ndarray = field(init=False, repr=False)
+    _windows: OrderedDict[tuple[int, int], np.ndarray] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.num_lanes < 1 or self.window < 1:
+            raise UsageError(f"order: expected lanes and window from 1, found {self.num_lanes} and {self.window}")
+        counts = np.asarray(self.counts, np.int64)
+        shards = np.arange(len(counts))
+        if self.shuffle:
+            shards = permutation(self.seed, PURPOSE_SHARD_ORDER, self.epoch, 0, len(counts))
+        set_field = object.__setattr__
+        set_field(self, "counts", counts)
+        set_field(self, "_shards", shards)
+        set_field(self, "_position_starts", np.concatenate([[0], np.cumsum(counts[shards])]))
+        set_field(self, "_sample_starts", np.concatenate([[0], np.cumsum(counts)]))
+        set_field(self, "_windows", OrderedDict())
+
+    @property
+    def num_samples(self) -> int:
+        return int(self._position_starts[-1])
+
+    def lane_bounds(self, lane: int) -> tuple[int, int]:
+        """First position of a lane, and the first one after it."""
+        return lane * self.num_samples // self.num_lanes, (lane + 1) * self.num_samples // self.num_lanes
+
+    def lane_samples(self, lane: int, start: int, stop: int) -> np.ndarray:
+        """Samples `start` to `stop` of a lane, counted in the order in which it gives them.
+
+        Returns:
+            int64 [stop - start], sample indices in the manifest's order; fewer where the lane ends.
+        """
+        first, last = self.lane_bounds(lane)
+        stop = min(stop, last - first)
+        if start >= stop:
+            return np.empty(0, np.int64)
+        if not self.shuffle:
+            return self._to_samples(np.arange(first + start, first + stop))
+        parts = []
+        for window in range(start // self.window, (stop - 1) // self.window + 1):
+            begin = window * self.window
+            order = self._window_order(lane, window, first + begin, min(self.window, last - first - begin))
+            parts.append(first + begin + order[max(start - begin, 0) : stop - begin])
+        return self._to_samples(np.concatenate(parts))
+
+    def _window_order(self, lane: int, window: int, first: int, num: int) -> np.ndarray:
+        order = self._windows.get((lane, window))
+        if order is None:
+            order = permutation(self.seed, PURPOSE_SHUFFLE, self.epoch, first, num)
+            self._windows[lane, window] = order
+            while len(self._windows) > _WINDOWS_KEPT * self.num_lanes:
+                self._windows.popitem(last=False)
+        return order
+
+    def _to_samples(self, positions: np.ndarray) -> np.ndarray:
+        slot = np.searchsorted(self._position_starts, positions, side="right") - 1
+        return self._sample_starts[self._shards[slot]] + positions - self._position_starts[slot]
+
+
+def check_geometry(global_batch: int, num_lanes: int, rank: int, world_size: int) -> None:
+    """Refuse a batch that cannot be shared evenly.
+
+    Raises:
+        UsageError: K does not divide G, R does not divide G, or the rank is not in the world.
+    """
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise UsageError(f"loader: expected a rank from 0 to {world_size - 1}, found {rank} of world size {world_size}")
+    if global_batch < 1 or global_batch % world_size:
+        raise UsageError(
+            f"loader: expected a global batch that world size {world_size} divides, found {global_batch}"
+        )
+    if num_lanes < 1 or global_batch % num_lanes:
+        raise UsageError(
+            f"loader: expected lanes that divide the global batch {global_batch} (batch size x world size), "
+            f"found {num_lanes}"
+        )
+
+
+def num_steps(num_samples: int, num_lanes: int, global_batch: int, taken: int, last_batch: str) -> int:
+    """Steps left in an epoch of which every lane has given `taken` samples; the same on every rank.
+
+    Args:
+        last_batch: `drop` ends with the last full step, `pad` serves every sample and fills up with empty slots.
+    """
+    if last_batch not in LAST_BATCHES:
+        raise UsageError(f"loader: expected last_batch of {', '.join(LAST_BATCHES)}, found {last_batch!r}")
+    per_lane = global_batch // num_lanes
+    if last_batch == "drop":
+        return max(0, num_samples // num_lanes - taken) // per_lane
+    return -(-max(0, -(-num_samples // num_lanes) - taken) // per_lane)
+
+
+def rank_slots(order: EpochOrder, global_batch: int, taken: int, rank: int, world_size: int) -> np.ndarray:
+    """The samples of one rank's part of a global batch.
+
+    Args:
+        global_batch: G, slots of all ranks together.
+        taken: samples that every lane has given before.
+
+    Returns:
+        int64 [G / R], sample indices in the manifest's order; -1 in slots past a lane's end.
+    """
+    per_lane = global_batch // order.num_lanes
+    start, stop = rank * global_batch // world_size, (rank + 1) * global_batch // world_size
+    slots = np.full(stop - start, -1, np.int64)
+    for lane in range(start // per_lane, -(-stop // per_lane)):
+        low, high = max(start, lane * per_lane), min(stop, (lane + 1) * per_lane)
+        samples = order.lane_samples(lane, taken + low - lane * per_lane, taken + high - lane * per_lane)
+        slots[low - start : low - start + len(samples)] = samples
+    return slots

@@ -1,0 +1,33 @@
+"""The offline side: label trees, label maps, the sharder, and everything that knows the format. Needs no torch."""
+
+from .errors import DataError, ImageError, MissingExtraError, SoftshardError, UsageError
+from .images import ImageRecipe
+from .labelmap import decode_label_map, decode_label_maps, encode_label_map
+from .manifest import Manifest
+from .pack import PackOptions, PackSummary, pack
+from .reader import Sample, read_shard
+from .tree import LabelTree
+from .verify import VerifyReport, verify
+from .writer import ShardWriter
+
+__all__ = [
+    "DataError",
+    "ImageError",
+    "ImageRecipe",
+    "LabelTree",
+    "Manifest",
+    "MissingExtraError",
+    "PackOptions",
+    "PackSummary",
+    "Sample",
+    "ShardWriter",
+    "SoftshardError",
+    "UsageError",
+    "VerifyReport",
+    "decode_label_map",
+    "decode_label_maps",
+    "encode_label_map",
+    "pack",
+    "read_shard",
+    "verify",
+]

@@ -1,0 +1,124 @@
+"""Class lists: files of names, the ImageNet lists inside timm's wheel, and what a name means in WordNet.
+
+The order of a list is the numbering of its classes. Mixing two lists (fall11 and winter21 of ImageNet-21K-P
+above all) trains on wrong labels without any error, so a list always goes with its SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+
+from .errors import DataError, MissingExtraError, UsageError
+from .wordnet import WNID_PATTERN, wordnet
+
+# Files of timm's wheel, in timm/data/_info. `imagenet-21k` is the fall11 release as it was: 21,841 classes.
+# Google's list has two more, Microsoft's another one.
+KNOWN_LISTS = {
+    "imagenet-1k": "imagenet_synsets.txt",
+    "imagenet-12k": "imagenet12k_synsets.txt",
+    "imagenet-21k": "imagenet22k_synsets.txt",
+    "imagenet-21k-p-fall11": "imagenet21k_miil_synsets.txt",
+    "imagenet-21k-p-winter21": "imagenet21k_miil_w21_synsets.txt",
+}
+
+
+def load_class_list(spec: str | Path) -> tuple[str, ...]:
+    """Read a class list.
+
+    Args:
+        spec: a name of `KNOWN_LISTS`, or a file of class names, one per line, UTF-8 with or without a
+            byte-order mark. White space around a name does not count. A file that is called like a known list
+            is given as `./imagenet-1k`.
+
+    Returns:
+        Class names; their place is the class index.
+
+    Raises:
+        UsageError: neither a known name nor a file.
+        DataError: blank lines, a name twice, no names, or not UTF-8; every bad line is named.
+        MissingExtraError: a known name, and timm is not installed.
+    """
+    spec = str(spec)
+    if spec in KNOWN_LISTS:
+        return _read_names(_timm_info_dir(spec) / KNOWN_LISTS[spec])
+    path = Path(spec)
+    if not path.is_file():
+        raise UsageError(
+            f"{spec}: expected a file of class names or a known list, found neither; "
+            f"known lists are {', '.join(KNOWN_LISTS)}"
+        )
+    return _read_names(path)
+
+
+def class_list_sha256(names: Iterable[str]) -> str:
+    """SHA-256 (hex) over the names in order, UTF-8, each followed by a newline."""
+    return hashlib.sha256(
+        "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
+    ).hexdigest()
+
+
+def resolve_wnid(name: str) -> str:
+    """Find the WordNet noun synset that a class or folder name stands for.
+
+    Args:
+        name: a wnid, which stays as it is, or a noun as WordNet spells it (`tabby cat`, `tabby_cat`). A noun
+            gets the first sense in WordNet's order of frequency, which need not be the one meant: `crane`
+            gives Stephen Crane, the writer, since WordNet counted none of its senses.
+
+    Returns:
+        A wnid.
+
+    Raises:
+        DataError: WordNet 3.0 has no such noun.
+    """
+    if WNID_PATTERN.fullmatch(name):
+        found = (name,) if name in wordnet() else ()
+    else:
+        found = wordnet().senses(name)
+    if not found:
+        raise DataError(
+            f"class {name!r}: expected a wnid or a noun of WordNet 3.0, found neither; "
+            "name the class by its wnid (n02123045), or give your own child,parent table"
+        )
+    return found[0]
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: expected UTF-8 text, found byte {error.object[error.start]:#04x}"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read; {error.strerror}") from error
+    # Not str.splitlines: that also splits at form feeds and Unicode's separators.
+    lines = text.removesuffix("\n").split("\n")
+    if lines == [""]:
+        raise DataError(f"{path}: expected class names, one per line, found an empty file")
+
+    first_line: dict[str, int] = {}
+    problems: list[str] = []
+    for number, line in enumerate(lines, 1):
+        name = line.strip()
+        if not name:
+            problems.append(f"{path}: line {number}: expected a class name, found a blank line")
+        elif name in first_line:
+            problems.append(f"{path}: line {number}: {name!r} stands on line {first_line[name]} already")
+        else:
+            first_line[name] = number
+    if problems:
+        raise DataError("\n".join(problems))
+    return tuple(first_line)
+
+
+def _timm_info_dir(spec: str) -> Path:
+    # Finding the spec of a top-level package runs none of its code: timm imports torch, which takes seconds.
+    found = importlib.util.find_spec("timm")
+    if found is None or not found.submodule_search_locations:
+        missing = ImportError("No module named 'timm'", name="timm")
+        raise MissingExtraError(f"class list {spec!r}", "training", missing)
+    return Path(found.submodule_search_locations[0]) / "data" / "_info"

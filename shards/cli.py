@@ -1,0 +1,261 @@
+"""The `softshard` command, and the commands of this package: tree, pack, verify, stats.
+
+Every package registers its commands through the entry-point group `softshard.commands`; the functions that a
+command runs import what they need when they run, so that `softshard pack` never imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+from .errors import DataError, SoftshardError, UsageError
+from .schema import MIB
+
+EXIT_FINE, EXIT_BAD_DATA, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1024, "MIB": MIB, "GIB": 1024 * MIB}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (0 fine, 1 bad data, 2 wrong call, 130 interrupted)."""
+    parser = argparse.ArgumentParser(
+        prog="softshard",
+        description="Pack images with soft labels into WebDataset shards, stream them, and train on them.",
+    )
+    parser.add_argument("--version", action="version", version=f"softshard {version('softshard')}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for group in sorted(entry_points(group="softshard.commands"), key=lambda entry: entry.value):
+        group.load()(subparsers)
+    args = parser.parse_args(argv)
+    warnings.showwarning = _show_warning
+    try:
+        return args.run(args)
+    except DataError as error:
+        print(f"softshard: {error}", file=sys.stderr)
+        return EXIT_BAD_DATA
+    except SoftshardError as error:
+        print(f"softshard: {error}", file=sys.stderr)
+        return EXIT_WRONG_CALL
+    except KeyboardInterrupt:
+        print("softshard: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe (head, less) has gone
+        sys.stderr.close()
+        return EXIT_FINE
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"softshard: warning: {str(message).removeprefix('softshard: ')}", file=sys.stderr)
+
+
+def byte_size(text: str) -> int:
+    """`256MB`, `1GiB` or a number of bytes, for argparse."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
+    if not match or match[2] not in _UNITS:
+        raise argparse.ArgumentTypeError(f"expected a size such as 256MB or 1GiB, found {text!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def print_json(value: object) -> None:
+    """A command's result for a program to read."""
+    print(json.dumps(value, indent=1))
+
+
+def add_commands(subparsers: argparse._SubParsersAction) -> None:
+    """Register tree, pack, verify and stats."""
+    _add_tree(subparsers)
+    _add_pack(subparsers)
+
+    command = subparsers.add_parser("verify", help="check a data set and list every problem")
+    command.add_argument("dataset", nargs="+", metavar="DATASET", help="folder of a data set (or of several), or one shard")
+    command.add_argument("--decode", action="store_true", help="decode every pixel, not only the headers")
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.set_defaults(run=_run_verify)
+
+    command = subparsers.add_parser("stats", help="count samples, classes, levels and bytes")
+    command.add_argument("dataset", nargs="+", metavar="DATASET", help="folder of a data set, or of several")
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.set_defaults(run=_run_stats)
+
+
+def _add_tree(subparsers: argparse._SubParsersAction) -> None:
+    tree = subparsers.add_parser("tree", help="build a label tree, or show it")
+    actions = tree.add_subparsers(title="actions", metavar="ACTION", required=True)
+    build = actions.add_parser("build", help="build the label tree of a class list")
+    build.add_argument(
+        "--classes",
+        required=True,
+        metavar="LIST",
+        help="file of class names (wnids or nouns), one a line, or imagenet-1k, imagenet-21k-p-fall11, ...",
+    )
+    build.add_argument(
+        "--relations", default="wordnet", metavar="wordnet|FILE", help="where parents come from: WordNet, or a child,parent CSV"
+    )
+    build.add_argument(
+        "--parents",
+        default="first",
+        choices=("first", "last", "published", "longest", "shortest"),
+        help="which of several WordNet parents counts (default: first)",
+    )
+    build.add_argument(
+        "--inner",
+        default="none",
+        choices=("none", "branching", "all"),
+        help="ancestors that become classes too (default: none, the published rule)",
+    )
+    build.add_argument("--levels", type=int, metavar="N", help="keep the first N levels of the label vectors")
+    build.add_argument("-o", "--out", required=True, metavar="FILE", help="tree.json to write")
+    build.set_defaults(run=_run_tree_build)
+    show = actions.add_parser("show", help="print a class, its ancestors and its label vector")
+    show.add_argument("tree", metavar="TREE", help="tree.json")
+    show.add_argument("name", nargs="?", metavar="WNID", help="a class name, wnid or noun; the whole tree without it")
+    show.set_defaults(run=_run_tree_show)
+
+
+def _add_pack(subparsers: argparse._SubParsersAction) -> None:
+    pack = subparsers.add_parser("pack", help="pack a folder of class folders into shards")
+    pack.add_argument("source", metavar="SRC", help="folder with a subfolder for each class")
+    pack.add_argument("destination", metavar="DST", help="new folder; shards go to DST/train and DST/val")
+    labels = pack.add_argument_group("labels")
+    labels.add_argument("--classes", metavar="LIST", help="class list that fixes the indices (default: the folders)")
+    labels.add_argument("--tree", metavar="FILE", help="label tree whose hierarchical label vectors are packed")
+    labels.add_argument("--label-maps", type=Path, metavar="DIR", help="folder of <class>/<stem>.lmap files")
+    images = pack.add_argument_group("images")
+    images.add_argument("--size", type=int, default=224, metavar="PX", help="stored size (default: 224)")
+    images.add_argument("--resize", default="squish", choices=("squish", "short-edge", "none"), help="(default: squish)")
+    images.add_argument("--upscale", action="store_true", help="enlarge images smaller than the size")
+    images.add_argument("--quality", type=int, default=90, metavar="Q", help="JPEG quality (default: 90)")
+    split = pack.add_argument_group("classes and split")
+    split.add_argument("--min-images", type=int, default=1, metavar="N", help="leave out classes with fewer images")
+    split.add_argument("--val-per-class", type=int, default=0, metavar="N", help="images of each class for DST/val")
+    split.add_argument("--val-split", default="hash", choices=("hash", "lexical"), help="how they are chosen (default: hash)")
+    shards = pack.add_argument_group("shards")
+    shards.add_argument("--shard-bytes", type=byte_size, default=256 * 10**6, metavar="SIZE", help="(default: 256MB)")
+    shards.add_argument("--shard-samples", type=int, metavar="N", help="samples of a shard instead of bytes")
+    shards.add_argument("--seed", type=int, default=0, help="of the global shuffle (default: 0)")
+    run = pack.add_argument_group("run")
+    run.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    run.add_argument("--max-bad", type=float, default=0.001, metavar="SHARE", help="bad inputs that stop the run (default: 0.001; ten always may be)")
+    run.add_argument("--json", action="store_true", help="print the summary as JSON")
+    pack.set_defaults(run=_run_pack)
+
+
+def _run_tree_build(args: argparse.Namespace) -> int:
+    from .classes import load_class_list
+    from .tree import LabelTree
+
+    if args.relations == "wordnet":
+        tree = LabelTree.from_wordnet(
+            load_class_list(args.classes), parents=args.parents, inner=args.inner, levels=args.levels
+        )
+    else:
+        if args.parents != "first" or args.inner != "none":
+            raise UsageError("--parents and --inner choose among WordNet's relations; a table states its own")
+        tree = LabelTree.from_csv(args.relations, classes=load_class_list(args.classes), levels=args.levels)
+    tree.save(args.out)
+    print(tree.summary())
+    return EXIT_FINE
+
+
+def _run_tree_show(args: argparse.Namespace) -> int:
+    from .tree import LabelTree
+
+    tree = LabelTree.load(args.tree)
+    print(tree.summary() if args.name is None else tree.show(args.name))
+    return EXIT_FINE
+
+
+def _run_pack(args: argparse.Namespace) -> int:
+    from .classes import load_class_list
+    from .images import ImageRecipe
+    from .pack import PackOptions, pack
+    from .tree import LabelTree
+
+    summary = pack(
+        args.source,
+        args.destination,
+        PackOptions(
+            image=ImageRecipe(args.size, args.resize, args.quality, args.upscale),
+            min_images=args.min_images,
+            val_per_class=args.val_per_class,
+            val_split=args.val_split,
+            label_maps=args.label_maps,
+            shard_bytes=args.shard_bytes,
+            shard_samples=args.shard_samples,
+            seed=args.seed,
+            max_bad=args.max_bad,
+        ),
+        class_names=load_class_list(args.classes) if args.classes else None,
+        tree=LabelTree.load(args.tree) if args.tree else None,
+        workers=args.workers,
+    )
+    if args.json:
+        print_json(
+            {
+                "read": summary.read,
+                "packed": summary.packed,
+                "bad": summary.bad,
+                "dropped": dict(summary.dropped),
+                "without_images": list(summary.without_images),
+                "ignored": list(summary.ignored),
+                "datasets": {
+                    name: {"samples": m.num_samples, "shards": len(m.shards), "bytes": m.num_bytes, "fingerprint": m.fingerprint}
+                    for name, m in summary.manifests.items()
+                },
+            }
+        )
+        return EXIT_FINE
+    print(f"read {summary.read:,} = packed {summary.packed:,} + bad {summary.bad:,}")
+    for name, manifest in summary.manifests.items():
+        print(
+            f"  {args.destination}/{name}: {manifest.num_samples:,} samples of {manifest.num_classes:,} classes in "
+            f"{len(manifest.shards):,} shards, {manifest.num_bytes / manifest.num_samples:,.0f} bytes a sample"
+        )
+    if summary.bad:
+        print(f"  bad inputs, with reasons: {args.destination}/bad.jsonl")
+    for what, names in (
+        ("folders left out (too few images, or not in the class list)", [name for name, _ in summary.dropped]),
+        ("classes of the list without images", summary.without_images),
+        ("files that are not images", summary.ignored),
+    ):
+        if names:
+            print(f"  {len(names):,} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+    return EXIT_FINE
+
+
+def _run_verify(args: argparse.Namespace) -> int:
+    from .verify import verify
+
+    problems: list[str] = []
+    shards = samples = 0
+    for dataset in args.dataset:
+        report = verify(dataset, decode=args.decode)
+        shards, samples = shards + report.shards, samples + report.samples
+        problems.extend(report.problems)
+    if args.json:
+        print_json({"ok": not problems, "shards": shards, "samples": samples, "problems": problems})
+    else:
+        for problem in problems:
+            print(problem)
+        outcome = f"{len(problems):,} problems" if problems else "no problems"
+        print(f"{samples:,} samples in {shards:,} shards: {outcome}")
+    return EXIT_BAD_DATA if problems else EXIT_FINE
+
+
+def _run_stats(args: argparse.Namespace) -> int:
+    from .stats import data_set_stats, format_stats
+    from .verify import data_set_folders
+
+    results = [data_set_stats(folder) for dataset in args.dataset for folder in data_set_folders(dataset)]
+    if args.json:
+        print_json(results)
+    else:
+        print("\n".join(format_stats(stats) for stats in results))
+    return EXIT_FINE

@@ -1,0 +1,173 @@
+"""Where the members of a shard lie: scanned from the tar, or read from DALI's `.idx`.
+
+The `.idx` text is what DALI's `wds2idx` writes: `v1.2 <samples>`, then a line a sample with
+`<suffix> <offset> <bytes> <member name>` for each component; offsets point at the data, not at the header.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import DataError
+from .schema import COMPONENT_BY_SUFFIX, MAX_TAR_MEMBERS, TAR_BLOCK_BYTES, split_member_name
+
+
+class Member(NamedTuple):
+    """One component of one sample, within its tar."""
+
+    key: str
+    suffix: str
+    offset: int  # of the data, in bytes
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Random access into one shard whose samples all have the same components.
+
+    Attributes:
+        suffixes: component suffixes, in the order of the tar (M of them).
+        keys: the samples' keys, in the order of the tar (N of them).
+        offsets: int64 [N, M], byte offset of each member's data.
+        sizes: int64 [N, M], bytes of each member.
+    """
+
+    suffixes: tuple[str, ...]
+    keys: tuple[str, ...]
+    offsets: np.ndarray
+    sizes: np.ndarray
+
+    def column(self, suffix: str) -> int:
+        """The column of a component in `offsets` and `sizes`."""
+        return self.suffixes.index(suffix)
+
+
+def scan_tar(path: Path) -> list[Member]:
+    """List a tar's members without reading their data.
+
+    Raises:
+        DataError: not a tar, cut short, too many members, or something else than plain files in it.
+    """
+    where = path.name
+    found: list[Member] = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    raise DataError(f"{where}: expected plain files only, found {member.name!r} of another type")
+                if len(found) >= MAX_TAR_MEMBERS:
+                    raise DataError(f"{where}: expected at most {MAX_TAR_MEMBERS} members, found more")
+                found.append(Member(*split_member_name(member.name), member.offset_data, member.size))
+    except tarfile.TarError as error:
+        raise DataError(f"{where}: expected a tar, found: {error}; the shard is damaged or cut short") from error
+    size = path.stat().st_size
+    # tarfile takes a file cut at a member boundary, or inside the last member's data, for a whole one.
+    end = found[-1].offset + padded(found[-1].size) if found else 0
+    if size < end + 2 * TAR_BLOCK_BYTES:
+        raise DataError(
+            f"{where}: expected at least {end + 2 * TAR_BLOCK_BYTES} bytes with the end-of-archive blocks, "
+            f"found {size}; the shard is cut short. Copy it again and run: softshard verify {where}"
+        )
+    return found
+
+
+def padded(size: int) -> int:
+    """Bytes that a member's data takes in a tar, a multiple of 512."""
+    return -(-size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
+
+
+def build_index(members: list[Member], where: str) -> ShardIndex:
+    """Group a tar's members into samples.
+
+    Raises:
+        DataError: no members, a sample with other components than the first one, or a key used twice.
+    """
+    samples: list[tuple[str, list[Member]]] = []
+    for member in members:
+        if not samples or samples[-1][0] != member.key:
+            samples.append((member.key, []))
+        samples[-1][1].append(member)
+    if not samples:
+        raise DataError(f"{where}: expected samples, found an empty tar")
+    suffixes = tuple(member.suffix for member in samples[0][1])
+    seen: set[str] = set()
+    for key, parts in samples:
+        found = tuple(member.suffix for member in parts)
+        if found != suffixes:
+            raise DataError(
+                f"{where}: sample {key!r}: expected components {list(suffixes)} as in the first sample, "
+                f"found {list(found)}"
+            )
+        if key in seen:
+            raise DataError(f"{where}: sample {key!r}: expected each key once, found it again")
+        seen.add(key)
+        for member in parts:
+            known = COMPONENT_BY_SUFFIX.get(member.suffix)
+            if known and member.size > known.max_bytes:
+                raise DataError(
+                    f"{where}: sample {key!r}, component {member.suffix!r}: expected at most "
+                    f"{known.max_bytes} bytes, found {member.size}"
+                )
+    return ShardIndex(
+        suffixes,
+        tuple(key for key, _ in samples),
+        np.array([[member.offset for member in parts] for _, parts in samples], np.int64),
+        np.array([[member.size for member in parts] for _, parts in samples], np.int64),
+    )
+
+
+def format_index(index: ShardIndex) -> str:
+    """The text of a `.idx` file."""
+    lines = [f"v1.2 {len(index.keys)}"]
+    for key, offsets, sizes in zip(index.keys, index.offsets.tolist(), index.sizes.tolist(), strict=True):
+        lines.append(
+            " ".join(
+                f"{suffix} {offset} {size} {key}.{suffix}"
+                for suffix, offset, size in zip(index.suffixes, offsets, sizes, strict=True)
+            )
+        )
+    return "\n".join(lines) + "\n"
+
+
+def parse_index(text: str, where: str, tar_bytes: int) -> ShardIndex:
+    """Read a `.idx` file (about 3 us a sample).
+
+    Args:
+        text: the file.
+        where: its name, for messages.
+        tar_bytes: size of the tar; an index that points outside is refused.
+
+    Raises:
+        DataError: the text is not such an index, or does not fit the tar.
+    """
+    hint = f"the index does not belong to this shard or is damaged. Run: softshard verify {where}"
+    head, _, body = text.partition("\n")
+    version, _, count = head.partition(" ")
+    if version != "v1.2" or not count.strip().isdigit():
+        raise DataError(f"{where}: expected a first line 'v1.2 <samples>', found {head[:40]!r}; {hint}")
+    num = int(count)
+    tokens = body.split()
+    per_sample = len(body.partition("\n")[0].split())
+    if num == 0 or per_sample == 0 or per_sample % 4 or len(tokens) != num * per_sample:
+        raise DataError(
+            f"{where}: expected {num} samples of four fields a component, found {len(tokens)} fields; {hint}"
+        )
+    suffixes = tuple(tokens[0:per_sample:4])
+    for i, suffix in enumerate(suffixes):
+        if set(tokens[4 * i :: per_sample]) != {suffix}:
+            raise DataError(f"{where}: expected component {suffix!r} in every sample, found another; {hint}")
+    try:
+        offsets = np.array(list(map(int, tokens[1::4])), np.int64).reshape(num, -1)
+        sizes = np.array(list(map(int, tokens[2::4])), np.int64).reshape(num, -1)
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{where}: expected whole numbers, found: {error}; {hint}") from error
+    if sizes.min() < 0 or offsets.min() < TAR_BLOCK_BYTES or (offsets + sizes).max() > tar_bytes:
+        raise DataError(f"{where}: expected members within the shard's {tar_bytes} bytes, found others; {hint}")
+    cut = len(suffixes[0]) + 1
+    keys = tuple(name[:-cut] for name in tokens[3::per_sample])
+    return ShardIndex(suffixes, keys, offsets, sizes)

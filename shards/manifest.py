@@ -1,0 +1,363 @@
+"""`manifest.json`: what a data set is, written last, so that a data set with a manifest is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from .errors import DataError
+from .schema import (
+    CLASSES_NAME,
+    COMPONENT_BY_SUFFIX,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    TIMM_INFO_NAME,
+    TREE_NAME,
+)
+from .tree import LabelTree
+from .writer import ShardRecord, write_atomically
+
+
+def canonical_json(value: object) -> bytes:
+    """The one spelling of a JSON value that hashes are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+
+
+def sha256_hex(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def join_url(folder: str | Path, name: str) -> str:
+    """A file's path or URL inside a data set."""
+    return f"{str(folder).rstrip('/')}/{name}"
+
+
+def read_limited(url: str, limit: int) -> bytes:
+    """Read a whole small file from any fsspec URL.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        DataError: it is larger than `limit` bytes.
+    """
+    with fsspec.open(url, "rb") as file:
+        data = file.read(limit + 1)  # type: ignore[union-attr]
+    if len(data) > limit:
+        raise DataError(f"{url}: expected at most {limit} bytes, found more")
+    return data
+
+
+@dataclass(frozen=True)
+class LabelMapInfo:
+    """Geometry and origin of a data set's label maps.
+
+    Attributes:
+        top: K, classes kept per cell.
+        rows: P.
+        columns: Q.
+        num_classes: C of the teacher; ids are below it.
+        teacher: what made the maps: model name, input size and the SHA-256 of its weights.
+    """
+
+    top: int
+    rows: int
+    columns: int
+    num_classes: int
+    teacher: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A data set's manifest.
+
+    Attributes:
+        name: `train`, `val` or any other name; shards are called `<name>-000000.tar`.
+        components: component suffixes, in the order of the tar; the same for every sample.
+        class_names: the class list; a `cls` value indexes it.
+        classes_sha256: fingerprint of the class list.
+        tree_sha256: fingerprint of the label tree in `tree.json`, or None without one.
+        num_levels: L of the hierarchical label vectors, 0 without a tree.
+        label_maps: geometry of the label maps, or None without them.
+        recipe: how images were stored and split, with the seeds.
+        pixel_stack: versions of the libraries that decided the stored bytes.
+        sidecar_sha256: of `classes.npy` (int32 [samples]: every sample's class, in shard order).
+        shards: one record a shard, in order.
+        version: (major, minor) of the format.
+    """
+
+    name: str
+    components: tuple[str, ...]
+    class_names: tuple[str, ...]
+    classes_sha256: str
+    tree_sha256: str | None
+    num_levels: int
+    label_maps: LabelMapInfo | None
+    recipe: Mapping[str, Any]
+    pixel_stack: Mapping[str, str]
+    sidecar_sha256: str
+    shards: tuple[ShardRecord, ...]
+    version: tuple[int, int] = FORMAT_VERSION
+
+    @property
+    def num_samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides what a reader gets: components, classes, tree and shards."""
+        return sha256_hex(
+            canonical_json(
+                {
+                    "components": self.components,
+                    "classes": self.classes_sha256,
+                    "tree": self.tree_sha256,
+                    "shards": [(shard.name, shard.samples, shard.sha256) for shard in self.shards],
+                }
+            )
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT_NAME,
+            "version": list(self.version),
+            "name": self.name,
+            "num_samples": self.num_samples,
+            "components": list(self.components),
+            "classes": {"sha256": self.classes_sha256, "names": list(self.class_names)},
+            "tree": {"sha256": self.tree_sha256, "num_levels": self.num_levels} if self.tree_sha256 else None,
+            "label_maps": {**vars(self.label_maps), "teacher": dict(self.label_maps.teacher)}
+            if self.label_maps
+            else None,
+            "recipe": dict(self.recipe),
+            "pixel_stack": dict(self.pixel_stack),
+            "sidecar": {"name": CLASSES_NAME, "sha256": self.sidecar_sha256},
+            "shards": [shard.to_json() for shard in self.shards],
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write `manifest.json`, and `_info.json` for timm's reader before it."""
+        info = {
+            "splits": {
+                self.name: {
+                    "name": self.name,
+                    "num_samples": self.num_samples,
+                    "filenames": [shard.name for shard in self.shards],
+                    "shard_lengths": [shard.samples for shard in self.shards],
+                }
+            }
+        }
+        write_atomically(folder / TIMM_INFO_NAME, json.dumps(info).encode("ascii"))
+        write_atomically(folder / MANIFEST_NAME, json.dumps(self.to_json(), indent=1).encode("ascii"))
+
+    @classmethod
+    def load(cls, dataset: str | Path) -> Manifest:
+        """Read a data set's manifest.
+
+        Args:
+            dataset: directory or fsspec URL.
+
+        Raises:
+            DataError: no manifest, one of a newer major version, or a damaged one; every problem is named.
+        """
+        url = join_url(dataset, MANIFEST_NAME)
+        try:
+            data = read_limited(url, MAX_MANIFEST_BYTES)
+        except FileNotFoundError as error:
+            inside = [str(entry.parent) for entry in sorted(Path(dataset).glob(f"*/{MANIFEST_NAME}"))]
+            hint = (
+                f"give one of the data sets in it: {', '.join(inside)}"
+                if inside
+                else "the path is another one, or packing has not finished (the manifest is written last). "
+                "Run `softshard pack` again: it continues"
+            )
+            raise DataError(f"{dataset}: expected a data set, found no {MANIFEST_NAME}; {hint}") from error
+        try:
+            content = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{url}: expected JSON, found: {error}; the file is damaged") from error
+        return cls.from_json(content, url)
+
+    @classmethod
+    def from_json(cls, content: object, where: str = MANIFEST_NAME) -> Manifest:
+        """Check and read a parsed manifest.
+
+        Raises:
+            DataError: see `load`.
+        """
+        if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
+            raise DataError(f"{where}: expected a {FORMAT_NAME} manifest, found something else")
+        version = content.get("version")
+        if not _is_ints(version) or len(version) != 2:
+            raise DataError(f"{where}: expected a version [major, minor], found {version!r}")
+        if version[0] > FORMAT_VERSION[0]:
+            raise DataError(
+                f"{where}: expected format version {FORMAT_VERSION[0]}.x, found {version[0]}.{version[1]}; "
+                "the data set was written by a newer softshard. Run: pip install -U softshard"
+            )
+        problems = _problems(content)
+        if problems:
+            raise DataError(f"{where}: " + "; ".join(problems))
+        maps, tree = content.get("label_maps"), content.get("tree")
+        return cls(
+            name=content["name"],
+            components=tuple(content["components"]),
+            class_names=tuple(content["classes"]["names"]),
+            classes_sha256=content["classes"]["sha256"],
+            tree_sha256=tree["sha256"] if tree else None,
+            num_levels=tree["num_levels"] if tree else 0,
+            label_maps=LabelMapInfo(**{key: maps[key] for key in LabelMapInfo.__dataclass_fields__}) if maps else None,
+            recipe=content["recipe"],
+            pixel_stack=content["pixel_stack"],
+            sidecar_sha256=content["sidecar"]["sha256"],
+            shards=tuple(
+                ShardRecord(**{key: shard[key] for key in ShardRecord.__dataclass_fields__})
+                for shard in content["shards"]
+            ),
+            version=(version[0], version[1]),
+        )
+
+
+def _is_ints(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and all(digit in "0123456789abcdef" for digit in value)
+
+
+def _problems(content: dict[str, Any]) -> list[str]:
+    """Everything that is wrong with a manifest of a version that we read."""
+    found: list[str] = []
+
+    def expect(fine: bool, text: str) -> None:
+        if not fine:
+            found.append(text)
+
+    expect(isinstance(content.get("name"), str), "expected a name")
+    components = content.get("components")
+    expect(
+        isinstance(components, list) and all(isinstance(suffix, str) for suffix in components),
+        "expected a list of components",
+    )
+    if isinstance(components, list):
+        for component in COMPONENT_BY_SUFFIX.values():
+            if component.required:
+                expect(component.suffix in components, f"expected component {component.suffix!r}, found none")
+    for part in ("classes", "recipe", "pixel_stack", "sidecar"):
+        expect(isinstance(content.get(part), dict), f"expected a map {part!r}")
+    classes = content.get("classes")
+    if isinstance(classes, dict):
+        names = classes.get("names")
+        if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+            computed = sha256_hex("".join(f"{name}\n" for name in names).encode())
+            expect(
+                classes.get("sha256") == computed,
+                f"expected class list fingerprint {computed}, found {classes.get('sha256')}; "
+                "the list was edited after packing",
+            )
+        else:
+            found.append("expected a list of class names")
+    sidecar = content.get("sidecar")
+    if isinstance(sidecar, dict):
+        expect(_is_sha256(sidecar.get("sha256")), "expected the sidecar's SHA-256")
+    tree = content.get("tree")
+    if tree is not None:
+        fine = isinstance(tree, dict) and _is_sha256(tree.get("sha256")) and type(tree.get("num_levels")) is int
+        expect(fine, "expected the tree's SHA-256 and number of levels")
+    maps = content.get("label_maps")
+    if maps is not None:
+        numbers = ("top", "rows", "columns", "num_classes")
+        fine = isinstance(maps, dict) and all(type(maps.get(key)) is int and maps[key] > 0 for key in numbers)
+        expect(fine and isinstance(maps.get("teacher"), dict), "expected the label maps' geometry and teacher")
+    shards = content.get("shards")
+    if not isinstance(shards, list):
+        return [*found, "expected a list of shards"]
+    total = 0
+    names_seen: set[str] = set()
+    for i, shard in enumerate(shards):
+        if (
+            isinstance(shard, dict)
+            and isinstance(shard.get("name"), str)
+            and type(shard.get("samples")) is int
+            and shard["samples"] > 0
+            and type(shard.get("bytes")) is int
+            and shard["bytes"] > 0
+            and _is_sha256(shard.get("sha256"))
+            and _is_sha256(shard.get("index_sha256"))
+        ):
+            name = shard["name"]
+            expect("/" not in name and "\\" not in name and name.endswith(".tar"), f"shard {name!r}: not a tar's name")
+            expect(name not in names_seen, f"shard {name!r}: listed twice")
+            names_seen.add(name)
+            total += shard["samples"]
+        else:
+            found.append(f"shard {i}: expected name, samples, bytes and SHA-256 of tar and index, found {shard!r:.80}")
+    expect(bool(shards), "expected at least one shard")
+    expect(content.get("num_samples") == total, f"expected {total} samples in all, found {content.get('num_samples')}")
+    return found
+
+
+def save_sidecar(folder: Path, classes: np.ndarray) -> str:
+    """Write `classes.npy` (int32 [samples]); returns its SHA-256."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(classes, np.int32), allow_pickle=False)
+    write_atomically(folder / CLASSES_NAME, buffer.getvalue())
+    return sha256_hex(buffer.getvalue())
+
+
+def load_sidecar(dataset: str | Path, manifest: Manifest) -> np.ndarray:
+    """Read `classes.npy`: int32 [samples], every sample's class in shard order; memory-mapped where it is local.
+
+    Raises:
+        DataError: missing, or of another shape than the manifest says.
+    """
+    url = join_url(dataset, CLASSES_NAME)
+    try:
+        if "://" in str(dataset):
+            data = read_limited(url, 4 * manifest.num_samples + 4096)
+            classes = np.load(io.BytesIO(data), allow_pickle=False)
+        else:
+            classes = np.load(url, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{url}: expected every sample's class as int32, found: {error}") from error
+    if classes.dtype != np.int32 or classes.shape != (manifest.num_samples,):
+        raise DataError(
+            f"{url}: expected int32 [{manifest.num_samples}], found {classes.dtype} {list(classes.shape)}; "
+            f"it belongs to another data set. Run: softshard verify {dataset}"
+        )
+    return classes
+
+
+def load_tree(dataset: str | Path, manifest: Manifest) -> LabelTree | None:
+    """The data set's label tree, or None.
+
+    Raises:
+        DataError: `tree.json` is missing or has another fingerprint than the manifest says.
+    """
+    if manifest.tree_sha256 is None:
+        return None
+    url = join_url(dataset, TREE_NAME)
+    tree = LabelTree.load(url)
+    if tree.fingerprint != manifest.tree_sha256:
+        raise DataError(
+            f"{url}: expected the label tree {manifest.tree_sha256[:12]} that the manifest names, "
+            f"found {tree.fingerprint[:12]}; the labels were packed with another tree"
+        )
+    return tree

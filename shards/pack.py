@@ -1,0 +1,554 @@
+"""Packs an image collection into shards: plan, independent shard tasks, manifest.
+
+    list -> plan -> [ read, decode, resize, encode, attach labels, write, rename, receipt ] x shards -> manifest
+
+A shard task depends on the plan alone, so the bytes are the same for any number of workers, and a run that was
+killed continues: finished shards have a receipt, which a second run of the same plan trusts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgpack
+import numpy as np
+
+from .classes import class_list_sha256
+from .errors import DataError, ImageError, UsageError
+from .images import ImageRecipe, pixel_stack, store_image
+from .labelmap import read_map_header
+from .manifest import LabelMapInfo, Manifest, canonical_json, save_sidecar
+from .philox import PURPOSE_PLAN, permutation
+from .plan import Plan, SplitPlan, make_plan, some
+from .progress import progress_bar
+from .schema import CLS, HIER, JPG, LEDGER_NAME, LMAP, META, MIB, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
+from .sources import Listing, list_image_folder
+from .tree import LabelTree
+from .writer import TEMPORARY_SUFFIX, ShardRecord, ShardWriter, write_atomically
+
+ALWAYS_ALLOWED_BAD = 10
+_SIZE_SAMPLE = 256  # images encoded to estimate how many go into a shard
+_MAX_FILE_BYTES = 512 * MIB
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How to pack.
+
+    Attributes:
+        image: size, resize and quality of the stored images.
+        min_images: classes with fewer images are left out.
+        val_per_class: images of each class for `val`; 0 makes no such split.
+        val_split: `hash` or `lexical`.
+        label_maps: folder of `<class>/<stem>.lmap` files, or None.
+        shard_bytes: wanted size of a shard.
+        shard_samples: samples of a shard instead; nothing is measured then.
+        seed: of the global shuffle.
+        max_bad: share of unusable inputs that stops the run; ten are always allowed.
+    """
+
+    image: ImageRecipe = field(default_factory=ImageRecipe)
+    min_images: int = 1
+    val_per_class: int = 0
+    val_split: str = "hash"
+    label_maps: Path | None = None
+    shard_bytes: int = 256 * MIB
+    shard_samples: int | None = None
+    seed: int = 0
+    max_bad: float = 0.001
+
+    def __post_init__(self) -> None:
+        if self.shard_bytes < 1 or (self.shard_samples is not None and self.shard_samples < 1):
+            raise UsageError(
+                f"expected a shard of at least one byte or sample, found shard_bytes={self.shard_bytes}, "
+                f"shard_samples={self.shard_samples}"
+            )
+        if not 0 <= self.max_bad <= 1:
+            raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides the bytes; not where the label maps lie, nor the budget."""
+        return {
+            **asdict(self.image),
+            "min_images": self.min_images,
+            "val_per_class": self.val_per_class,
+            "val_split": self.val_split,
+            "label_maps": self.label_maps is not None,
+            "shard_bytes": self.shard_bytes if self.shard_samples is None else None,
+            "shard_samples": self.shard_samples,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """A line of the ledger: an input that is not in the shards, and why."""
+
+    path: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PackSummary:
+    """What a run did. `read == packed + bad` always holds.
+
+    Attributes:
+        read: images that the plan named.
+        packed: samples in the shards.
+        bad: inputs in the ledger.
+        dropped: (folder, images) left out by the plan.
+        without_images: names of the class list without any image.
+        ignored: files that are not images by their suffix.
+        manifests: split name to manifest.
+    """
+
+    read: int
+    packed: int
+    bad: int
+    dropped: tuple[tuple[str, int], ...]
+    without_images: tuple[str, ...]
+    ignored: tuple[str, ...]
+    manifests: dict[str, Manifest]
+
+
+@dataclass(frozen=True)
+class _ShardTask:
+    """Everything a worker needs to make one shard."""
+
+    folder: Path
+    name: str
+    paths: Sequence[str]
+    classes: Sequence[int]
+    keys: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all the shard tasks of a run have in common; sent to each worker once."""
+
+    root: Path
+    plan_sha256: str
+    image: ImageRecipe
+    label_maps: Path | None
+    map_shape: tuple[int, int, int] | None
+    num_classes: int
+    vectors: np.ndarray | None  # int16 [C, L]
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        hier = (HIER.suffix,) if self.vectors is not None else ()
+        lmap = (LMAP.suffix,) if self.label_maps is not None else ()
+        return (JPG.suffix, CLS.suffix, *hier, *lmap, META.suffix)
+
+
+def pack(
+    source: str | Path,
+    destination: str | Path,
+    options: PackOptions | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    tree: LabelTree | None = None,
+    workers: int | None = None,
+) -> PackSummary:
+    """Pack a folder of class folders into `destination/train` and, where asked for, `destination/val`.
+
+    Args:
+        source: folder of class folders.
+        destination: a new folder, or that of an earlier run of the same plan, which is continued.
+        options: see PackOptions.
+        class_names: the class list; by default the tree's classes, or the folders that are kept.
+        tree: label tree whose hierarchical label vectors are packed; its classes are the class list.
+        workers: processes; by default one a core.
+
+    Returns:
+        What was read, packed and left out.
+
+    Raises:
+        DataError: too many bad inputs, or nothing to pack.
+        UsageError: `destination` holds another run, or another process is writing there.
+    """
+    options = options or PackOptions()
+    if tree is not None:
+        if class_names is not None and tuple(class_names) != tree.classes[: len(class_names)]:
+            raise DataError(
+                f"class list {class_list_sha256(class_names)[:12]}: expected the classes of the label tree "
+                f"{tree.fingerprint[:12]}, found others; build the tree from this list. Run: softshard tree build"
+            )
+        class_names = tree.classes
+    listing = list_image_folder(source)
+    plan = make_plan(
+        listing,
+        class_names=class_names,
+        min_images=options.min_images,
+        val_per_class=options.val_per_class,
+        val_split=options.val_split,
+        seed=options.seed,
+        options={**options.to_json(), "tree": tree.fingerprint if tree else None},
+    )
+    destination = Path(destination)
+    destination.mkdir(parents=True, exist_ok=True)
+    with _only_run(destination):
+        job = _Job(
+            root=listing.root,
+            plan_sha256=plan.sha256,
+            image=options.image,
+            label_maps=options.label_maps,
+            map_shape=_first_map_shape(plan, options.label_maps),
+            num_classes=len(plan.class_names),
+            vectors=tree.vectors() if tree else None,
+        )
+        samples_per_shard = _settle_plan(destination, plan, options, job)
+        tasks = _shard_tasks(destination, plan, samples_per_shard)
+        limit = max(ALWAYS_ALLOWED_BAD, int(options.max_bad * plan.num_samples))
+        _run_tasks(tasks, job, workers or os.cpu_count() or 1, plan.num_samples, limit)
+        return _finish(destination, plan, options, job, tasks, tree, listing)
+
+
+@contextmanager
+def _only_run(destination: Path) -> Iterator[None]:
+    """Hold the destination's lock; the operating system drops it when the process dies."""
+    with open(destination / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"{destination}: another softshard is writing there. Wait for it, or stop it") from error
+        yield
+
+
+def _first_map_shape(plan: Plan, folder: Path | None) -> tuple[int, int, int] | None:
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: expected a folder of <class>/<stem>.lmap files, found none")
+    for split in plan.splits:
+        for path in split.paths:
+            file = _map_path(folder, path)
+            if file.is_file():
+                return read_map_header(file.read_bytes(), str(file)).shape
+    raise DataError(f"{folder}: expected <class>/<stem>.lmap for the source's images, found none of them")
+
+
+def _map_path(folder: Path, image_path: str) -> Path:
+    return folder / (image_path.rpartition(".")[0] + ".lmap")
+
+
+def _settle_plan(destination: Path, plan: Plan, options: PackOptions, job: _Job) -> int:
+    """Write `plan.json`, or compare it with the one of an earlier run; returns the samples of a shard."""
+    path = destination / PLAN_NAME
+    stack = pixel_stack()
+    if path.exists():
+        try:
+            earlier = json.loads(path.read_bytes())
+            plan_sha256, earlier_stack = earlier["sha256"], earlier["pixel_stack"]
+            samples_per_shard = int(earlier["samples_per_shard"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: expected the plan of an earlier run, found: {error!r}") from error
+        if plan_sha256 != plan.sha256:
+            raise UsageError(
+                f"{destination}: expected the plan {plan.sha256[:12]} of this source and these options, found "
+                f"{plan_sha256[:12]} of an earlier run; the source or an option has changed. Pack into a new folder"
+            )
+        if earlier_stack != stack:
+            raise UsageError(
+                f"{destination}: expected the pixel stack {earlier_stack} of the earlier run, found {stack}; the bytes "
+                "would differ. Install those versions, or pack into a new folder"
+            )
+        return samples_per_shard
+    if unexpected := [entry.name for entry in destination.iterdir() if entry.name != ".lock"]:
+        raise UsageError(f"{destination}: expected an empty or new folder, found {some(sorted(unexpected))}")
+    samples_per_shard = options.shard_samples or _estimate_samples(plan, options, job)
+    content = {
+        "sha256": plan.sha256,
+        "samples_per_shard": samples_per_shard,
+        "pixel_stack": stack,
+        "options": options.to_json(),
+        "samples": {split.name: len(split) for split in plan.splits},
+        "dropped": [list(item) for item in plan.dropped],
+    }
+    write_atomically(path, json.dumps(content, indent=1).encode("ascii"))
+    return samples_per_shard
+
+
+def _estimate_samples(plan: Plan, options: PackOptions, job: _Job) -> int:
+    """Samples that fill a shard, from the mean size of up to 256 of them chosen by the seed."""
+    split = plan.splits[0]
+    order = permutation(options.seed, PURPOSE_PLAN, len(plan.splits), 0, len(split))
+    sizes = []
+    for i in order[:_SIZE_SAMPLE]:
+        try:
+            parts = _make_sample(job, split.paths[i], int(split.classes[i]))
+        except (DataError, OSError):
+            continue  # counted, and put into the ledger, when its shard is made
+        sizes.append(sum(512 + -(-len(data) // 512) * 512 for data in parts.values()))
+    return max(1, round(options.shard_bytes / np.mean(sizes))) if sizes else _SIZE_SAMPLE
+
+
+def _shard_tasks(destination: Path, plan: Plan, samples_per_shard: int) -> list[_ShardTask]:
+    tasks = []
+    for split in plan.splits:
+        folder = destination / split.name
+        (folder / RECEIPTS_DIR).mkdir(parents=True, exist_ok=True)
+        for number, (start, stop) in enumerate(split.shard_bounds(samples_per_shard)):
+            tasks.append(_task(folder, split, number, start, stop))
+    return tasks
+
+
+def _task(folder: Path, split: SplitPlan, number: int, start: int, stop: int) -> _ShardTask:
+    return _ShardTask(
+        folder,
+        f"{split.name}-{number:06d}.tar",
+        split.paths[start:stop],
+        split.classes[start:stop].tolist(),
+        split.keys[start:stop],
+    )
+
+
+def _run_tasks(tasks: list[_ShardTask], job: _Job, workers: int, num_samples: int, limit: int) -> None:
+    """Make the shards that have no receipt yet; raises when more than `limit` inputs are bad."""
+    bad: list[BadInput] = []
+
+    def count(receipt: dict[str, Any]) -> None:
+        bad.extend(BadInput(**item) for item in receipt["bad"])
+        bar.update(receipt["read"])
+        if len(bad) > limit:
+            raise DataError(_too_many(bad, limit, tasks[0].folder.parent))
+
+    with progress_bar(num_samples, "pack", "img") as bar:
+        missing = []
+        for task in tasks:
+            receipt = _read_receipt(task, job.plan_sha256)
+            if receipt is None:
+                missing.append(task)
+            else:
+                count(receipt)
+        workers = min(workers, len(missing))
+        if workers <= 1:
+            cv2.setNumThreads(0)
+            for task in missing:
+                count(_make_shard(job, task))
+            return
+        # Spawned, not forked: a fork of a process with threads (OpenCV's, a notebook's) can deadlock.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(job,))
+        try:
+            queue = iter(missing)
+            running: set[Future[dict[str, Any]]] = set()
+            while True:
+                # Two tasks a worker: enough that none waits, few enough that the plan is not copied whole.
+                while len(running) < 2 * workers and (task := next(queue, None)) is not None:
+                    running.add(pool.submit(_make_shard_in_worker, task))
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    count(future.result())
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a packing process died (killed, or out of memory); finished shards are kept. Run the same command "
+                "again to continue, with fewer --workers if memory was short"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _too_many(bad: list[BadInput], limit: int, destination: Path) -> str:
+    write_ledger(destination / LEDGER_NAME, bad)
+    shown = "; ".join(f"{item.reason} [{item.kind}]" for item in bad[:5])
+    return (
+        f"{destination}: expected at most {limit} bad inputs, found {len(bad)}: {shown}; all are in "
+        f"{destination / LEDGER_NAME}. Mend or remove them, or allow more with --max-bad"
+    )
+
+
+def write_ledger(path: Path, bad: Sequence[BadInput]) -> None:
+    """Write the ledger of bad inputs, a JSON object a line."""
+    write_atomically(path, "".join(json.dumps(asdict(item)) + "\n" for item in bad).encode("ascii"))
+
+
+_worker_job: _Job | None = None
+
+
+def _start_worker(job: _Job) -> None:
+    global _worker_job
+    cv2.setNumThreads(0)  # one process a core; OpenCV's own threads would only get in each other's way
+    _worker_job = job
+
+
+def _make_shard_in_worker(task: _ShardTask) -> dict[str, Any]:
+    assert _worker_job is not None
+    return _make_shard(_worker_job, task)
+
+
+def _make_shard(job: _Job, task: _ShardTask) -> dict[str, Any]:
+    """Make one shard and its receipt."""
+    bad: list[BadInput] = []
+    classes: list[int] = []
+    writer = ShardWriter(task.folder / task.name, job.suffixes)
+    try:
+        for path, index, key in zip(task.paths, task.classes, task.keys, strict=True):
+            try:
+                parts = _make_sample(job, path, index)
+            except (ImageError, OSError) as error:
+                kind = error.kind if isinstance(error, ImageError) else "unreadable"
+                bad.append(BadInput(path, kind, str(error)))
+                continue
+            writer.write(key, parts)
+            classes.append(index)
+        record = None
+        if classes:
+            record = writer.close()
+        else:
+            writer.abort()
+    except BaseException:
+        writer.abort()
+        raise
+    receipt = {
+        "plan": job.plan_sha256,
+        "read": len(task.paths),
+        "record": record.to_json() if record else None,
+        "classes": classes,
+        "bad": [asdict(item) for item in bad],
+    }
+    write_atomically(_receipt_path(task), canonical_json(receipt))
+    return receipt
+
+
+def _receipt_path(task: _ShardTask) -> Path:
+    return task.folder / RECEIPTS_DIR / f"{task.name}.json"
+
+
+def _read_receipt(task: _ShardTask, plan_sha256: str) -> dict[str, Any] | None:
+    """A finished shard's receipt, or None where the shard is still to be made."""
+    try:
+        receipt = json.loads(_receipt_path(task).read_bytes())
+    except (OSError, ValueError):
+        return None
+    if receipt.get("plan") != plan_sha256:
+        return None
+    record = receipt["record"]
+    shard = task.folder / task.name
+    if record and not (shard.is_file() and shard.stat().st_size == record["bytes"]):
+        return None
+    return receipt
+
+
+def _make_sample(job: _Job, path: str, index: int) -> dict[str, bytes]:
+    """Read one image and attach its labels: component suffix to bytes."""
+    file = job.root / path
+    size = file.stat().st_size
+    if size > _MAX_FILE_BYTES:
+        raise ImageError(f"{path}: expected at most {_MAX_FILE_BYTES} bytes, found {size}", kind="too-large")
+    stored = store_image(file.read_bytes(), job.image, path)
+    parts = {
+        JPG.suffix: stored.jpeg,
+        CLS.suffix: str(index).encode("ascii"),
+        META.suffix: msgpack.packb({"path": path, "size": list(stored.original_hw)}),
+    }
+    if job.vectors is not None:
+        parts[HIER.suffix] = encode_levels(job.vectors[index])
+    if job.label_maps is not None:
+        parts[LMAP.suffix] = _read_map(job, path)
+    return parts
+
+
+def encode_levels(vector: np.ndarray) -> bytes:
+    """A hierarchical label vector (int16 [L]) as the `hier.npy` component."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.asarray(vector, "<i2"), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _read_map(job: _Job, path: str) -> bytes:
+    assert job.label_maps is not None
+    file = _map_path(job.label_maps, path)
+    if not file.is_file():
+        raise ImageError(f"{path}: expected a label map {file.name}, found none", kind="no-label-map")
+    data = file.read_bytes()
+    try:
+        header = read_map_header(data, str(file))
+    except DataError as error:
+        raise ImageError(str(error), kind="bad-label-map") from error
+    if header.shape != job.map_shape or header.num_classes != job.num_classes:
+        raise ImageError(
+            f"{file}: expected [K, P, Q] {list(job.map_shape or ())} over {job.num_classes} classes, found "
+            f"{list(header.shape)} over {header.num_classes}",
+            kind="bad-label-map",
+        )
+    return data
+
+
+def _finish(
+    destination: Path,
+    plan: Plan,
+    options: PackOptions,
+    job: _Job,
+    tasks: list[_ShardTask],
+    tree: LabelTree | None,
+    listing: Listing,
+) -> PackSummary:
+    """Gather the receipts into sidecars, ledger and manifests, the manifests last."""
+    bad: list[BadInput] = []
+    manifests: dict[str, Manifest] = {}
+    read = 0
+    for split in plan.splits:
+        folder = destination / split.name
+        records, classes = [], []
+        for task in tasks:
+            if task.folder != folder:
+                continue
+            receipt = _read_receipt(task, plan.sha256)
+            if receipt is None:
+                raise DataError(f"{folder / task.name}: expected the shard just made, found none or another; run again")
+            read += receipt["read"]
+            bad.extend(BadInput(**item) for item in receipt["bad"])
+            classes.extend(receipt["classes"])
+            if receipt["record"]:
+                records.append(ShardRecord(**receipt["record"]))
+        if not records:
+            raise DataError(f"{folder}: expected samples, found none that could be read; see the reasons: {some([b.reason for b in bad])}")
+        if tree is not None:
+            tree.save(folder / TREE_NAME)
+        map_info = None
+        if job.map_shape is not None:
+            top, rows, columns = job.map_shape
+            map_info = LabelMapInfo(top, rows, columns, job.num_classes)
+        manifests[split.name] = Manifest(
+            name=split.name,
+            components=job.suffixes,
+            class_names=plan.class_names,
+            classes_sha256=class_list_sha256(plan.class_names),
+            tree_sha256=tree.fingerprint if tree else None,
+            num_levels=tree.num_levels if tree else 0,
+            label_maps=map_info,
+            recipe=options.to_json(),
+            pixel_stack=pixel_stack(),
+            sidecar_sha256=save_sidecar(folder, np.array(classes, np.int32)),
+            shards=tuple(records),
+        )
+    write_ledger(destination / LEDGER_NAME, bad)
+    for name, manifest in manifests.items():
+        manifest.save(destination / name)
+        for leftover in (destination / name).glob(f"*{TEMPORARY_SUFFIX}"):
+            leftover.unlink()
+    return PackSummary(
+        read=read,
+        packed=sum(manifest.num_samples for manifest in manifests.values()),
+        bad=len(bad),
+        dropped=plan.dropped,
+        without_images=plan.without_images,
+        ignored=listing.ignored,
+        manifests=manifests,
+    )

@@ -1,0 +1,128 @@
+"""Checkpoints appear whole, come back equal, and are refused when damaged or of other data."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from softshard.shards.errors import DataError
+from softshard.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from softshard.training.recipes import relabel
+
+
+def make_checkpoint(**changes):
+    parameter = torch.nn.Parameter(torch.randn(3, 2))
+    optimizer = torch.optim.Adam([parameter])
+    parameter.grad = torch.randn(3, 2)
+    optimizer.step()
+    checkpoint = Checkpoint(
+        model_name="test_resnet",
+        recipe=relabel(),
+        model={"weight": parameter.detach()},
+        optimizer=optimizer.state_dict(),
+        step=17,
+        epoch=2,
+        loader={"fingerprint": "f" * 64, "epoch": 2, "samples": [5, 7]},
+        class_names=["cat", "dog"],
+        classes_sha256="a" * 64,
+        tree_sha256="b" * 64,
+        tree_json="{}",
+        rng=[{"cpu": torch.get_rng_state()}],
+        loss_sum=3.5,
+        loss_steps=4,
+        history=[{"epoch": 0, "loss": 1.5, "per_level": [0.5, None]}],
+    )
+    return dataclasses.replace(checkpoint, **changes)
+
+
+def test_a_checkpoint_comes_back_equal(tmp_path):
+    saved = make_checkpoint()
+    save_checkpoint(tmp_path / "checkpoint.pt", saved)
+    found = load_checkpoint(tmp_path / "checkpoint.pt")
+    for field in dataclasses.fields(Checkpoint):
+        if field.name not in ("model", "optimizer", "rng"):
+            assert vars(found)[field.name] == vars(saved)[field.name]
+    assert torch.equal(found.model["weight"], saved.model["weight"])
+    assert torch.equal(found.rng[0]["cpu"], saved.rng[0]["cpu"])
+    torch.testing.assert_close(found.optimizer["state"], saved.optimizer["state"], rtol=0, atol=0)
+
+
+def test_a_crash_while_saving_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, make_checkpoint(step=1))
+
+    def crash(_fields, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", crash)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, make_checkpoint(step=2))
+    assert load_checkpoint(path).step == 1
+
+
+@pytest.mark.parametrize("keep", [0, 10, 1000, -100, -1])
+def test_a_checkpoint_that_is_cut_short_is_named(tmp_path, keep):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, make_checkpoint())
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(
+        DataError, match=rf"{path}: expected a checkpoint, found a file that torch cannot read"
+    ):
+        load_checkpoint(path)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere.pt: expected a checkpoint, found no such file"):
+        load_checkpoint(tmp_path / "nowhere.pt")
+
+
+def test_a_file_with_code_in_it_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"model": Evil()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(DataError, match="torch cannot read"):
+        load_checkpoint(tmp_path / "checkpoint.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {}}, "found a file without class_names"),
+        ([1, 2], "found a file without class_names"),
+    ],
+)
+def test_other_files_of_torch_are_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(DataError, match=message):
+        load_checkpoint(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 99}, "expected checkpoint version 1, found 99"),
+        ({"recipe": {"name": "relabel", "colour": 1}}, "expected a recipe of this version of softshard"),
+    ],
+)
+def test_checkpoints_of_another_version_are_refused(tmp_path, change, message):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, make_checkpoint())
+    torch.save(torch.load(path, weights_only=True) | change, path)
+    with pytest.raises(DataError, match=message):
+        load_checkpoint(path)
+
+
+def test_another_class_list_and_another_tree_are_refused_with_both_fingerprints():
+    with pytest.raises(DataError) as error:
+        make_checkpoint().check_data(Path("checkpoint.pt"), "shards/val", "c" * 64, "d" * 64)
+    for text in ("checkpoint.pt", "shards/val", "a" * 64, "b" * 64, "c" * 64, "d" * 64):
+        assert text in str(error.value)
+
+
+def test_a_data_set_without_a_tree_still_has_the_same_classes():
+    make_checkpoint().check_data(Path("checkpoint.pt"), "shards/val", "a" * 64, None)

@@ -1,0 +1,97 @@
+"""The papers' numbers, overrides, and the learning rates that follow."""
+
+import dataclasses
+import warnings
+
+import pytest
+import torch
+
+from softshard.shards.errors import UsageError
+from softshard.training.recipes import RECIPES, relabel, semantic_softmax, single_label
+from softshard.training.schedule import create_schedule
+
+
+def learning_rates(recipe, total_steps):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.lr)
+    schedule = create_schedule(recipe, optimizer, total_steps)
+    rates = []
+    for step in range(total_steps):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def test_semantic_softmax_has_the_papers_numbers():
+    recipe = semantic_softmax()
+    assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.smoothing) == ("adam", 3e-4, 1e-4, 0.2)
+    assert (recipe.schedule, recipe.epochs, recipe.warmup, recipe.warmup_from) == (
+        "one-cycle",
+        80,
+        0.1,
+        1 / 20,
+    )
+    assert (recipe.crop_scale, recipe.normalise, recipe.image_size) == (None, False, 224)
+
+
+def test_relabel_has_the_papers_numbers():
+    recipe = relabel()
+    assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.momentum) == ("sgd", 0.1, 1e-4, 0.9)
+    assert (recipe.schedule, recipe.epochs, recipe.warmup * recipe.epochs) == ("cosine", 300, 5)
+    assert (recipe.global_batch, recipe.crop_scale, recipe.flip) == (1024, (0.08, 1.0), True)
+
+
+def test_single_label_differs_from_semantic_softmax_in_its_loss_only():
+    assert single_label().differences(semantic_softmax()) == [
+        "name: 'single-label', not 'semantic-softmax'",
+        "loss: 'single-label', not 'semantic-softmax'",
+    ]
+
+
+def test_recipes_are_found_by_their_names():
+    assert {name: function().name for name, function in RECIPES.items()} == {name: name for name in RECIPES}
+
+
+def test_a_misspelt_override_is_a_type_error():
+    with pytest.raises(TypeError, match="epoch"):
+        dataclasses.replace(relabel(), epoch=3)  # pyright: ignore[reportCallIssue]
+
+
+def test_every_problem_of_a_recipe_is_listed():
+    with pytest.raises(UsageError) as error:
+        dataclasses.replace(
+            relabel(), loss="bce", schedule="linear", epochs=0, lr=-1.0, crop_scale=(0.5, 0.2), smoothing=1.0
+        )
+    for field in ("loss", "schedule", "epochs", "lr", "crop_scale", "smoothing"):
+        assert f"{field}: expected" in str(error.value)
+
+
+def test_soft_target_loss_needs_soft_targets():
+    with pytest.raises(UsageError, match="expected soft targets for the loss 'soft-target', found 'none'"):
+        dataclasses.replace(relabel(), targets="none")
+
+
+@pytest.mark.parametrize("total_steps", [2, 7, 10, 55, 300])
+def test_one_cycle_equals_torch(total_steps):
+    recipe = semantic_softmax()
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.lr)
+    if total_steps == 10:
+        # torch divides by zero where the warm-up is a single step; ours starts at the top then.
+        assert learning_rates(recipe, 10)[0] == recipe.lr
+        return
+    oracle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.lr, total_steps, pct_start=0.1, cycle_momentum=False, div_factor=20
+    )
+    expected = []
+    with warnings.catch_warnings(action="ignore"):
+        for _ in range(total_steps):
+            expected.append(optimizer.param_groups[0]["lr"])
+            if len(expected) < total_steps:
+                oracle.step()
+    assert learning_rates(recipe, total_steps) == pytest.approx(expected, rel=1e-9)
+
+
+def test_cosine_rises_in_a_line_from_zero_and_falls_to_zero():
+    rates = learning_rates(dataclasses.replace(relabel(), warmup=0.1), 100)
+    assert rates[:11] == pytest.approx([0.1 * step / 10 for step in range(11)])
+    assert rates[55] == pytest.approx(0.05)
+    assert 0 < rates[-1] < 1e-4

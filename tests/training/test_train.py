@@ -1,0 +1,348 @@
+"""Real runs of a tiny timm model on a tiny data set: files, resuming, stopping, several processes."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
+from softshard.shards.errors import DataError, UsageError
+from softshard.training import relabel, semantic_softmax, single_label
+from softshard.training import train as train_module
+from softshard.training.checkpoint import load_checkpoint
+from softshard.training.evaluate import evaluate
+from softshard.training.train import train
+
+LEAVES = ("cat", "dog", "crow", "gull")
+TREE = [("cat", "mammal"), ("dog", "mammal"), ("crow", "bird"), ("gull", "bird")]
+COLOURS = {"cat": (200, 40, 40), "dog": (40, 200, 40), "crow": (40, 40, 200), "gull": (200, 200, 40)}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """48 + 12 photographs of four leaf classes, each of one colour and noise, with a tree and label maps."""
+    folder = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    tree = LabelTree.from_table(LEAVES, TREE)
+    for name in LEAVES:
+        (folder / "images" / name).mkdir(parents=True)
+        (folder / "maps" / name).mkdir(parents=True)
+        for i in range(15):
+            pixels = np.clip(np.array(COLOURS[name]) + rng.normal(0, 60, (32, 32, 3)), 0, 255).astype(
+                np.uint8
+            )
+            cv2.imwrite(str(folder / "images" / name / f"{i:02}.jpg"), pixels)
+            ids = np.stack([rng.permutation(6)[:3] for _ in range(4)], axis=1).reshape(3, 2, 2)
+            label_map = encode_label_map(rng.normal(0, 3, (3, 2, 2)), ids, num_classes=6)
+            (folder / "maps" / name / f"{i:02}.lmap").write_bytes(label_map)
+    options = PackOptions(
+        image=ImageRecipe(size=32), val_per_class=3, shard_samples=20, label_maps=folder / "maps"
+    )
+    pack(folder / "images", folder / "shards", options, tree=tree, workers=1)
+    return folder / "shards"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums over threads would not be bit-identical, and tiny models are faster without them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(recipe, **changes):
+    return dataclasses.replace(recipe, **{"epochs": 3, "global_batch": 8, "image_size": 32, **changes})
+
+
+def run(recipe, shards, out, **options):
+    options = {"model": "test_resnet", "val": None, "log_steps": 1, "log": lambda line: None, **options}
+    return train(recipe, str(shards / "train"), out=out, **options)
+
+
+def metric_lines(out):
+    with (out / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(out):
+    return load_checkpoint(out / "checkpoint.pt").model
+
+
+@pytest.mark.parametrize("recipe", [semantic_softmax, single_label, relabel])
+def test_a_run_writes_its_files_and_the_loss_falls(recipe, shards, tmp_path):
+    lines = []
+    recipe = tiny(recipe(), lr=3e-3 if recipe is not relabel else 0.05)
+    result = run(recipe, shards, tmp_path, val=str(shards / "val"), log=lines.append)
+    assert "global batch 8 (8 on each of 1 processes), 6 steps an epoch" in lines[0]
+    assert result.stopped_by is None
+    assert result.steps == 18
+    assert [entry["epoch"] for entry in result.history] == [0, 1, 2]
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    assert [int(line["step"]) for line in metric_lines(tmp_path)] == list(range(1, 19))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["history"] == result.history
+    assert summary["recipe"]["epochs"] == 3
+
+
+def test_semantic_softmax_learns_the_colours(shards, tmp_path):
+    recipe = tiny(semantic_softmax(), epochs=6, lr=1e-2)
+    result = run(recipe, shards, tmp_path, val=str(shards / "val"))
+    assert result.history[-1]["semantic_accuracy"] > 0.9
+    assert result.history[-1]["samples"] == 12
+    assert evaluate(tmp_path / "checkpoint.pt", str(shards / "val"), batch_size=5) == {
+        "model": "test_resnet",
+        "recipe": "semantic-softmax",
+        "step": 36,
+        "dataset": str(shards / "val"),
+        **{name: value for name, value in result.history[-1].items() if name not in ("epoch", "loss")},
+    }
+
+
+def test_exported_weights_load_in_plain_timm(shards, tmp_path):
+    result = run(tiny(semantic_softmax(), epochs=1), shards, tmp_path)
+    for path in (result.weights, result.checkpoint):
+        model = timm.create_model("test_resnet", num_classes=6, checkpoint_path=path)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, weights(tmp_path)[name])
+    with safetensors.safe_open(result.weights, "pt") as file:
+        assert file.metadata()["model"] == "test_resnet"
+
+
+class Killed(Exception):
+    """Stands for a process that is gone: nothing after it runs."""
+
+
+def kill_at_step(monkeypatch, step):
+    """Let the process die in the middle of the given step of the session."""
+    taken = 0
+    plain = train_module.model_input
+
+    def model_input(images, normalise):
+        nonlocal taken
+        taken += 1
+        if taken == step:
+            raise Killed
+        return plain(images, normalise)
+
+    monkeypatch.setattr(train_module, "model_input", model_input)
+
+
+@pytest.mark.parametrize("killed_at", [3, 6, 7, 9])
+def test_a_killed_run_continues_bit_for_bit(killed_at, shards, tmp_path, monkeypatch):
+    recipe = tiny(semantic_softmax(), epochs=2)
+    whole = run(recipe, shards, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at_step(patch, killed_at)
+        run(recipe, shards, tmp_path / "parts", checkpoint_steps=2)
+    assert load_checkpoint(tmp_path / "parts" / "checkpoint.pt").step == (killed_at - 1) // 2 * 2
+    parts = run(recipe, shards, tmp_path / "parts", resume=True)
+    assert parts.history == whole.history
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
+    columns = ("step", "epoch", "loss", "lr")
+    assert [[line[name] for name in columns] for line in metric_lines(tmp_path / "parts")] == [
+        [line[name] for name in columns] for line in metric_lines(tmp_path / "whole")
+    ]
+
+
+def test_sigterm_saves_and_the_run_continues_bit_for_bit(shards, tmp_path, monkeypatch):
+    recipe = tiny(relabel(), epochs=2)
+    run(recipe, shards, tmp_path / "whole")
+    plain, taken = train_module.model_input, []
+
+    def model_input(images, normalise):
+        taken.append(1)
+        if len(taken) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(images, normalise)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "model_input", model_input)
+        stopped = run(recipe, shards, tmp_path / "parts", log_steps=2)
+    assert (stopped.stopped_by, stopped.steps, stopped.weights) == (signal.SIGTERM, 4, None)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finished = run(recipe, shards, tmp_path / "parts", resume=True)
+    assert finished.steps == 12
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
+
+
+def test_resume_of_a_finished_run_takes_no_step(shards, tmp_path):
+    recipe = tiny(single_label(), epochs=1)
+    first = run(recipe, shards, tmp_path)
+    assert run(recipe, shards, tmp_path, resume=True) == first
+
+
+def test_resume_begins_where_there_is_no_checkpoint(shards, tmp_path):
+    assert run(tiny(single_label(), epochs=1), shards, tmp_path, resume=True).steps == 6
+
+
+def test_resume_with_other_options_is_refused(shards, tmp_path):
+    run(tiny(single_label(), epochs=1), shards, tmp_path)
+    with pytest.raises(UsageError, match=r"epochs: 1, not 2.*model: 'test_resnet', not 'test_vit'"):
+        run(tiny(single_label(), epochs=2), shards, tmp_path, resume=True, model="test_vit")
+
+
+def test_a_folder_with_a_checkpoint_is_not_overwritten(shards, tmp_path):
+    run(tiny(single_label(), epochs=1), shards, tmp_path)
+    with pytest.raises(UsageError, match="continue it with --resume or name another --out"):
+        run(tiny(single_label(), epochs=1), shards, tmp_path)
+
+
+def test_weights_of_another_class_list_leave_out_the_head(shards, tmp_path):
+    model = timm.create_model("test_resnet", num_classes=99)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    recipe = tiny(single_label(), epochs=1, lr=1e-12, weight_decay=0.0)
+    run(recipe, shards, tmp_path / "out", init_from=tmp_path / "weights.pt")
+    found = weights(tmp_path / "out")
+    torch.testing.assert_close(
+        found["conv1.0.weight"], model.state_dict()["conv1.0.weight"], rtol=0, atol=1e-9
+    )
+    assert found["fc.weight"].shape[0] == 6
+
+
+def test_weights_of_another_architecture_are_refused(shards, tmp_path):
+    torch.save(timm.create_model("test_convnext").state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(DataError, match="expected weights of timm's 'test_resnet', found an unknown"):
+        run(tiny(single_label()), shards, tmp_path / "out", init_from=tmp_path / "weights.pt")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(shards, tmp_path, monkeypatch):
+    plain, taken = train_module.model_input, []
+
+    def model_input(images, normalise):
+        taken.append(1)
+        return plain(images, normalise) * (float("nan") if len(taken) == 9 else 1.0)
+
+    monkeypatch.setattr(train_module, "model_input", model_input)
+    with pytest.raises(
+        DataError, match=r"step 8 \(epoch 1\): expected a finite loss, found nan; .*(cat|dog|crow|gull)_"
+    ):
+        run(tiny(single_label()), shards, tmp_path, checkpoint_steps=9)
+    assert load_checkpoint(tmp_path / "checkpoint.pt").step == 6
+
+
+def test_another_data_set_is_refused_with_both_fingerprints(shards, tmp_path):
+    run(tiny(single_label(), epochs=1), shards, tmp_path / "out")
+    for name in ("cat", "crow"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(8):
+            cv2.imwrite(str(tmp_path / "images" / name / f"{i}.jpg"), np.zeros((32, 32, 3), np.uint8))
+    manifest = pack(tmp_path / "images", tmp_path / "shards", workers=1).manifests["train"]
+    other = str(tmp_path / "shards" / "train")
+    saved = load_checkpoint(tmp_path / "out" / "checkpoint.pt")
+    with pytest.raises(DataError, match=f"expected {saved.classes_sha256}, found {manifest.classes_sha256}"):
+        evaluate(tmp_path / "out" / "checkpoint.pt", other)
+    with pytest.raises(DataError, match="does not belong to"):
+        run(tiny(single_label()), shards, tmp_path / "new", val=other)
+    with pytest.raises(
+        UsageError, match="expected a label tree for the recipe 'semantic-softmax', found none"
+    ):
+        run(tiny(semantic_softmax()), tmp_path / "shards", tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"global_batch": 9, "world_size": 2}, "expected a multiple of the 2 processes, found 9"),
+        ({"rank": 2, "world_size": 2}, r"rank: expected a number in \[0, 2\), found 2"),
+        ({"global_batch": 49}, "expected at least a global batch of 49 samples, found 48"),
+        ({"model": "resnet51x"}, "expected a name that timm .* knows, found 'resnet51x'"),
+        ({"log_steps": 0}, "log_steps: expected at least 1"),
+        ({"init_from": "nowhere.pt"}, "expected a file of weights, found nothing at nowhere.pt"),
+    ],
+)
+def test_wrong_calls_say_what_was_expected(options, message, shards, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        run(tiny(single_label()), shards, tmp_path, **options)
+
+
+def test_evaluation_sees_every_sample_once_for_every_batch_size(shards, tmp_path):
+    run(tiny(semantic_softmax(), epochs=1), shards, tmp_path)
+    found = [evaluate(tmp_path / "checkpoint.pt", str(shards / "val"), batch_size=n) for n in (12, 5, 100)]
+    assert found[0] == found[1] == found[2]
+    assert found[0]["samples"] == 12
+    assert found[0]["majority"] == 1 / 4
+
+
+COMMAND = "import sys\nfrom softshard.shards.cli import main\nsys.exit(main())\n"
+
+
+def command(tmp_path, *arguments, processes=1, **environment):
+    script = tmp_path / "softshard_command.py"
+    script.write_text(COMMAND)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), str(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        timeout=120,
+    )
+
+
+def test_two_processes_under_torchrun_learn_what_one_does(shards, tmp_path):
+    losses = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        done = command(
+            tmp_path, "train", "semantic-softmax", shards / "train", "--val", shards / "val", "--out", out,
+            "--model", "test_convnext", "--epochs", 2, "--global-batch", 8, "--image-size", 32, "--device", "cpu",
+            "--log-steps", 1, "--threads", 1, processes=processes,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert f"{8 // processes} on each of {processes} processes" in done.stderr
+        losses.append([float(line["loss"]) for line in metric_lines(out)])
+    assert len(losses[0]) == 12
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    histories = [json.loads((tmp_path / n / "summary.json").read_text())["history"] for n in ("1", "2")]
+    assert [entry["samples"] for entry in histories[1]] == [12, 12]
+    # Two processes continue where one was, at the same batches.
+    assert (
+        load_checkpoint(tmp_path / "2" / "checkpoint.pt").loader
+        == load_checkpoint(tmp_path / "1" / "checkpoint.pt").loader
+    )
+
+
+def test_evaluate_command_prints_a_table_or_json(shards, tmp_path):
+    run(tiny(semantic_softmax(), epochs=1), shards, tmp_path / "out")
+    arguments = ("evaluate", tmp_path / "out" / "checkpoint.pt", shards / "val", "--device", "cpu")
+    assert "semantic_accuracy" in command(tmp_path, *arguments).stdout
+    found = json.loads(command(tmp_path, *arguments, "--json").stdout)
+    assert found["samples"] == 12
+    missing = command(tmp_path, "evaluate", tmp_path / "nowhere.pt", shards / "val", "--device", "cpu")
+    assert missing.returncode == 1
+    assert "expected a checkpoint, found no such file" in missing.stderr
+
+
+def test_command_line_needs_neither_torch_nor_timm_to_be_imported():
+    code = (
+        "import argparse, sys; from softshard.training.cli import add_commands;"
+        "add_commands(argparse.ArgumentParser().add_subparsers());"
+        "print([name for name in ('torch', 'timm', 'nvidia.dali') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("missing", ["torch", "timm"])
+def test_a_missing_extra_is_named_with_the_command_that_brings_it(missing, tmp_path):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None;"
+        "from softshard.shards.cli import main;"
+        f"sys.exit(main(['train', 'relabel', 'x', '--model', 'y', '--out', {str(tmp_path)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "pip install 'softshard[training]'" in done.stderr

@@ -1,0 +1,134 @@
+"""How good a model is on a data set, beside chance and the share of the commonest class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..loaders.crops import Augment
+from ..loaders.loader import Loader
+from ..shards.errors import DataError
+from .checkpoint import load_checkpoint
+from .metrics import SemanticAccuracy, TopKAccuracy, leaf_classes
+from .models import create_model
+from .recipes import Recipe
+
+
+def evaluate(
+    checkpoint: str | Path,
+    dataset: str,
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    num_threads: int | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint on a whole data set, every sample once.
+
+    Args:
+        checkpoint: a file that `train` wrote.
+        dataset: a directory or an fsspec URL, with the class list (and tree) of the checkpoint.
+        batch_size: samples per step; it does not change the result.
+        device: where the model runs.
+        num_threads: the loader's.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        The numbers of `evaluate_model`, and `model`, `step`, `recipe`, `dataset`.
+
+    Raises:
+        DataError: the checkpoint or the data set is damaged, or they do not belong together.
+    """
+    path = Path(checkpoint)
+    saved = load_checkpoint(path)
+    model = create_model(saved.model_name, len(saved.class_names), saved.recipe.image_size)
+    try:
+        model.load_state_dict(saved.model)
+    except RuntimeError as error:
+        raise DataError(
+            f"{path}: expected weights of timm's {saved.model_name!r}, found others; the checkpoint was "
+            f"written with another version of timm ({str(error).splitlines()[0]})"
+        ) from error
+    with evaluation_loader(
+        saved.recipe, dataset, batch_size=batch_size, device=device, num_threads=num_threads
+    ) as loader:
+        saved.check_data(path, dataset, loader.manifest.classes_sha256, loader.manifest.tree_sha256)
+        numbers = evaluate_model(
+            model.to(device), loader, normalise=saved.recipe.normalise, progress=progress
+        )
+    return {
+        "model": saved.model_name,
+        "recipe": saved.recipe.name,
+        "step": saved.step,
+        "dataset": dataset,
+        **numbers,
+    }
+
+
+def evaluate_model(
+    model: nn.Module, loader: Loader, *, normalise: bool, progress: bool = False
+) -> dict[str, Any]:
+    """Evaluate a model on one pass over a loader; under torch.distributed, on all ranks' samples together.
+
+    Args:
+        model: maps float32 images [N, 3, H, W] to logits [N, C]; left in the mode it came in.
+        loader: padded and in order: see `evaluation_loader`.
+        normalise: False where the loader brings uint8 pixels that the model wants in [0, 1].
+        progress: show a progress bar on standard error.
+
+    Returns:
+        What TopKAccuracy computes and, where the data set has a label tree, SemanticAccuracy.
+    """
+    tree = loader.tree
+    accuracy = TopKAccuracy(loader.num_classes, None if tree is None else leaf_classes(tree))
+    semantic = None if tree is None else SemanticAccuracy(tree)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in tqdm(loader, desc="evaluate", unit="step", leave=False, disable=not progress):
+            logits = model(model_input(batch.images, normalise)).float()
+            accuracy.update(logits, batch.classes, batch.valid)
+            if semantic is not None:
+                semantic.update(logits, batch.levels, batch.valid)
+    model.train(was_training)
+    numbers: dict[str, Any] = {}
+    if semantic is not None:
+        semantic.reduce()
+        numbers.update(semantic.compute())
+    accuracy.reduce()
+    numbers.update(accuracy.compute())
+    return numbers
+
+
+def evaluation_loader(
+    recipe: Recipe,
+    dataset: str,
+    *,
+    batch_size: int,
+    device: str | torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    num_threads: int | None = None,
+) -> Loader:
+    """A loader of whole images, squished to the recipe's size, in order, the last batch padded."""
+    return Loader(
+        dataset,
+        batch_size=batch_size,
+        device=str(device),
+        augment=Augment.evaluation(size=recipe.image_size),
+        dtype="float32" if recipe.normalise else "uint8",
+        shuffle=False,
+        last_batch="pad",
+        rank=rank,
+        world_size=world_size,
+        num_threads=num_threads,
+    )
+
+
+def model_input(images: Tensor, normalise: bool) -> Tensor:
+    """Images as the model wants them: as they came where the loader normalised them, else uint8 to [0, 1]."""
+    return images if normalise else images.float() / 255.0

@@ -1,0 +1,72 @@
+"""The learning rate of every step, from timm's schedulers.
+
+A timm scheduler computes the rate from the step alone, so a run that continues needs no scheduler state: its
+position is the step. timm has no one-cycle schedule; the one here gives torch's numbers (a test compares
+them).
+"""
+
+from __future__ import annotations
+
+import math
+
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch.optim import Optimizer
+
+from .recipes import Recipe
+
+
+def create_schedule(recipe: Recipe, optimizer: Optimizer, total_steps: int) -> Scheduler:
+    """The recipe's schedule; call `step_update(step)` before step 0, 1, ..., total_steps - 1."""
+    if recipe.schedule == "one-cycle":
+        return OneCycleScheduler(optimizer, total_steps, recipe.warmup, recipe.warmup_from)
+    warmup_steps = round(recipe.warmup * total_steps)
+    return CosineLRScheduler(
+        optimizer,
+        # The cosine begins where the warm-up ends (warmup_prefix), as in ReLabel's published code.
+        t_initial=max(1, total_steps - warmup_steps),
+        warmup_t=warmup_steps,
+        warmup_lr_init=recipe.warmup_from * recipe.lr,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+
+
+class OneCycleScheduler(Scheduler):
+    """Cosine up to the learning rate, cosine down to almost nothing (Smith 2018; torch's OneCycleLR, two
+    phases).
+
+    Args:
+        optimizer: its groups' `lr` is the highest one.
+        total_steps: length of the cycle.
+        warmup: share of the steps that go up.
+        warmup_from: the first learning rate as a share of the highest.
+        final_div: the last learning rate is the first one divided by this; torch's default.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        warmup: float,
+        warmup_from: float,
+        final_div: float = 1e4,
+    ) -> None:
+        # Set before the base class stores what _get_lr needs and updates the groups.
+        self.top_step = warmup * total_steps - 1
+        self.last_step = total_steps - 1
+        self.warmup_from = warmup_from
+        self.final_share = warmup_from / final_div
+        super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
+
+    def _get_lr(self, t: int) -> list[float]:
+        if t <= self.top_step:
+            share = _cosine(self.warmup_from, 1.0, t / self.top_step if self.top_step else 1.0)
+        else:
+            way = (t - self.top_step) / (self.last_step - self.top_step)
+            share = _cosine(1.0, self.final_share, min(way, 1.0))
+        return [base * share for base in self.base_values]
+
+
+def _cosine(start: float, end: float, way: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * way))

@@ -1,0 +1,485 @@
+"""Training, from top to bottom in the order in which things happen.
+
+    set up -> data -> model -> loss, optimizer, schedule -> continue a run -> epochs of steps -> export
+
+timm builds the model, the optimizer and the schedule; torchrun starts the processes; the loader says which
+batch is next. A step is a function of (recipe, data, seed, step) and of what a checkpoint holds, so a run
+that is killed continues on its next batch with the numbers it would have had.
+
+Files in the output folder: `checkpoint.pt` (the latest), `metrics.csv` (a line per `log_steps` steps), and,
+when the run has finished, `summary.json` and `model.safetensors` (the weights alone, for timm).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from ..loaders.batch import Batch
+from ..loaders.crops import Augment
+from ..loaders.loader import Loader
+from ..shards.errors import DataError, UsageError
+from .checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint
+from .evaluate import evaluate_model, evaluation_loader, model_input
+from .losses import SemanticSoftmaxLoss, SingleLabelLoss, SoftTargetLoss
+from .models import create_model, export_weights
+from .recipes import Recipe
+from .schedule import create_schedule
+from .steplog import StepLog
+
+METRICS_NAME = "metrics.csv"
+SUMMARY_NAME = "summary.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+        checkpoint: the latest checkpoint.
+        weights: the exported weights, or None where the run was stopped before its end.
+        steps: steps since the run began, earlier sessions included.
+        history: one dict per finished epoch: `epoch`, `loss` (mean over its steps) and, with a validation
+            set, the numbers of `evaluate_model`.
+        stopped_by: number of the signal that stopped the run, or None where it finished.
+    """
+
+    checkpoint: Path
+    weights: Path | None
+    steps: int
+    history: list[dict[str, Any]]
+    stopped_by: int | None
+
+
+def train(
+    recipe: Recipe,
+    dataset: str,
+    *,
+    model: str,
+    out: str | Path,
+    val: str | None = None,
+    epochs: int | None = None,
+    global_batch: int | None = None,
+    pretrained: bool = False,
+    init_from: str | Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+    num_threads: int | None = None,
+    log_steps: int = 10,
+    checkpoint_steps: int | None = None,
+    log: Callable[[str], None] | None = None,
+) -> TrainResult:
+    """Train a timm model on a data set.
+
+    Args:
+        recipe: what decides the result.
+        dataset: a directory or an fsspec URL.
+        model: timm's name of the architecture.
+        out: a local folder for everything the run writes.
+        val: a data set to evaluate on after every epoch.
+        epochs: instead of the recipe's.
+        global_batch: instead of the recipe's: samples per step over all ranks.
+        pretrained: begin with timm's own weights.
+        init_from: begin with the weights in this file.
+        resume: continue from `out`'s checkpoint; begin where there is none, so that one command line does for
+            the first start and every later one.
+        seed: of the first weights, of dropout and of the loader.
+        device: `cpu`, or this rank's GPU such as `cuda:1`.
+        rank: this process, in [0, world_size).
+        world_size: how many processes train together; with more than one, torch.distributed's rendezvous
+            variables (MASTER_ADDR, MASTER_PORT) must be set, as torchrun does.
+        num_threads: the loader's.
+        log_steps: steps between two lines of `metrics.csv`. Between them the host does not wait for the
+            device, so a signal or a loss that is not finite is noticed only then.
+        checkpoint_steps: steps between two checkpoints, beside the one after every epoch.
+        log: gets the few lines a person should read, on rank 0; standard error by default.
+
+    Returns:
+        The files written and the numbers of every epoch.
+
+    Raises:
+        UsageError: options that contradict each other or the data set.
+        DataError: the data set or the checkpoint is bad, or they do not belong together; or the loss became
+            infinite or NaN.
+    """
+    # 1. Set up.
+    recipe = dataclasses.replace(
+        recipe,
+        epochs=recipe.epochs if epochs is None else epochs,
+        global_batch=recipe.global_batch if global_batch is None else global_batch,
+    )
+    checkpoint_path = Path(out) / CHECKPOINT_NAME
+    _check_call(recipe, checkpoint_path, resume, rank, world_size, log_steps, checkpoint_steps)
+    checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
+    is_main = rank == 0
+    say = (log or _print_to_stderr) if is_main else _say_nothing
+    progress = is_main and sys.stderr.isatty()
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    with ExitStack() as stack:
+        if world_size > 1:
+            stack.enter_context(_process_group("nccl" if on_gpu else "gloo", rank, world_size))
+        stop_signal = stack.enter_context(_stop_signal())
+
+        # 2. Data.
+        loader = Loader(
+            dataset,
+            batch_size=recipe.global_batch // world_size,
+            device=device,
+            targets=recipe.targets,
+            augment=Augment(size=recipe.image_size, scale=recipe.crop_scale, flip=recipe.flip),
+            dtype="float32" if recipe.normalise else "uint8",
+            shuffle=True,
+            last_batch="drop",
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            num_threads=num_threads,
+        )
+        stack.enter_context(loader)
+        steps_per_epoch = len(loader)
+        total_steps = recipe.epochs * steps_per_epoch
+        _check_data(recipe, dataset, loader)
+        val_loader = None
+        if val is not None:
+            val_loader = evaluation_loader(
+                recipe,
+                val,
+                batch_size=recipe.global_batch // world_size,
+                device=device,
+                rank=rank,
+                world_size=world_size,
+                num_threads=num_threads,
+            )
+            stack.enter_context(val_loader)
+            _check_same_classes(dataset, loader, val, val_loader)
+        say(
+            f"{recipe.name}: global batch {recipe.global_batch} ({recipe.global_batch // world_size} on each "
+            f"of {world_size} processes), {steps_per_epoch} steps an epoch from {loader.num_samples} "
+            f"samples, {recipe.epochs} epochs, {total_steps} steps; {loader.num_classes} classes"
+        )
+
+        # 3. Model: the same on every rank. From here on the ranks draw different numbers for their dropout.
+        torch.manual_seed(seed)
+        plain_model = create_model(
+            model, loader.num_classes, recipe.image_size, pretrained=pretrained, init_from=init_from
+        )
+        plain_model.to(device)
+        plain_model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        torch.manual_seed(seed + rank)
+
+        # 4. Loss, optimizer, schedule.
+        loss_module = _create_loss(recipe, loader).to(device)
+        optimizer = create_optimizer_v2(
+            plain_model,
+            opt=recipe.optimizer,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            momentum=recipe.momentum,
+        )
+        schedule = create_schedule(recipe, optimizer, total_steps)
+
+        # 5. Continue where an earlier session stopped.
+        step, epoch, loss_sum, loss_steps = 0, 0, 0.0, 0
+        history: list[dict[str, Any]] = []
+        if resume and checkpoint_path.exists():
+            saved = load_checkpoint(checkpoint_path)
+            _check_resume(saved, checkpoint_path, dataset, recipe, model, loader)
+            plain_model.load_state_dict(saved.model)
+            optimizer.load_state_dict(saved.optimizer)
+            loader.load_state_dict(saved.loader)
+            _set_rng_state(saved.rng, rank, world_size, on_gpu)
+            step, epoch, loss_sum, loss_steps = saved.step, saved.epoch, saved.loss_sum, saved.loss_steps
+            history = saved.history
+            say(f"continues from {checkpoint_path}: {step} of {total_steps} steps are done")
+        elif resume:
+            say(f"no {checkpoint_path} yet, so the run begins")
+        train_model: nn.Module = plain_model
+        if world_size > 1:
+            train_model = DistributedDataParallel(plain_model)
+        metrics_path = checkpoint_path.with_name(METRICS_NAME) if is_main else None
+        steps = StepLog(metrics_path, step, recipe.global_batch, world_size, loss_sum, loss_steps)
+
+        def save() -> None:
+            """Called by all ranks together, when all losses so far are known to be finite."""
+            rng = _rng_states(world_size, on_gpu)
+            if is_main:
+                save_checkpoint(
+                    checkpoint_path,
+                    Checkpoint(
+                        model_name=model,
+                        recipe=recipe,
+                        model=plain_model.state_dict(),
+                        optimizer=optimizer.state_dict(),
+                        step=steps.step,
+                        epoch=epoch,
+                        loader=loader.state_dict(),
+                        class_names=list(loader.manifest.class_names),
+                        classes_sha256=loader.manifest.classes_sha256,
+                        tree_sha256=loader.manifest.tree_sha256,
+                        tree_json=None if loader.tree is None else json.dumps(loader.tree.to_json()),
+                        rng=rng,
+                        loss_sum=steps.loss_sum,
+                        loss_steps=steps.loss_steps,
+                        history=history,
+                    ),
+                )
+
+        # 6. Epochs of steps.
+        stopped_by = 0
+        while epoch < recipe.epochs and not stopped_by:
+            loader.set_epoch(epoch)
+            train_model.train()
+            bar = tqdm(
+                total=steps_per_epoch,
+                initial=loader.step,
+                desc=f"epoch {epoch}",
+                unit="step",
+                disable=not progress,
+            )
+            for batch in steps.timed(loader):
+                schedule.step_update(steps.step)
+                num_valid = batch.valid.sum()
+                if world_size > 1:
+                    dist.all_reduce(num_valid)
+                logits = train_model(model_input(batch.images, recipe.normalise))
+                loss = loss_module(logits, _target(recipe, batch), batch.valid, num_valid.clamp(min=1))
+                optimizer.zero_grad(set_to_none=True)
+                # Gradients are averaged over the ranks; times the world size that is the mean over samples.
+                (loss * world_size).backward()
+                optimizer.step()
+                steps.add(loss.detach(), batch.keys)
+                bar.update()
+
+                checkpoint_due = checkpoint_steps is not None and steps.step % checkpoint_steps == 0
+                epoch_ends = steps.step % steps_per_epoch == 0
+                if checkpoint_due or epoch_ends or steps.step % log_steps == 0:
+                    lr = optimizer.param_groups[0]["lr"]
+                    latest_loss, stopped_by = steps.flush(epoch, lr, stop_signal())
+                    bar.set_postfix(loss=f"{latest_loss:.4f}", refresh=False)
+                    if checkpoint_due or stopped_by:
+                        save()
+                    if stopped_by:
+                        break
+            bar.close()
+            if stopped_by:
+                break
+            entry: dict[str, Any] = {"epoch": epoch, "loss": steps.close_epoch()}
+            if val_loader is not None:
+                entry |= evaluate_model(
+                    plain_model, val_loader, normalise=recipe.normalise, progress=progress
+                )
+            history.append(entry)
+            say(_epoch_line(entry))
+            epoch += 1
+            loader.set_epoch(epoch)
+            save()
+
+        # 7. Export.
+        if stopped_by:
+            say(
+                f"stopped by signal {stopped_by} after {steps.step} of {total_steps} steps; --resume "
+                "continues"
+            )
+            return TrainResult(checkpoint_path, None, steps.step, history, stopped_by)
+        weights_path = checkpoint_path.with_name(WEIGHTS_NAME)
+        if is_main:
+            metadata = {
+                "model": model,
+                "recipe": recipe.name,
+                "classes_sha256": loader.manifest.classes_sha256,
+            }
+            export_weights(weights_path, plain_model, metadata)
+            summary = {
+                "recipe": dataclasses.asdict(recipe),
+                "model": model,
+                "dataset": dataset,
+                "val": val,
+                "seed": seed,
+                "classes": loader.num_classes,
+                "chance": 1 / loader.num_classes,
+                "samples": loader.num_samples,
+                "processes": world_size,
+                "steps_per_epoch": steps_per_epoch,
+                "steps": steps.step,
+                "history": history,
+            }
+            checkpoint_path.with_name(SUMMARY_NAME).write_text(json.dumps(summary, indent=2) + "\n")
+        say(f"finished after {steps.step} steps: {checkpoint_path.parent}")
+        return TrainResult(checkpoint_path, weights_path, steps.step, history, None)
+
+
+def _create_loss(recipe: Recipe, loader: Loader) -> nn.Module:
+    if recipe.loss == "semantic-softmax":
+        assert loader.tree is not None  # _check_data has seen to it
+        return SemanticSoftmaxLoss(loader.tree, recipe.smoothing, recipe.weight_clamp, recipe.levels)
+    if recipe.loss == "soft-target":
+        return SoftTargetLoss()
+    return SingleLabelLoss(recipe.smoothing)
+
+
+def _target(recipe: Recipe, batch: Batch) -> Tensor:
+    target = {"semantic-softmax": batch.levels, "soft-target": batch.targets, "single-label": batch.classes}[
+        recipe.loss
+    ]
+    assert target is not None
+    return target
+
+
+def _check_call(
+    recipe: Recipe,
+    checkpoint_path: Path,
+    resume: bool,
+    rank: int,
+    world_size: int,
+    log_steps: int,
+    checkpoint_steps: int | None,
+) -> None:
+    problems = []
+    if not 0 <= rank < world_size:
+        problems.append(f"rank: expected a number in [0, {world_size}), found {rank}")
+    if recipe.global_batch % world_size:
+        problems.append(
+            f"global batch: expected a multiple of the {world_size} processes, found {recipe.global_batch}"
+        )
+    if log_steps < 1:
+        problems.append(f"log_steps: expected at least 1, found {log_steps}")
+    if checkpoint_steps is not None and checkpoint_steps < 1:
+        problems.append(f"checkpoint_steps: expected at least 1, found {checkpoint_steps}")
+    if checkpoint_path.exists() and not resume:
+        problems.append(
+            f"{checkpoint_path}: expected a folder without a checkpoint, found one of an earlier run; "
+            "continue it with --resume or name another --out"
+        )
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+def _check_data(recipe: Recipe, dataset: str, loader: Loader) -> None:
+    if len(loader) == 0:
+        raise UsageError(
+            f"{dataset}: expected at least a global batch of {recipe.global_batch} samples, found "
+            f"{loader.num_samples}. Run with --global-batch {loader.num_samples} or less"
+        )
+    if recipe.loss == "semantic-softmax" and loader.tree is None:
+        raise UsageError(
+            f"{dataset}: expected a label tree for the recipe {recipe.name!r}, found none. "
+            "Run: softshard tree build, then softshard pack --tree"
+        )
+
+
+def _check_same_classes(dataset: str, loader: Loader, val: str, val_loader: Loader) -> None:
+    problems = []
+    for what, expected, found in (
+        ("class list", loader.manifest.classes_sha256, val_loader.manifest.classes_sha256),
+        ("label tree", loader.manifest.tree_sha256, val_loader.manifest.tree_sha256),
+    ):
+        if expected != found:
+            problems.append(f"{what}: expected {expected}, found {found}")
+    if problems:
+        raise DataError(f"{val} does not belong to {dataset}: {'; '.join(problems)}; pack both in one run")
+
+
+def _check_resume(
+    saved: Checkpoint, path: Path, dataset: str, recipe: Recipe, model: str, loader: Loader
+) -> None:
+    saved.check_data(path, dataset, loader.manifest.classes_sha256, loader.manifest.tree_sha256)
+    problems = saved.recipe.differences(recipe)
+    if saved.model_name != model:
+        problems.append(f"model: {saved.model_name!r}, not {model!r}")
+    if problems:
+        raise UsageError(
+            f"{path}: expected the call that began this run, found other options: {'; '.join(problems)}. "
+            "Repeat the first call with --resume, or begin a new run in another --out"
+        )
+
+
+def _epoch_line(entry: dict[str, Any]) -> str:
+    names = {"loss": ".4f", "semantic_accuracy": ".2%", "top1": ".2%", "top5": ".2%", "chance": ".2%"}
+    shown = [f"{name} {entry[name]:{form}}" for name, form in names.items() if entry.get(name) is not None]
+    return f"epoch {entry['epoch']}: {', '.join(shown)}"
+
+
+@contextmanager
+def _process_group(backend: str, rank: int, world_size: int) -> Iterator[None]:
+    if dist.is_initialized():  # the caller's, who also ends it
+        yield
+        return
+    dist.init_process_group(backend, rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], int]]:
+    """While it lasts, SIGTERM and SIGINT do not kill; the function given says which has come, 0 for none.
+
+    A second one kills as ever.
+    """
+    received = 0
+
+    def note(number: int, _frame: object) -> None:
+        nonlocal received
+        received = number
+        signal.signal(number, previous[number])
+
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # nobody else may set handlers
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous[number] = signal.signal(number, note)
+    try:
+        yield lambda: received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _rng_states(world_size: int, on_gpu: bool) -> list[dict[str, Tensor]]:
+    """The random generators of every rank, on every rank."""
+    own = {"cpu": torch.get_rng_state()}
+    if on_gpu:
+        own["cuda"] = torch.cuda.get_rng_state()
+    if world_size == 1:
+        return [own]
+    states: list[Any] = [None] * world_size
+    dist.all_gather_object(states, own)
+    return states
+
+
+def _set_rng_state(states: list[dict[str, Tensor]], rank: int, world_size: int, on_gpu: bool) -> None:
+    # Another number of ranks sees the same batches, but there is nothing to continue for its dropout.
+    if len(states) != world_size:
+        return
+    torch.set_rng_state(states[rank]["cpu"])
+    if on_gpu and "cuda" in states[rank]:
+        torch.cuda.set_rng_state(states[rank]["cuda"])
+
+
+def _print_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _say_nothing(_line: str) -> None:
+    pass
