@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,10 +110,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
         DataError: there is no such file, it is cut short or damaged, or it is no checkpoint of softshard's.
     """
     try:
+        # torch.save writes a zip archive with checksums, which torch.load does not look at.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged!r}")
         fields = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: expected a checkpoint, found no such file") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{path}: expected a checkpoint, found a file that torch cannot read ({reason}); it is cut short "

@@ -93,6 +93,7 @@ def evaluate_model(
             logits = model(model_input(batch.images, normalise)).float()
             accuracy.update(logits, batch.classes, batch.valid)
             if semantic is not None:
+                assert batch.levels is not None  # a data set with a tree has them
                 semantic.update(logits, batch.levels, batch.valid)
     model.train(was_training)
     numbers: dict[str, Any] = {}

@@ -82,7 +82,10 @@ class SemanticAccuracy:
 
 
 class TopKAccuracy:
-    """Top-1 and top-5 over all C classes, of all samples and of those whose class is a leaf of the tree.
+    """Top-1 and top-5: of all samples among all C classes, and of leaf samples among the leaf classes.
+
+    A model trained with semantic softmax never compares a class with its ancestors, so among all classes its
+    answer may be an ancestor of the right one; among leaves it is not.
 
     With fewer than five classes top-5 means top-C, which is always right. Also counts the commonest class:
     the accuracy of a model that always answers with it.
@@ -99,7 +102,8 @@ class TopKAccuracy:
         if leaf_classes is not None:
             self.is_leaf[:] = False
             self.is_leaf[torch.tensor(np.asarray(leaf_classes, dtype=np.int64))] = True
-        # Right within 1, right within 5, samples; row 0 all of them, row 1 those of leaf classes.
+        self.num_leaves = int(self.is_leaf.sum())
+        # Right within 1, right within 5, samples; row 0 among all classes, row 1 among leaves.
         self.counts = torch.zeros(2, 3, dtype=torch.int64)
         self.per_class = torch.zeros(num_classes, dtype=torch.int64)
 
@@ -117,11 +121,10 @@ class TopKAccuracy:
         valid = torch.ones_like(classes, dtype=torch.bool) if valid is None else valid
         # A padded slot may hold any class index, so it must not be used to look anything up.
         classes = classes.masked_fill(~valid, 0)
-        best = logits.topk(min(5, self.num_classes), dim=1).indices
-        hits = best == classes[:, None]
-        found = torch.stack([hits[:, 0], hits.any(dim=1), torch.ones_like(valid)], dim=1)
-        self.counts[0] += (found & valid[:, None]).sum(dim=0)
-        self.counts[1] += (found & (valid & self.is_leaf[classes])[:, None]).sum(dim=0)
+        self.counts[0] += _count_top_k(logits, classes, valid, min(5, self.num_classes))
+        leaf_logits = logits.masked_fill(~self.is_leaf, -torch.inf)
+        leaf_valid = valid & self.is_leaf[classes]
+        self.counts[1] += _count_top_k(leaf_logits, classes, leaf_valid, min(5, self.num_leaves))
         self.per_class.scatter_add_(0, classes, valid.to(torch.int64))
 
     def reduce(self) -> None:
@@ -131,7 +134,8 @@ class TopKAccuracy:
     def compute(self) -> dict[str, Any]:
         """The numbers so far: shares in [0, 1] (None where nothing was counted) and the number of samples.
 
-        `chance` is 1 / C; `majority` the share of the commonest class among the samples counted.
+        `chance` is 1 / C, `leaf_chance` 1 / number of leaves; `majority` the share of the commonest class among
+        the samples counted.
         """
         (top1, top5, samples), (leaf_top1, leaf_top5, leaf_samples) = self.counts.tolist()
         return {
@@ -142,6 +146,7 @@ class TopKAccuracy:
             "samples": samples,
             "leaf_samples": leaf_samples,
             "chance": 1.0 / self.num_classes,
+            "leaf_chance": _share(1, self.num_leaves),
             "majority": _share(int(self.per_class.max()), samples),
         }
 
@@ -150,6 +155,13 @@ def leaf_classes(tree: LabelTree) -> np.ndarray:
     """int64 array of the classes that are nobody's parent, ascending."""
     parents = np.asarray(tree.parents)
     return np.setdiff1d(np.arange(len(parents)), parents[parents >= 0])
+
+
+def _count_top_k(logits: Tensor, classes: Tensor, counted: Tensor, k: int) -> Tensor:
+    """int64 [3]: counted samples right within 1, within k, and all counted ones."""
+    hits = logits.topk(k, dim=1).indices == classes[:, None]
+    found = torch.stack([hits[:, :1].any(dim=1), hits.any(dim=1), torch.ones_like(counted)], dim=1)
+    return (found & counted[:, None]).sum(dim=0)
 
 
 def _share(part: float, whole: int) -> float | None:

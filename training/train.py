@@ -180,9 +180,15 @@ def train(
         )
 
         # 3. Model: the same on every rank. From here on the ranks draw different numbers for their dropout.
+        saved = load_checkpoint(checkpoint_path) if resume and checkpoint_path.exists() else None
+        begins = saved is None
         torch.manual_seed(seed)
         plain_model = create_model(
-            model, loader.num_classes, recipe.image_size, pretrained=pretrained, init_from=init_from
+            model,
+            loader.num_classes,
+            recipe.image_size,
+            pretrained=pretrained and begins,
+            init_from=init_from if begins else None,
         )
         plain_model.to(device)
         plain_model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -202,8 +208,7 @@ def train(
         # 5. Continue where an earlier session stopped.
         step, epoch, loss_sum, loss_steps = 0, 0, 0.0, 0
         history: list[dict[str, Any]] = []
-        if resume and checkpoint_path.exists():
-            saved = load_checkpoint(checkpoint_path)
+        if saved is not None:
             _check_resume(saved, checkpoint_path, dataset, recipe, model, loader)
             plain_model.load_state_dict(saved.model)
             optimizer.load_state_dict(saved.optimizer)
@@ -286,6 +291,9 @@ def train(
                 break
             entry: dict[str, Any] = {"epoch": epoch, "loss": steps.close_epoch()}
             if val_loader is not None:
+                if world_size > 1:  # each rank's batch norms have seen other samples; rank 0's are saved
+                    for buffer in plain_model.buffers():
+                        dist.broadcast(buffer, src=0)
                 entry |= evaluate_model(
                     plain_model, val_loader, normalise=recipe.normalise, progress=progress
                 )
@@ -415,7 +423,14 @@ def _check_resume(
 
 
 def _epoch_line(entry: dict[str, Any]) -> str:
-    names = {"loss": ".4f", "semantic_accuracy": ".2%", "top1": ".2%", "top5": ".2%", "chance": ".2%"}
+    names = {
+        "loss": ".4f",
+        "semantic_accuracy": ".2%",
+        "leaf_top1": ".2%",
+        "top1": ".2%",
+        "top5": ".2%",
+        "chance": ".2%",
+    }
     shown = [f"{name} {entry[name]:{form}}" for name, form in names.items() if entry.get(name) is not None]
     return f"epoch {entry['epoch']}: {', '.join(shown)}"
 

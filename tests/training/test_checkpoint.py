@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from softshard.shards.errors import DataError
 from softshard.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from softshard.training.recipes import relabel
@@ -70,6 +69,17 @@ def test_a_checkpoint_that_is_cut_short_is_named(tmp_path, keep):
     with pytest.raises(
         DataError, match=rf"{path}: expected a checkpoint, found a file that torch cannot read"
     ):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6, 0.8, 0.999])
+def test_a_changed_byte_is_noticed(tmp_path, share):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, make_checkpoint(model={"weight": torch.randn(1000)}))
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{path}"):
         load_checkpoint(path)
 
 

@@ -14,8 +14,8 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
+from softshard.shards.cli import main
 from softshard.shards.errors import DataError, UsageError
 from softshard.training import relabel, semantic_softmax, single_label
 from softshard.training import train as train_module
@@ -142,9 +142,10 @@ def kill_at_step(monkeypatch, step):
 def test_a_killed_run_continues_bit_for_bit(killed_at, shards, tmp_path, monkeypatch):
     recipe = tiny(semantic_softmax(), epochs=2)
     whole = run(recipe, shards, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         kill_at_step(patch, killed_at)
-        run(recipe, shards, tmp_path / "parts", checkpoint_steps=2)
+        with pytest.raises(Killed):
+            run(recipe, shards, tmp_path / "parts", checkpoint_steps=2)
     assert load_checkpoint(tmp_path / "parts" / "checkpoint.pt").step == (killed_at - 1) // 2 * 2
     parts = run(recipe, shards, tmp_path / "parts", resume=True)
     assert parts.history == whole.history
@@ -298,8 +299,8 @@ def test_two_processes_under_torchrun_learn_what_one_does(shards, tmp_path):
         out = tmp_path / str(processes)
         done = command(
             tmp_path, "train", "semantic-softmax", shards / "train", "--val", shards / "val", "--out", out,
-            "--model", "test_convnext", "--epochs", 2, "--global-batch", 8, "--image-size", 32, "--device", "cpu",
-            "--log-steps", 1, "--threads", 1, processes=processes,
+            "--model", "test_convnext", "--epochs", 2, "--global-batch", 8, "--image-size", 32,
+            "--device", "cpu", "--log-steps", 1, "--threads", 1, processes=processes,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert f"{8 // processes} on each of {processes} processes" in done.stderr
@@ -315,15 +316,36 @@ def test_two_processes_under_torchrun_learn_what_one_does(shards, tmp_path):
     )
 
 
-def test_evaluate_command_prints_a_table_or_json(shards, tmp_path):
+def test_evaluate_command_prints_a_table_or_json(shards, tmp_path, capsys):
     run(tiny(semantic_softmax(), epochs=1), shards, tmp_path / "out")
-    arguments = ("evaluate", tmp_path / "out" / "checkpoint.pt", shards / "val", "--device", "cpu")
-    assert "semantic_accuracy" in command(tmp_path, *arguments).stdout
-    found = json.loads(command(tmp_path, *arguments, "--json").stdout)
-    assert found["samples"] == 12
-    missing = command(tmp_path, "evaluate", tmp_path / "nowhere.pt", shards / "val", "--device", "cpu")
-    assert missing.returncode == 1
-    assert "expected a checkpoint, found no such file" in missing.stderr
+    arguments = ["evaluate", str(tmp_path / "out" / "checkpoint.pt"), str(shards / "val"), "--device", "cpu"]
+    assert main(arguments) == 0
+    assert "semantic_accuracy" in capsys.readouterr().out
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["evaluate", "nowhere.pt", "nowhere"], 1, "expected a checkpoint, found no such file"),
+        (["evaluate", "nowhere.pt", "nowhere", "--batch-size", "0"], 2, "--batch-size: expected at least 1"),
+        (
+            ["train", "relabel", "nowhere", "--model", "m", "--out", "o", "--epochs", "0"],
+            2,
+            "epochs: expected",
+        ),
+    ],
+)
+def test_commands_exit_with_the_code_of_the_failure(arguments, code, message, capsys):
+    assert main([*arguments, "--device", "cpu"]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_a_broken_environment_of_torchrun_is_named(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert main(["train", "relabel", "nowhere", "--model", "m", "--out", "o"]) == 2
+    assert "WORLD_SIZE: expected a number as torchrun sets it, found 'two'" in capsys.readouterr().err
 
 
 def test_command_line_needs_neither_torch_nor_timm_to_be_imported():
