@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class Batch:
     """N samples of one step.
 
-    Slots with `valid` False are padding: zeros for images and targets, -1 for class and levels, an empty key.
+    Slots with `valid` False are padding: zeros for images and targets, -1 for class and levels, the whole image as
+    crop, no flip, an empty key.
 
     Attributes:
         images: [N, 3, H, W], channels-last in memory; uint8, or float16/float32 normalised, on the device.

@@ -26,7 +26,9 @@ def loader_batches(loader: Loader) -> Iterator[int]:
             yield len(batch)
 
 
-def decode_only_batches(dataset: str | Path, batch_size: int, num_threads: int, device: str = "cpu") -> Iterator[int]:
+def decode_only_batches(
+    dataset: str | Path, batch_size: int, num_threads: int, device: str = "cpu"
+) -> Iterator[int]:
     """The ceiling: DALI decodes whole JPEGs from the mapped shards; no crop, no resize, no labels."""
     manifest = Manifest.load(dataset)
     files = ShardFiles(dataset, manifest)
@@ -37,9 +39,8 @@ def decode_only_batches(dataset: str | Path, batch_size: int, num_threads: int, 
             for number in range(len(manifest.shards)):
                 shard = files[number]
                 column = shard.index.column(JPG.suffix)
-                offsets, sizes = shard.index.offsets[:, column], shard.index.sizes[:, column]
-                for start, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
-                    batch.append(shard.array[start : start + size])
+                for sample in range(len(shard.index.keys)):
+                    batch.append(shard.member_array(sample, column))
                     if len(batch) == batch_size:
                         yield batch
                         batch = []
@@ -60,13 +61,19 @@ def decode_only_batches(dataset: str | Path, batch_size: int, num_threads: int, 
     for batch in held:
         pipe.feed_input("jpegs", batch)
         pipe.schedule_run()
-    while True:
-        pipe.share_outputs()
-        yield batch_size
+    try:
+        while True:
+            pipe.share_outputs()
+            yield batch_size
+            pipe.release_outputs()
+            held = [held[1], next(source)]
+            pipe.feed_input("jpegs", held[1])
+            pipe.schedule_run()
+    finally:
+        # DALI reads the batch that is under way in place: the shards must not go first.
         pipe.release_outputs()
-        held = [held[1], next(source)]
-        pipe.feed_input("jpegs", held[1])
-        pipe.schedule_run()
+        pipe.share_outputs()
+        pipe.release_outputs()
 
 
 def bench(

@@ -14,10 +14,16 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     bench.add_argument("--batch-size", type=int, default=128, metavar="N", help="(default: 128)")
     bench.add_argument("--targets", default="none", choices=("none", "relabel"), help="(default: none)")
     bench.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    bench.add_argument("--dtype", default="uint8", choices=("uint8", "float16", "float32"), help="(default: uint8)")
-    bench.add_argument("--size", type=int, default=224, metavar="PX", help="side of the batch's images (default: 224)")
+    bench.add_argument(
+        "--dtype", default="uint8", choices=("uint8", "float16", "float32"), help="(default: uint8)"
+    )
+    bench.add_argument(
+        "--size", type=int, default=224, metavar="PX", help="side of the batch's images (default: 224)"
+    )
     bench.add_argument("--threads", type=int, metavar="N", help="decoder threads (default: one a core)")
-    bench.add_argument("--steps", type=int, default=30, metavar="N", help="batches in one measurement (default: 30)")
+    bench.add_argument(
+        "--steps", type=int, default=30, metavar="N", help="batches in one measurement (default: 30)"
+    )
     bench.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements (default: 5)")
     bench.add_argument("--json", metavar="FILE", type=Path, help="write the result as JSON")
     bench.set_defaults(run=_run_bench)

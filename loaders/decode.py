@@ -10,17 +10,22 @@ a batch depends on. Work is submitted a batch ahead: DALI decodes one batch whil
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 
 import cv2
 import numpy as np
+import simplejpeg
 import torch
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
+from ..shards.errors import DataError
 from ..shards.images import resample
+from ..shards.schema import JPG
+from .labels import Place
 
 # ImageNet's channel means and standard deviations, in units of 0 to 1.
 MEAN = (0.485, 0.456, 0.406)
@@ -28,29 +33,79 @@ STD = (0.229, 0.224, 0.225)
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 
 
-class Decoder(Protocol):
-    """Decodes batches in the order in which they are submitted."""
+@contextmanager
+def naming_the_sample(jpegs: Sequence[np.ndarray], places: Sequence[Place]) -> Iterator[None]:
+    """Turn a decoder's error about a batch into one that names the shard and the sample.
+
+    Decoders take some damage without an error: see Loader.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        for jpeg, (shard, place) in zip(jpegs, places, strict=True):
+            try:
+                simplejpeg.decode_jpeg(jpeg.tobytes(), "RGB", strict=True)
+            except ValueError as reason:
+                raise DataError(
+                    f"{shard.where(place, JPG.suffix)}: expected a whole JPEG, found: {reason}; the file was damaged "
+                    f"before or after packing. Run: softshard verify --decode {shard.path}"
+                ) from error
+        raise
+
+
+class Decoder:
+    """Decodes batches in the order in which they are submitted; what both paths have in common.
+
+    Args:
+        pipe: a built pipeline with the inputs `jpegs`, `starts` and `shapes`.
+    """
+
+    def __init__(self, pipe: Pipeline) -> None:
+        self._pipe = pipe
+        # Submitted and not taken: JPEGs, which DALI reads in place until the batch is done, and flips.
+        self._pending: deque[tuple[Sequence[np.ndarray], np.ndarray]] = deque()
 
     def submit(self, jpegs: Sequence[np.ndarray], crop_tlhw_px: np.ndarray, flips: np.ndarray) -> None:
         """Start on M images: uint8 arrays of JPEG bytes, int32 [M, 4] windows, bool [M]. Returns at once."""
-        ...
+        if len(jpegs):
+            self._feed(jpegs, crop_tlhw_px, flips)
+            self._pipe.schedule_run()
+        self._pending.append((jpegs, flips))
+
+    def _feed(self, jpegs: Sequence[np.ndarray], crop_tlhw_px: np.ndarray, flips: np.ndarray) -> None:
+        self._pipe.feed_input("jpegs", list(jpegs))
+        self._pipe.feed_input("starts", np.ascontiguousarray(crop_tlhw_px[:, :2]))
+        self._pipe.feed_input("shapes", np.ascontiguousarray(crop_tlhw_px[:, 2:]))
 
     def take(self, slots: np.ndarray, num_slots: int) -> torch.Tensor:
         """Wait for the oldest submitted batch and put its images into `slots` of a new [num_slots, 3, S, S]."""
-        ...
+        raise NotImplementedError
+
+    def drop(self) -> None:
+        """Let go what was submitted and not taken."""
+        while self._pending:
+            if len(self._pending[0][0]):
+                # An error of images that nobody wants any more; StopIteration: a failed take had this batch.
+                with suppress(RuntimeError, StopIteration):
+                    self._pipe.share_outputs()
+                    self._pipe.release_outputs()
+            self._pending.popleft()
 
     def close(self) -> None:
-        """Stop the threads; whatever was submitted is dropped."""
-        ...
+        """Stop the threads; whatever was submitted is dropped. Nothing can be submitted afterwards."""
+        self.drop()
+        del self._pipe
 
 
 def _normalization(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Scale and shift from 0..255 to normalised values, float32 [3] each."""
     scale = 1 / (255 * np.asarray(std, np.float64))
-    return scale.astype(np.float32), (-np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(np.float32)
+    return scale.astype(np.float32), (-np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(
+        np.float32
+    )
 
 
-class CpuDecoder:
+class CpuDecoder(Decoder):
     """The CPU path: same pixels on every machine with the same pixel stack, for any number of threads.
 
     Args:
@@ -63,7 +118,13 @@ class CpuDecoder:
     """
 
     def __init__(
-        self, batch_size: int, size: int, dtype: str, mean: Sequence[float], std: Sequence[float], num_threads: int
+        self,
+        batch_size: int,
+        size: int,
+        dtype: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        num_threads: int,
     ) -> None:
         # OpenCV would start a thread a core for every resize of every thread here.
         cv2.setNumThreads(0)
@@ -74,33 +135,28 @@ class CpuDecoder:
         # One row of the batch, three interleaved channels: long inner loops instead of loops over three values.
         self._scale_row, self._shift_row = np.tile(scale, size), np.tile(shift, size)
         self._scratch = threading.local()
-        self._flips: list[np.ndarray] = []
-        self._pipe = Pipeline(
-            batch_size=max(batch_size, 1), num_threads=num_threads, device_id=None, prefetch_queue_depth=1
+        pipe = Pipeline(
+            batch_size=batch_size, num_threads=num_threads, device_id=None, prefetch_queue_depth=1
         )
-        with self._pipe:
+        with pipe:
             jpegs = fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1, no_copy=True)
             starts = fn.external_source(name="starts", dtype=types.INT32, ndim=1)
             shapes = fn.external_source(name="shapes", dtype=types.INT32, ndim=1)
             images = fn.decoders.image_slice(
-                jpegs, start=starts, shape=shapes, axes=(0, 1), output_type=types.RGB, adjust_orientation=False
+                jpegs,
+                start=starts,
+                shape=shapes,
+                axes=(0, 1),
+                output_type=types.RGB,
+                adjust_orientation=False,
             )
-            self._pipe.set_outputs(images)
-        self._pipe.build()
-        self._held: list[Any] = []
-
-    def submit(self, jpegs: Sequence[np.ndarray], crop_tlhw_px: np.ndarray, flips: np.ndarray) -> None:
-        self._flips.append(flips)
-        self._held.append(jpegs)  # DALI reads them in place
-        if len(jpegs):
-            self._pipe.feed_input("jpegs", list(jpegs))
-            self._pipe.feed_input("starts", np.ascontiguousarray(crop_tlhw_px[:, :2]))
-            self._pipe.feed_input("shapes", np.ascontiguousarray(crop_tlhw_px[:, 2:]))
-            self._pipe.schedule_run()
+            pipe.set_outputs(images)
+        pipe.build()
+        super().__init__(pipe)
 
     def take(self, slots: np.ndarray, num_slots: int) -> torch.Tensor:
         size = self._size
-        flips = self._flips.pop(0)
+        flips = self._pending[0][1]
         out = torch.empty((num_slots, size, size, 3), dtype=self._dtype)
         if len(slots) < num_slots:
             out.zero_()
@@ -114,11 +170,14 @@ class CpuDecoder:
                     for i in range(first, len(slots), self._num_threads):
                         self._finish(pixels[i], bool(flips[i]), batch[slots[i]])
 
-                list(self._pool.map(finish, range(self._num_threads)))
+                futures = [self._pool.submit(finish, first) for first in range(self._num_threads)]
+                wait(futures)  # all of them, before an error of one gives the pixels back to DALI
+                for future in futures:
+                    future.result()
                 del pixels
             finally:
                 self._pipe.release_outputs()
-        self._held.pop(0)
+        self._pending.popleft()
         return out.permute(0, 3, 1, 2)
 
     def _finish(self, pixels: np.ndarray, flip: bool, out: np.ndarray) -> None:
@@ -148,14 +207,10 @@ class CpuDecoder:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True)
-        while self._held:
-            if len(self._held.pop(0)):
-                self._pipe.share_outputs()
-                self._pipe.release_outputs()
-        del self._pipe
+        super().close()
 
 
-class GpuDecoder:
+class GpuDecoder(Decoder):
     """The GPU path: decodes, resizes and normalises on one device.
 
     Args:
@@ -165,7 +220,7 @@ class GpuDecoder:
         mean: channel means that float images are normalised with, in units of 0 to 1.
         std: channel standard deviations.
         num_threads: host threads of the decoder.
-        device: a CUDA device.
+        device: a CUDA device with its number.
     """
 
     def __init__(
@@ -179,15 +234,10 @@ class GpuDecoder:
         device: torch.device,
     ) -> None:
         self._size, self._dtype, self._device = size, DTYPES[dtype], device
-        self._num_images: list[int] = []
-        self._held: list[Any] = []
-        self._pipe = Pipeline(
-            batch_size=max(batch_size, 1),
-            num_threads=num_threads,
-            device_id=device.index or 0,
-            prefetch_queue_depth=1,
+        pipe = Pipeline(
+            batch_size=batch_size, num_threads=num_threads, device_id=device.index, prefetch_queue_depth=1
         )
-        with self._pipe:
+        with pipe:
             jpegs = fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1, no_copy=True)
             starts = fn.external_source(name="starts", dtype=types.INT32, ndim=1)
             shapes = fn.external_source(name="shapes", dtype=types.INT32, ndim=1)
@@ -213,25 +263,20 @@ class GpuDecoder:
                     dtype=types.FLOAT16 if dtype == "float16" else types.FLOAT,
                     output_layout="HWC",
                 )
-            self._pipe.set_outputs(images)
-        self._pipe.build()
+            pipe.set_outputs(images)
+        pipe.build()
+        super().__init__(pipe)
 
-    def submit(self, jpegs: Sequence[np.ndarray], crop_tlhw_px: np.ndarray, flips: np.ndarray) -> None:
-        self._num_images.append(len(jpegs))
-        self._held.append(jpegs)
-        if len(jpegs):
-            self._pipe.feed_input("jpegs", list(jpegs))
-            self._pipe.feed_input("starts", np.ascontiguousarray(crop_tlhw_px[:, :2]))
-            self._pipe.feed_input("shapes", np.ascontiguousarray(crop_tlhw_px[:, 2:]))
-            self._pipe.feed_input("flips", flips.astype(np.int32))
-            self._pipe.schedule_run()
+    def _feed(self, jpegs: Sequence[np.ndarray], crop_tlhw_px: np.ndarray, flips: np.ndarray) -> None:
+        super()._feed(jpegs, crop_tlhw_px, flips)
+        self._pipe.feed_input("flips", flips.astype(np.int32))
 
     def take(self, slots: np.ndarray, num_slots: int) -> torch.Tensor:
         size = self._size
         out = torch.empty((num_slots, size, size, 3), dtype=self._dtype, device=self._device)
         if len(slots) < num_slots:
             out.zero_()
-        if self._num_images.pop(0):
+        if len(slots):
             images = torch.from_dlpack(self._pipe.share_outputs()[0].as_tensor())
             try:
                 # Copied out: DALI takes its buffer back on release.
@@ -242,12 +287,5 @@ class GpuDecoder:
                 torch.cuda.current_stream(self._device).synchronize()
             finally:
                 self._pipe.release_outputs()
-        self._held.pop(0)
+        self._pending.popleft()
         return out.permute(0, 3, 1, 2)
-
-    def close(self) -> None:
-        while self._num_images:
-            if self._num_images.pop(0):
-                self._pipe.share_outputs()
-                self._pipe.release_outputs()
-        del self._pipe

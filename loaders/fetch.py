@@ -24,25 +24,48 @@ class OpenShard:
     """A shard that is mapped into memory.
 
     Attributes:
-        name: file name of the tar.
+        path: the tar.
         data: the tar's bytes.
         array: the same bytes as a plain uint8 array, which DALI takes slices of without copying.
         index: where its members lie.
     """
 
-    name: str
+    path: Path
     data: memoryview
     array: np.ndarray
     index: ShardIndex
 
+    def _span(self, sample: int, column: int) -> slice:
+        start = int(self.index.offsets[sample, column])
+        return slice(start, start + int(self.index.sizes[sample, column]))
+
     def member(self, sample: int, column: int) -> memoryview:
         """The bytes of one component of one sample."""
-        start = int(self.index.offsets[sample, column])
-        return self.data[start : start + int(self.index.sizes[sample, column])]
+        return self.data[self._span(sample, column)]
+
+    def member_array(self, sample: int, column: int) -> np.ndarray:
+        """The same as a uint8 array, which keeps the shard mapped for as long as it lives."""
+        return self.array[self._span(sample, column)]
+
+    def sample(self, sample: int) -> str:
+        """How messages name a sample."""
+        return f"{self.path.name}: sample {self.index.keys[sample]!r}"
 
     def where(self, sample: int, suffix: str) -> str:
         """How messages name a component."""
-        return f"{self.name}: sample {self.index.keys[sample]!r}, component {suffix!r}"
+        return f"{self.sample(sample)}, component {suffix!r}"
+
+
+def check_local(dataset: str | Path) -> None:
+    """Refuse a URL.
+
+    Raises:
+        UsageError: the data set is not a local folder.
+    """
+    if "://" in str(dataset) or "::" in str(dataset):
+        raise UsageError(
+            f"{dataset}: expected a local folder, found a URL. Copy the data set first, and give that folder"
+        )
 
 
 class ShardFiles:
@@ -57,8 +80,7 @@ class ShardFiles:
     """
 
     def __init__(self, folder: str | Path, manifest: Manifest) -> None:
-        if "://" in str(folder) or "::" in str(folder):
-            raise UsageError(f"{folder}: expected a local folder, found a URL. Copy the data set first, and give that folder")
+        check_local(folder)
         self._folder = Path(folder)
         self._manifest = manifest
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
@@ -86,12 +108,16 @@ class ShardFiles:
             size = path.stat().st_size
             text = path.with_suffix(".idx").read_bytes()
         except OSError as error:
-            raise DataError(f"{record.name}: expected the shard and its .idx in {self._folder}, found: {error}. {run}") from error
+            raise DataError(
+                f"{record.name}: expected the shard and its .idx in {self._folder}, found: {error}. {run}"
+            ) from error
         if size != record.bytes:
             cut = "the shard is cut short" if size < record.bytes else "it is another shard"
             raise DataError(f"{record.name}: expected {record.bytes} bytes, found {size}; {cut}. {run}")
         if sha256_hex(text) != record.index_sha256:
-            raise DataError(f"{path.with_suffix('.idx').name}: expected the manifest's SHA-256, found another. {run}")
+            raise DataError(
+                f"{path.with_suffix('.idx').name}: expected the manifest's SHA-256, found another. {run}"
+            )
         index = parse_index(text.decode("ascii", "replace"), path.with_suffix(".idx").name, size)
         if len(index.keys) != record.samples or index.suffixes != self._manifest.components:
             raise DataError(
@@ -100,7 +126,7 @@ class ShardFiles:
             )
         with open(path, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return OpenShard(record.name, memoryview(mapped), np.frombuffer(mapped, np.uint8), index)
+        return OpenShard(path, memoryview(mapped), np.frombuffer(mapped, np.uint8), index)
 
     def close(self) -> None:
         """Forget the open shards; each is unmapped once nothing points into it."""

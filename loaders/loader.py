@@ -1,36 +1,35 @@
 """The loader: iterate batches of a data set, each a pure function of (data set, options, seed, epoch, step).
 
-    order.py    which samples            crops.py    windows and flips       pooling.py   label maps -> targets
-    fetch.py    their bytes              decode.py   bytes -> images         loader.py    all of it, in a thread
+order.py    which samples            crops.py    windows and flips       pooling.py      label maps -> targets
+fetch.py    their bytes              decode.py   bytes -> images         background.py   a thread, a batch ahead
+labels.py   their labels             batch.py    what comes out          loader.py       all of it together
 """
 
 from __future__ import annotations
 
 import os
-import queue
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import simplejpeg
 import torch
 
-from ..shards.errors import DataError, UsageError
+from ..shards.errors import DataError, ImageError, UsageError
 from ..shards.jpeg import read_jpeg_header
 from ..shards.manifest import Manifest, load_tree
-from ..shards.pack import encode_levels
-from ..shards.reader import decode_class, decode_levels
 from ..shards.schema import CLS, HIER, JPG, LMAP
+from .background import Background
 from .batch import Batch
 from .crops import Augment, crop_fractions, draw_crops
-from .decode import DTYPES, MEAN, STD, CpuDecoder, Decoder, GpuDecoder
-from .fetch import OpenShard, ShardFiles
-from .order import LAST_BATCHES, EpochOrder, check_geometry, num_steps, rank_slots
+from .decode import DTYPES, MEAN, STD, CpuDecoder, Decoder, GpuDecoder, naming_the_sample
+from .fetch import OpenShard, ShardFiles, check_local
+from .labels import Place, check_label_maps, read_classes, read_levels
+from .order import LAST_BATCHES, EpochOrder, check_geometry, check_seed, num_steps, rank_slots
 from .pooling import pool_label_maps
 
 TARGETS = ("none", "relabel")
@@ -43,7 +42,7 @@ class _Prepared:
     """A batch whose images are still being decoded."""
 
     slots: np.ndarray  # int64 [M], where the real samples stand in the batch
-    members: list[tuple[OpenShard, int]]  # their shards, and their places in them
+    places: list[Place]  # their shards, and their places in them
     classes: np.ndarray  # int64 [N]
     levels: np.ndarray | None  # int64 [N, L]
     crops: np.ndarray  # float32 [N, 4]
@@ -56,7 +55,12 @@ class Loader:
     """Iterates the batches of one epoch of a data set, for one rank.
 
     Every rank has the same number of steps. Without `load_state_dict`, iterating starts the epoch from its
-    beginning; an epoch that was iterated to its end is followed by the next one. Not for several threads.
+    beginning; an epoch that was iterated to its end is followed by the next one. One iteration at a time: a new
+    one, `set_epoch` to another epoch, `load_state_dict` and `close` end the one before. Not for several threads.
+
+    A JPEG that cannot be decoded is an error that names its shard and key, raised after the batches before it. Damage
+    inside the compressed data is another matter: libjpeg warns of it on standard error and carries on, and below
+    the crop nothing is read at all, so the picture may be wrong; `softshard verify` finds that by the shard's hash.
 
     Args:
         dataset: folder of a data set (with a manifest).
@@ -117,16 +121,14 @@ class Loader:
                 f"{window} and {num_threads}"
             )
         check_geometry(batch_size * world_size, lanes, rank, world_size)
+        check_seed(seed, 0)
+        check_local(dataset)
         self.dataset = str(dataset)
         self.manifest = Manifest.load(dataset)
         self.tree = load_tree(dataset, self.manifest)
         if targets == "relabel":
-            _check_label_maps(self.dataset, self.manifest)
-        self.device = torch.device(device)
-        if self.device.type not in ("cpu", "cuda"):
-            raise UsageError(f"loader: expected device 'cpu' or 'cuda', found {str(device)!r}")
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise UsageError(f"loader: expected an NVIDIA GPU for device {str(device)!r}, found none. Use device='cpu'")
+            check_label_maps(self.dataset, self.manifest)
+        self.device = _usable_device(device)
         self.batch_size = batch_size
         self.targets = targets
         self.augment = augment or Augment()
@@ -145,7 +147,7 @@ class Loader:
         self._taken = 0  # samples that every lane has given in this epoch
         self._resume = False  # whether the next iteration starts there
         self._decoder: Decoder | None = None
-        self._running: _Run | None = None
+        self._running: Background[Batch] | None = None
         self._closed = False
 
     @property
@@ -155,6 +157,11 @@ class Loader:
     @property
     def num_classes(self) -> int:
         return self.manifest.num_classes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides what the data set gives (hashed once: it names every shard)."""
+        return self.manifest.fingerprint
 
     @property
     def global_batch(self) -> int:
@@ -178,15 +185,21 @@ class Loader:
         return num_steps(self.num_samples, self.lanes, self.global_batch, taken, self.last_batch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch to iterate next; a state loaded for this very epoch stays in force."""
+        """Choose the epoch to iterate next; a state loaded for this very epoch stays in force.
+
+        Raises:
+            UsageError: not a whole number from 0 to 2**32 - 1.
+        """
+        check_seed(self.seed, epoch)
         if epoch != self.epoch:
+            self._stop()
             self.epoch, self._taken, self._resume = epoch, 0, False
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, after the batch yielded last: a handful of numbers and a fingerprint."""
         return {
             "version": STATE_VERSION,
-            "fingerprint": self.manifest.fingerprint,
+            "fingerprint": self.fingerprint,
             "seed": self.seed,
             "epoch": self.epoch,
             "taken": self._taken,
@@ -203,7 +216,9 @@ class Loader:
             UsageError: the state is of another data set, seed, number of lanes or window; both values are named.
         """
         if state.get("version") != STATE_VERSION:
-            raise UsageError(f"loader state: expected version {STATE_VERSION}, found {state.get('version')!r}")
+            raise UsageError(
+                f"loader state: expected version {STATE_VERSION}, found {state.get('version')!r}"
+            )
         mine = self.state_dict()
         for name in ("fingerprint", "seed", "lanes", "window", "shuffle"):
             if state.get(name) != mine[name]:
@@ -213,10 +228,11 @@ class Loader:
                 )
         epoch, taken = state.get("epoch"), state.get("taken")
         longest = -(-self.num_samples // self.lanes)
-        if type(epoch) is not int or type(taken) is not int or epoch < 0 or not 0 <= taken <= longest:
+        if type(epoch) is not int or type(taken) is not int or not 0 <= taken <= longest:
             raise UsageError(
                 f"loader state: expected an epoch from 0 and 0 to {longest} samples taken, found {epoch!r} and {taken!r}"
             )
+        check_seed(self.seed, epoch)
         self._stop()
         self.epoch, self._taken, self._resume = epoch, taken, True
 
@@ -227,39 +243,54 @@ class Loader:
         if not self._resume:
             self._taken = 0
         self._resume = False
-        run = self._running = _Run(self._produce, self._prefetch)
+        epoch, taken = self.epoch, self._taken
+        run = self._running = Background(lambda: self._batches(epoch, taken), self._prefetch)
         try:
             while (batch := run.next()) is not None:
                 # Counted before the yield: a state taken in the loop's body says that this batch is done.
                 self._taken += self.global_batch // self.lanes
                 self._taken = min(self._taken, -(-self.num_samples // self.lanes))
                 yield batch
-            self.epoch, self._taken = self.epoch + 1, 0
+                if run.stopped:
+                    raise UsageError(
+                        "loader: expected one iteration at a time, found this one continued after another began, or "
+                        "after set_epoch, load_state_dict or close. Build a second loader to iterate twice"
+                    )
+            self.epoch, self._taken = epoch + 1, 0
         finally:
             run.stop()
             if self._running is run:
                 self._running = None
 
-    def _produce(self, put: Callable[[Batch], bool]) -> None:
-        """Make the rest of the epoch's batches, a batch ahead in the decoder; runs in a thread of its own."""
-        order = EpochOrder(self._counts, self.seed, self.epoch, self.lanes, self.window, self.shuffle)
+    def _batches(self, epoch: int, taken: int) -> Iterator[Batch]:
+        """The rest of an epoch; runs in the background, and the decoder a step ahead of it."""
+        order = EpochOrder(self._counts, self.seed, epoch, self.lanes, self.window, self.shuffle)
         decoder = self._decoder = self._decoder or self._make_decoder()
-        taken, begun = self._taken, deque[_Prepared]()
+        begun: deque[_Prepared] = deque()
+        problem: DataError | None = None
         try:
-            for step in range(self._num_steps(taken) + 1):
-                if step < self._num_steps(taken):
-                    at = taken + step * (self.global_batch // self.lanes)
-                    begun.append(self._begin(order, at, decoder))
-                if (len(begun) > 1 or step == self._num_steps(taken)) and begun:
-                    batch = self._finish(begun[0], decoder)
-                    begun.popleft()
-                    if not put(batch):
-                        break
+            for step in range(self._num_steps(taken)):
+                try:
+                    begun.append(
+                        self._begin(order, taken + step * (self.global_batch // self.lanes), decoder)
+                    )
+                except DataError as error:
+                    problem = error  # raised in its turn: the step before it is whole
+                    break
+                if len(begun) > 1:
+                    yield self._finish(begun.popleft(), decoder)
             while begun:
-                prepared = begun.popleft()
-                decoder.take(prepared.slots, self.batch_size)
+                yield self._finish(begun.popleft(), decoder)
+            if problem is not None:
+                raise problem
+        except GeneratorExit:
+            decoder.drop()
+            raise
         except BaseException:
-            self._decoder = None  # DALI gives a pipeline up after an error; the next iteration builds another
+            self._decoder = (
+                None  # DALI may give a pipeline up after an error; the next iteration builds another
+            )
+            decoder.close()
             raise
 
     def _make_decoder(self) -> Decoder:
@@ -273,58 +304,43 @@ class Loader:
         real = samples[slots]
         numbers = np.searchsorted(self._starts, real, side="right") - 1
         places = real - self._starts[numbers]
-        members = [(self._files[number], place) for number, place in zip(numbers.tolist(), places.tolist(), strict=True)]
-        jpg, cls = self._columns[JPG.suffix], self._columns[CLS.suffix]
-        jpegs: list[np.ndarray] = []
-        hw = np.empty((len(real), 2), np.int64)
+        found = [
+            (self._files[number], place)
+            for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
+        ]
+        hw = np.array([self._stored_hw(shard, place) for shard, place in found], np.int64).reshape(-1, 2)
+        jpegs = [shard.member_array(place, self._columns[JPG.suffix]) for shard, place in found]
+        tlhw, real_flips = draw_crops(self.augment, hw, real, seed=self.seed, epoch=order.epoch)
+
         classes = np.full(self.batch_size, -1, np.int64)
-        keys = [""] * self.batch_size
-        for i, (slot, (shard, place)) in enumerate(zip(slots.tolist(), members, strict=True)):
-            where = shard.where(place, JPG.suffix)
-            header = read_jpeg_header(shard.member(place, jpg), where)
-            hw[i] = header.height, header.width
-            start = int(shard.index.offsets[place, jpg])
-            jpegs.append(shard.array[start : start + int(shard.index.sizes[place, jpg])])
-            index = decode_class(shard.member(place, cls), where)
-            if index >= self.num_classes:
-                raise DataError(
-                    f"{shard.where(place, CLS.suffix)}: expected a class below {self.num_classes}, found {index}. "
-                    f"Run: softshard verify {self.dataset}"
-                )
-            classes[slot] = index
-            keys[slot] = shard.index.keys[place]
-        tlhw, real_flips = draw_crops(self.augment, hw, real, seed=self.seed, epoch=self.epoch)
+        classes[slots] = read_classes(found, self._columns[CLS.suffix], self.num_classes)
+        levels = None
+        if HIER.suffix in self._columns:
+            levels = np.full((self.batch_size, self.manifest.num_levels), -1, np.int64)
+            levels[slots] = read_levels(found, self._columns[HIER.suffix], self.manifest.num_levels)
         crops = np.tile(np.array([0, 0, 1, 1], np.float32), (self.batch_size, 1))
         crops[slots] = crop_fractions(tlhw, hw)
         flips = np.zeros(self.batch_size, bool)
         flips[slots] = real_flips
-        prepared = _Prepared(slots, members, classes, self._levels(slots, members), crops, flips, keys, jpegs)
-        with _naming_the_sample(prepared):
+        keys = [""] * self.batch_size
+        for slot, (shard, place) in zip(slots.tolist(), found, strict=True):
+            keys[slot] = shard.index.keys[place]
+        with naming_the_sample(jpegs, found):
             decoder.submit(jpegs, tlhw, real_flips)
-        return prepared
+        return _Prepared(slots, found, classes, levels, crops, flips, keys, jpegs)
 
-    def _levels(self, slots: np.ndarray, members: list[tuple[OpenShard, int]]) -> np.ndarray | None:
-        """The hierarchical label vectors of a batch: int64 [N, L]."""
-        if HIER.suffix not in self._columns:
-            return None
-        column, num_levels = self._columns[HIER.suffix], self.manifest.num_levels
-        levels = np.full((self.batch_size, num_levels), -1, np.int64)
-        example = encode_levels(np.zeros(num_levels, np.int16))
-        header = example[: len(example) - 2 * num_levels]
-        raw = [bytes(shard.member(place, column)) for shard, place in members]
-        for (shard, place), data in zip(members, raw, strict=True):
-            if len(data) != len(example) or not data.startswith(header):
-                where = shard.where(place, HIER.suffix)
-                found = decode_levels(data, where)
-                raise DataError(f"{where}: expected int16 [{num_levels}], found int16 {list(found.shape)}")
-        if raw:
-            bodies = np.frombuffer(b"".join(raw), np.uint8).reshape(len(raw), -1)[:, len(header) :]
-            levels[slots] = np.ascontiguousarray(bodies).view("<i2")
-        return levels
+    def _stored_hw(self, shard: OpenShard, place: int) -> tuple[int, int]:
+        try:
+            header = read_jpeg_header(
+                shard.member(place, self._columns[JPG.suffix]), shard.where(place, JPG.suffix)
+            )
+        except ImageError as error:
+            raise DataError(f"{error}. Run: softshard verify {shard.path}") from error
+        return header.height, header.width
 
     def _finish(self, prepared: _Prepared, decoder: Decoder) -> Batch:
         """Wait for a step's images and pool its label maps."""
-        with _naming_the_sample(prepared):
+        with naming_the_sample(prepared.jpegs, prepared.places):
             images = decoder.take(prepared.slots, self.batch_size)
         targets = self._targets(prepared) if self.targets == "relabel" else None
         valid = np.zeros(self.batch_size, bool)
@@ -345,15 +361,15 @@ class Loader:
         )
 
     def _targets(self, prepared: _Prepared) -> torch.Tensor:
-        if not prepared.members:
+        if not prepared.places:
             return torch.zeros(self.batch_size, self.num_classes, device=self.device)
         column = self._columns[LMAP.suffix]
         pooled = pool_label_maps(
-            [shard.member(place, column) for shard, place in prepared.members],
+            [shard.member(place, column) for shard, place in prepared.places],
             prepared.crops[prepared.slots],
             num_classes=self.num_classes,
             device=self.device,
-            wheres=[shard.where(place, LMAP.suffix) for shard, place in prepared.members],
+            wheres=[shard.where(place, LMAP.suffix) for shard, place in prepared.places],
         )
         if len(prepared.slots) == self.batch_size:
             return pooled
@@ -384,83 +400,22 @@ class Loader:
         self.close()
 
 
-def _check_label_maps(dataset: str, manifest: Manifest) -> None:
-    if LMAP.suffix not in manifest.components or manifest.label_maps is None:
+def _usable_device(device: str | torch.device) -> torch.device:
+    """The device by its full name: plain `cuda` is the process's current GPU."""
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UsageError(f"loader: expected device 'cpu' or 'cuda', found {str(device)!r}")
+    if found.type == "cpu":
+        return found
+    num = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not num:
         raise UsageError(
-            f"{dataset}: expected label maps for targets='relabel', found components {list(manifest.components)}. "
-            "Run: softshard maps make DATASET DST --teacher NAME"
+            f"loader: expected an NVIDIA GPU for device {str(device)!r}, found none. Use device='cpu'"
         )
-    if manifest.label_maps.num_classes != manifest.num_classes:
-        raise DataError(
-            f"{dataset}: expected label maps over the {manifest.num_classes} classes of the class list, found "
-            f"{manifest.label_maps.num_classes}; the teacher has another class list"
-        )
-
-
-class _naming_the_sample:
-    """Turns a decoder's error about a batch into one that names the shard and the sample."""
-
-    def __init__(self, prepared: _Prepared) -> None:
-        self._prepared = prepared
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not isinstance(error, RuntimeError):
-            return
-        for jpeg, (shard, place) in zip(self._prepared.jpegs, self._prepared.members, strict=True):
-            try:
-                simplejpeg.decode_jpeg(jpeg.tobytes(), "RGB", strict=True)
-            except ValueError as reason:
-                raise DataError(
-                    f"{shard.where(place, JPG.suffix)}: expected a whole JPEG, found: {reason}. "
-                    f"Run: softshard verify --decode {shard.name}"
-                ) from error
-
-
-class _Run:
-    """One iteration: a thread that makes batches, and a short queue of them."""
-
-    def __init__(self, produce: Callable[[Callable[[Batch], bool]], None], prefetch: int) -> None:
-        self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(prefetch)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(produce,), name="softshard-loader", daemon=True)
-        self._thread.start()
-
-    def _work(self, produce: Callable[[Callable[[Batch], bool]], None]) -> None:
-        try:
-            produce(self._put)
-            self._put(None)
-        except BaseException as error:  # raised again where the batch is asked for
-            self._put(error)
-
-    def _put(self, item: Batch | BaseException | None) -> bool:
-        """Hand over an item; False once nobody wants any more."""
-        while not self._stopped.is_set():
-            try:
-                self._ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def next(self) -> Batch | None:
-        """The next batch, or None at the end; raises what the thread died of."""
-        while True:
-            try:
-                item = self._ready.get(timeout=1.0)
-                break
-            except queue.Empty:
-                if not self._thread.is_alive() and self._ready.empty():
-                    raise RuntimeError("loader: the thread that makes batches has died without a word") from None
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def stop(self) -> None:
-        """End the thread; batches that are ready are dropped."""
-        self._stopped.set()
-        self._thread.join()
+    index = torch.cuda.current_device() if found.index is None else found.index
+    if index >= num:
+        raise UsageError(f"loader: expected a GPU from 'cuda:0' to 'cuda:{num - 1}', found {str(device)!r}")
+    return torch.device("cuda", index)

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-PACKAGES = ("softshard", "nvidia-dali-cuda120", "torch", "numpy", "opencv-python-headless", "simplejpeg", "lz4")
+PACKAGES = (
+    "softshard",
+    "nvidia-dali-cuda120",
+    "torch",
+    "numpy",
+    "opencv-python-headless",
+    "simplejpeg",
+    "lz4",
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,9 @@ def machine() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:
-            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
+            model = next(
+                (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model
+            )
     except OSError:
         pass
     versions = {}

@@ -51,7 +51,9 @@ class EpochOrder:
 
     def __post_init__(self) -> None:
         if self.num_lanes < 1 or self.window < 1:
-            raise UsageError(f"order: expected lanes and window from 1, found {self.num_lanes} and {self.window}")
+            raise UsageError(
+                f"order: expected lanes and window from 1, found {self.num_lanes} and {self.window}"
+            )
         counts = np.asarray(self.counts, np.int64)
         shards = np.arange(len(counts))
         if self.shuffle:
@@ -104,6 +106,17 @@ class EpochOrder:
         return self._sample_starts[self._shards[slot]] + positions - self._position_starts[slot]
 
 
+def check_seed(seed: int, epoch: int) -> None:
+    """Refuse numbers that the random generator's counters cannot hold: another one would give the same order.
+
+    Raises:
+        UsageError: a seed outside 0 to 2**64 - 1, an epoch outside 0 to 2**32 - 1, or no whole numbers.
+    """
+    for name, value, bits in (("seed", seed, 64), ("epoch", epoch, 32)):
+        if not isinstance(value, int) or not 0 <= value < 2**bits:
+            raise UsageError(f"loader: expected {name} from 0 to 2**{bits} - 1, found {value!r}")
+
+
 def check_geometry(global_batch: int, num_lanes: int, rank: int, world_size: int) -> None:
     """Refuse a batch that cannot be shared evenly.
 
@@ -111,7 +124,9 @@ def check_geometry(global_batch: int, num_lanes: int, rank: int, world_size: int
         UsageError: K does not divide G, R does not divide G, or the rank is not in the world.
     """
     if world_size < 1 or not 0 <= rank < world_size:
-        raise UsageError(f"loader: expected a rank from 0 to {world_size - 1}, found {rank} of world size {world_size}")
+        raise UsageError(
+            f"loader: expected a rank from 0 to {world_size - 1}, found {rank} of world size {world_size}"
+        )
     if global_batch < 1 or global_batch % world_size:
         raise UsageError(
             f"loader: expected a global batch that world size {world_size} divides, found {global_batch}"

@@ -91,7 +91,7 @@ def pool_label_maps(
     """
     import torch
 
-    if isinstance(maps, tuple):
+    if isinstance(maps, tuple) and len(maps) == 2 and not isinstance(maps[0], bytes | bytearray | memoryview):
         scores, ids = np.asarray(maps[0], np.float32), np.asarray(maps[1])
     else:
         scores, ids = decode_label_maps(maps, wheres)
@@ -123,7 +123,8 @@ def _pool_on_host(
     # In float64 before bincount, which would cast in small pieces, eight times as slowly. It adds in a fixed
     # order: the same bits whatever the number of threads.
     weighted = (scores * (rows[:, None, :, None] * columns[:, None, None, :])).astype(np.float64)
-    flat = ids.reshape(num, -1) + np.arange(num, dtype=np.int64)[:, None] * num_classes
+    starts = np.arange(num, dtype=np.int64)[:, None] * num_classes
+    flat = np.add(ids.reshape(num, -1), starts, dtype=np.int64, casting="unsafe")  # ids of any integer type
     pooled = np.bincount(flat.ravel(), weighted.ravel(), num * num_classes).reshape(num, num_classes)
     if softmax:
         # Not torch's: its threads would fight those that decode.
@@ -134,7 +135,12 @@ def _pool_on_host(
 
 
 def _pool_on_device(
-    scores: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, ids: torch.Tensor, num_classes: int, softmax: bool
+    scores: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    ids: torch.Tensor,
+    num_classes: int,
+    softmax: bool,
 ) -> torch.Tensor:
     import torch
 
@@ -151,6 +157,8 @@ def _check(scores: np.ndarray, ids: np.ndarray, crops: np.ndarray, num_classes: 
             f"{list(ids.shape)} and {list(crops.shape)}"
         )
     x0, y0, x1, y1 = crops.T
+    if ids.dtype.kind not in "iu":
+        raise ValueError(f"label pooling: expected integer class ids, found {ids.dtype}")
     fine = (x0 >= 0) & (y0 >= 0) & (x1 <= 1) & (y1 <= 1) & (x0 < x1) & (y0 < y1)  # False for NaN
     if not fine.all():
         i = int(np.flatnonzero(~fine)[0])

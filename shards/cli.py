@@ -7,7 +7,9 @@ command runs import what they need when they run, so that `softshard pack` never
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import re
 import sys
 import warnings
@@ -35,8 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         group.load()(subparsers)
     args = parser.parse_args(argv)
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
     except DataError as error:
         print(f"softshard: {error}", file=sys.stderr)
         return EXIT_BAD_DATA
@@ -46,9 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("softshard: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe (head, less) has gone
-        sys.stderr.close()
+    except (
+        BrokenPipeError
+    ):  # the reader of a pipe (head, less) has gone; the interpreter's own flush must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FINE
+    except OSError as error:  # no permission, no space, a file where a folder is expected
+        print(f"softshard: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_WRONG_CALL
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
@@ -74,7 +85,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     _add_pack(subparsers)
 
     command = subparsers.add_parser("verify", help="check a data set and list every problem")
-    command.add_argument("dataset", nargs="+", metavar="DATASET", help="folder of a data set (or of several), or one shard")
+    command.add_argument(
+        "dataset", nargs="+", metavar="DATASET", help="folder of a data set (or of several), or one shard"
+    )
     command.add_argument("--decode", action="store_true", help="decode every pixel, not only the headers")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=_run_verify)
@@ -96,7 +109,10 @@ def _add_tree(subparsers: argparse._SubParsersAction) -> None:
         help="file of class names (wnids or nouns), one a line, or imagenet-1k, imagenet-21k-p-fall11, ...",
     )
     build.add_argument(
-        "--relations", default="wordnet", metavar="wordnet|FILE", help="where parents come from: WordNet, or a child,parent CSV"
+        "--relations",
+        default="wordnet",
+        metavar="wordnet|FILE",
+        help="where parents come from: WordNet, or a child,parent CSV",
     )
     build.add_argument(
         "--parents",
@@ -115,7 +131,9 @@ def _add_tree(subparsers: argparse._SubParsersAction) -> None:
     build.set_defaults(run=_run_tree_build)
     show = actions.add_parser("show", help="print a class, its ancestors and its label vector")
     show.add_argument("tree", metavar="TREE", help="tree.json")
-    show.add_argument("name", nargs="?", metavar="WNID", help="a class name, wnid or noun; the whole tree without it")
+    show.add_argument(
+        "name", nargs="?", metavar="WNID", help="a class name, wnid or noun; the whole tree without it"
+    )
     show.set_defaults(run=_run_tree_show)
 
 
@@ -124,25 +142,45 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
     pack.add_argument("source", metavar="SRC", help="folder with a subfolder for each class")
     pack.add_argument("destination", metavar="DST", help="new folder; shards go to DST/train and DST/val")
     labels = pack.add_argument_group("labels")
-    labels.add_argument("--classes", metavar="LIST", help="class list that fixes the indices (default: the folders)")
-    labels.add_argument("--tree", metavar="FILE", help="label tree whose hierarchical label vectors are packed")
+    labels.add_argument(
+        "--classes", metavar="LIST", help="class list that fixes the indices (default: the folders)"
+    )
+    labels.add_argument(
+        "--tree", metavar="FILE", help="label tree whose hierarchical label vectors are packed"
+    )
     labels.add_argument("--label-maps", type=Path, metavar="DIR", help="folder of <class>/<stem>.lmap files")
     images = pack.add_argument_group("images")
     images.add_argument("--size", type=int, default=224, metavar="PX", help="stored size (default: 224)")
-    images.add_argument("--resize", default="squish", choices=("squish", "short-edge", "none"), help="(default: squish)")
+    images.add_argument(
+        "--resize", default="squish", choices=("squish", "short-edge", "none"), help="(default: squish)"
+    )
     images.add_argument("--upscale", action="store_true", help="enlarge images smaller than the size")
     images.add_argument("--quality", type=int, default=90, metavar="Q", help="JPEG quality (default: 90)")
     split = pack.add_argument_group("classes and split")
-    split.add_argument("--min-images", type=int, default=1, metavar="N", help="leave out classes with fewer images")
-    split.add_argument("--val-per-class", type=int, default=0, metavar="N", help="images of each class for DST/val")
-    split.add_argument("--val-split", default="hash", choices=("hash", "lexical"), help="how they are chosen (default: hash)")
+    split.add_argument(
+        "--min-images", type=int, default=1, metavar="N", help="leave out classes with fewer images"
+    )
+    split.add_argument(
+        "--val-per-class", type=int, default=0, metavar="N", help="images of each class for DST/val"
+    )
+    split.add_argument(
+        "--val-split", default="hash", choices=("hash", "lexical"), help="how they are chosen (default: hash)"
+    )
     shards = pack.add_argument_group("shards")
-    shards.add_argument("--shard-bytes", type=byte_size, default=256 * 10**6, metavar="SIZE", help="(default: 256MB)")
+    shards.add_argument(
+        "--shard-bytes", type=byte_size, default=256 * 10**6, metavar="SIZE", help="(default: 256MB)"
+    )
     shards.add_argument("--shard-samples", type=int, metavar="N", help="samples of a shard instead of bytes")
     shards.add_argument("--seed", type=int, default=0, help="of the global shuffle (default: 0)")
     run = pack.add_argument_group("run")
     run.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
-    run.add_argument("--max-bad", type=float, default=0.001, metavar="SHARE", help="bad inputs that stop the run (default: 0.001; ten always may be)")
+    run.add_argument(
+        "--max-bad",
+        type=float,
+        default=0.001,
+        metavar="SHARE",
+        help="bad inputs that stop the run (default: 0.001; ten always may be)",
+    )
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
     pack.set_defaults(run=_run_pack)
 
@@ -206,7 +244,12 @@ def _run_pack(args: argparse.Namespace) -> int:
                 "without_images": list(summary.without_images),
                 "ignored": list(summary.ignored),
                 "datasets": {
-                    name: {"samples": m.num_samples, "shards": len(m.shards), "bytes": m.num_bytes, "fingerprint": m.fingerprint}
+                    name: {
+                        "samples": m.num_samples,
+                        "shards": len(m.shards),
+                        "bytes": m.num_bytes,
+                        "fingerprint": m.fingerprint,
+                    }
                     for name, m in summary.manifests.items()
                 },
             }
@@ -221,7 +264,10 @@ def _run_pack(args: argparse.Namespace) -> int:
     if summary.bad:
         print(f"  bad inputs, with reasons: {args.destination}/bad.jsonl")
     for what, names in (
-        ("folders left out (too few images, or not in the class list)", [name for name, _ in summary.dropped]),
+        (
+            "folders left out (too few images, or not in the class list)",
+            [name for name, _ in summary.dropped],
+        ),
         ("classes of the list without images", summary.without_images),
         ("files that are not images", summary.ignored),
     ):
@@ -236,7 +282,11 @@ def _run_verify(args: argparse.Namespace) -> int:
     problems: list[str] = []
     shards = samples = 0
     for dataset in args.dataset:
-        report = verify(dataset, decode=args.decode)
+        try:
+            report = verify(dataset, decode=args.decode)
+        except DataError as error:  # the others are looked at all the same
+            problems.append(str(error))
+            continue
         shards, samples = shards + report.shards, samples + report.samples
         problems.extend(report.problems)
     if args.json:

@@ -16,7 +16,7 @@ from importlib.metadata import version
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import ImageError, UsageError
 from .jpeg import JpegHeader, read_jpeg_header
@@ -169,7 +169,7 @@ def _decode_jpeg(data: bytes, header: JpegHeader, recipe: ImageRecipe) -> tuple[
 
 def _orientation(data: bytes) -> int:
     """EXIF orientation 1 to 8; 1 where there is none or it cannot be read."""
-    if b"Exif\x00\x00" not in data[:65536]:
+    if b"Exif\x00\x00" not in data:
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
@@ -195,6 +195,12 @@ def _decode_any(data: bytes, where: str) -> tuple[np.ndarray, tuple[int, int]]:
         warnings.simplefilter("ignore")  # Pillow's own warning of large pictures; the limit below is an error
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except Image.DecompressionBombError as error:  # beyond twice the limit Pillow does not even open it
+            raise ImageError(
+                f"{where}: expected at most {MAX_IMAGE_PIXELS} pixels, found more", kind="too-large"
+            ) from error
+        except UnidentifiedImageError as error:  # its text has an address in memory
+            raise ImageError(f"{where}: expected an image, found bytes {bytes(data[:8])!r}") from error
         except Exception as error:
             raise ImageError(f"{where}: expected an image, found {bytes(data[:8])!r}: {error}") from error
         if image.width * image.height > MAX_IMAGE_PIXELS:
@@ -206,7 +212,9 @@ def _decode_any(data: bytes, where: str) -> tuple[np.ndarray, tuple[int, int]]:
             pixels = _to_rgb(ImageOps.exif_transpose(image))
         except Exception as error:
             kind = "truncated" if "truncated" in str(error) else "unreadable"
-            raise ImageError(f"{where}: expected a whole {image.format} image, found: {error}", kind=kind) from error
+            raise ImageError(
+                f"{where}: expected a whole {image.format} image, found: {error}", kind=kind
+            ) from error
     return pixels, (pixels.shape[0], pixels.shape[1])
 
 

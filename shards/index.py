@@ -6,10 +6,12 @@ The `.idx` text is what DALI's `wds2idx` writes: `v1.2 <samples>`, then a line a
 
 from __future__ import annotations
 
+import os
+import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -55,25 +57,55 @@ def scan_tar(path: Path) -> list[Member]:
     """
     where = path.name
     found: list[Member] = []
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    raise DataError(f"{where}: expected plain files only, found {member.name!r} of another type")
-                if len(found) >= MAX_TAR_MEMBERS:
-                    raise DataError(f"{where}: expected at most {MAX_TAR_MEMBERS} members, found more")
-                found.append(Member(*split_member_name(member.name), member.offset_data, member.size))
-    except tarfile.TarError as error:
-        raise DataError(f"{where}: expected a tar, found: {error}; the shard is damaged or cut short") from error
-    size = path.stat().st_size
-    # tarfile takes a file cut at a member boundary, or inside the last member's data, for a whole one.
-    end = found[-1].offset + padded(found[-1].size) if found else 0
+    with open(path, "rb") as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    # A sparse file's size is not what it takes in the tar.
+                    if not member.isfile() or member.issparse():
+                        raise DataError(
+                            f"{where}: expected plain files only, found {member.name!r} of another type"
+                        )
+                    if len(found) >= MAX_TAR_MEMBERS:
+                        raise DataError(f"{where}: expected at most {MAX_TAR_MEMBERS} members, found more")
+                    found.append(Member(*split_member_name(member.name), member.offset_data, member.size))
+        except DataError:
+            raise
+        except (tarfile.TarError, ValueError, OverflowError) as error:
+            check_tar_end(file, found[-1] if found else None, where)
+            raise DataError(f"{where}: expected a tar, found: {error}; the shard is damaged") from error
+        check_tar_end(file, found[-1] if found else None, where)
+    return found
+
+
+def check_tar_end(file: BinaryIO, last: Member | None, where: str) -> None:
+    """Make sure that a tar is whole up to its end-of-archive blocks.
+
+    tarfile takes a file that was cut at a member boundary, or inside the last member, for a whole one, and a
+    damaged header for the end.
+
+    Raises:
+        DataError: the last member is cut short, or two blocks of zeros do not follow it.
+    """
+    size = file.seek(0, os.SEEK_END)
+    hint = f"Copy it again, then run: softshard verify {where}"
+    if last is not None and size < last.offset + last.size:
+        raise DataError(
+            f"{where}: sample {last.key!r}, component {last.suffix!r}: expected {last.size} bytes, "
+            f"found {max(0, size - last.offset)}; the shard is cut short. {hint}"
+        )
+    end = last.offset + padded(last.size) if last else 0
     if size < end + 2 * TAR_BLOCK_BYTES:
         raise DataError(
             f"{where}: expected at least {end + 2 * TAR_BLOCK_BYTES} bytes with the end-of-archive blocks, "
-            f"found {size}; the shard is cut short. Copy it again and run: softshard verify {where}"
+            f"found {size}; the shard is cut short. {hint}"
         )
-    return found
+    file.seek(end)
+    if any(file.read(2 * TAR_BLOCK_BYTES)):
+        raise DataError(
+            f"{where}: expected a member or the end-of-archive blocks at byte {end}, found neither; "
+            f"the shard is damaged. {hint}"
+        )
 
 
 def padded(size: int) -> int:
@@ -148,7 +180,8 @@ def parse_index(text: str, where: str, tar_bytes: int) -> ShardIndex:
     hint = f"the index does not belong to this shard or is damaged. Run: softshard verify {where}"
     head, _, body = text.partition("\n")
     version, _, count = head.partition(" ")
-    if version != "v1.2" or not count.strip().isdigit():
+    count = count.strip()
+    if version != "v1.2" or not re.fullmatch("[0-9]{1,12}", count):
         raise DataError(f"{where}: expected a first line 'v1.2 <samples>', found {head[:40]!r}; {hint}")
     num = int(count)
     tokens = body.split()
@@ -166,8 +199,15 @@ def parse_index(text: str, where: str, tar_bytes: int) -> ShardIndex:
         sizes = np.array(list(map(int, tokens[2::4])), np.int64).reshape(num, -1)
     except (ValueError, OverflowError) as error:
         raise DataError(f"{where}: expected whole numbers, found: {error}; {hint}") from error
-    if sizes.min() < 0 or offsets.min() < TAR_BLOCK_BYTES or (offsets + sizes).max() > tar_bytes:
-        raise DataError(f"{where}: expected members within the shard's {tar_bytes} bytes, found others; {hint}")
+    # Not offset + size: that sum can overflow.
+    if sizes.min() < 0 or offsets.min() < TAR_BLOCK_BYTES or (offsets > tar_bytes - sizes).any():
+        raise DataError(
+            f"{where}: expected members within the shard's {tar_bytes} bytes, found others; {hint}"
+        )
     cut = len(suffixes[0]) + 1
     keys = tuple(name[:-cut] for name in tokens[3::per_sample])
+    for i, suffix in enumerate(suffixes):
+        for key, name in zip(keys, tokens[4 * i + 3 :: per_sample], strict=True):
+            if name != f"{key}.{suffix}":
+                raise DataError(f"{where}: expected member {key}.{suffix}, found {name!r}; {hint}")
     return ShardIndex(suffixes, keys, offsets, sizes)

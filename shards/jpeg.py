@@ -58,10 +58,13 @@ def read_jpeg_header(data: bytes | memoryview, where: str = "image") -> JpegHead
             height = data[at + 5] << 8 | data[at + 6]
             width = data[at + 7] << 8 | data[at + 8]
             if not height or not width:
-                raise ImageError(f"{where}: expected pixels, found a JPEG of {width} x {height}", kind="no-pixels")
+                raise ImageError(
+                    f"{where}: expected pixels, found a JPEG of {width} x {height}", kind="no-pixels"
+                )
             if height * width > MAX_IMAGE_PIXELS:
                 raise ImageError(
-                    f"{where}: expected at most {MAX_IMAGE_PIXELS} pixels, found {width} x {height}", kind="too-large"
+                    f"{where}: expected at most {MAX_IMAGE_PIXELS} pixels, found {width} x {height}",
+                    kind="too-large",
                 )
             return JpegHeader(height, width, data[at + 9], marker == 0xC0)
         if marker in (0xD9, 0xDA):  # end of image, or pixels without a frame

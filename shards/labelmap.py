@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import lz4.block
 import numpy as np
 
-from .errors import DataError
+from .errors import DataError, UsageError
 from .schema import LMAP, MAX_CLASS_ID, MAX_MAP_ELEMENTS
 
 MAGIC = b"SSLM"
@@ -76,6 +76,7 @@ def encode_label_map(
     Raises:
         DataError: shapes that differ, scores that are not finite (or overflow float16), ids out of range or
             twice in a cell.
+        UsageError: an unknown score encoding.
     """
     scores, ids = np.asarray(scores), np.asarray(ids)
     if scores.ndim != 3 or scores.shape != ids.shape or scores.size == 0:
@@ -85,6 +86,8 @@ def encode_label_map(
         )
     if scores.size > MAX_MAP_ELEMENTS or max(scores.shape) > 0xFFFF:
         raise DataError(f"label map: expected at most {MAX_MAP_ELEMENTS} elements, found {scores.size}")
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise DataError(f"label map: expected integer class ids, found {ids.dtype}")
     if not 1 <= num_classes <= MAX_CLASS_ID + 1:
         raise DataError(f"label map: expected 1 to {MAX_CLASS_ID + 1} classes, found {num_classes}")
     if ids.min() < 0 or ids.max() >= num_classes:
@@ -108,17 +111,26 @@ def encode_label_map(
 
     code = SCORE_ENCODINGS.get(score_encoding)
     if code is None:
-        raise DataError(f"label map: expected a score encoding of {list(SCORE_ENCODINGS)}, found {score_encoding!r}")
+        raise UsageError(
+            f"label map: expected a score encoding of {list(SCORE_ENCODINGS)}, found {score_encoding!r}"
+        )
     if code == SCORES_FLOAT16:
         with np.errstate(over="ignore"):
             halves = scores.astype("<f2")
         if not np.isfinite(halves).all():
-            raise DataError(f"label map: expected scores within +-65504, found {float(np.abs(scores).max()):g}")
+            raise DataError(
+                f"label map: expected scores within +-65504, found {float(np.abs(scores).max()):g}"
+            )
         # Low bytes, then high bytes: the high ones (sign and exponent) repeat, and only they compress.
         score_bytes = np.ascontiguousarray(halves.reshape(-1, 1).view(np.uint8).T).tobytes()
     else:
-        low = np.float32(scores.min())
-        step = np.float32((np.float32(scores.max()) - low) / np.float32(255))
+        with np.errstate(over="ignore"):
+            low = np.float32(scores.min())
+            step = np.float32((np.float32(scores.max()) - low) / np.float32(255))
+        if not (np.isfinite(low) and np.isfinite(step)):
+            raise DataError(
+                f"label map: expected scores in float32's range, found {float(np.abs(scores).max()):g}"
+            )
         levels = np.rint((scores.astype(np.float64) - low) / (step or 1)).clip(0, 255).astype(np.uint8)
         score_bytes = np.array([low, step], "<f4").tobytes() + levels.tobytes()
 
@@ -127,7 +139,17 @@ def encode_label_map(
     compression = LZ4
     if len(block) >= len(payload):
         compression, block = STORED, payload
-    fields = (MAGIC, VERSION, code, id_encoding, compression, *ids.shape, palette.size, num_classes, len(payload))
+    fields = (
+        MAGIC,
+        VERSION,
+        code,
+        id_encoding,
+        compression,
+        *ids.shape,
+        palette.size,
+        num_classes,
+        len(payload),
+    )
     head = HEADER.pack(*fields, 0)[:-4]
     return head + struct.pack("<I", zlib.crc32(block, zlib.crc32(head))) + block
 
@@ -144,8 +166,12 @@ def read_map_header(data: bytes | memoryview, where: str = "label map") -> MapHe
     """
     size = len(data)
     if size < HEADER.size or size > LMAP.max_bytes:
-        raise DataError(f"{where}: expected {HEADER.size} to {LMAP.max_bytes} bytes, found {size}; it is cut short")
-    magic, version, scores, ids, compression, k, p, q, palette, classes, payload, crc = HEADER.unpack_from(data)
+        raise DataError(
+            f"{where}: expected {HEADER.size} to {LMAP.max_bytes} bytes, found {size}; it is cut short"
+        )
+    magic, version, scores, ids, compression, k, p, q, palette, classes, payload, crc = HEADER.unpack_from(
+        data
+    )
     if magic != MAGIC:
         raise DataError(f"{where}: expected a label map that starts with {MAGIC!r}, found {bytes(magic)!r}")
     if version > VERSION:
@@ -207,7 +233,9 @@ def decode_label_maps(
     groups: dict[tuple[int, int], list[int]] = {}
     for i, header in enumerate(headers):
         if header.shape != shape:
-            raise DataError(f"{names[i]}: expected [K, P, Q] {list(shape)} as before, found {list(header.shape)}")
+            raise DataError(
+                f"{names[i]}: expected [K, P, Q] {list(shape)} as before, found {list(header.shape)}"
+            )
         groups.setdefault((header.scores, header.palette), []).append(i)
     # Maps with the same layout are decoded as one array: a few calls a batch, not a few calls a map.
     for (score_encoding, palette), members in groups.items():
@@ -219,7 +247,9 @@ def decode_label_maps(
             codes = raw[:, at : at + elements]
             at += elements
             if codes.max() >= palette:
-                raise DataError(f"{names[members[0]]}: expected palette codes below {palette}, found {codes.max()}")
+                raise DataError(
+                    f"{names[members[0]]}: expected palette codes below {palette}, found {codes.max()}"
+                )
             ids[members] = np.take_along_axis(tables, codes.astype(np.intp), axis=1)
         else:
             ids[members] = np.ascontiguousarray(raw[:, at : at + 2 * elements]).view("<u2")

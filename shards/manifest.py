@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 
+from .classes import class_list_sha256
 from .errors import DataError
+from .files import join_url, read_limited, write_atomically
 from .schema import (
     CLASSES_NAME,
     COMPONENT_BY_SUFFIX,
@@ -25,7 +26,7 @@ from .schema import (
     TREE_NAME,
 )
 from .tree import LabelTree
-from .writer import ShardRecord, write_atomically
+from .writer import ShardRecord
 
 
 def canonical_json(value: object) -> bytes:
@@ -35,25 +36,6 @@ def canonical_json(value: object) -> bytes:
 
 def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def join_url(folder: str | Path, name: str) -> str:
-    """A file's path or URL inside a data set."""
-    return f"{str(folder).rstrip('/')}/{name}"
-
-
-def read_limited(url: str, limit: int) -> bytes:
-    """Read a whole small file from any fsspec URL.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        DataError: it is larger than `limit` bytes.
-    """
-    with fsspec.open(url, "rb") as file:
-        data = file.read(limit + 1)  # type: ignore[union-attr]
-    if len(data) > limit:
-        raise DataError(f"{url}: expected at most {limit} bytes, found more")
-    return data
 
 
 @dataclass(frozen=True)
@@ -179,7 +161,7 @@ class Manifest:
         url = join_url(dataset, MANIFEST_NAME)
         try:
             data = read_limited(url, MAX_MANIFEST_BYTES)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             inside = [str(entry.parent) for entry in sorted(Path(dataset).glob(f"*/{MANIFEST_NAME}"))]
             hint = (
                 f"give one of the data sets in it: {', '.join(inside)}"
@@ -222,7 +204,9 @@ class Manifest:
             classes_sha256=content["classes"]["sha256"],
             tree_sha256=tree["sha256"] if tree else None,
             num_levels=tree["num_levels"] if tree else 0,
-            label_maps=LabelMapInfo(**{key: maps[key] for key in LabelMapInfo.__dataclass_fields__}) if maps else None,
+            label_maps=LabelMapInfo(**{key: maps[key] for key in LabelMapInfo.__dataclass_fields__})
+            if maps
+            else None,
             recipe=content["recipe"],
             pixel_stack=content["pixel_stack"],
             sidecar_sha256=content["sidecar"]["sha256"],
@@ -266,7 +250,7 @@ def _problems(content: dict[str, Any]) -> list[str]:
     if isinstance(classes, dict):
         names = classes.get("names")
         if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
-            computed = sha256_hex("".join(f"{name}\n" for name in names).encode())
+            computed = class_list_sha256(names)
             expect(
                 classes.get("sha256") == computed,
                 f"expected class list fingerprint {computed}, found {classes.get('sha256')}; "
@@ -279,13 +263,20 @@ def _problems(content: dict[str, Any]) -> list[str]:
         expect(_is_sha256(sidecar.get("sha256")), "expected the sidecar's SHA-256")
     tree = content.get("tree")
     if tree is not None:
-        fine = isinstance(tree, dict) and _is_sha256(tree.get("sha256")) and type(tree.get("num_levels")) is int
+        fine = (
+            isinstance(tree, dict)
+            and _is_sha256(tree.get("sha256"))
+            and type(tree.get("num_levels")) is int
+            and tree["num_levels"] > 0
+        )
         expect(fine, "expected the tree's SHA-256 and number of levels")
     maps = content.get("label_maps")
     if maps is not None:
         numbers = ("top", "rows", "columns", "num_classes")
         fine = isinstance(maps, dict) and all(type(maps.get(key)) is int and maps[key] > 0 for key in numbers)
-        expect(fine and isinstance(maps.get("teacher"), dict), "expected the label maps' geometry and teacher")
+        expect(
+            fine and isinstance(maps.get("teacher"), dict), "expected the label maps' geometry and teacher"
+        )
     shards = content.get("shards")
     if not isinstance(shards, list):
         return [*found, "expected a list of shards"]
@@ -303,14 +294,22 @@ def _problems(content: dict[str, Any]) -> list[str]:
             and _is_sha256(shard.get("index_sha256"))
         ):
             name = shard["name"]
-            expect("/" not in name and "\\" not in name and name.endswith(".tar"), f"shard {name!r}: not a tar's name")
+            expect(
+                "/" not in name and "\\" not in name and name.endswith(".tar"),
+                f"shard {name!r}: not a tar's name",
+            )
             expect(name not in names_seen, f"shard {name!r}: listed twice")
             names_seen.add(name)
             total += shard["samples"]
         else:
-            found.append(f"shard {i}: expected name, samples, bytes and SHA-256 of tar and index, found {shard!r:.80}")
+            found.append(
+                f"shard {i}: expected name, samples, bytes and SHA-256 of tar and index, found {shard!r:.80}"
+            )
     expect(bool(shards), "expected at least one shard")
-    expect(content.get("num_samples") == total, f"expected {total} samples in all, found {content.get('num_samples')}")
+    expect(
+        content.get("num_samples") == total,
+        f"expected {total} samples in all, found {content.get('num_samples')}",
+    )
     return found
 
 
@@ -330,17 +329,23 @@ def load_sidecar(dataset: str | Path, manifest: Manifest) -> np.ndarray:
     """
     url = join_url(dataset, CLASSES_NAME)
     try:
+        # Not np.load, which would open an archive too.
         if "://" in str(dataset):
             data = read_limited(url, 4 * manifest.num_samples + 4096)
-            classes = np.load(io.BytesIO(data), allow_pickle=False)
+            classes = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
         else:
-            classes = np.load(url, mmap_mode="r", allow_pickle=False)
+            classes = np.lib.format.open_memmap(url, mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{url}: expected every sample's class as int32, found: {error}") from error
     if classes.dtype != np.int32 or classes.shape != (manifest.num_samples,):
         raise DataError(
             f"{url}: expected int32 [{manifest.num_samples}], found {classes.dtype} {list(classes.shape)}; "
             f"it belongs to another data set. Run: softshard verify {dataset}"
+        )
+    if classes.min() < 0 or classes.max() >= manifest.num_classes:
+        raise DataError(
+            f"{url}: expected classes from 0 to {manifest.num_classes - 1}, found {classes.min()} to {classes.max()}; "
+            f"it is damaged. Run: softshard verify {dataset}"
         )
     return classes
 

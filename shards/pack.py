@@ -9,10 +9,10 @@ killed continues: finished shards have a receipt, which a second run of the same
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,25 +22,35 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import msgpack
 import numpy as np
 
 from .classes import class_list_sha256
-from .errors import DataError, ImageError, UsageError
-from .images import ImageRecipe, pixel_stack, store_image
+from .errors import DataError, UsageError
+from .files import TEMPORARY_SUFFIX, write_atomically
+from .images import ImageRecipe, pixel_stack
 from .labelmap import read_map_header
-from .manifest import LabelMapInfo, Manifest, canonical_json, save_sidecar
+from .manifest import LabelMapInfo, Manifest, save_sidecar
 from .philox import PURPOSE_PLAN, permutation
 from .plan import Plan, SplitPlan, make_plan, some
 from .progress import progress_bar
-from .schema import CLS, HIER, JPG, LEDGER_NAME, LMAP, META, MIB, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
+from .schema import LEDGER_NAME, MIB, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
+from .shard_task import (
+    BadInput,
+    Job,
+    ShardTask,
+    make_sample,
+    make_shard,
+    map_path,
+    read_map_file,
+    read_receipt,
+)
+from .shard_task import encode_levels as encode_levels
 from .sources import Listing, list_image_folder
 from .tree import LabelTree
-from .writer import TEMPORARY_SUFFIX, ShardRecord, ShardWriter, write_atomically
+from .writer import ShardRecord
 
 ALWAYS_ALLOWED_BAD = 10
 _SIZE_SAMPLE = 256  # images encoded to estimate how many go into a shard
-_MAX_FILE_BYTES = 512 * MIB
 
 
 @dataclass(frozen=True)
@@ -93,15 +103,6 @@ class PackOptions:
 
 
 @dataclass(frozen=True)
-class BadInput:
-    """A line of the ledger: an input that is not in the shards, and why."""
-
-    path: str
-    kind: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class PackSummary:
     """What a run did. `read == packed + bad` always holds.
 
@@ -122,36 +123,6 @@ class PackSummary:
     without_images: tuple[str, ...]
     ignored: tuple[str, ...]
     manifests: dict[str, Manifest]
-
-
-@dataclass(frozen=True)
-class _ShardTask:
-    """Everything a worker needs to make one shard."""
-
-    folder: Path
-    name: str
-    paths: Sequence[str]
-    classes: Sequence[int]
-    keys: Sequence[str]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What all the shard tasks of a run have in common; sent to each worker once."""
-
-    root: Path
-    plan_sha256: str
-    image: ImageRecipe
-    label_maps: Path | None
-    map_shape: tuple[int, int, int] | None
-    num_classes: int
-    vectors: np.ndarray | None  # int16 [C, L]
-
-    @property
-    def suffixes(self) -> tuple[str, ...]:
-        hier = (HIER.suffix,) if self.vectors is not None else ()
-        lmap = (LMAP.suffix,) if self.label_maps is not None else ()
-        return (JPG.suffix, CLS.suffix, *hier, *lmap, META.suffix)
 
 
 def pack(
@@ -178,11 +149,24 @@ def pack(
 
     Raises:
         DataError: too many bad inputs, or nothing to pack.
-        UsageError: `destination` holds another run, or another process is writing there.
+        UsageError: `destination` holds another run, lies inside the source or is no local folder, or another
+            process is writing there.
     """
     options = options or PackOptions()
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers: expected 1 or more, found {workers}")
+    source, destination = _local_folder(source), _local_folder(destination)
+    if destination.resolve().is_relative_to(source.resolve()):
+        raise UsageError(
+            f"{destination}: expected a folder outside {source}, which would take the shards for a class"
+        )
+    if destination.exists() and not destination.is_dir():
+        raise UsageError(f"{destination}: expected a new folder, found a file")
     if tree is not None:
-        if class_names is not None and tuple(class_names) != tree.classes[: len(class_names)]:
+        if class_names is not None and tuple(class_names) not in (
+            tree.classes,
+            tree.classes[: tree.num_listed],
+        ):
             raise DataError(
                 f"class list {class_list_sha256(class_names)[:12]}: expected the classes of the label tree "
                 f"{tree.fingerprint[:12]}, found others; build the tree from this list. Run: softshard tree build"
@@ -198,10 +182,9 @@ def pack(
         seed=options.seed,
         options={**options.to_json(), "tree": tree.fingerprint if tree else None},
     )
-    destination = Path(destination)
     destination.mkdir(parents=True, exist_ok=True)
     with _only_run(destination):
-        job = _Job(
+        job = Job(
             root=listing.root,
             plan_sha256=plan.sha256,
             image=options.image,
@@ -217,6 +200,14 @@ def pack(
         return _finish(destination, plan, options, job, tasks, tree, listing)
 
 
+def _local_folder(path: str | Path) -> Path:
+    if "://" in str(path):
+        raise UsageError(
+            f"{path}: expected a local folder, found a URL; pack to a local folder and copy that"
+        )
+    return Path(path)
+
+
 @contextmanager
 def _only_run(destination: Path) -> Iterator[None]:
     """Hold the destination's lock; the operating system drops it when the process dies."""
@@ -224,7 +215,9 @@ def _only_run(destination: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UsageError(f"{destination}: another softshard is writing there. Wait for it, or stop it") from error
+            raise UsageError(
+                f"{destination}: another softshard is writing there. Wait for it, or stop it"
+            ) from error
         yield
 
 
@@ -233,19 +226,21 @@ def _first_map_shape(plan: Plan, folder: Path | None) -> tuple[int, int, int] | 
         return None
     if not folder.is_dir():
         raise UsageError(f"{folder}: expected a folder of <class>/<stem>.lmap files, found none")
+    damaged = ""
     for split in plan.splits:
         for path in split.paths:
-            file = _map_path(folder, path)
+            file = map_path(folder, path)
             if file.is_file():
-                return read_map_header(file.read_bytes(), str(file)).shape
-    raise DataError(f"{folder}: expected <class>/<stem>.lmap for the source's images, found none of them")
+                try:
+                    return read_map_header(read_map_file(file), str(file)).shape
+                except DataError as error:
+                    damaged = damaged or f"; {error}"  # the ledger names them all when their shards are made
+    raise DataError(
+        f"{folder}: expected <class>/<stem>.lmap for the source's images, found none that can be read{damaged}"
+    )
 
 
-def _map_path(folder: Path, image_path: str) -> Path:
-    return folder / (image_path.rpartition(".")[0] + ".lmap")
-
-
-def _settle_plan(destination: Path, plan: Plan, options: PackOptions, job: _Job) -> int:
+def _settle_plan(destination: Path, plan: Plan, options: PackOptions, job: Job) -> int:
     """Write `plan.json`, or compare it with the one of an earlier run; returns the samples of a shard."""
     path = destination / PLAN_NAME
     stack = pixel_stack()
@@ -253,9 +248,11 @@ def _settle_plan(destination: Path, plan: Plan, options: PackOptions, job: _Job)
         try:
             earlier = json.loads(path.read_bytes())
             plan_sha256, earlier_stack = earlier["sha256"], earlier["pixel_stack"]
-            samples_per_shard = int(earlier["samples_per_shard"])
+            samples_per_shard, map_shape = int(earlier["samples_per_shard"]), earlier["map_shape"]
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: expected the plan of an earlier run, found: {error!r}") from error
+            raise DataError(
+                f"{path}: expected the plan of an earlier run, found: {error!r}; it is damaged. Pack into a new folder"
+            ) from error
         if plan_sha256 != plan.sha256:
             raise UsageError(
                 f"{destination}: expected the plan {plan.sha256[:12]} of this source and these options, found "
@@ -266,13 +263,20 @@ def _settle_plan(destination: Path, plan: Plan, options: PackOptions, job: _Job)
                 f"{destination}: expected the pixel stack {earlier_stack} of the earlier run, found {stack}; the bytes "
                 "would differ. Install those versions, or pack into a new folder"
             )
+        if map_shape != (list(job.map_shape) if job.map_shape else None):
+            raise UsageError(
+                f"{destination}: expected label maps of [K, P, Q] {map_shape} as in the earlier run, found "
+                f"{list(job.map_shape or ())}. Give the same maps, or pack into a new folder"
+            )
         return samples_per_shard
-    if unexpected := [entry.name for entry in destination.iterdir() if entry.name != ".lock"]:
+    ours = {".lock", PLAN_NAME + TEMPORARY_SUFFIX}  # of a run that was killed before it had a plan
+    if unexpected := [entry.name for entry in destination.iterdir() if entry.name not in ours]:
         raise UsageError(f"{destination}: expected an empty or new folder, found {some(sorted(unexpected))}")
     samples_per_shard = options.shard_samples or _estimate_samples(plan, options, job)
     content = {
         "sha256": plan.sha256,
         "samples_per_shard": samples_per_shard,
+        "map_shape": job.map_shape,
         "pixel_stack": stack,
         "options": options.to_json(),
         "samples": {split.name: len(split) for split in plan.splits},
@@ -282,21 +286,21 @@ def _settle_plan(destination: Path, plan: Plan, options: PackOptions, job: _Job)
     return samples_per_shard
 
 
-def _estimate_samples(plan: Plan, options: PackOptions, job: _Job) -> int:
+def _estimate_samples(plan: Plan, options: PackOptions, job: Job) -> int:
     """Samples that fill a shard, from the mean size of up to 256 of them chosen by the seed."""
     split = plan.splits[0]
     order = permutation(options.seed, PURPOSE_PLAN, len(plan.splits), 0, len(split))
     sizes = []
     for i in order[:_SIZE_SAMPLE]:
         try:
-            parts = _make_sample(job, split.paths[i], int(split.classes[i]))
+            parts = make_sample(job, split.paths[i], int(split.classes[i]))
         except (DataError, OSError):
             continue  # counted, and put into the ledger, when its shard is made
         sizes.append(sum(512 + -(-len(data) // 512) * 512 for data in parts.values()))
     return max(1, round(options.shard_bytes / np.mean(sizes))) if sizes else _SIZE_SAMPLE
 
 
-def _shard_tasks(destination: Path, plan: Plan, samples_per_shard: int) -> list[_ShardTask]:
+def _shard_tasks(destination: Path, plan: Plan, samples_per_shard: int) -> list[ShardTask]:
     tasks = []
     for split in plan.splits:
         folder = destination / split.name
@@ -306,8 +310,8 @@ def _shard_tasks(destination: Path, plan: Plan, samples_per_shard: int) -> list[
     return tasks
 
 
-def _task(folder: Path, split: SplitPlan, number: int, start: int, stop: int) -> _ShardTask:
-    return _ShardTask(
+def _task(folder: Path, split: SplitPlan, number: int, start: int, stop: int) -> ShardTask:
+    return ShardTask(
         folder,
         f"{split.name}-{number:06d}.tar",
         split.paths[start:stop],
@@ -316,7 +320,7 @@ def _task(folder: Path, split: SplitPlan, number: int, start: int, stop: int) ->
     )
 
 
-def _run_tasks(tasks: list[_ShardTask], job: _Job, workers: int, num_samples: int, limit: int) -> None:
+def _run_tasks(tasks: list[ShardTask], job: Job, workers: int, num_samples: int, limit: int) -> None:
     """Make the shards that have no receipt yet; raises when more than `limit` inputs are bad."""
     bad: list[BadInput] = []
 
@@ -329,7 +333,7 @@ def _run_tasks(tasks: list[_ShardTask], job: _Job, workers: int, num_samples: in
     with progress_bar(num_samples, "pack", "img") as bar:
         missing = []
         for task in tasks:
-            receipt = _read_receipt(task, job.plan_sha256)
+            receipt = read_receipt(task, job.plan_sha256)
             if receipt is None:
                 missing.append(task)
             else:
@@ -338,7 +342,7 @@ def _run_tasks(tasks: list[_ShardTask], job: _Job, workers: int, num_samples: in
         if workers <= 1:
             cv2.setNumThreads(0)
             for task in missing:
-                count(_make_shard(job, task))
+                count(make_shard(job, task))
             return
         # Spawned, not forked: a fork of a process with threads (OpenCV's, a notebook's) can deadlock.
         context = multiprocessing.get_context("spawn")
@@ -369,7 +373,8 @@ def _too_many(bad: list[BadInput], limit: int, destination: Path) -> str:
     shown = "; ".join(f"{item.reason} [{item.kind}]" for item in bad[:5])
     return (
         f"{destination}: expected at most {limit} bad inputs, found {len(bad)}: {shown}; all are in "
-        f"{destination / LEDGER_NAME}. Mend or remove them, or allow more with --max-bad"
+        f"{destination / LEDGER_NAME}. Mend or remove them and pack into a new folder, or run again with a larger "
+        "--max-bad to go on without them"
     )
 
 
@@ -378,124 +383,35 @@ def write_ledger(path: Path, bad: Sequence[BadInput]) -> None:
     write_atomically(path, "".join(json.dumps(asdict(item)) + "\n" for item in bad).encode("ascii"))
 
 
-_worker_job: _Job | None = None
+_worker_job: Job | None = None
 
 
-def _start_worker(job: _Job) -> None:
+def _start_worker(job: Job) -> None:
     global _worker_job
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(0)  # one process a core; OpenCV's own threads would only get in each other's way
     _worker_job = job
 
 
-def _make_shard_in_worker(task: _ShardTask) -> dict[str, Any]:
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for tasks for ever, and write beside the run that continues."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _make_shard_in_worker(task: ShardTask) -> dict[str, Any]:
     assert _worker_job is not None
-    return _make_shard(_worker_job, task)
-
-
-def _make_shard(job: _Job, task: _ShardTask) -> dict[str, Any]:
-    """Make one shard and its receipt."""
-    bad: list[BadInput] = []
-    classes: list[int] = []
-    writer = ShardWriter(task.folder / task.name, job.suffixes)
-    try:
-        for path, index, key in zip(task.paths, task.classes, task.keys, strict=True):
-            try:
-                parts = _make_sample(job, path, index)
-            except (ImageError, OSError) as error:
-                kind = error.kind if isinstance(error, ImageError) else "unreadable"
-                bad.append(BadInput(path, kind, str(error)))
-                continue
-            writer.write(key, parts)
-            classes.append(index)
-        record = None
-        if classes:
-            record = writer.close()
-        else:
-            writer.abort()
-    except BaseException:
-        writer.abort()
-        raise
-    receipt = {
-        "plan": job.plan_sha256,
-        "read": len(task.paths),
-        "record": record.to_json() if record else None,
-        "classes": classes,
-        "bad": [asdict(item) for item in bad],
-    }
-    write_atomically(_receipt_path(task), canonical_json(receipt))
-    return receipt
-
-
-def _receipt_path(task: _ShardTask) -> Path:
-    return task.folder / RECEIPTS_DIR / f"{task.name}.json"
-
-
-def _read_receipt(task: _ShardTask, plan_sha256: str) -> dict[str, Any] | None:
-    """A finished shard's receipt, or None where the shard is still to be made."""
-    try:
-        receipt = json.loads(_receipt_path(task).read_bytes())
-    except (OSError, ValueError):
-        return None
-    if receipt.get("plan") != plan_sha256:
-        return None
-    record = receipt["record"]
-    shard = task.folder / task.name
-    if record and not (shard.is_file() and shard.stat().st_size == record["bytes"]):
-        return None
-    return receipt
-
-
-def _make_sample(job: _Job, path: str, index: int) -> dict[str, bytes]:
-    """Read one image and attach its labels: component suffix to bytes."""
-    file = job.root / path
-    size = file.stat().st_size
-    if size > _MAX_FILE_BYTES:
-        raise ImageError(f"{path}: expected at most {_MAX_FILE_BYTES} bytes, found {size}", kind="too-large")
-    stored = store_image(file.read_bytes(), job.image, path)
-    parts = {
-        JPG.suffix: stored.jpeg,
-        CLS.suffix: str(index).encode("ascii"),
-        META.suffix: msgpack.packb({"path": path, "size": list(stored.original_hw)}),
-    }
-    if job.vectors is not None:
-        parts[HIER.suffix] = encode_levels(job.vectors[index])
-    if job.label_maps is not None:
-        parts[LMAP.suffix] = _read_map(job, path)
-    return parts
-
-
-def encode_levels(vector: np.ndarray) -> bytes:
-    """A hierarchical label vector (int16 [L]) as the `hier.npy` component."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.asarray(vector, "<i2"), version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _read_map(job: _Job, path: str) -> bytes:
-    assert job.label_maps is not None
-    file = _map_path(job.label_maps, path)
-    if not file.is_file():
-        raise ImageError(f"{path}: expected a label map {file.name}, found none", kind="no-label-map")
-    data = file.read_bytes()
-    try:
-        header = read_map_header(data, str(file))
-    except DataError as error:
-        raise ImageError(str(error), kind="bad-label-map") from error
-    if header.shape != job.map_shape or header.num_classes != job.num_classes:
-        raise ImageError(
-            f"{file}: expected [K, P, Q] {list(job.map_shape or ())} over {job.num_classes} classes, found "
-            f"{list(header.shape)} over {header.num_classes}",
-            kind="bad-label-map",
-        )
-    return data
+    return make_shard(_worker_job, task)
 
 
 def _finish(
     destination: Path,
     plan: Plan,
     options: PackOptions,
-    job: _Job,
-    tasks: list[_ShardTask],
+    job: Job,
+    tasks: list[ShardTask],
     tree: LabelTree | None,
     listing: Listing,
 ) -> PackSummary:
@@ -509,16 +425,20 @@ def _finish(
         for task in tasks:
             if task.folder != folder:
                 continue
-            receipt = _read_receipt(task, plan.sha256)
+            receipt = read_receipt(task, plan.sha256)
             if receipt is None:
-                raise DataError(f"{folder / task.name}: expected the shard just made, found none or another; run again")
+                raise DataError(
+                    f"{folder / task.name}: expected the shard just made, found none or another; run again"
+                )
             read += receipt["read"]
             bad.extend(BadInput(**item) for item in receipt["bad"])
             classes.extend(receipt["classes"])
             if receipt["record"]:
                 records.append(ShardRecord(**receipt["record"]))
         if not records:
-            raise DataError(f"{folder}: expected samples, found none that could be read; see the reasons: {some([b.reason for b in bad])}")
+            raise DataError(
+                f"{folder}: expected samples, found none that could be read; see the reasons: {some([b.reason for b in bad])}"
+            )
         if tree is not None:
             tree.save(folder / TREE_NAME)
         map_info = None
@@ -540,9 +460,9 @@ def _finish(
         )
     write_ledger(destination / LEDGER_NAME, bad)
     for name, manifest in manifests.items():
-        manifest.save(destination / name)
-        for leftover in (destination / name).glob(f"*{TEMPORARY_SUFFIX}"):
+        for leftover in (destination / name).rglob(f"*{TEMPORARY_SUFFIX}"):  # of a run that was killed
             leftover.unlink()
+        manifest.save(destination / name)
     return PackSummary(
         read=read,
         packed=sum(manifest.num_samples for manifest in manifests.values()),

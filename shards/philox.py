@@ -46,7 +46,9 @@ def philox4x32(counter: np.ndarray, key: int) -> np.ndarray:
     return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
 
 
-def _counters(purpose: int, epoch: int, items: np.ndarray, occurrences: np.ndarray | int, blocks: int) -> np.ndarray:
+def _counters(
+    purpose: int, epoch: int, items: np.ndarray, occurrences: np.ndarray | int, blocks: int
+) -> np.ndarray:
     """Counter words: item (low 32 bits), epoch, item (high 16) and occurrence, purpose and block."""
     items = np.asarray(items, dtype=np.uint64)
     counter = np.empty((*items.shape, blocks, 4), np.uint64)

@@ -7,6 +7,7 @@ time, makes the same shard; `plan.json` holds its fingerprint and the one number
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -103,23 +104,26 @@ def make_plan(
     if val_split not in VAL_SPLITS:
         raise UsageError(f"val_split: expected one of {', '.join(VAL_SPLITS)}, found {val_split!r}")
     if min_images < 0 or val_per_class < 0:
-        raise UsageError(f"expected min_images and val_per_class from 0, found {min_images} and {val_per_class}")
+        raise UsageError(
+            f"expected min_images and val_per_class from 0, found {min_images} and {val_per_class}"
+        )
+    if listing.validation and val_per_class:
+        raise UsageError(
+            f"{listing.root}: expected no --val-per-class, because the source has a val folder, found {val_per_class}"
+        )
     listed = None if class_names is None else set(class_names)
     kept: list[ClassFolder] = []
     dropped: list[tuple[str, int]] = []
-    unlisted: list[str] = []
     for folder in listing.folders:
-        if listed is not None and folder.name not in listed:
-            unlisted.append(folder.name)
-            dropped.append((folder.name, len(folder.files)))
-        elif len(folder.files) < max(min_images, 1):
-            dropped.append((folder.name, len(folder.files)))
+        few = len(folder.files) < max(min_images, 1)
+        if few or (listed is not None and folder.name not in listed):
+            dropped.append((folder.path, len(folder.files)))
         else:
             kept.append(folder)
     if not kept:
-        what = "that is in the class list" if unlisted else f"with at least {min_images} images"
         raise DataError(
-            f"{listing.root}: expected a class folder {what}, found none among {len(dropped)}: "
+            f"{listing.root}: expected a class folder with at least {max(min_images, 1)} images"
+            f"{'' if listed is None else ' that is in the class list'}, found none among {len(dropped)}: "
             f"{some([name for name, _ in dropped])}"
         )
     too_few = [folder.name for folder in kept if len(folder.files) <= val_per_class]
@@ -132,14 +136,18 @@ def make_plan(
     names = tuple(class_names) if class_names is not None else tuple(folder.name for folder in kept)
     index = {name: i for i, name in enumerate(names)}
     kept_names = {folder.name for folder in kept}
+    validation = [folder for folder in listing.validation if folder.name in kept_names]
+    dropped += [
+        (folder.path, len(folder.files)) for folder in listing.validation if folder.name not in kept_names
+    ]
     ambiguous = _ambiguous_names([folder.name for folder in kept])
     parts: dict[str, tuple[list[str], list[int], list[str]]] = {"train": ([], [], []), "val": ([], [], [])}
-    for folder in kept:
-        validation = _validation_files(folder, val_per_class, val_split)
+    for split, folder in [("train", folder) for folder in kept] + [("val", folder) for folder in validation]:
+        held_out = _validation_files(folder, val_per_class, val_split)
         keys = _sample_keys(folder, folder.name in ambiguous)
         for file, key in zip(folder.files, keys, strict=True):
-            paths, classes, split_keys = parts["val" if file in validation else "train"]
-            paths.append(f"{folder.name}/{file}")
+            paths, classes, split_keys = parts["val" if file in held_out else split]
+            paths.append(f"{folder.path}/{file}")
             classes.append(index[folder.name])
             split_keys.append(key)
     splits = []
@@ -158,7 +166,7 @@ def make_plan(
     for split in splits:
         digest.update(canonical_json([split.name, len(split)]))
         for path, key in zip(split.paths, split.keys, strict=True):
-            digest.update(f"{path}\0{key}\n".encode())
+            digest.update(os.fsencode(f"{path}\0{key}\n"))
     without = tuple(name for name in names if name not in kept_names)
     return Plan(names, tuple(splits), tuple(dropped), without, digest.hexdigest())
 
@@ -172,8 +180,12 @@ def some(names: Sequence[str], num: int = 5) -> str:
 def _validation_files(folder: ClassFolder, num: int, how: str) -> set[str]:
     if how == "lexical":
         return set(folder.files[:num])
-    ranked = sorted(folder.files, key=lambda file: sha256_hex(f"{folder.name}/{file}".encode()))
+    ranked = sorted(folder.files, key=lambda file: _path_sha256(folder, file))
     return set(ranked[:num])
+
+
+def _path_sha256(folder: ClassFolder, file: str) -> str:
+    return sha256_hex(os.fsencode(f"{folder.name}/{file}"))  # file names need not be UTF-8
 
 
 def _ambiguous_names(names: Sequence[str]) -> set[str]:
@@ -202,6 +214,6 @@ def _sample_keys(folder: ClassFolder, ambiguous: bool) -> list[str]:
     keys = []
     for file, name, spelling in zip(folder.files, raw, clean, strict=True):
         if ambiguous or name != spelling or counts[spelling.lower()] > 1:
-            spelling += "-" + sha256_hex(f"{folder.name}/{file}".encode())[:8]
+            spelling += "-" + _path_sha256(folder, file)[:8]
         keys.append(spelling)
     return keys

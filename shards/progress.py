@@ -15,4 +15,6 @@ def progress_bar(total: int | None, label: str, unit: str) -> tqdm:
         label: what is being done.
         unit: what is counted, such as `img`.
     """
-    return tqdm(total=total, desc=label, unit=unit, file=sys.stderr, disable=not sys.stderr.isatty(), unit_scale=True)
+    return tqdm(
+        total=total, desc=label, unit=unit, file=sys.stderr, disable=not sys.stderr.isatty(), unit_scale=True
+    )

@@ -44,15 +44,21 @@ class Component:
 
 JPG = Component("jpg", "baseline JPEG, RGB, orientation applied, no EXIF", True, 64 * MIB)
 CLS = Component("cls", "class index, ASCII decimal", True, 16)
-HIER = Component("hier.npy", "`.npy` 1.0, int16 [L]: hierarchical label vector, -1 above the own level", False, 4096)
+HIER = Component(
+    "hier.npy", "`.npy` 1.0, int16 [L]: hierarchical label vector, -1 above the own level", False, 4096
+)
 LMAP = Component("lmap", "compressed top-k label map [K, P, Q], see below", False, 4 * MIB)
-META = Component("msgpack", "MessagePack map: `path` (str), `size` ([height, width] of the original)", True, MIB)
+META = Component(
+    "msgpack", "MessagePack map: `path` (str), `size` ([height, width] of the original)", True, MIB
+)
 
 # In the order in which a sample's members stand in the tar.
 COMPONENTS = (JPG, CLS, HIER, LMAP, META)
 COMPONENT_BY_SUFFIX = {component.suffix: component for component in COMPONENTS}
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,89}")
+# A key, a dot and a suffix fill the 100 bytes of a ustar name at most.
+SUFFIX_PATTERN = re.compile(r"(?=.{1,10}\Z)[a-z0-9_]+(\.[a-z0-9_]+)*")
 KEY_STEM_LENGTH = 80  # longest `class_stem`; 9 more for `-` and 8 hex digits of the path's hash
 
 MAX_LEVEL_CLASSES = 32_767  # a hierarchical label is an int16
@@ -62,6 +68,7 @@ MAX_JPEG_SIDE = 65_500  # libjpeg's
 MAX_MAP_ELEMENTS = 4 * MIB  # K * P * Q
 MAX_TAR_MEMBERS = 16 * MIB
 MAX_MANIFEST_BYTES = 512 * MIB
+MAX_TREE_BYTES = 64 * MIB
 
 
 def component_rank(suffix: str) -> int:

@@ -1,4 +1,7 @@
-"""Where images come from: a folder of class folders, listed without opening a file."""
+"""Where images come from: a folder of class folders, listed without opening a file.
+
+A folder that holds `train` and `val` and nothing else, as ImageNet-1K is kept, is a source that is split already.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from pathlib import Path
 
 from .errors import DataError, UsageError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
+)
 
 
 @dataclass(frozen=True)
@@ -17,10 +22,12 @@ class ClassFolder:
 
     Attributes:
         name: the folder's name.
+        path: the folder below the source's root, with `/`.
         files: paths of the images below the class folder, with `/`, in lexical order.
     """
 
     name: str
+    path: str
     files: tuple[str, ...]
 
 
@@ -31,20 +38,24 @@ class Listing:
     Attributes:
         root: the folder of class folders.
         folders: one a class, in lexical order (code points, whatever the locale).
+        validation: the class folders of `val`, where the source is split already; else empty.
         ignored: paths below the root that are not images by their suffix, in lexical order.
     """
 
     root: Path
     folders: tuple[ClassFolder, ...]
+    validation: tuple[ClassFolder, ...]
     ignored: tuple[str, ...]
 
     @property
     def num_files(self) -> int:
-        return sum(len(folder.files) for folder in self.folders)
+        return sum(len(folder.files) for folder in (*self.folders, *self.validation))
 
 
 def list_image_folder(root: str | Path) -> Listing:
-    """List `root/<class>/.../<image>`; hidden files and folders are left out.
+    """List `root/<class>/.../<image>`, or `root/train/<class>/...` and `root/val/<class>/...`.
+
+    Hidden files and folders are left out.
 
     Raises:
         UsageError: the folder is not there.
@@ -52,35 +63,48 @@ def list_image_folder(root: str | Path) -> Listing:
     """
     root = Path(root)
     if not root.is_dir():
-        raise UsageError(f"{root}: expected a folder of class folders, found {'a file' if root.exists() else 'nothing'}")
-    folders: list[ClassFolder] = []
+        found = "a file" if root.exists() else "nothing"
+        raise UsageError(f"{root}: expected a folder of class folders, found {found}")
     ignored: list[str] = []
-    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+    if {entry.name for entry in os.scandir(root) if not entry.name.startswith(".")} == {"train", "val"}:
+        folders = _class_folders(root, "train/", ignored)
+        validation = _class_folders(root, "val/", ignored)
+    else:
+        folders, validation = _class_folders(root, "", ignored), ()
+    return Listing(root, folders, validation, tuple(sorted(ignored)))
+
+
+def _class_folders(root: Path, below: str, ignored: list[str]) -> tuple[ClassFolder, ...]:
+    where = root / below
+    folders: list[ClassFolder] = []
+    num_ignored = len(ignored)
+    for entry in sorted(os.scandir(where), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
         if not entry.is_dir():
-            ignored.append(entry.name)
+            ignored.append(below + entry.name)
             continue
+        path = below + entry.name
         files: list[str] = []
-        _walk(Path(entry.path), "", files, ignored, entry.name)
-        folders.append(ClassFolder(entry.name, tuple(sorted(files))))
+        _walk(Path(entry.path), "", files, ignored, path)
+        folders.append(ClassFolder(entry.name, path, tuple(sorted(files))))
     hint = "Give the folder whose subfolders are the classes: SRC/<class>/<image>.jpg"
     if not folders:
-        found = f"{len(ignored)} files" if ignored else "an empty folder"
-        raise DataError(f"{root}: expected class folders, found {found}. {hint}")
+        found = f"{len(ignored) - num_ignored} files" if len(ignored) > num_ignored else "an empty folder"
+        raise DataError(f"{where}: expected class folders, found {found}. {hint}")
     if not any(folder.files for folder in folders):
-        raise DataError(f"{root}: expected images, found none in {len(folders)} class folders. {hint}")
-    return Listing(root, tuple(folders), tuple(sorted(ignored)))
+        raise DataError(f"{where}: expected images, found none in {len(folders)} class folders. {hint}")
+    return tuple(folders)
 
 
-def _walk(folder: Path, below: str, files: list[str], ignored: list[str], class_name: str) -> None:
+def _walk(folder: Path, below: str, files: list[str], ignored: list[str], class_path: str) -> None:
     for entry in os.scandir(folder):
         path = below + entry.name
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            _walk(Path(entry.path), path + "/", files, ignored, class_name)
+            _walk(Path(entry.path), path + "/", files, ignored, class_path)
         elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
             files.append(path)
         else:
-            ignored.append(f"{class_name}/{path}")
+            ignored.append(f"{class_path}/{path}")

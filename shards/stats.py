@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import DataError
 from .index import parse_index
 from .manifest import Manifest, load_sidecar, load_tree
 
@@ -29,7 +30,13 @@ def data_set_stats(folder: str | Path) -> dict[str, Any]:
     component_bytes = dict.fromkeys(manifest.components, 0)
     for shard in manifest.shards:
         path = (folder / shard.name).with_suffix(".idx")
-        index = parse_index(path.read_text("ascii"), path.name, shard.bytes)
+        try:
+            text = path.read_bytes().decode("ascii", "replace")
+        except OSError as error:
+            raise DataError(
+                f"{path.name}: expected the index of {shard.name}, found none. Run: softshard verify {folder}"
+            ) from error
+        index = parse_index(text, path.name, shard.bytes)
         for suffix, total in zip(index.suffixes, index.sizes.sum(axis=0).tolist(), strict=True):
             component_bytes[suffix] = component_bytes.get(suffix, 0) + total
     used = counts[counts > 0]

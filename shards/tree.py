@@ -9,36 +9,40 @@ C classes, L hierarchy levels kept, N_k classes of level k.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from fsspec.core import url_to_fs
 
-from .classes import resolve_wnid
+from . import tree_text
 from .errors import DataError, UsageError
-from .schema import HIER, MAX_LEVEL_CLASSES, MIB
+from .files import read_text
+from .relations import (
+    INNER_RULES,
+    PARENT_RULES,
+    branching_nodes,
+    climb,
+    find_cycles,
+    kept_parents,
+    read_pairs,
+    resolve_classes,
+    table_parents,
+    wordnet_parent,
+)
+from .schema import HIER, MAX_LEVEL_CLASSES, MAX_TREE_BYTES, MIB
+from .tree_json import TREE_FORMAT, TREE_VERSION, check_tree_json, compact_json
 from .wordnet import WNID_PATTERN, wordnet
 
-TREE_FORMAT = "softshard-tree"
-TREE_VERSION = (1, 0)
-PARENT_RULES = ("first", "last", "published", "longest", "shortest")
-INNER_RULES = ("none", "branching", "all")
-
-MAX_TREE_BYTES = 64 * MIB
 MAX_LEVELS = (HIER.max_bytes - 128) // 2  # int16 behind the 128 bytes of an .npy header
 MAX_VECTOR_ELEMENTS = 64 * MIB  # C * L
-
-Node = TypeVar("Node", str, int)  # a wnid or a name of a table; a class index
 
 
 @dataclass(frozen=True)
@@ -119,15 +123,15 @@ class LabelTree:
             raise UsageError(f"tree: parents: expected one of {', '.join(PARENT_RULES)}, found {parents!r}")
         if inner not in INNER_RULES:
             raise UsageError(f"tree: inner: expected one of {', '.join(INNER_RULES)}, found {inner!r}")
-        listed = _resolve_all(classes)
-        parent_of = _climb(listed, _wordnet_parent(parents, set(listed) if inner == "none" else None))
-        branching = _branching_nodes(listed, parent_of)
+        listed = resolve_classes(classes)
+        parent_of = climb(listed, wordnet_parent(parents, set(listed) if inner == "none" else None))
+        branching = branching_nodes(listed, parent_of)
         added = {"none": [], "branching": branching, "all": sorted(parent_of.keys() - set(listed))}[inner]
         nodes = [*listed, *added]
         names = (*classes, *added)
         tree = cls(
             classes=names,
-            parents=_kept_parents(nodes, parent_of),
+            parents=kept_parents(nodes, parent_of),
             num_listed=len(listed),
             max_levels=levels,
             names=tuple(_shown_name(name) for name in names),
@@ -159,39 +163,13 @@ class LabelTree:
             UsageError: no level, or no classes.
             DataError: classes that are not in the table, children with two parents, cycles; all are named.
         """
-        stated: dict[str, str | None] = {}
-        appearance: dict[str, None] = {}
-        problems: list[str] = []
-        for child, parent in child_parent_pairs:
-            appearance |= {name: None for name in (child, parent) if name}
-            if stated.setdefault(child, parent or None) != (parent or None):
-                problems.append(
-                    f"{source}: {child!r} has two parents, {stated[child] or ''!r} and {parent!r}; "
-                    "a tree has one, keep one of the rows"
-                )
-        parent_of = {name: stated.get(name) for name in appearance}
-        if classes is None:
-            inner_nodes = set(parent_of.values())
-            classes = [name for name in appearance if name not in inner_nodes]
-        problems += [
-            f"{source}: class {name!r}: expected in the table, found nowhere; "
-            f"add a row `{name},PARENT`, or `{name},` for a root"
-            for name in classes
-            if name not in parent_of
-        ]
-        problems += [
-            f"{source}: {' -> '.join(map(repr, cycle))} is a cycle; a tree has none, correct one of the rows"
-            for cycle in _cycles(parent_of)
-        ]
-        if problems:
-            raise DataError("\n".join(problems))
-
-        above = _climb(classes, lambda name: parent_of[name])
+        classes, parent_of = table_parents(classes, child_parent_pairs, source)
+        above = climb(classes, lambda name: parent_of[name])
         listed = set(classes)
-        nodes = (*classes, *(name for name in appearance if name in above and name not in listed))
+        nodes = (*classes, *(name for name in parent_of if name in above and name not in listed))
         tree = cls(
             classes=nodes,
-            parents=_kept_parents(nodes, above),
+            parents=kept_parents(nodes, above),
             num_listed=len(classes),
             max_levels=levels,
             names=nodes,
@@ -216,7 +194,7 @@ class LabelTree:
             UsageError: the file cannot be read; no level, or no classes.
             DataError: rows that are not two columns, with their line numbers; and as `from_table`.
         """
-        return cls.from_table(classes, _read_pairs(str(path)), levels=levels, source=str(path))
+        return cls.from_table(classes, read_pairs(str(path)), levels=levels, source=str(path))
 
     @cached_property
     def levels(self) -> np.ndarray:
@@ -229,7 +207,7 @@ class LabelTree:
                 return _read_only(levels)
             levels += below_root
             above = np.where(below_root, self.parents[above], -1)
-        cycles = _cycles(
+        cycles = find_cycles(
             {node: None if above < 0 else above for node, above in enumerate(self.parents.tolist())}
         )
         if cycles:
@@ -290,7 +268,7 @@ class LabelTree:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the JSON of classes, num_levels and parents: ASCII, keys sorted, no spaces."""
         content = {"classes": self.classes, "num_levels": self.num_levels, "parents": self.parents.tolist()}
-        return hashlib.sha256(_compact_json(content).encode()).hexdigest()
+        return hashlib.sha256(compact_json(content).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """The tree as a JSON object."""
@@ -317,7 +295,7 @@ class LabelTree:
         Raises:
             DataError: not a tree, of a newer major version, or with a fingerprint that does not fit.
         """
-        _check_json(content, where)
+        check_tree_json(content, where)
         rule = content["rule"]
         try:
             tree = cls(
@@ -340,7 +318,7 @@ class LabelTree:
     def save(self, path: str | Path) -> None:
         """Write the tree as JSON to a local path or any fsspec URL."""
         filesystem, inner_path = url_to_fs(str(path))
-        filesystem.pipe_file(inner_path, (_compact_json(self.to_json()) + "\n").encode())
+        filesystem.pipe_file(inner_path, (compact_json(self.to_json()) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> LabelTree:
@@ -350,7 +328,7 @@ class LabelTree:
             UsageError: the file cannot be read.
             DataError: not JSON, more than `MAX_TREE_BYTES`; and as `from_json`.
         """
-        text = _read_text(str(path))
+        text = read_text(str(path), MAX_TREE_BYTES)
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -359,31 +337,11 @@ class LabelTree:
 
     def summary(self) -> str:
         """The tree in a few lines: rule, classes, classes per level, fingerprint."""
-        kept, cut = self.level_sizes[: self.num_levels], self.level_sizes[self.num_levels :]
-        lines = [
-            f"parents {self.rule.parents}, inner {self.rule.inner}, from {self.rule.source}",
-            f"{len(self.classes)} classes: {self.num_listed} listed, "
-            f"{len(self.classes) - self.num_listed} inner nodes",
-            f"{len(kept)} levels of {' '.join(map(str, kept))} classes",
-            f"fingerprint {self.fingerprint}",
-        ]
-        if cut:
-            lines.insert(3, f"levels left out: {' '.join(map(str, cut))} classes")
-        return "\n".join(lines)
+        return tree_text.summary(self)
 
     def find(self, name: str) -> list[int]:
         """Class index of a class name; else those of a wnid, a lemma or a noun, ascending; maybe none."""
-        if name in self.class_index:
-            return [self.class_index[name]]
-        wanted = {_folded(name)}
-        if name in wordnet():
-            wanted |= {_folded(lemma) for lemma in wordnet().lemmas(name)}
-        wnids = set(wordnet().senses(name))
-        return [
-            i
-            for i, (class_name, shown) in enumerate(zip(self.classes, self.names, strict=True))
-            if _folded(shown) in wanted or class_name in wnids
-        ]
+        return tree_text.find(self, name)
 
     def show(self, name: str) -> str:
         """Describe a class: its chain from the root with indices, its children, its label vector.
@@ -394,32 +352,7 @@ class LabelTree:
         Raises:
             UsageError: the tree has no such class.
         """
-        found = self.find(name)
-        if not found:
-            raise UsageError(
-                f"tree: expected one of its {len(self.classes)} classes, by name or wnid, found {name!r}"
-            )
-        return "\n\n".join(self._describe(class_index) for class_index in found)
-
-    def _describe(self, class_index: int) -> str:
-        chain = [class_index]
-        while (parent := int(self.parents[chain[-1]])) >= 0:
-            chain.append(parent)
-        vector = self.vectors()[class_index].tolist()
-        lines = [f"{self._title(class_index)}: class {class_index}, level {len(chain) - 1}"]
-        for level, node in enumerate(reversed(chain)):
-            place = (
-                f"index {vector[level]} of {self.level_sizes[level]}"
-                if level < len(vector)
-                else "level left out"
-            )
-            lines.append(f"  level {level:2d}  {'  ' * level}{self._title(node)}  (class {node}, {place})")
-        children = [self._title(child) for child in np.flatnonzero(self.parents == class_index).tolist()]
-        return "\n".join([*lines, f"  children: {', '.join(children) or 'none'}", f"  vector: {vector}"])
-
-    def _title(self, class_index: int) -> str:
-        name, shown = self.classes[class_index], self.names[class_index]
-        return name if shown == name else f"{name} {shown}"
+        return tree_text.show(self, name)
 
 
 def _check(tree: LabelTree) -> None:
@@ -451,157 +384,8 @@ def _check(tree: LabelTree) -> None:
             )
 
 
-def _check_json(content: Any, where: str) -> None:
-    """Check format, version and the types of all fields."""
-    if not isinstance(content, dict) or content.get("format") != TREE_FORMAT:
-        raise DataError(
-            f"{where}: expected a label tree, JSON with format {TREE_FORMAT!r}, found another file"
-        )
-    version = content.get("version")
-    if not isinstance(version, list) or len(version) != 2 or not all(map(_is_count, version)):
-        raise DataError(f"{where}: version: expected [major, minor], found {version!r}")
-    if version[0] > TREE_VERSION[0]:
-        raise DataError(
-            f"{where}: version: expected {TREE_VERSION[0]}.x, found {version[0]}.{version[1]}; "
-            "written by a newer softshard. Run: pip install --upgrade softshard"
-        )
-    max_levels, parents, rule = (content.get(name) for name in ("max_levels", "parents", "rule"))
-    is_right = {
-        "fingerprint": isinstance(content.get("fingerprint"), str),
-        "rule": isinstance(rule, dict)
-        and _is_texts([rule.get(key) for key in ("parents", "inner", "source")]),
-        "max_levels": max_levels is None or _is_count(max_levels),
-        "num_listed": _is_count(content.get("num_listed")),
-        "classes": _is_texts(content.get("classes")),
-        "names": _is_texts(content.get("names")),
-        "parents": isinstance(parents, list) and all(item == -1 or _is_count(item) for item in parents),
-    }
-    for name, right in is_right.items():
-        if not right:
-            found = str(content.get(name, "nothing"))[:60]
-            raise DataError(f"{where}: {name}: expected as `softshard tree build` writes it, found {found}")
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**31  # not isinstance: True is an int
-
-
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _resolve_all(classes: Sequence[str]) -> list[str]:
-    """wnids of classes; every class without one is named, and all that share one."""
-    class_of: dict[str, str] = {}
-    problems: list[str] = []
-    for name in classes:
-        try:
-            wnid = resolve_wnid(name)
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        if wnid in class_of:
-            problems.append(
-                f"classes {class_of[wnid]!r} and {name!r}: expected different synsets, found {wnid} twice; "
-                "leave one of them out, or name the sense that is meant by its wnid"
-            )
-        class_of[wnid] = name
-    if problems:
-        raise DataError("\n".join(problems))
-    return list(class_of)
-
-
-def _wordnet_parent(rule: str, counted: set[str] | None) -> Callable[[str], str | None]:
-    """The parent of a synset under a rule of `PARENT_RULES`.
-
-    `counted` are the synsets that `longest` and `shortest` count along a path; None counts all.
-    """
-    table = wordnet()
-    if rule == "published":
-        return table.published_parent
-    if rule in ("first", "last"):
-        place = 0 if rule == "first" else -1
-        return lambda wnid: hypernyms[place] if (hypernyms := table.hypernyms(wnid)) else None
-
-    # Counts add up along a path, so the best path from a synset goes on along the best path from a hypernym.
-    sign = 1 if rule == "longest" else -1
-    best: dict[str, tuple[int, str | None]] = {}
-
-    def best_path(wnid: str) -> tuple[int, str | None]:
-        if wnid not in best:
-            paths = [
-                (best_path(hypernym)[0] + (counted is None or hypernym in counted), hypernym)
-                for hypernym in table.hypernyms(wnid)
-            ]
-            best[wnid] = max(paths, key=lambda path: sign * path[0], default=(0, None))  # the first of equals
-        return best[wnid]
-
-    return lambda wnid: best_path(wnid)[1]
-
-
-def _climb(nodes: Iterable[str], parent: Callable[[str], str | None]) -> dict[str, str | None]:
-    """Parents of the nodes and of all their ancestors."""
-    parent_of: dict[str, str | None] = {}
-    for node in nodes:
-        above: str | None = node
-        while above is not None and above not in parent_of:
-            parent_of[above] = parent(above)
-            above = parent_of[above]
-    return parent_of
-
-
-def _branching_nodes(listed: Sequence[str], parent_of: Mapping[str, str | None]) -> list[str]:
-    """What `inner="branching"` adds, ascending.
-
-    Every node of `parent_of` is listed or above a listed class, so each of its children there is a branch.
-    """
-    num_branches = Counter(parent_of.values())
-    listed_nodes = set(listed)
-    branching = sorted(node for node in parent_of if num_branches[node] > 1 and node not in listed_nodes)
-    kept = listed_nodes.union(branching)
-    roots = [node for node in kept if _kept_parent(node, parent_of, kept) is None]
-    return [node for node in branching if roots != [node]]
-
-
-def _kept_parents(nodes: Sequence[str], parent_of: Mapping[str, str | None]) -> np.ndarray:
-    """int32 [C]. For each node the place of its nearest ancestor among the nodes, or -1."""
-    place = {node: i for i, node in enumerate(nodes)}
-    above = [_kept_parent(node, parent_of, place) for node in nodes]
-    return np.array([-1 if node is None else place[node] for node in above], np.int32)
-
-
-def _kept_parent(
-    node: str, parent_of: Mapping[str, str | None], kept: Mapping[str, int] | set[str]
-) -> str | None:
-    above = parent_of[node]
-    while above is not None and above not in kept:
-        above = parent_of[above]
-    return above
-
-
-def _cycles(parent_of: Mapping[Node, Node | None]) -> list[list[Node]]:
-    """Every cycle of parents once, its first node repeated at the end."""
-    cycles: list[list[Node]] = []
-    done: set[Node] = set()
-    for start in parent_of:
-        path: dict[Node, None] = {}
-        node: Node | None = start
-        while node is not None and node not in done and node not in path:
-            path[node] = None
-            node = parent_of[node]
-        if node is not None and node in path:
-            members = list(path)
-            cycles.append([*members[members.index(node) :], node])
-        done.update(path)
-    return cycles
-
-
 def _shown_name(name: str) -> str:
     return wordnet().lemmas(name)[0] if WNID_PATTERN.fullmatch(name) else name
-
-
-def _folded(name: str) -> str:
-    return name.replace("_", " ").casefold()
 
 
 def _warn_if_flat(tree: LabelTree, *, inner_would_help: bool) -> None:
@@ -614,49 +398,6 @@ def _warn_if_flat(tree: LabelTree, *, inner_would_help: bool) -> None:
         UserWarning,
         stacklevel=3,
     )
-
-
-def _read_pairs(url: str) -> list[tuple[str, str]]:
-    """(child, parent) of a CSV."""
-    pairs: list[tuple[str, str]] = []
-    problems: list[str] = []
-    rows = csv.reader(io.StringIO(_read_text(url), newline=""))
-    try:
-        for row in rows:
-            cells = [cell.strip() for cell in row]
-            if not any(cells) or (
-                rows.line_num == 1 and [cell.lower() for cell in cells] == ["child", "parent"]
-            ):
-                continue
-            if len(cells) == 2 and cells[0]:
-                pairs.append((cells[0], cells[1]))
-            else:
-                problems.append(
-                    f"{url}: line {rows.line_num}: expected `child,parent`, found {','.join(row)!r}"
-                )
-    except csv.Error as error:
-        problems.append(f"{url}: line {rows.line_num}: expected CSV; {error}")
-    if problems:
-        raise DataError("\n".join(problems))
-    return pairs
-
-
-def _read_text(url: str) -> str:
-    filesystem, inner_path = url_to_fs(url)
-    try:
-        content: bytes = filesystem.cat_file(inner_path, end=MAX_TREE_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"{url}: cannot be read; {error.strerror or error}") from error
-    if len(content) > MAX_TREE_BYTES:
-        raise DataError(f"{url}: expected at most {MAX_TREE_BYTES} bytes, found more; is it another file?")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{url}: expected UTF-8 text, found byte {content[error.start]:#04x}") from error
-
-
-def _compact_json(content: object) -> str:
-    return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

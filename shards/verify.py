@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from .errors import DataError
+from .errors import DataError, UsageError
 from .index import ShardIndex, build_index, parse_index, scan_tar
 from .jpeg import read_jpeg_header
 from .labelmap import decode_label_map, read_map_header
 from .manifest import Manifest, load_sidecar, load_tree, sha256_hex
 from .progress import progress_bar
 from .reader import decode_class, decode_levels, decode_meta
-from .schema import CLS, HIER, JPG, KEY_PATTERN, LMAP, MANIFEST_NAME, META
+from .schema import CLASSES_NAME, CLS, HIER, JPG, KEY_PATTERN, LMAP, MANIFEST_NAME, META
 
 
 @dataclass
@@ -56,7 +56,10 @@ def data_set_folders(path: str | Path) -> list[Path]:
 
     Raises:
         DataError: neither has a manifest.
+        UsageError: the path is a URL.
     """
+    if "://" in str(path):
+        raise UsageError(f"{path}: expected a local folder, found a URL; copy the data set here first")
     path = Path(path)
     if (path / MANIFEST_NAME).exists():
         return [path]
@@ -80,25 +83,33 @@ def verify(dataset: str | Path, *, decode: bool = False) -> VerifyReport:
         Counts and every problem found.
 
     Raises:
-        DataError: there is no manifest, or it cannot be read.
+        DataError: there is no data set. (A manifest that cannot be read is a problem in the report.)
     """
     path = Path(dataset)
     report = VerifyReport()
     only = path.name if path.suffix == ".tar" else None
     for folder in [path.parent] if only else data_set_folders(path):
-        _verify_folder(folder, only, decode, report)
+        try:
+            manifest = Manifest.load(folder)
+        except DataError as error:
+            report.problems.append(str(error))
+        else:
+            _verify_folder(folder, manifest, only, decode, report)
     return report
 
 
-def _verify_folder(folder: Path, only: str | None, decode: bool, report: VerifyReport) -> None:
-    manifest = Manifest.load(folder)
+def _verify_folder(
+    folder: Path, manifest: Manifest, only: str | None, decode: bool, report: VerifyReport
+) -> None:
     problems = report.problems
     sidecar = tree = None
     try:
         sidecar = load_sidecar(folder, manifest)
-        found = sha256_hex((folder / "classes.npy").read_bytes())
+        found = sha256_hex((folder / CLASSES_NAME).read_bytes())
         if found != manifest.sidecar_sha256:
-            problems.append(f"{folder.name}/classes.npy: expected SHA-256 {manifest.sidecar_sha256[:12]}, found {found[:12]}")
+            problems.append(
+                f"{folder.name}/{CLASSES_NAME}: expected SHA-256 {manifest.sidecar_sha256[:12]}, found {found[:12]}"
+            )
     except DataError as error:
         problems.append(str(error))
     try:
@@ -106,7 +117,9 @@ def _verify_folder(folder: Path, only: str | None, decode: bool, report: VerifyR
     except (DataError, OSError) as error:
         problems.append(f"{folder.name}: {error}")
     if tree is not None and tree.classes != manifest.class_names:
-        problems.append(f"{folder.name}: expected the tree's classes to be the manifest's class list, found others")
+        problems.append(
+            f"{folder.name}: expected the tree's classes to be the manifest's class list, found others"
+        )
     expected = _Expected(manifest, tree.vectors() if tree is not None else None)
     names = [shard.name for shard in manifest.shards]
     if only is not None and only not in names:
@@ -114,7 +127,9 @@ def _verify_folder(folder: Path, only: str | None, decode: bool, report: VerifyR
         return
     if only is None:
         strays = sorted(entry.name for entry in folder.glob("*.tar") if entry.name not in names)
-        problems.extend(f"{stray}: expected only the manifest's shards, found this one too" for stray in strays)
+        problems.extend(
+            f"{stray}: expected only the manifest's shards, found this one too" for stray in strays
+        )
     keys: dict[str, str] = {}
     start = 0
     with progress_bar(manifest.num_samples, f"verify {manifest.name}", "img") as bar:
@@ -124,31 +139,44 @@ def _verify_folder(folder: Path, only: str | None, decode: bool, report: VerifyR
                 index = _verify_shard(folder, shard.name, expected, classes, decode, report)
                 for key in index.keys if index else ():
                     if key in keys:
-                        problems.append(f"{shard.name}: sample {key!r}: expected each key once, also in {keys[key]}")
+                        problems.append(
+                            f"{shard.name}: sample {key!r}: expected each key once, also in {keys[key]}"
+                        )
                     keys[key] = shard.name
                 bar.update(shard.samples)
             start += shard.samples
 
 
 def _verify_shard(
-    folder: Path, name: str, expected: _Expected, classes: np.ndarray | None, decode: bool, report: VerifyReport
+    folder: Path,
+    name: str,
+    expected: _Expected,
+    classes: np.ndarray | None,
+    decode: bool,
+    report: VerifyReport,
 ) -> ShardIndex | None:
     record = next(shard for shard in expected.manifest.shards if shard.name == name)
     path = folder / name
     problems = report.problems
     if not path.is_file():
-        problems.append(f"{name}: expected a shard of {record.bytes} bytes, found none. Copy it again, or pack again")
+        problems.append(
+            f"{name}: expected a shard of {record.bytes} bytes, found none. Copy it again, or pack again"
+        )
         return None
     report.shards += 1
     size = path.stat().st_size
     if size != record.bytes:
         cut = "; the shard is cut short" if size < record.bytes else ""
-        problems.append(f"{name}: expected {record.bytes} bytes, found {size}{cut}. Copy it again, or pack again")
+        problems.append(
+            f"{name}: expected {record.bytes} bytes, found {size}{cut}. Copy it again, or pack again"
+        )
     else:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != record.sha256:
-            problems.append(f"{name}: expected SHA-256 {record.sha256[:12]}, found {digest[:12]}; bytes have changed")
+            problems.append(
+                f"{name}: expected SHA-256 {record.sha256[:12]}, found {digest[:12]}; bytes have changed"
+            )
     try:
         index = build_index(scan_tar(path), name)
     except DataError as error:
@@ -173,7 +201,9 @@ def _verify_shard(
             for j, suffix in enumerate(index.suffixes):
                 file.seek(int(index.offsets[i, j]))
                 parts[suffix] = file.read(int(index.sizes[i, j]))
-            _verify_sample(where, parts, expected, None if classes is None else int(classes[i]), decode, problems)
+            _verify_sample(
+                where, parts, expected, None if classes is None else int(classes[i]), decode, problems
+            )
     return index
 
 
@@ -191,11 +221,18 @@ def _verify_idx(path: Path, index: ShardIndex, sha256: str, tar_bytes: int, prob
         return
     same = found.suffixes == index.suffixes and found.keys == index.keys
     if not same or (found.offsets != index.offsets).any() or (found.sizes != index.sizes).any():
-        problems.append(f"{path.name}: expected the members of {path.stem}.tar, found others; the index is another shard's")
+        problems.append(
+            f"{path.name}: expected the members of {path.stem}.tar, found others; the index is another shard's"
+        )
 
 
 def _verify_sample(
-    where: str, parts: dict[str, bytes], expected: _Expected, sidecar_class: int | None, decode: bool, problems: list[str]
+    where: str,
+    parts: dict[str, bytes],
+    expected: _Expected,
+    sidecar_class: int | None,
+    decode: bool,
+    problems: list[str],
 ) -> None:
     def check(step: Callable[[], None]) -> None:
         try:
@@ -219,7 +256,9 @@ def _verify_sample(
         if index >= num:
             raise DataError(f"{where}, component 'cls': expected a class below {num}, found {index}")
         if sidecar_class is not None and index != sidecar_class:
-            raise DataError(f"{where}, component 'cls': expected class {sidecar_class} as in classes.npy, found {index}")
+            raise DataError(
+                f"{where}, component 'cls': expected class {sidecar_class} as in classes.npy, found {index}"
+            )
         if HIER.suffix in parts:
             vector = decode_levels(parts[HIER.suffix], where)
             if expected.vectors is not None and not np.array_equal(vector, expected.vectors[index]):
@@ -242,8 +281,17 @@ def _verify_sample(
             )
         decode_label_map(parts[LMAP.suffix], name)
 
+    def check_meta() -> None:
+        meta = decode_meta(parts[META.suffix], where)
+        size = meta.get("size")
+        fine = (
+            isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+        )
+        if not fine or not isinstance(meta.get("path"), str):
+            raise DataError(f"{where}, component 'msgpack': expected `path` and `size`, found {meta!r:.80}")
+
     check(check_jpeg)
     check(check_labels)
     if LMAP.suffix in parts:
         check(check_map)
-    check(lambda: decode_meta(parts[META.suffix], where) and None)
+    check(check_meta)

@@ -17,10 +17,9 @@ from types import TracebackType
 import numpy as np
 
 from .errors import DataError
+from .files import TEMPORARY_SUFFIX, replace_durably, write_atomically
 from .index import ShardIndex, format_index, padded
-from .schema import COMPONENT_BY_SUFFIX, KEY_PATTERN, TAR_BLOCK_BYTES, component_rank
-
-TEMPORARY_SUFFIX = ".part"
+from .schema import COMPONENT_BY_SUFFIX, KEY_PATTERN, SUFFIX_PATTERN, TAR_BLOCK_BYTES, component_rank
 
 
 @dataclass(frozen=True)
@@ -45,16 +44,6 @@ class ShardRecord:
         return asdict(self)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file so that it appears whole or not at all."""
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 class ShardWriter:
     """Writes the samples of one shard.
 
@@ -64,10 +53,19 @@ class ShardWriter:
     Args:
         path: where the shard goes, ending in `.tar`.
         suffixes: the components that every sample has.
+
+    Raises:
+        DataError: a suffix that a member name cannot end in, or one given twice.
     """
 
     def __init__(self, path: str | Path, suffixes: Sequence[str]) -> None:
         self.path = Path(path)
+        for suffix in suffixes:
+            if not SUFFIX_PATTERN.fullmatch(suffix) or list(suffixes).count(suffix) > 1:
+                raise DataError(
+                    f"{self.path.name}: expected distinct component suffixes of at most 10 lower-case letters, "
+                    f"digits, '_' and '.', found {list(suffixes)}"
+                )
         self.suffixes = tuple(sorted(suffixes, key=lambda suffix: (component_rank(suffix), suffix)))
         self.record: ShardRecord | None = None
         self._keys: list[str] = []
@@ -126,20 +124,33 @@ class ShardWriter:
         self._position += len(data)
 
     def close(self) -> ShardRecord:
-        """Finish the shard: both files appear under their names, the index first."""
-        if not self._keys:
+        """Finish the shard: both files appear under their names, the index first.
+
+        Raises:
+            DataError: there is no sample.
+        """
+        try:
+            return self._finish()
+        except BaseException:
             self.abort()
+            raise
+
+    def _finish(self) -> ShardRecord:
+        if not self._keys:
             raise DataError(f"{self.path.name}: expected at least one sample, found none")
         self._append(bytes(2 * TAR_BLOCK_BYTES))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         index = ShardIndex(
-            self.suffixes, tuple(self._keys), np.array(self._offsets, np.int64), np.array(self._sizes, np.int64)
+            self.suffixes,
+            tuple(self._keys),
+            np.array(self._offsets, np.int64),
+            np.array(self._sizes, np.int64),
         )
         text = format_index(index).encode("ascii")
         write_atomically(self.path.with_suffix(".idx"), text)
-        os.replace(self._temporary, self.path)
+        replace_durably(self._temporary, self.path)
         self.record = ShardRecord(
             name=self.path.name,
             samples=len(self._keys),

@@ -134,8 +134,8 @@ class TopKAccuracy:
     def compute(self) -> dict[str, Any]:
         """The numbers so far: shares in [0, 1] (None where nothing was counted) and the number of samples.
 
-        `chance` is 1 / C, `leaf_chance` 1 / number of leaves; `majority` the share of the commonest class among
-        the samples counted.
+        `chance` is 1 / C, `leaf_chance` 1 / number of leaves; `majority` the share of the commonest class
+        among the samples counted.
         """
         (top1, top5, samples), (leaf_top1, leaf_top5, leaf_samples) = self.counts.tolist()
         return {

@@ -423,16 +423,9 @@ def _check_resume(
 
 
 def _epoch_line(entry: dict[str, Any]) -> str:
-    names = {
-        "loss": ".4f",
-        "semantic_accuracy": ".2%",
-        "leaf_top1": ".2%",
-        "top1": ".2%",
-        "top5": ".2%",
-        "chance": ".2%",
-    }
-    shown = [f"{name} {entry[name]:{form}}" for name, form in names.items() if entry.get(name) is not None]
-    return f"epoch {entry['epoch']}: {', '.join(shown)}"
+    shares = ("semantic_accuracy", "leaf_top1", "top1", "top5", "chance")
+    shown = [f"{name} {entry[name]:.2%}" for name in shares if entry.get(name) is not None]
+    return ", ".join([f"epoch {entry['epoch']}: loss {entry['loss']:.4f}", *shown])
 
 
 @contextmanager

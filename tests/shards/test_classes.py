@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from softshard.shards.classes import KNOWN_LISTS, class_list_sha256, load_class_list, resolve_wnid
 from softshard.shards.errors import DataError, MissingExtraError, UsageError
 

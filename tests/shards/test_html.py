@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from softshard.shards.html import CHART_HEIGHT, CHART_WIDTH, Figure, Page, nice_ticks
 from softshard.shards.pictures import apply_colormap, as_rgb, draw_box, image_data_uri, overlay_map
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from softshard.shards.classes import load_class_list
 from softshard.shards.errors import DataError, UsageError
 from softshard.shards.schema import HIER, MAX_LEVEL_CLASSES

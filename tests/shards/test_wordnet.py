@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from softshard.shards import wordnet as wordnet_module
 from softshard.shards.errors import DataError
 from softshard.shards.make_wordnet_table import main, published_exceptions, read_dictionary

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+
 from softshard.shards.errors import UsageError
 from softshard.training.dense import DenseTeacher, dense_logits, top_k_map
 

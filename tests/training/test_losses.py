@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
+
 from softshard.shards.errors import UsageError
 from softshard.training.losses import (
     SemanticSoftmaxLoss,
@@ -12,7 +14,6 @@ from softshard.training.losses import (
     SoftTargetLoss,
     semantic_level_weights,
 )
-from torch.nn import functional as F
 
 # Classes 0 animal, 1 vertebrate, 2 bird, 3 fish, 4 plant, 5 tree, 6 oak.
 TOY_LEVELS = [[0, 4], [1, 5], [2, 3, 6]]

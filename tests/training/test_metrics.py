@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from softshard.shards.errors import UsageError
 from softshard.training.metrics import SemanticAccuracy, TopKAccuracy
 

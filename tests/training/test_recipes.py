@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+
 from softshard.shards.errors import UsageError
 from softshard.training.recipes import RECIPES, relabel, semantic_softmax, single_label
 from softshard.training.schedule import create_schedule

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
 from softshard.shards.cli import main
 from softshard.shards.errors import DataError, UsageError
@@ -157,24 +158,25 @@ def test_a_killed_run_continues_bit_for_bit(killed_at, shards, tmp_path, monkeyp
     ]
 
 
-def test_sigterm_saves_and_the_run_continues_bit_for_bit(shards, tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", [4, 6])  # 6 is the last step of an epoch, before its evaluation
+def test_sigterm_saves_and_the_run_continues_bit_for_bit(at, shards, tmp_path, monkeypatch):
     recipe = tiny(relabel(), epochs=2)
-    run(recipe, shards, tmp_path / "whole")
+    whole = run(recipe, shards, tmp_path / "whole", val=str(shards / "val"))
     plain, taken = train_module.model_input, []
 
     def model_input(images, normalise):
         taken.append(1)
-        if len(taken) == 4:
+        if len(taken) == at:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(images, normalise)
 
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "model_input", model_input)
-        stopped = run(recipe, shards, tmp_path / "parts", log_steps=2)
-    assert (stopped.stopped_by, stopped.steps, stopped.weights) == (signal.SIGTERM, 4, None)
+        stopped = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), log_steps=2)
+    assert (stopped.stopped_by, stopped.steps, stopped.weights) == (signal.SIGTERM, at, None)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    finished = run(recipe, shards, tmp_path / "parts", resume=True)
-    assert finished.steps == 12
+    finished = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), resume=True)
+    assert (finished.steps, finished.history) == (12, whole.history)
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
 

@@ -1,0 +1,85 @@
+"""Makes items ahead of need: a thread, and a short queue between it and the loop that takes them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Background(Generic[Item]):
+    """Runs an iterator in a thread of its own, up to `ahead` items before they are asked for.
+
+    Args:
+        start: makes the iterator; called in the thread, and closed there.
+        ahead: items that wait in the queue at most.
+    """
+
+    def __init__(self, start: Callable[[], Iterator[Item]], ahead: int) -> None:
+        self._ready: queue.Queue[Item | BaseException | None] = queue.Queue(ahead)
+        self._stopped = threading.Event()
+        # Not a daemon: one that is inside DALI or OpenCV while the interpreter goes down aborts the process.
+        self._thread = threading.Thread(
+            target=self._work, args=(start,), name="softshard-loader", daemon=False
+        )
+        self._thread.start()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` has been called: nothing more comes."""
+        return self._stopped.is_set()
+
+    def _work(self, start: Callable[[], Iterator[Item]]) -> None:
+        try:
+            items = start()
+            try:
+                for item in items:
+                    if not self._put(item):
+                        break
+            finally:
+                # Here and now, in this thread: whatever the iterator holds is let go before `stop` returns.
+                close = getattr(items, "close", None)
+                if close is not None:
+                    close()
+            self._put(None)
+        except BaseException as error:  # raised again where the item is asked for
+            self._put(error)
+
+    def _put(self, item: Item | BaseException | None) -> bool:
+        """Hand over an item; False once nobody wants any more."""
+        # The main thread ends first when a script ends in the middle of an epoch; the interpreter waits for this one.
+        while not self._stopped.is_set() and threading.main_thread().is_alive():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def next(self) -> Item | None:
+        """The next item, or None at the end; raises what the thread died of."""
+        while True:
+            try:
+                item = self._ready.get(timeout=1.0)
+                break
+            except queue.Empty:
+                if not self._thread.is_alive() and self._ready.empty():
+                    raise RuntimeError(
+                        "loader: the thread that makes batches has ended without a word"
+                    ) from None
+        if isinstance(item, BaseException):
+            try:
+                raise item
+            finally:
+                del item  # its traceback holds this frame: a cycle, which would keep the shards open
+        return item
+
+    def stop(self) -> None:
+        """End the thread and wait for it; items that are ready are dropped."""
+        self._stopped.set()
+        # A collection of garbage may run in the thread itself, and finalise an abandoned loop there.
+        if self._thread is not threading.current_thread():
+            self._thread.join()

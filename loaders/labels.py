@@ -1,0 +1,87 @@
+"""Reads the labels of a batch's samples from their shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..shards.errors import DataError, UsageError
+from ..shards.manifest import Manifest
+from ..shards.pack import encode_levels
+from ..shards.reader import decode_class, decode_levels
+from ..shards.schema import CLS, HIER, LMAP
+from .fetch import OpenShard
+
+# A sample: its shard, and its place in it. M of them, L hierarchy levels.
+Place = tuple[OpenShard, int]
+
+
+def check_label_maps(dataset: str, manifest: Manifest) -> None:
+    """Refuse a data set whose label maps cannot be pooled into its own classes.
+
+    Raises:
+        UsageError: it has no label maps.
+        DataError: they are over another number of classes.
+    """
+    if LMAP.suffix not in manifest.components or manifest.label_maps is None:
+        raise UsageError(
+            f"{dataset}: expected label maps for targets='relabel', found components {list(manifest.components)}. "
+            "Run: softshard maps make DATASET DST --teacher NAME"
+        )
+    if manifest.label_maps.num_classes != manifest.num_classes:
+        raise DataError(
+            f"{dataset}: expected label maps over the {manifest.num_classes} classes of the class list, found "
+            f"{manifest.label_maps.num_classes}; the teacher has another class list"
+        )
+
+
+def read_classes(places: Sequence[Place], column: int, num_classes: int) -> np.ndarray:
+    """The class indices of M samples.
+
+    Args:
+        places: where the samples lie.
+        column: of the component in the shards' indexes.
+        num_classes: indices are below it.
+
+    Returns:
+        int64 [M].
+
+    Raises:
+        DataError: not a number, or from `num_classes` up.
+    """
+    classes = np.empty(len(places), np.int64)
+    for i, (shard, place) in enumerate(places):
+        classes[i] = index = decode_class(shard.member(place, column), shard.sample(place))
+        if index >= num_classes:
+            raise DataError(
+                f"{shard.where(place, CLS.suffix)}: expected a class below {num_classes}, found {index}. "
+                f"Run: softshard verify {shard.path}"
+            )
+    return classes
+
+
+def read_levels(places: Sequence[Place], column: int, num_levels: int) -> np.ndarray:
+    """The hierarchical label vectors of M samples.
+
+    Returns:
+        int64 [M, L], -1 where a label has no such level.
+
+    Raises:
+        DataError: a vector of another shape or type.
+    """
+    example = encode_levels(np.zeros(num_levels, np.int16))
+    header = example[: len(example) - 2 * num_levels]
+    raw = [bytes(shard.member(place, column)) for shard, place in places]
+    for (shard, place), data in zip(places, raw, strict=True):
+        if len(data) != len(example) or not data.startswith(header):
+            found = decode_levels(data, shard.sample(place))
+            raise DataError(
+                f"{shard.where(place, HIER.suffix)}: expected int16 [{num_levels}], found int16 {list(found.shape)}. "
+                f"Run: softshard verify {shard.path}"
+            )
+    if not raw:
+        return np.empty((0, num_levels), np.int64)
+    # All headers are the same bytes: the vectors are cut out as one array, ten times as fast as a call each.
+    bodies = np.frombuffer(b"".join(raw), np.uint8).reshape(len(raw), -1)[:, len(header) :]
+    return np.ascontiguousarray(bodies).view("<i2").astype(np.int64)

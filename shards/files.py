@@ -1,0 +1,77 @@
+"""Small files, read and written whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from .errors import DataError, UsageError
+
+TEMPORARY_SUFFIX = ".part"
+
+
+def join_url(folder: str | Path, name: str) -> str:
+    """A file's path or URL inside a data set."""
+    return f"{str(folder).rstrip('/')}/{name}"
+
+
+def read_limited(url: str, limit: int) -> bytes:
+    """Read a whole small file from any fsspec URL.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        DataError: it is larger than `limit` bytes.
+    """
+    with fsspec.open(url, "rb") as file:
+        data = file.read(limit + 1)  # type: ignore[union-attr]
+    if len(data) > limit:
+        raise DataError(f"{url}: expected at most {limit} bytes, found more")
+    return data
+
+
+def read_text(url: str, limit: int) -> str:
+    """Read a text that a user names: UTF-8 with or without a byte-order mark, from any fsspec URL.
+
+    Raises:
+        UsageError: it cannot be read.
+        DataError: it is larger than `limit` bytes, or not UTF-8.
+    """
+    filesystem, inner_path = url_to_fs(url)
+    try:
+        content: bytes = filesystem.cat_file(inner_path, end=limit + 1)
+    except OSError as error:
+        raise UsageError(f"{url}: cannot be read; {error.strerror or error}") from error
+    if len(content) > limit:
+        raise DataError(f"{url}: expected at most {limit} bytes, found more; is it another file?")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{url}: expected UTF-8 text, found byte {content[error.start]:#04x}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a small local file so that it appears whole or not at all, and stays."""
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        replace_durably(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Rename, and wait until the folder is on disk: a later file must never survive a power cut that an earlier
+    one does not (the manifest its shards, a receipt its shard)."""
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,290 @@
+"""`softshard demo`: the main job from end to end, on real photographs, in a few minutes on two cores.
+
+    photographs -> label tree -> shards -> teacher -> label maps -> two students -> summary and a page of pictures
+
+Every step is what a user would type or call; the demo prints it. Nothing is downloaded: the photographs come out
+of the wheels of scikit-image and scikit-learn (or from a folder of the user's), and the teacher is trained here
+and must be far better than chance before it labels anything.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..loaders.bench import bench
+from ..shards.errors import DataError, UsageError
+from ..shards.images import ImageRecipe
+from ..shards.manifest import Manifest
+from ..shards.pack import PackOptions, pack
+from ..shards.sources import list_image_folder
+from ..shards.tree import LabelTree
+from ..shards.verify import verify
+from .demo_page import write_page
+from .demo_photos import write_demo_photos
+from .evaluate import evaluate
+from .maps import load_teacher, make_label_maps
+from .recipes import RECIPES, Recipe, relabel, semantic_softmax, single_label
+from .train import train
+
+MARKER = "demo.json"  # a folder with it is a demo's, and may be made anew
+MODEL = "resnet10t"
+STORED_PX, CROP_PX, TEACHER_PX = 96, 64, 160
+GLOBAL_BATCH = 64
+TRAINING_IMAGES = 15_000  # images that each model sees, however many there are: it bounds the time
+MAX_EPOCHS, MIN_EPOCHS = 12, 2
+# A teacher must be this many times better than always saying the commonest class.
+TEACHER_MARGIN = 2.0
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One trained model of the demo.
+
+    Attributes:
+        name: as the summary calls it.
+        folder: where `train` wrote.
+        numbers: of `evaluate` on the validation set.
+    """
+
+    name: str
+    folder: Path
+    numbers: dict[str, Any]
+
+
+def run_demo(out: str | Path, images: str | Path | None = None, *, seed: int = 0, num_threads: int | None = None) -> dict[str, Any]:
+    """Run the demo.
+
+    Args:
+        out: a new or empty folder, or that of an earlier demo, which is made anew.
+        images: a folder of class folders, named by wnid or noun; by default the packaged photographs.
+        seed: of everything.
+        num_threads: of the loaders.
+
+    Returns:
+        The summary that is written to `out/demo.json`.
+
+    Raises:
+        UsageError: `out` holds something else.
+        DataError: the images cannot be used, or the teacher is no better than chance.
+    """
+    out = Path(out)
+    started = time.perf_counter()
+    _begin(out)
+    source, classes = (Path(images), None) if images is not None else _photographs(out, seed)
+
+    _say(1, "a label tree from WordNet")
+    if classes is None:
+        classes = tuple(folder.name for folder in list_image_folder(source).folders)
+    (out / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
+    # The packaged photographs' classes have inner nodes among them; a user's folders are most likely leaves.
+    inner = "none" if images is None else "branching"
+    _command(f"softshard tree build --classes {out}/classes.txt --inner {inner} -o {out}/tree.json")
+    tree = LabelTree.from_wordnet(classes, parents="first", inner=inner)
+    tree.save(out / "tree.json")
+    print(tree.summary())
+
+    _say(2, "shards with hierarchical label vectors")
+    options = PackOptions(image=ImageRecipe(size=STORED_PX), val_per_class=_val_per_class(source), seed=seed)
+    split = f" --val-per-class {options.val_per_class}" if options.val_per_class else ""
+    _command(f"softshard pack {source} {out}/shards --tree {out}/tree.json --size {STORED_PX}{split} --seed {seed}")
+    packed = pack(source, out / "shards", options, tree=tree)
+    print(f"read {packed.read:,} = packed {packed.packed:,} + bad {packed.bad:,}")
+    for manifest in packed.manifests.values():
+        print(f"  {manifest.name}: {manifest.num_samples:,} samples, {_bytes_a_sample(manifest):,.0f} bytes each")
+    _command(f"softshard verify {out}/shards --decode")
+    _verified(out / "shards")
+
+    train_set, val_set = out / "shards" / "train", out / "shards" / "val"
+    epochs = max(MIN_EPOCHS, min(MAX_EPOCHS, TRAINING_IMAGES // packed.manifests["train"].num_samples))
+    common: dict[str, Any] = dict(image_size=CROP_PX, global_batch=GLOBAL_BATCH, epochs=epochs)
+    adam = dict(optimizer="adamw", lr=2e-3, weight_decay=0.02, schedule="one-cycle", warmup=0.2, warmup_from=1 / 20)
+    cropped = dict(crop_scale=(0.25, 1.0), flip=True)
+
+    _say(3, f"a teacher: {MODEL} trained on these classes, and tested before it is used")
+    # Without label smoothing: a label map holds logits, and smoothing would keep them small.
+    teacher_recipe = replace(single_label(), smoothing=0.0, **common, **adam, **cropped)
+    teacher = _train("teacher", teacher_recipe, train_set, val_set, out, seed, num_threads)
+    _check_teacher(teacher)
+
+    _say(4, "label maps from the teacher, packed beside the images")
+    checkpoint = teacher.folder / "checkpoint.pt"
+    _command(
+        f"softshard maps make {train_set} {out}/relabelled --teacher {MODEL} --checkpoint {checkpoint} --size {TEACHER_PX}"
+    )
+    manifest = Manifest.load(train_set)
+    mapped = make_label_maps(
+        train_set,
+        out / "relabelled",
+        load_teacher(MODEL, manifest, size=TEACHER_PX, checkpoint=checkpoint),
+        size=TEACHER_PX,
+        num_threads=num_threads,
+    )
+    assert mapped.label_maps is not None
+    maps = mapped.label_maps
+    print(f"{mapped.num_samples:,} maps: top {maps.top} of {maps.num_classes} classes on {maps.rows} x {maps.columns} cells")
+    _verified(out / "relabelled")
+
+    _say(5, "the loader: crops, and the label maps pooled over each of them")
+    _command(f"softshard bench {out}/relabelled --targets relabel --size {CROP_PX} --batch-size {GLOBAL_BATCH}")
+    throughput = bench(
+        out / "relabelled",
+        batch_size=GLOBAL_BATCH,
+        targets="relabel",
+        size=CROP_PX,
+        num_threads=num_threads,
+        steps=20,
+        repeats=3,
+    )
+    images_per_s = throughput["results"]["loader"]["images_per_s"]
+    print(f"{images_per_s:,.0f} images per second, {throughput['ratio_to_decode_only']:.2f} of decoding alone")
+
+    _say(6, "two students: semantic softmax on the tree, ReLabel on the pooled maps")
+    students = [
+        _train(
+            "semantic-softmax", replace(semantic_softmax(), **common, **adam, **cropped), train_set, val_set, out, seed + 1, num_threads
+        ),
+        _train("relabel", replace(relabel(), **common, **adam, **cropped), out / "relabelled", val_set, out, seed + 1, num_threads),
+    ]
+
+    models = [teacher, *students]
+    summary = {
+        "softshard_demo": 1,
+        "photographs": "packaged" if images is None else str(images),
+        "samples": {name: manifest.num_samples for name, manifest in packed.manifests.items()},
+        "classes": len(tree.classes),
+        "levels": list(tree.level_sizes),
+        "bytes_a_sample": round(_bytes_a_sample(packed.manifests["train"]), 1),
+        "bytes_a_sample_with_maps": round(_bytes_a_sample(mapped), 1),
+        "images_per_s": images_per_s,
+        "ratio_to_decode_only": throughput["ratio_to_decode_only"],
+        "epochs": epochs,
+        "accuracy": {model.name: model.numbers for model in models},
+        "fingerprints": {
+            "tree": tree.fingerprint,
+            "shards": {name: manifest.fingerprint for name, manifest in packed.manifests.items()},
+            "relabelled": mapped.fingerprint,
+        },
+    }
+    page = write_page(out / "index.html", summary, models, out / "relabelled", tree, seed)
+    summary["seconds"] = round(time.perf_counter() - started, 1)
+    (out / MARKER).write_text(json.dumps(summary, indent=1) + "\n")
+    _print_summary(summary, models, page)
+    return summary
+
+
+def _begin(out: Path) -> None:
+    """Make an empty output folder; an earlier demo's is emptied, anything else is refused."""
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARKER).exists():
+            raise UsageError(
+                f"{out}: expected a new or empty folder, or that of an earlier demo, found other files. Give another --out"
+            )
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).write_text("{}\n")
+
+
+def _photographs(out: Path, seed: int) -> tuple[Path, tuple[str, ...]]:
+    photos = write_demo_photos(out / "photos", seed=seed)
+    (photos.root / "windows.csv").rename(out / "windows.csv")  # not an image: the sharder would report it
+    windows = {split: sum(counts.values()) for split, counts in photos.counts.items()}
+    print(
+        f"photographs: {len(photos.photos)} pictures from scikit-image and scikit-learn, cut into {windows['train']:,} "
+        f"windows for training and {windows['val']:,} for validation that share no pixel with them"
+    )
+    return photos.root, photos.classes
+
+
+def _val_per_class(source: Path) -> int:
+    """A fifth of the smallest class; 0 where the source brings its own validation images."""
+    listing = list_image_folder(source)
+    if listing.validation:
+        return 0
+    smallest = min((folder for folder in listing.folders if folder.files), key=lambda folder: len(folder.files))
+    if len(smallest.files) < 2:
+        raise DataError(
+            f"{source}: expected at least two images in every class, one to train on and one to validate with, found "
+            f"{len(smallest.files)} in {smallest.name!r}"
+        )
+    return max(1, len(smallest.files) // 5)
+
+
+def _train(
+    name: str, recipe: Recipe, dataset: Path, val: Path, out: Path, seed: int, num_threads: int | None
+) -> ModelResult:
+    folder = out / name
+    changed = ", ".join(
+        f"{field.name}={getattr(recipe, field.name)!r}"
+        for field in fields(recipe)
+        if getattr(recipe, field.name) != getattr(RECIPES[recipe.name](), field.name)
+    )
+    print(f"  >>> recipe = replace({recipe.name.replace('-', '_')}(), {changed})")
+    print(f"  >>> train(recipe, {str(dataset)!r}, model={MODEL!r}, out={str(folder)!r}, val={str(val)!r}, seed={seed})")
+    train(
+        recipe,
+        str(dataset),
+        model=MODEL,
+        out=folder,
+        seed=seed,
+        num_threads=num_threads,
+        log=lambda line: print(f"  {line}"),
+        val=str(val),
+    )
+    numbers = evaluate(folder / "checkpoint.pt", str(val), batch_size=GLOBAL_BATCH, num_threads=num_threads)
+    return ModelResult(name, folder, numbers)
+
+
+def _check_teacher(teacher: ModelResult) -> None:
+    top1, majority = teacher.numbers["top1"], teacher.numbers["majority"]
+    if top1 < TEACHER_MARGIN * majority:
+        raise DataError(
+            f"teacher: expected a validation top-1 of at least {TEACHER_MARGIN:g} times the commonest class's share "
+            f"({majority:.1%}), found {top1:.1%}; its label maps would teach nothing. Give more images a class"
+        )
+    print(f"the teacher is right on {top1:.1%} of the validation images (commonest class {majority:.1%}): it may teach")
+
+
+def _verified(dataset: Path) -> None:
+    report = verify(dataset, decode=True)
+    if not report.ok:
+        raise DataError("; ".join(report.problems))
+    print(f"{report.samples:,} samples in {report.shards:,} shards: no problems")
+
+
+def _bytes_a_sample(manifest: Manifest) -> float:
+    return manifest.num_bytes / manifest.num_samples
+
+
+def _say(number: int, text: str) -> None:
+    print(f"\n[{number}/6] {text}", flush=True)
+
+
+def _command(text: str) -> None:
+    print(f"  $ {text}", flush=True)
+
+
+def _print_summary(summary: dict[str, Any], models: list[ModelResult], page: Path) -> None:
+    samples = " + ".join(f"{count:,} {name}" for name, count in summary["samples"].items())
+    print(f"\nsummary, after {summary['seconds']:.0f} s")
+    print(f"  samples          {samples}; {summary['classes']} classes on {len(summary['levels'])} levels")
+    print(
+        f"  bytes an image   {summary['bytes_a_sample']:,.0f} in the tar, "
+        f"{summary['bytes_a_sample_with_maps']:,.0f} with its label map"
+    )
+    print(f"  loader           {summary['images_per_s']:,.0f} images per second with pooled label maps")
+    print(f"  {'validation':<18}{'top-1':>8}{'leaf top-1':>12}{'semantic':>10}")
+    for model in models:
+        row = (model.numbers["top1"], model.numbers.get("leaf_top1"), model.numbers.get("semantic_accuracy"))
+        top1, leaf, semantic = ("-" if value is None else f"{value:.1%}" for value in row)
+        print(f"  {model.name:<18}{top1:>8}{leaf:>12}{semantic:>10}")
+    numbers = models[0].numbers
+    print(f"  {'chance':<18}{numbers['chance']:>8.1%}{numbers['leaf_chance']:>12.1%}")
+    print(f"  {'commonest class':<18}{numbers['majority']:>8.1%}")
+    print(f"  pictures         {page}", flush=True)
+    sys.stdout.flush()
