@@ -18,6 +18,7 @@ import cv2
 import msgpack
 import numpy as np
 import simplejpeg
+
 from softshard.loaders.measure import machine
 from softshard.shards.classes import class_list_sha256
 from softshard.shards.images import ImageRecipe, pixel_stack, store_image
@@ -33,16 +34,30 @@ RESULTS = Path(__file__).parent / "results"
 def arguments(description: str) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--photos", type=Path, help="folder of photographs (default: those inside scikit-image and scikit-learn)")
-    parser.add_argument("--data", type=Path, default=Path("build/benchmarks"), help="where data sets are made and kept")
-    parser.add_argument("--threads", type=int, default=2, help="decoder threads of every contender (default: 2)")
-    parser.add_argument("--repeats", type=int, default=7, help="rounds in which every contender runs once (default: 7)")
-    parser.add_argument("--steps", type=int, default=30, help="batches on the clock in each round (default: 30)")
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        help="folder of photographs (default: those inside scikit-image and scikit-learn)",
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("build/benchmarks"), help="where data sets are made and kept"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, help="decoder threads of every contender (default: 2)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="rounds in which every contender runs once (default: 7)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=30, help="batches on the clock in each round (default: 30)"
+    )
     parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/<benchmark>.json)")
     return parser
 
 
-def sweep(variables: Mapping[str, Sequence[Any]], run: Callable[..., Mapping[str, Any]]) -> list[dict[str, Any]]:
+def sweep(
+    variables: Mapping[str, Sequence[Any]], run: Callable[..., Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """Run every combination of the swept variables.
 
     Args:
@@ -61,7 +76,15 @@ def sweep(variables: Mapping[str, Sequence[Any]], run: Callable[..., Mapping[str
     return rows
 
 
-def write_result(path: Path, *, benchmark: str, job: str, swept: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
+def write_result(
+    path: Path,
+    *,
+    benchmark: str,
+    job: str,
+    swept: Mapping[str, Sequence[Any]],
+    rows: Sequence[Mapping[str, Any]],
+    **more: Any,
+) -> None:
     """Write one benchmark's result file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
@@ -100,7 +123,9 @@ def photographs(folder: Path | None) -> Iterator[bytes]:
         yield simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=95, colorspace="RGB")
 
 
-def make_data_set(folder: Path, photos: Path | None, *, size: int, samples: int, components: str = "all") -> Path:
+def make_data_set(
+    folder: Path, photos: Path | None, *, size: int, samples: int, components: str = "all"
+) -> Path:
     """A data set of `samples` samples at `size` pixels squished: the photographs, repeated under new keys.
 
     Args:
@@ -162,6 +187,8 @@ def simulated_map(rng: np.random.Generator, num_classes: int, top: int = 5, cell
     """A label map like a teacher's: a few classes over smooth regions, on 15 x 15 cells."""
     few = rng.choice(num_classes, 24, replace=False)
     coarse = rng.normal(0, 3, (24, 4, 4)).astype(np.float32)
-    logits = np.stack([cv2.resize(layer, (cells, cells), interpolation=cv2.INTER_CUBIC) for layer in coarse]) + 6
+    logits = (
+        np.stack([cv2.resize(layer, (cells, cells), interpolation=cv2.INTER_CUBIC) for layer in coarse]) + 6
+    )
     best = np.argsort(-logits, axis=0, kind="stable")[:top]
     return encode_label_map(np.take_along_axis(logits, best, axis=0), few[best], num_classes=num_classes)

@@ -20,6 +20,7 @@ from typing import Any
 from harness import RESULTS, arguments, make_data_set, sweep, write_result
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
+
 from softshard.loaders import Augment, Loader
 from softshard.loaders.bench import decode_only_batches, loader_batches
 from softshard.loaders.measure import take_turns

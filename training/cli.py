@@ -52,7 +52,9 @@ def _add_maps(subparsers: argparse._SubParsersAction) -> None:
     make.add_argument(
         "--checkpoint", metavar="FILE", help="what `softshard train` wrote (default: timm's own weights)"
     )
-    make.add_argument("--size", type=int, default=475, metavar="PIXELS", help="images are squished to it (475)")
+    make.add_argument(
+        "--size", type=int, default=475, metavar="PIXELS", help="images are squished to it (475)"
+    )
     make.add_argument("--top", type=int, default=5, metavar="K", help="classes kept per cell (default: 5)")
     make.add_argument("--scores", default="float16", choices=("float16", "uint8"), help="(default: float16)")
     make.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a step (default: 32)")

@@ -57,7 +57,9 @@ class ModelResult:
     numbers: dict[str, Any]
 
 
-def run_demo(out: str | Path, images: str | Path | None = None, *, seed: int = 0, num_threads: int | None = None) -> dict[str, Any]:
+def run_demo(
+    out: str | Path, images: str | Path | None = None, *, seed: int = 0, num_threads: int | None = None
+) -> dict[str, Any]:
     """Run the demo.
 
     Args:
@@ -77,6 +79,7 @@ def run_demo(out: str | Path, images: str | Path | None = None, *, seed: int = 0
     started = time.perf_counter()
     _begin(out)
     source, classes = (Path(images), None) if images is not None else _photographs(out, seed)
+    val_per_class = _val_per_class(source)
 
     _say(1, "a label tree from WordNet")
     if classes is None:
@@ -90,20 +93,26 @@ def run_demo(out: str | Path, images: str | Path | None = None, *, seed: int = 0
     print(tree.summary())
 
     _say(2, "shards with hierarchical label vectors")
-    options = PackOptions(image=ImageRecipe(size=STORED_PX), val_per_class=_val_per_class(source), seed=seed)
+    options = PackOptions(image=ImageRecipe(size=STORED_PX), val_per_class=val_per_class, seed=seed)
     split = f" --val-per-class {options.val_per_class}" if options.val_per_class else ""
-    _command(f"softshard pack {source} {out}/shards --tree {out}/tree.json --size {STORED_PX}{split} --seed {seed}")
+    _command(
+        f"softshard pack {source} {out}/shards --tree {out}/tree.json --size {STORED_PX}{split} --seed {seed}"
+    )
     packed = pack(source, out / "shards", options, tree=tree)
     print(f"read {packed.read:,} = packed {packed.packed:,} + bad {packed.bad:,}")
     for manifest in packed.manifests.values():
-        print(f"  {manifest.name}: {manifest.num_samples:,} samples, {_bytes_a_sample(manifest):,.0f} bytes each")
+        print(
+            f"  {manifest.name}: {manifest.num_samples:,} samples, {_bytes_a_sample(manifest):,.0f} bytes each"
+        )
     _command(f"softshard verify {out}/shards --decode")
     _verified(out / "shards")
 
     train_set, val_set = out / "shards" / "train", out / "shards" / "val"
     epochs = max(MIN_EPOCHS, min(MAX_EPOCHS, TRAINING_IMAGES // packed.manifests["train"].num_samples))
     common: dict[str, Any] = dict(image_size=CROP_PX, global_batch=GLOBAL_BATCH, epochs=epochs)
-    adam = dict(optimizer="adamw", lr=2e-3, weight_decay=0.02, schedule="one-cycle", warmup=0.2, warmup_from=1 / 20)
+    adam = dict(
+        optimizer="adamw", lr=2e-3, weight_decay=0.02, schedule="one-cycle", warmup=0.2, warmup_from=1 / 20
+    )
     cropped = dict(crop_scale=(0.25, 1.0), flip=True)
 
     _say(3, f"a teacher: {MODEL} trained on these classes, and tested before it is used")
@@ -127,11 +136,15 @@ def run_demo(out: str | Path, images: str | Path | None = None, *, seed: int = 0
     )
     assert mapped.label_maps is not None
     maps = mapped.label_maps
-    print(f"{mapped.num_samples:,} maps: top {maps.top} of {maps.num_classes} classes on {maps.rows} x {maps.columns} cells")
+    print(
+        f"{mapped.num_samples:,} maps: top {maps.top} of {maps.num_classes} classes on {maps.rows} x {maps.columns} cells"
+    )
     _verified(out / "relabelled")
 
     _say(5, "the loader: crops, and the label maps pooled over each of them")
-    _command(f"softshard bench {out}/relabelled --targets relabel --size {CROP_PX} --batch-size {GLOBAL_BATCH}")
+    _command(
+        f"softshard bench {out}/relabelled --targets relabel --size {CROP_PX} --batch-size {GLOBAL_BATCH}"
+    )
     throughput = bench(
         out / "relabelled",
         batch_size=GLOBAL_BATCH,
@@ -142,14 +155,30 @@ def run_demo(out: str | Path, images: str | Path | None = None, *, seed: int = 0
         repeats=3,
     )
     images_per_s = throughput["results"]["loader"]["images_per_s"]
-    print(f"{images_per_s:,.0f} images per second, {throughput['ratio_to_decode_only']:.2f} of decoding alone")
+    print(
+        f"{images_per_s:,.0f} images per second, {throughput['ratio_to_decode_only']:.2f} of decoding alone"
+    )
 
     _say(6, "two students: semantic softmax on the tree, ReLabel on the pooled maps")
     students = [
         _train(
-            "semantic-softmax", replace(semantic_softmax(), **common, **adam, **cropped), train_set, val_set, out, seed + 1, num_threads
+            "semantic-softmax",
+            replace(semantic_softmax(), **common, **adam, **cropped),
+            train_set,
+            val_set,
+            out,
+            seed + 1,
+            num_threads,
         ),
-        _train("relabel", replace(relabel(), **common, **adam, **cropped), out / "relabelled", val_set, out, seed + 1, num_threads),
+        _train(
+            "relabel",
+            replace(relabel(), **common, **adam, **cropped),
+            out / "relabelled",
+            val_set,
+            out,
+            seed + 1,
+            num_threads,
+        ),
     ]
 
     models = [teacher, *students]
@@ -206,7 +235,9 @@ def _val_per_class(source: Path) -> int:
     listing = list_image_folder(source)
     if listing.validation:
         return 0
-    smallest = min((folder for folder in listing.folders if folder.files), key=lambda folder: len(folder.files))
+    smallest = min(
+        (folder for folder in listing.folders if folder.files), key=lambda folder: len(folder.files)
+    )
     if len(smallest.files) < 2:
         raise DataError(
             f"{source}: expected at least two images in every class, one to train on and one to validate with, found "
@@ -225,7 +256,9 @@ def _train(
         if getattr(recipe, field.name) != getattr(RECIPES[recipe.name](), field.name)
     )
     print(f"  >>> recipe = replace({recipe.name.replace('-', '_')}(), {changed})")
-    print(f"  >>> train(recipe, {str(dataset)!r}, model={MODEL!r}, out={str(folder)!r}, val={str(val)!r}, seed={seed})")
+    print(
+        f"  >>> train(recipe, {str(dataset)!r}, model={MODEL!r}, out={str(folder)!r}, val={str(val)!r}, seed={seed})"
+    )
     train(
         recipe,
         str(dataset),
@@ -247,7 +280,9 @@ def _check_teacher(teacher: ModelResult) -> None:
             f"teacher: expected a validation top-1 of at least {TEACHER_MARGIN:g} times the commonest class's share "
             f"({majority:.1%}), found {top1:.1%}; its label maps would teach nothing. Give more images a class"
         )
-    print(f"the teacher is right on {top1:.1%} of the validation images (commonest class {majority:.1%}): it may teach")
+    print(
+        f"the teacher is right on {top1:.1%} of the validation images (commonest class {majority:.1%}): it may teach"
+    )
 
 
 def _verified(dataset: Path) -> None:

@@ -6,8 +6,8 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
+import simplejpeg
 
 from ..loaders.crops import Augment
 from ..loaders.loader import Loader
@@ -85,7 +85,10 @@ def _accuracies(page: Page, models: list[ModelResult]) -> None:
     page.heading("Accuracy on the validation images")
     numbers = models[0].numbers
     rows: list[list[object]] = [
-        [model.name, *(_percent(model.numbers.get(name)) for name in ("top1", "leaf_top1", "semantic_accuracy"))]
+        [
+            model.name,
+            *(_percent(model.numbers.get(name)) for name in ("top1", "leaf_top1", "semantic_accuracy")),
+        ]
         for model in models
     ]
     rows.append(["chance", _percent(numbers["chance"]), _percent(numbers["leaf_chance"]), "-"])
@@ -96,7 +99,11 @@ def _accuracies(page: Page, models: list[ModelResult]) -> None:
         caption="Top-1 over all classes, inner ones too; leaf top-1 over leaf classes on images labelled with one. "
         "Semantic softmax never compares a class with its ancestors, so leaf top-1 and semantic accuracy are its measures.",
     )
-    leaf = {model.name: 100 * model.numbers["leaf_top1"] for model in models if model.numbers.get("leaf_top1") is not None}
+    leaf = {
+        model.name: 100 * model.numbers["leaf_top1"]
+        for model in models
+        if model.numbers.get("leaf_top1") is not None
+    }
     if leaf:
         page.bar_chart("Leaf top-1", {**leaf, "chance": 100 * numbers["leaf_chance"]}, x_label="percent")
 
@@ -133,12 +140,14 @@ def _figures(mapped: Path, tree: LabelTree, seed: int) -> list[Figure]:
     figures = []
     for i in chosen:
         parts = stored[batch.keys[i]]
-        image = cv2.cvtColor(cv2.imdecode(np.frombuffer(parts[JPG.suffix], np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        image = simplejpeg.decode_jpeg(parts[JPG.suffix], "RGB")
         target = batch.targets[i].numpy()
         best = np.argsort(-target)[:SHOWN_CLASSES]
         cells = _cell_scores(parts[LMAP.suffix], int(best[0]))
         x0, y0, x1, y1 = batch.crops[i].tolist()
-        overview = draw_box(overlay_map(resample(image, PICTURE_PX, PICTURE_PX), cells, 0.45), (x0, y0, x1, y1))
+        overview = draw_box(
+            overlay_map(resample(image, PICTURE_PX, PICTURE_PX), cells, 0.45), (x0, y0, x1, y1)
+        )
         crop = batch.images[i].permute(1, 2, 0).numpy()
         figures.append(
             Figure(

@@ -27,7 +27,7 @@ from ..shards.manifest import LabelMapInfo, Manifest
 from ..shards.pack import pixel_stack
 from ..shards.progress import progress_bar
 from ..shards.reader import read_shard
-from ..shards.schema import CLASSES_NAME, LMAP, TREE_NAME
+from ..shards.schema import CLASSES_NAME, LMAP, TREE_NAME, component_rank
 from ..shards.writer import ShardRecord, ShardWriter
 from .checkpoint import load_checkpoint
 from .dense import DenseTeacher, top_k_map
@@ -53,7 +53,9 @@ class Teacher:
     weights_sha256: str | None
 
 
-def load_teacher(name: str, manifest: Manifest, *, size: int, checkpoint: str | Path | None = None) -> Teacher:
+def load_teacher(
+    name: str, manifest: Manifest, *, size: int, checkpoint: str | Path | None = None
+) -> Teacher:
     """Build a teacher for a data set's classes.
 
     Args:
@@ -152,7 +154,9 @@ def make_label_maps(
                     for sample in read_shard(Path(dataset) / shard.name):
                         key, data, shape = next(maps)
                         if key != sample.key:  # both read the manifest's order
-                            raise DataError(f"{shard.name}: expected sample {key!r} next, found {sample.key!r}")
+                            raise DataError(
+                                f"{shard.name}: expected sample {key!r} next, found {sample.key!r}"
+                            )
                         writer.write(sample.key, {**sample.parts, LMAP.suffix: data})
                         bar.update()
                 assert writer.record is not None
@@ -163,7 +167,7 @@ def make_label_maps(
     assert shape is not None
     made = replace(
         manifest,
-        components=writer.suffixes,
+        components=tuple(sorted(suffixes, key=component_rank)),
         label_maps=LabelMapInfo(
             *shape,
             num_classes=manifest.num_classes,

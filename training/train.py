@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +31,12 @@ from tqdm import tqdm
 from ..loaders.batch import Batch
 from ..loaders.crops import Augment
 from ..loaders.loader import Loader
-from ..shards.errors import DataError, UsageError
 from .checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint
+from .checks import check_call, check_data, check_resume, check_same_classes
 from .evaluate import evaluate_model, evaluation_loader, model_input
 from .losses import SemanticSoftmaxLoss, SingleLabelLoss, SoftTargetLoss
 from .models import create_model, export_weights
+from .processes import process_group, rng_states, set_rng_state, stop_signal
 from .recipes import Recipe
 from .schedule import create_schedule
 from .steplog import StepLog
@@ -128,7 +127,7 @@ def train(
         global_batch=recipe.global_batch if global_batch is None else global_batch,
     )
     checkpoint_path = Path(out) / CHECKPOINT_NAME
-    _check_call(recipe, checkpoint_path, resume, rank, world_size, log_steps, checkpoint_steps)
+    check_call(recipe, checkpoint_path, resume, rank, world_size, log_steps, checkpoint_steps)
     checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
     is_main = rank == 0
     say = (log or _print_to_stderr) if is_main else _say_nothing
@@ -138,8 +137,8 @@ def train(
         torch.cuda.set_device(device)
     with ExitStack() as stack:
         if world_size > 1:
-            stack.enter_context(_process_group("nccl" if on_gpu else "gloo", rank, world_size))
-        stop_signal = stack.enter_context(_stop_signal())
+            stack.enter_context(process_group("nccl" if on_gpu else "gloo", rank, world_size))
+        signal_received = stack.enter_context(stop_signal())
 
         # 2. Data.
         loader = Loader(
@@ -159,7 +158,7 @@ def train(
         stack.enter_context(loader)
         steps_per_epoch = len(loader)
         total_steps = recipe.epochs * steps_per_epoch
-        _check_data(recipe, dataset, loader)
+        check_data(recipe, dataset, loader)
         val_loader = None
         if val is not None:
             val_loader = evaluation_loader(
@@ -172,7 +171,7 @@ def train(
                 num_threads=num_threads,
             )
             stack.enter_context(val_loader)
-            _check_same_classes(dataset, loader, val, val_loader)
+            check_same_classes(dataset, loader, val, val_loader)
         say(
             f"{recipe.name}: global batch {recipe.global_batch} ({recipe.global_batch // world_size} on each "
             f"of {world_size} processes), {steps_per_epoch} steps an epoch from {loader.num_samples} "
@@ -209,11 +208,11 @@ def train(
         step, epoch, loss_sum, loss_steps = 0, 0, 0.0, 0
         history: list[dict[str, Any]] = []
         if saved is not None:
-            _check_resume(saved, checkpoint_path, dataset, recipe, model, loader)
+            check_resume(saved, checkpoint_path, dataset, recipe, model, loader)
             plain_model.load_state_dict(saved.model)
             optimizer.load_state_dict(saved.optimizer)
             loader.load_state_dict(saved.loader)
-            _set_rng_state(saved.rng, rank, world_size, on_gpu)
+            set_rng_state(saved.rng, rank, world_size, on_gpu)
             step, epoch, loss_sum, loss_steps = saved.step, saved.epoch, saved.loss_sum, saved.loss_steps
             history = saved.history
             say(f"continues from {checkpoint_path}: {step} of {total_steps} steps are done")
@@ -227,7 +226,7 @@ def train(
 
         def save() -> None:
             """Called by all ranks together, when all losses so far are known to be finite."""
-            rng = _rng_states(world_size, on_gpu)
+            rng = rng_states(world_size, on_gpu)
             if is_main:
                 save_checkpoint(
                     checkpoint_path,
@@ -280,7 +279,7 @@ def train(
                 epoch_ends = steps.step % steps_per_epoch == 0
                 if checkpoint_due or epoch_ends or steps.step % log_steps == 0:
                     lr = optimizer.param_groups[0]["lr"]
-                    latest_loss, stopped_by = steps.flush(epoch, lr, stop_signal())
+                    latest_loss, stopped_by = steps.flush(epoch, lr, signal_received())
                     bar.set_postfix(loss=f"{latest_loss:.4f}", refresh=False)
                     if checkpoint_due or stopped_by:
                         save()
@@ -339,7 +338,7 @@ def train(
 
 def _create_loss(recipe: Recipe, loader: Loader) -> nn.Module:
     if recipe.loss == "semantic-softmax":
-        assert loader.tree is not None  # _check_data has seen to it
+        assert loader.tree is not None  # check_data has seen to it
         return SemanticSoftmaxLoss(loader.tree, recipe.smoothing, recipe.weight_clamp, recipe.levels)
     if recipe.loss == "soft-target":
         return SoftTargetLoss()
@@ -354,135 +353,10 @@ def _target(recipe: Recipe, batch: Batch) -> Tensor:
     return target
 
 
-def _check_call(
-    recipe: Recipe,
-    checkpoint_path: Path,
-    resume: bool,
-    rank: int,
-    world_size: int,
-    log_steps: int,
-    checkpoint_steps: int | None,
-) -> None:
-    problems = []
-    if not 0 <= rank < world_size:
-        problems.append(f"rank: expected a number in [0, {world_size}), found {rank}")
-    if recipe.global_batch % world_size:
-        problems.append(
-            f"global batch: expected a multiple of the {world_size} processes, found {recipe.global_batch}"
-        )
-    if log_steps < 1:
-        problems.append(f"log_steps: expected at least 1, found {log_steps}")
-    if checkpoint_steps is not None and checkpoint_steps < 1:
-        problems.append(f"checkpoint_steps: expected at least 1, found {checkpoint_steps}")
-    if checkpoint_path.exists() and not resume:
-        problems.append(
-            f"{checkpoint_path}: expected a folder without a checkpoint, found one of an earlier run; "
-            "continue it with --resume or name another --out"
-        )
-    if problems:
-        raise UsageError("\n".join(problems))
-
-
-def _check_data(recipe: Recipe, dataset: str, loader: Loader) -> None:
-    if len(loader) == 0:
-        raise UsageError(
-            f"{dataset}: expected at least a global batch of {recipe.global_batch} samples, found "
-            f"{loader.num_samples}. Run with --global-batch {loader.num_samples} or less"
-        )
-    if recipe.loss == "semantic-softmax" and loader.tree is None:
-        raise UsageError(
-            f"{dataset}: expected a label tree for the recipe {recipe.name!r}, found none. "
-            "Run: softshard tree build, then softshard pack --tree"
-        )
-
-
-def _check_same_classes(dataset: str, loader: Loader, val: str, val_loader: Loader) -> None:
-    problems = []
-    for what, expected, found in (
-        ("class list", loader.manifest.classes_sha256, val_loader.manifest.classes_sha256),
-        ("label tree", loader.manifest.tree_sha256, val_loader.manifest.tree_sha256),
-    ):
-        if expected != found:
-            problems.append(f"{what}: expected {expected}, found {found}")
-    if problems:
-        raise DataError(f"{val} does not belong to {dataset}: {'; '.join(problems)}; pack both in one run")
-
-
-def _check_resume(
-    saved: Checkpoint, path: Path, dataset: str, recipe: Recipe, model: str, loader: Loader
-) -> None:
-    saved.check_data(path, dataset, loader.manifest.classes_sha256, loader.manifest.tree_sha256)
-    problems = saved.recipe.differences(recipe)
-    if saved.model_name != model:
-        problems.append(f"model: {saved.model_name!r}, not {model!r}")
-    if problems:
-        raise UsageError(
-            f"{path}: expected the call that began this run, found other options: {'; '.join(problems)}. "
-            "Repeat the first call with --resume, or begin a new run in another --out"
-        )
-
-
 def _epoch_line(entry: dict[str, Any]) -> str:
     shares = ("semantic_accuracy", "leaf_top1", "top1", "top5", "chance")
     shown = [f"{name} {entry[name]:.2%}" for name in shares if entry.get(name) is not None]
     return ", ".join([f"epoch {entry['epoch']}: loss {entry['loss']:.4f}", *shown])
-
-
-@contextmanager
-def _process_group(backend: str, rank: int, world_size: int) -> Iterator[None]:
-    if dist.is_initialized():  # the caller's, who also ends it
-        yield
-        return
-    dist.init_process_group(backend, rank=rank, world_size=world_size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def _stop_signal() -> Iterator[Callable[[], int]]:
-    """While it lasts, SIGTERM and SIGINT do not kill; the function given says which has come, 0 for none.
-
-    A second one kills as ever.
-    """
-    received = 0
-
-    def note(number: int, _frame: object) -> None:
-        nonlocal received
-        received = number
-        signal.signal(number, previous[number])
-
-    previous: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # nobody else may set handlers
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, note)
-    try:
-        yield lambda: received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _rng_states(world_size: int, on_gpu: bool) -> list[dict[str, Tensor]]:
-    """The random generators of every rank, on every rank."""
-    own = {"cpu": torch.get_rng_state()}
-    if on_gpu:
-        own["cuda"] = torch.cuda.get_rng_state()
-    if world_size == 1:
-        return [own]
-    states: list[Any] = [None] * world_size
-    dist.all_gather_object(states, own)
-    return states
-
-
-def _set_rng_state(states: list[dict[str, Tensor]], rank: int, world_size: int, on_gpu: bool) -> None:
-    # Another number of ranks sees the same batches, but there is nothing to continue for its dropout.
-    if len(states) != world_size:
-        return
-    torch.set_rng_state(states[rank]["cpu"])
-    if on_gpu and "cuda" in states[rank]:
-        torch.cuda.set_rng_state(states[rank]["cuda"])
 
 
 def _print_to_stderr(line: str) -> None:

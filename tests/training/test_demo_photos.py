@@ -4,6 +4,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import simplejpeg
+
 from softshard.shards.errors import MissingExtraError, UsageError
 from softshard.shards.tree import LabelTree
 from softshard.training import demo_photos
