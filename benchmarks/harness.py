@@ -25,6 +25,7 @@ from softshard.shards.images import ImageRecipe, pixel_stack, store_image
 from softshard.shards.labelmap import encode_label_map
 from softshard.shards.manifest import LabelMapInfo, Manifest, save_sidecar
 from softshard.shards.pack import encode_levels
+from softshard.shards.pictures import as_rgb
 from softshard.shards.tree import LabelTree
 from softshard.shards.writer import ShardWriter
 
@@ -112,9 +113,7 @@ def photographs(folder: Path | None) -> Iterator[bytes]:
     from softshard.training.demo_photos import PHOTOS, read_photo
 
     for photo in PHOTOS:
-        pixels = np.asarray(read_photo(photo))
-        if pixels.ndim == 2:
-            pixels = np.repeat(pixels[:, :, None], 3, axis=2)
+        pixels = as_rgb(read_photo(photo))
         height, width = pixels.shape[:2]
         # Quarters and the whole: more pictures, and of a size that photographs in collections have.
         for top, left in ((0, 0), (0, width // 2), (height // 2, 0), (height // 2, width // 2)):

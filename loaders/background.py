@@ -50,7 +50,7 @@ class Background(Generic[Item]):
 
     def _put(self, item: Item | BaseException | None) -> bool:
         """Hand over an item; False once nobody wants any more."""
-        # The main thread ends first when a script ends in the middle of an epoch; the interpreter waits for this one.
+        # When a script ends in the middle of an epoch its main thread goes first, then waits for this one.
         while not self._stopped.is_set() and threading.main_thread().is_alive():
             try:
                 self._ready.put(item, timeout=0.1)

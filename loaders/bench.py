@@ -1,4 +1,4 @@
-"""`softshard bench`: the loader on a data set, beside the ceiling that decoding alone sets on the same JPEGs."""
+"""`softshard bench`: the loader on a data set, beside the ceiling that decoding alone sets on its JPEGs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
 from ..shards.errors import UsageError
 from ..shards.manifest import Manifest
 from ..shards.schema import JPG
 from .crops import Augment
+from .decode import fn, types
 from .fetch import ShardFiles
 from .loader import Loader
 from .measure import machine, take_turns
@@ -92,7 +92,7 @@ def bench(
     """Measure the loader and decoding alone, in turn.
 
     Returns:
-        A JSON-ready dict: options, machine, images per second of both (median, lowest, highest), and their ratio.
+        A JSON-ready dict: options, machine, images per second of both (median, lowest, highest), their ratio.
 
     Raises:
         UsageError: the data set has fewer samples than a batch.
@@ -152,8 +152,9 @@ def format_bench(result: dict[str, Any]) -> str:
     ]
     for name, values in result["results"].items():
         lines.append(
-            f"  {name:<12} {values['images_per_s']:>9,.0f} images/s  ({values['low']:,.0f} to {values['high']:,.0f} in "
-            f"{values['repeats']} runs), {values['images_per_cpu_s']:,.0f} a CPU-second"
+            f"  {name:<12} {values['images_per_s']:>9,.0f} images/s  ({values['low']:,.0f} to "
+            f"{values['high']:,.0f} in {values['repeats']} runs), {values['images_per_cpu_s']:,.0f} "
+            "a CPU-second"
         )
     lines.append(f"  the loader reaches {result['ratio_to_decode_only']:.2f} of decoding alone")
     return "\n".join(lines)

@@ -1,9 +1,9 @@
 """From JPEG bytes and crop windows to the images of a batch.
 
-Both paths get bytes, windows and flips from outside through DALI's `external_source`; DALI holds no state that
-a batch depends on. Work is submitted a batch ahead: DALI decodes one batch while the one before is finished.
+Both paths get bytes, windows and flips from outside through DALI's `external_source`; DALI holds no state
+that a batch depends on. Work is submitted a batch ahead: DALI decodes one while the one before is finished.
 
-    CPU   DALI image_slice (decodes the window only) -> OpenCV resample, flip, normalise, straight into the batch
+    CPU   DALI image_slice (decodes the window only) -> OpenCV resample, flip, normalise, into the batch
     GPU   DALI image_slice mixed -> resize -> crop-mirror-normalise, on the device
 """
 
@@ -14,23 +14,54 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import cv2
 import numpy as np
+import nvidia.dali.fn
+import nvidia.dali.types
 import simplejpeg
 import torch
-from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-from ..shards.errors import DataError
+from ..shards.errors import DataError, UsageError
 from ..shards.images import resample
 from ..shards.schema import JPG
-from .labels import Place
+from .samples import Place
+
+# DALI's stubs know neither its data types nor what its operators return.
+fn: Any = nvidia.dali.fn
+types: Any = nvidia.dali.types
 
 # ImageNet's channel means and standard deviations, in units of 0 to 1.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device by its full name; plain `cuda` is the process's current GPU.
+
+    Raises:
+        UsageError: neither the processor nor a GPU of this machine.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UsageError(f"loader: expected device 'cpu' or 'cuda', found {str(device)!r}")
+    if found.type == "cpu":
+        return found
+    num = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not num:
+        raise UsageError(
+            f"loader: expected an NVIDIA GPU for device {str(device)!r}, found none. Use device='cpu'"
+        )
+    index = torch.cuda.current_device() if found.index is None else found.index
+    if index >= num:
+        raise UsageError(f"loader: expected a GPU from 'cuda:0' to 'cuda:{num - 1}', found {str(device)!r}")
+    return torch.device("cuda", index)
 
 
 @contextmanager
@@ -47,8 +78,8 @@ def naming_the_sample(jpegs: Sequence[np.ndarray], places: Sequence[Place]) -> I
                 simplejpeg.decode_jpeg(jpeg.tobytes(), "RGB", strict=True)
             except ValueError as reason:
                 raise DataError(
-                    f"{shard.where(place, JPG.suffix)}: expected a whole JPEG, found: {reason}; the file was damaged "
-                    f"before or after packing. Run: softshard verify --decode {shard.path}"
+                    f"{shard.where(place, JPG.suffix)}: expected a whole JPEG, found: {reason}; the shard is "
+                    f"damaged. Run: softshard verify --decode {shard.path}"
                 ) from error
         raise
 
@@ -78,7 +109,7 @@ class Decoder:
         self._pipe.feed_input("shapes", np.ascontiguousarray(crop_tlhw_px[:, 2:]))
 
     def take(self, slots: np.ndarray, num_slots: int) -> torch.Tensor:
-        """Wait for the oldest submitted batch and put its images into `slots` of a new [num_slots, 3, S, S]."""
+        """Wait for the oldest batch submitted; put its images into `slots` of a new [num_slots, 3, S, S]."""
         raise NotImplementedError
 
     def drop(self) -> None:
@@ -132,7 +163,7 @@ class CpuDecoder(Decoder):
         self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="softshard-resample")
         scale, shift = _normalization(mean, std)
-        # One row of the batch, three interleaved channels: long inner loops instead of loops over three values.
+        # One row of the batch, three interleaved channels: long inner loops, not loops over three values.
         self._scale_row, self._shift_row = np.tile(scale, size), np.tile(shift, size)
         self._scratch = threading.local()
         pipe = Pipeline(

@@ -121,8 +121,8 @@ class ShardFiles:
         index = parse_index(text.decode("ascii", "replace"), path.with_suffix(".idx").name, size)
         if len(index.keys) != record.samples or index.suffixes != self._manifest.components:
             raise DataError(
-                f"{record.name}: expected {record.samples} samples of {list(self._manifest.components)}, found "
-                f"{len(index.keys)} of {list(index.suffixes)}. {run}"
+                f"{record.name}: expected {record.samples} samples of {list(self._manifest.components)}, "
+                f"found {len(index.keys)} of {list(index.suffixes)}. {run}"
             )
         with open(path, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,8 +1,10 @@
 """The loader: iterate batches of a data set, each a pure function of (data set, options, seed, epoch, step).
 
-order.py    which samples            crops.py    windows and flips       pooling.py      label maps -> targets
-fetch.py    their bytes              decode.py   bytes -> images         background.py   a thread, a batch ahead
-labels.py   their labels             batch.py    what comes out          loader.py       all of it together
+This file puts the parts together:
+
+    order.py     which samples          crops.py    windows and flips    pooling.py      maps -> targets
+    fetch.py     their bytes            decode.py   bytes -> images      background.py   ahead, in a thread
+    samples.py   their sizes, labels    batch.py    what comes out
 """
 
 from __future__ import annotations
@@ -19,18 +21,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..shards.errors import DataError, ImageError, UsageError
-from ..shards.jpeg import read_jpeg_header
+from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest, load_tree
 from ..shards.schema import CLS, HIER, JPG, LMAP
 from .background import Background
 from .batch import Batch
 from .crops import Augment, crop_fractions, draw_crops
-from .decode import DTYPES, MEAN, STD, CpuDecoder, Decoder, GpuDecoder, naming_the_sample
-from .fetch import OpenShard, ShardFiles, check_local
-from .labels import Place, check_label_maps, read_classes, read_levels
+from .decode import DTYPES, MEAN, STD, CpuDecoder, Decoder, GpuDecoder, naming_the_sample, usable_device
+from .fetch import ShardFiles, check_local
 from .order import LAST_BATCHES, EpochOrder, check_geometry, check_seed, num_steps, rank_slots
 from .pooling import pool_label_maps
+from .samples import Place, check_label_maps, read_classes, read_levels, read_sizes
 
 TARGETS = ("none", "relabel")
 STATE_VERSION = 1
@@ -55,12 +56,14 @@ class Loader:
     """Iterates the batches of one epoch of a data set, for one rank.
 
     Every rank has the same number of steps. Without `load_state_dict`, iterating starts the epoch from its
-    beginning; an epoch that was iterated to its end is followed by the next one. One iteration at a time: a new
-    one, `set_epoch` to another epoch, `load_state_dict` and `close` end the one before. Not for several threads.
+    beginning; an epoch that was iterated to its end is followed by the next one. One iteration at a time: a
+    new one, `set_epoch` to another epoch, `load_state_dict` and `close` end the one before. Not for several
+    threads.
 
-    A JPEG that cannot be decoded is an error that names its shard and key, raised after the batches before it. Damage
-    inside the compressed data is another matter: libjpeg warns of it on standard error and carries on, and below
-    the crop nothing is read at all, so the picture may be wrong; `softshard verify` finds that by the shard's hash.
+    A sample that cannot be read or decoded is an error that names its shard and key, raised after the batches
+    before it. Damage inside the compressed data of a JPEG is another matter: libjpeg warns of it on standard
+    error and carries on, and below the crop nothing is read at all, so that pixels may be wrong without an
+    error. `softshard verify` finds it: it compares every shard's hash.
 
     Args:
         dataset: folder of a data set (with a manifest).
@@ -76,8 +79,8 @@ class Loader:
         seed: of order, crops and flips.
         rank: of this process.
         world_size: processes that share the global batch.
-        lanes: K, contiguous parts of an epoch that are read side by side; divides the global batch. Set it to the
-            number of hosts, so that each reads its own shards only.
+        lanes: K, contiguous parts of an epoch that are read side by side; divides the global batch. Set it to
+            the number of hosts, so that each reads its own shards only.
         window: W, samples that are shuffled among each other (whole shards are shuffled as well).
         num_threads: of the decoder; by default one a core that this process may use.
         prefetch: batches that are ready ahead of need.
@@ -117,8 +120,12 @@ class Loader:
                 raise UsageError(f"loader: expected {name} of {', '.join(choices)}, found {value!r}")
         if batch_size < 1 or prefetch < 1 or window < 1 or (num_threads is not None and num_threads < 1):
             raise UsageError(
-                f"loader: expected batch_size, prefetch, window and num_threads from 1, found {batch_size}, {prefetch}, "
-                f"{window} and {num_threads}"
+                "loader: expected batch_size, prefetch, window and num_threads from 1, found "
+                f"{batch_size}, {prefetch}, {window} and {num_threads}"
+            )
+        if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+            raise UsageError(
+                f"loader: expected a mean and a std above 0 of three channels, found {mean} and {std}"
             )
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
@@ -128,7 +135,7 @@ class Loader:
         self.tree = load_tree(dataset, self.manifest)
         if targets == "relabel":
             check_label_maps(self.dataset, self.manifest)
-        self.device = _usable_device(device)
+        self.device = usable_device(device)
         self.batch_size = batch_size
         self.targets = targets
         self.augment = augment or Augment()
@@ -144,6 +151,7 @@ class Loader:
         self._starts = np.concatenate([[0], np.cumsum(self._counts)])
         self._files = ShardFiles(dataset, self.manifest)
         self._columns = {suffix: i for i, suffix in enumerate(self.manifest.components)}
+        self._per_lane = batch_size * world_size // lanes  # samples of every lane in a step
         self._taken = 0  # samples that every lane has given in this epoch
         self._resume = False  # whether the next iteration starts there
         self._decoder: Decoder | None = None
@@ -160,7 +168,7 @@ class Loader:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides what the data set gives (hashed once: it names every shard)."""
+        """SHA-256 over everything that decides what the data set gives; hashed once."""
         return self.manifest.fingerprint
 
     @property
@@ -170,7 +178,7 @@ class Loader:
     @property
     def step(self) -> int:
         """Steps of this epoch that have been yielded."""
-        return -(-self._taken // (self.global_batch // self.lanes))
+        return -(-self._taken // self._per_lane)
 
     @property
     def num_left_out(self) -> int:
@@ -213,7 +221,7 @@ class Loader:
         """Continue where a state was taken; the world size, and the global batch, may be others.
 
         Raises:
-            UsageError: the state is of another data set, seed, number of lanes or window; both values are named.
+            UsageError: the state is of another data set, seed, number of lanes or window; both are named.
         """
         if state.get("version") != STATE_VERSION:
             raise UsageError(
@@ -223,14 +231,16 @@ class Loader:
         for name in ("fingerprint", "seed", "lanes", "window", "shuffle"):
             if state.get(name) != mine[name]:
                 raise UsageError(
-                    f"loader state: expected {name} {mine[name]!r} of this loader, found {state.get(name)!r}; the rest of "
-                    "the epoch would not be the one that was begun. Build the loader as it was, or start a new epoch"
+                    f"loader state: expected {name} {mine[name]!r} of this loader, found "
+                    f"{state.get(name)!r}; the rest of the epoch would not be the one that was begun. "
+                    "Build the loader as it was, or start a new epoch"
                 )
         epoch, taken = state.get("epoch"), state.get("taken")
         longest = -(-self.num_samples // self.lanes)
         if type(epoch) is not int or type(taken) is not int or not 0 <= taken <= longest:
             raise UsageError(
-                f"loader state: expected an epoch from 0 and 0 to {longest} samples taken, found {epoch!r} and {taken!r}"
+                f"loader state: expected an epoch from 0 and 0 to {longest} samples taken, found {epoch!r} "
+                f"and {taken!r}"
             )
         check_seed(self.seed, epoch)
         self._stop()
@@ -248,13 +258,12 @@ class Loader:
         try:
             while (batch := run.next()) is not None:
                 # Counted before the yield: a state taken in the loop's body says that this batch is done.
-                self._taken += self.global_batch // self.lanes
-                self._taken = min(self._taken, -(-self.num_samples // self.lanes))
+                self._taken = min(self._taken + self._per_lane, -(-self.num_samples // self.lanes))
                 yield batch
                 if run.stopped:
                     raise UsageError(
-                        "loader: expected one iteration at a time, found this one continued after another began, or "
-                        "after set_epoch, load_state_dict or close. Build a second loader to iterate twice"
+                        "loader: expected one iteration at a time, found this one continued after another "
+                        "began, or after set_epoch, load_state_dict or close. Build a second loader for that"
                     )
             self.epoch, self._taken = epoch + 1, 0
         finally:
@@ -271,9 +280,7 @@ class Loader:
         try:
             for step in range(self._num_steps(taken)):
                 try:
-                    begun.append(
-                        self._begin(order, taken + step * (self.global_batch // self.lanes), decoder)
-                    )
+                    begun.append(self._begin(order, taken + step * self._per_lane, decoder))
                 except DataError as error:
                     problem = error  # raised in its turn: the step before it is whole
                     break
@@ -287,11 +294,12 @@ class Loader:
             decoder.drop()
             raise
         except BaseException:
-            self._decoder = (
-                None  # DALI may give a pipeline up after an error; the next iteration builds another
-            )
+            # DALI may give a pipeline up after an error: the next iteration builds another.
+            self._decoder = None
             decoder.close()
             raise
+        finally:
+            problem = None  # its traceback holds this frame: a cycle, which would keep the shards open
 
     def _make_decoder(self) -> Decoder:
         options = (self.batch_size, self.augment.size, self.dtype, self.mean, self.std, self.num_threads)
@@ -308,7 +316,7 @@ class Loader:
             (self._files[number], place)
             for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
         ]
-        hw = np.array([self._stored_hw(shard, place) for shard, place in found], np.int64).reshape(-1, 2)
+        hw = read_sizes(found, self._columns[JPG.suffix])
         jpegs = [shard.member_array(place, self._columns[JPG.suffix]) for shard, place in found]
         tlhw, real_flips = draw_crops(self.augment, hw, real, seed=self.seed, epoch=order.epoch)
 
@@ -328,15 +336,6 @@ class Loader:
         with naming_the_sample(jpegs, found):
             decoder.submit(jpegs, tlhw, real_flips)
         return _Prepared(slots, found, classes, levels, crops, flips, keys, jpegs)
-
-    def _stored_hw(self, shard: OpenShard, place: int) -> tuple[int, int]:
-        try:
-            header = read_jpeg_header(
-                shard.member(place, self._columns[JPG.suffix]), shard.where(place, JPG.suffix)
-            )
-        except ImageError as error:
-            raise DataError(f"{error}. Run: softshard verify {shard.path}") from error
-        return header.height, header.width
 
     def _finish(self, prepared: _Prepared, decoder: Decoder) -> Batch:
         """Wait for a step's images and pool its label maps."""
@@ -398,24 +397,3 @@ class Loader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _usable_device(device: str | torch.device) -> torch.device:
-    """The device by its full name: plain `cuda` is the process's current GPU."""
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
-        raise UsageError(f"loader: expected device 'cpu' or 'cuda', found {str(device)!r}")
-    if found.type == "cpu":
-        return found
-    num = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not num:
-        raise UsageError(
-            f"loader: expected an NVIDIA GPU for device {str(device)!r}, found none. Use device='cpu'"
-        )
-    index = torch.cuda.current_device() if found.index is None else found.index
-    if index >= num:
-        raise UsageError(f"loader: expected a GPU from 'cuda:0' to 'cuda:{num - 1}', found {str(device)!r}")
-    return torch.device("cuda", index)

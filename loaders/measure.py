@@ -57,8 +57,8 @@ def take_turns(
     """Measure contenders in turn.
 
     Args:
-        contenders: name to a function that starts one; the iterator yields the number of images of each batch, for
-            as long as it is asked, and is closed after every measurement.
+        contenders: name to a function that starts one; the iterator yields the number of images of each
+            batch, for as long as it is asked, and is closed after every measurement.
         warmup: batches before the clock starts, so that queues are in their steady state.
         steps: batches on the clock.
         repeats: rounds; every contender runs once a round.

@@ -114,7 +114,7 @@ def check_seed(seed: int, epoch: int) -> None:
     """
     for name, value, bits in (("seed", seed, 64), ("epoch", epoch, 32)):
         if not isinstance(value, int) or not 0 <= value < 2**bits:
-            raise UsageError(f"loader: expected {name} from 0 to 2**{bits} - 1, found {value!r}")
+            raise UsageError(f"loader: expected {name} as an int from 0 to 2**{bits} - 1, found {value!r}")
 
 
 def check_geometry(global_batch: int, num_lanes: int, rank: int, world_size: int) -> None:
@@ -142,7 +142,7 @@ def num_steps(num_samples: int, num_lanes: int, global_batch: int, taken: int, l
     """Steps left in an epoch of which every lane has given `taken` samples; the same on every rank.
 
     Args:
-        last_batch: `drop` ends with the last full step, `pad` serves every sample and fills up with empty slots.
+        last_batch: `drop` ends with the last full step, `pad` serves every sample and adds empty slots.
     """
     if last_batch not in LAST_BATCHES:
         raise UsageError(f"loader: expected last_batch of {', '.join(LAST_BATCHES)}, found {last_batch!r}")

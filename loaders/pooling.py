@@ -1,4 +1,4 @@
-"""Label pooling: the part of a label map that a crop covers, as one vector over the classes (Yun et al. 2021).
+"""Label pooling: the part of a label map that a crop covers, as one vector over the classes (ReLabel).
 
 RoIAlign with one output cell is linear in the map, and its weights are a row vector times a column vector; so
 the pooled vector is a scatter-add of K*P*Q weighted scores, and the dense map [N, C, P, Q] (230 MB for 256
@@ -10,17 +10,14 @@ N maps, C classes, K classes kept per cell, P Q rows and columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ..shards.labelmap import decode_label_maps
 
-if TYPE_CHECKING:
-    import torch
-
-# Maps are pooled a few at a time: temporaries of this many float64 stay in cache and in memory that the allocator
-# keeps (fresh pages for a whole batch took as long as the arithmetic, five times as long in all).
+# Maps are pooled a few at a time: temporaries of this many float64 stay in cache and in memory that the
+# allocator keeps (fresh pages for a whole batch took longer than the arithmetic: five times as long in all).
 _CHUNK_ELEMENTS = 32_000
 
 
@@ -89,12 +86,10 @@ def pool_label_maps(
         ValueError: a crop is empty or leaves the image, or shapes do not fit.
         DataError: an encoded map is damaged, or has ids from `num_classes` up.
     """
-    import torch
-
     if isinstance(maps, tuple) and len(maps) == 2 and not isinstance(maps[0], bytes | bytearray | memoryview):
         scores, ids = np.asarray(maps[0], np.float32), np.asarray(maps[1])
     else:
-        scores, ids = decode_label_maps(maps, wheres)
+        scores, ids = decode_label_maps(maps, wheres)  # pyright: ignore[reportArgumentType]
     if isinstance(crops, torch.Tensor):
         crops = crops.detach().cpu().numpy()
     crops = np.ascontiguousarray(crops, np.float32)
@@ -104,9 +99,9 @@ def pool_label_maps(
     columns = axis_weights(crops[:, 0], crops[:, 2], num_columns)
     target = torch.device(device)
     if target.type != "cpu":
-        on_device = [torch.from_numpy(part).to(target, non_blocking=True) for part in (scores, rows, columns)]
-        ids_on_device = torch.from_numpy(ids.astype(np.int32)).to(target, non_blocking=True)
-        return _pool_on_device(*on_device, ids_on_device, num_classes, softmax)
+        parts = (scores, ids.astype(np.int32), rows, columns)
+        on_device = [torch.from_numpy(part).to(target, non_blocking=True) for part in parts]
+        return _pool_on_device(on_device, num_classes, softmax)
     result = np.empty((num, num_classes), np.float32)
     step = max(1, _CHUNK_ELEMENTS // max(scores[0].size, num_classes))
     for first in range(0, num, step):
@@ -134,16 +129,9 @@ def _pool_on_host(
     out[...] = pooled
 
 
-def _pool_on_device(
-    scores: torch.Tensor,
-    rows: torch.Tensor,
-    columns: torch.Tensor,
-    ids: torch.Tensor,
-    num_classes: int,
-    softmax: bool,
-) -> torch.Tensor:
-    import torch
-
+def _pool_on_device(parts: Sequence[torch.Tensor], num_classes: int, softmax: bool) -> torch.Tensor:
+    """The same on the device that scores, ids, row and column weights are on."""
+    scores, ids, rows, columns = parts
     weighted = scores * (rows[:, None, :, None] * columns[:, None, None, :])
     pooled = scores.new_zeros(scores.shape[0], num_classes)
     pooled.scatter_add_(1, ids.reshape(len(ids), -1).long(), weighted.reshape(len(ids), -1))
@@ -153,8 +141,8 @@ def _pool_on_device(
 def _check(scores: np.ndarray, ids: np.ndarray, crops: np.ndarray, num_classes: int) -> None:
     if scores.ndim != 4 or scores.shape != ids.shape or crops.shape != (len(scores), 4) or not len(scores):
         raise ValueError(
-            f"label pooling: expected scores and ids [N, K, P, Q] and crops [N, 4], found {list(scores.shape)}, "
-            f"{list(ids.shape)} and {list(crops.shape)}"
+            f"label pooling: expected scores and ids [N, K, P, Q] and crops [N, 4], found "
+            f"{list(scores.shape)}, {list(ids.shape)} and {list(crops.shape)}"
         )
     x0, y0, x1, y1 = crops.T
     if ids.dtype.kind not in "iu":
@@ -163,10 +151,11 @@ def _check(scores: np.ndarray, ids: np.ndarray, crops: np.ndarray, num_classes: 
     if not fine.all():
         i = int(np.flatnonzero(~fine)[0])
         raise ValueError(
-            f"label pooling: crop {i}: expected 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, found {crops[i].tolist()}"
+            f"label pooling: crop {i}: expected 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, "
+            f"found {crops[i].tolist()}"
         )
     if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= num_classes):
         raise ValueError(
-            f"label pooling: expected class ids from 0 to {num_classes - 1}, found {ids.min()} to {ids.max()}; "
-            "the maps are over another class list"
+            f"label pooling: expected class ids from 0 to {num_classes - 1}, found {ids.min()} to "
+            f"{ids.max()}; the maps are over another class list"
         )

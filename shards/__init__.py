@@ -1,4 +1,4 @@
-"""The offline side: label trees, label maps, the sharder, and everything that knows the format. Needs no torch."""
+"""The offline side: label trees, label maps, the sharder, and all that knows the format. Needs no torch."""
 
 from .errors import DataError, ImageError, MissingExtraError, SoftshardError, UsageError
 from .images import ImageRecipe

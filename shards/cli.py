@@ -52,9 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("softshard: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except (
-        BrokenPipeError
-    ):  # the reader of a pipe (head, less) has gone; the interpreter's own flush must not fail
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has gone; the interpreter's own flush at the end must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FINE
     except OSError as error:  # no permission, no space, a file where a folder is expected
@@ -258,8 +257,9 @@ def _run_pack(args: argparse.Namespace) -> int:
     print(f"read {summary.read:,} = packed {summary.packed:,} + bad {summary.bad:,}")
     for name, manifest in summary.manifests.items():
         print(
-            f"  {args.destination}/{name}: {manifest.num_samples:,} samples of {manifest.num_classes:,} classes in "
-            f"{len(manifest.shards):,} shards, {manifest.num_bytes / manifest.num_samples:,.0f} bytes a sample"
+            f"  {args.destination}/{name}: {manifest.num_samples:,} samples of {manifest.num_classes:,} "
+            f"classes in {len(manifest.shards):,} shards, "
+            f"{manifest.num_bytes / manifest.num_samples:,.0f} bytes a sample"
         )
     if summary.bad:
         print(f"  bad inputs, with reasons: {args.destination}/bad.jsonl")

@@ -29,7 +29,7 @@ class ImageError(DataError):
 
 
 class UsageError(SoftshardError, ValueError):
-    """The call is wrong: options that contradict each other, a path that is not there. Commands exit with 2."""
+    """The call is wrong: options that contradict, a path that is not there. Commands exit with 2."""
 
 
 class MissingExtraError(SoftshardError, ImportError):

@@ -67,8 +67,10 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def replace_durably(temporary: Path, path: Path) -> None:
-    """Rename, and wait until the folder is on disk: a later file must never survive a power cut that an earlier
-    one does not (the manifest its shards, a receipt its shard)."""
+    """Rename, and wait until the folder is on disk.
+
+    No file may survive a power cut that an earlier one does not: a manifest its shards, a receipt its shard.
+    """
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -1,9 +1,9 @@
 """One image from file to stored JPEG: decode, orient, resize, encode.
 
-JPEGs go through libjpeg-turbo (simplejpeg; DCT-scaled when the picture is far larger than needed) and OpenCV's
-resampling, about 1.5 times as many photographs per CPU-second as Pillow; whatever those cannot read (CMYK,
-PNG, WebP, GIF, 16-bit, odd JPEGs) goes through Pillow. The result depends on these libraries' versions, which
-the manifest records as the pixel stack.
+JPEGs go through libjpeg-turbo (simplejpeg; DCT-scaled when the picture is far larger than needed) and
+OpenCV's resampling, about 1.5 times as many photographs per CPU-second as Pillow; whatever those cannot read
+(CMYK, PNG, WebP, GIF, 16-bit, odd JPEGs) goes through Pillow. The result depends on these libraries'
+versions, which the manifest records as the pixel stack.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .schema import MAX_IMAGE_PIXELS, MAX_JPEG_SIDE
 
 RESIZES = ("squish", "short-edge", "none")
 _ORIENTATION_TAG = 0x0112
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class ImageRecipe:
         size: pixels: both sides after `squish`, the shorter one after `short-edge`.
         resize: `squish` (aspect ratio not kept), `short-edge` or `none`.
         quality: JPEG quality, 1 to 100; chroma is halved both ways (4:2:0).
-        upscale: whether images smaller than the target in both sides are enlarged; the published ImageNet-21K-P
-            script leaves them as they are, and so does the default.
+        upscale: whether images smaller than the target in both sides are enlarged; the published
+            ImageNet-21K-P script leaves them as they are, and so does the default.
     """
 
     size: int = 224
@@ -116,7 +116,8 @@ def store_image(data: bytes, recipe: ImageRecipe, where: str = "image") -> Store
     """Turn an image file into the JPEG that a shard holds.
 
     Args:
-        data: the file's bytes; any of JPEG, PNG, WebP, GIF (first frame), BMP, TIFF, PPM, whatever its name says.
+        data: the file's bytes; any of JPEG, PNG, WebP, GIF (first frame), BMP, TIFF, PPM, whatever its name
+            says.
         recipe: size, resize and quality.
         where: for messages.
 
@@ -127,7 +128,7 @@ def store_image(data: bytes, recipe: ImageRecipe, where: str = "image") -> Store
     height, width = recipe.target(*original_hw)
     if min(height, width) < 1 or max(height, width) > MAX_JPEG_SIDE:
         raise ImageError(
-            f"{where}: expected a stored size of 1 to {MAX_JPEG_SIDE} pixels a side, found {width} x {height}",
+            f"{where}: expected stored sides of 1 to {MAX_JPEG_SIDE} pixels, found {width} x {height}",
             kind="bad-shape",
         )
     pixels = np.ascontiguousarray(resample(pixels, height, width))
@@ -172,7 +173,11 @@ def _orientation(data: bytes) -> int:
     if b"Exif\x00\x00" not in data:
         return 1
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
+        # Pillow warns of damaged EXIF.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data), formats=("JPEG",)) as image,
+        ):
             value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # Pillow raises a dozen types on damaged EXIF, which never makes a picture unusable
         return 1
@@ -195,7 +200,7 @@ def _decode_any(data: bytes, where: str) -> tuple[np.ndarray, tuple[int, int]]:
         warnings.simplefilter("ignore")  # Pillow's own warning of large pictures; the limit below is an error
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        except Image.DecompressionBombError as error:  # beyond twice the limit Pillow does not even open it
+        except Image.DecompressionBombError as error:  # Pillow's own bound is the same number
             raise ImageError(
                 f"{where}: expected at most {MAX_IMAGE_PIXELS} pixels, found more", kind="too-large"
             ) from error

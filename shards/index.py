@@ -167,7 +167,7 @@ def format_index(index: ShardIndex) -> str:
 
 
 def parse_index(text: str, where: str, tar_bytes: int) -> ShardIndex:
-    """Read a `.idx` file (about 3 us a sample).
+    """Read a `.idx` file (about 4 us a sample).
 
     Args:
         text: the file.

@@ -2,7 +2,8 @@
 
 A label map keeps the K best classes of every cell of a teacher's dense prediction: scores and class ids, both
 [K, P, Q] with P rows (image height) and Q columns (image width). FORMAT.md has the byte layout. Everything a
-reader needs to know is in a fixed header; its sizes and the checksum are checked before anything is allocated.
+reader needs to know is in a fixed header; its sizes and the checksum are checked before anything is
+allocated.
 
 Shape letters: N maps, K classes kept per cell, P Q rows and columns.
 """
@@ -22,14 +23,38 @@ from .schema import LMAP, MAX_CLASS_ID, MAX_MAP_ELEMENTS
 
 MAGIC = b"SSLM"
 VERSION = 1
-# magic, version, score encoding, id encoding, compression, K, P, Q, palette length, classes, payload bytes, CRC-32
-HEADER = struct.Struct("<4sBBBBHHHHIII")
+# (struct code, field, meaning), little-endian without padding; FORMAT.md prints this table.
+HEADER_FIELDS = (
+    ("4s", "magic", "`SSLM`"),
+    ("B", "version", "1"),
+    ("B", "scores", "0 float16, 1 affine uint8"),
+    ("B", "ids", "0 uint16, 1 palette"),
+    ("B", "compression", "0 stored, 1 one LZ4 block"),
+    ("H", "top", "K, classes kept per cell"),
+    ("H", "rows", "P"),
+    ("H", "columns", "Q"),
+    ("H", "palette", "entries of the palette, 1 to 256; 0 where ids are uint16"),
+    ("I", "classes", "C, every id is below it; 1 to 65,536"),
+    ("I", "payload", "bytes of the payload once expanded"),
+    ("I", "crc32", "CRC-32 of all header bytes before it and of the block after it"),
+)
+HEADER = struct.Struct("<" + "".join(code for code, _, _ in HEADER_FIELDS))
 
 SCORES_FLOAT16, SCORES_UINT8 = 0, 1
 IDS_UINT16, IDS_PALETTE = 0, 1
 STORED, LZ4 = 0, 1
 
 SCORE_ENCODINGS = {"float16": SCORES_FLOAT16, "uint8": SCORES_UINT8}
+
+
+def header_table() -> str:
+    """The byte layout of the header, as FORMAT.md prints it."""
+    kinds = {"4s": "4 bytes", "B": "uint8", "H": "uint16", "I": "uint32"}
+    lines, at = ["| byte | type | field | meaning |", "|---|---|---|---|"], 0
+    for code, name, meaning in HEADER_FIELDS:
+        lines.append(f"| {at} | {kinds[code]} | {name} | {meaning} |")
+        at += struct.calcsize("<" + code)
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -85,7 +110,10 @@ def encode_label_map(
             f"{list(ids.shape)}"
         )
     if scores.size > MAX_MAP_ELEMENTS or max(scores.shape) > 0xFFFF:
-        raise DataError(f"label map: expected at most {MAX_MAP_ELEMENTS} elements, found {scores.size}")
+        raise DataError(
+            f"label map: expected at most {MAX_MAP_ELEMENTS} elements and 65535 a side, found "
+            f"{' x '.join(map(str, scores.shape))}"
+        )
     if not np.issubdtype(ids.dtype, np.integer):
         raise DataError(f"label map: expected integer class ids, found {ids.dtype}")
     if not 1 <= num_classes <= MAX_CLASS_ID + 1:
@@ -124,7 +152,7 @@ def encode_label_map(
         # Low bytes, then high bytes: the high ones (sign and exponent) repeat, and only they compress.
         score_bytes = np.ascontiguousarray(halves.reshape(-1, 1).view(np.uint8).T).tobytes()
     else:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             low = np.float32(scores.min())
             step = np.float32((np.float32(scores.max()) - low) / np.float32(255))
         if not (np.isfinite(low) and np.isfinite(step)):
@@ -259,7 +287,8 @@ def decode_label_maps(
             scores[members] = halves.view(np.float16)
         else:
             affine = np.ascontiguousarray(raw[:, at : at + 8]).view("<f4")
-            scores[members] = raw[:, at + 8 :] * affine[:, 1:] + affine[:, :1]
+            with np.errstate(over="ignore", invalid="ignore"):  # refused below
+                scores[members] = raw[:, at + 8 :] * affine[:, 1:] + affine[:, :1]
     limits = np.array([header.num_classes for header in headers])
     if (wrong := np.flatnonzero(ids.max(axis=1) >= limits)).size:
         i = int(wrong[0])

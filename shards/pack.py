@@ -1,9 +1,9 @@
 """Packs an image collection into shards: plan, independent shard tasks, manifest.
 
-    list -> plan -> [ read, decode, resize, encode, attach labels, write, rename, receipt ] x shards -> manifest
+    list -> plan -> [ read, decode, resize, encode, attach labels, write, receipt ] x shards -> manifest
 
-A shard task depends on the plan alone, so the bytes are the same for any number of workers, and a run that was
-killed continues: finished shards have a receipt, which a second run of the same plan trusts.
+A shard task depends on the plan alone, so the bytes are the same for any number of workers, and a run that
+was killed continues: finished shards have a receipt, which a second run of the same plan trusts.
 """
 
 from __future__ import annotations
@@ -169,7 +169,8 @@ def pack(
         ):
             raise DataError(
                 f"class list {class_list_sha256(class_names)[:12]}: expected the classes of the label tree "
-                f"{tree.fingerprint[:12]}, found others; build the tree from this list. Run: softshard tree build"
+                f"{tree.fingerprint[:12]}, found others; build the tree from this list. "
+                "Run: softshard tree build"
             )
         class_names = tree.classes
     listing = list_image_folder(source)
@@ -196,7 +197,7 @@ def pack(
         samples_per_shard = _settle_plan(destination, plan, options, job)
         tasks = _shard_tasks(destination, plan, samples_per_shard)
         limit = max(ALWAYS_ALLOWED_BAD, int(options.max_bad * plan.num_samples))
-        _run_tasks(tasks, job, workers or os.cpu_count() or 1, plan.num_samples, limit)
+        _run_tasks(tasks, job, workers or len(os.sched_getaffinity(0)), plan.num_samples, limit)
         return _finish(destination, plan, options, job, tasks, tree, listing)
 
 
@@ -236,7 +237,8 @@ def _first_map_shape(plan: Plan, folder: Path | None) -> tuple[int, int, int] | 
                 except DataError as error:
                     damaged = damaged or f"; {error}"  # the ledger names them all when their shards are made
     raise DataError(
-        f"{folder}: expected <class>/<stem>.lmap for the source's images, found none that can be read{damaged}"
+        f"{folder}: expected <class>/<stem>.lmap for the source's images, found none that can be read"
+        f"{damaged}"
     )
 
 
@@ -251,17 +253,19 @@ def _settle_plan(destination: Path, plan: Plan, options: PackOptions, job: Job) 
             samples_per_shard, map_shape = int(earlier["samples_per_shard"]), earlier["map_shape"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{path}: expected the plan of an earlier run, found: {error!r}; it is damaged. Pack into a new folder"
+                f"{path}: expected the plan of an earlier run, found: {error!r}; it is damaged. "
+                "Pack into a new folder"
             ) from error
         if plan_sha256 != plan.sha256:
             raise UsageError(
-                f"{destination}: expected the plan {plan.sha256[:12]} of this source and these options, found "
-                f"{plan_sha256[:12]} of an earlier run; the source or an option has changed. Pack into a new folder"
+                f"{destination}: expected the plan {plan.sha256[:12]} of this source and these options, "
+                f"found {plan_sha256[:12]} of an earlier run; the source or an option has changed. "
+                "Pack into a new folder"
             )
         if earlier_stack != stack:
             raise UsageError(
-                f"{destination}: expected the pixel stack {earlier_stack} of the earlier run, found {stack}; the bytes "
-                "would differ. Install those versions, or pack into a new folder"
+                f"{destination}: expected the pixel stack {earlier_stack} of the earlier run, found {stack}; "
+                "the bytes would differ. Install those versions, or pack into a new folder"
             )
         if map_shape != (list(job.map_shape) if job.map_shape else None):
             raise UsageError(
@@ -340,9 +344,13 @@ def _run_tasks(tasks: list[ShardTask], job: Job, workers: int, num_samples: int,
                 count(receipt)
         workers = min(workers, len(missing))
         if workers <= 1:
+            threads = cv2.getNumThreads()
             cv2.setNumThreads(0)
-            for task in missing:
-                count(make_shard(job, task))
+            try:
+                for task in missing:
+                    count(make_shard(job, task))
+            finally:
+                cv2.setNumThreads(threads)
             return
         # Spawned, not forked: a fork of a process with threads (OpenCV's, a notebook's) can deadlock.
         context = multiprocessing.get_context("spawn")
@@ -361,8 +369,8 @@ def _run_tasks(tasks: list[ShardTask], job: Job, workers: int, num_samples: int,
                     count(future.result())
         except BrokenProcessPool as error:
             raise DataError(
-                "a packing process died (killed, or out of memory); finished shards are kept. Run the same command "
-                "again to continue, with fewer --workers if memory was short"
+                "a packing process died (killed, or out of memory); finished shards are kept. Run the same "
+                "command again to continue, with fewer --workers if memory was short"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -373,8 +381,8 @@ def _too_many(bad: list[BadInput], limit: int, destination: Path) -> str:
     shown = "; ".join(f"{item.reason} [{item.kind}]" for item in bad[:5])
     return (
         f"{destination}: expected at most {limit} bad inputs, found {len(bad)}: {shown}; all are in "
-        f"{destination / LEDGER_NAME}. Mend or remove them and pack into a new folder, or run again with a larger "
-        "--max-bad to go on without them"
+        f"{destination / LEDGER_NAME}. Mend or remove them and pack into a new folder, or run again with a "
+        "larger --max-bad to go on without them"
     )
 
 
@@ -394,7 +402,7 @@ def _start_worker(job: Job) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for tasks for ever, and write beside the run that continues."""
+    """A worker whose parent was killed would wait for ever, and write beside the run that continues."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -437,7 +445,8 @@ def _finish(
                 records.append(ShardRecord(**receipt["record"]))
         if not records:
             raise DataError(
-                f"{folder}: expected samples, found none that could be read; see the reasons: {some([b.reason for b in bad])}"
+                f"{folder}: expected samples, found none that could be read; see the reasons: "
+                f"{some([item.reason for item in bad])}"
             )
         if tree is not None:
             tree.save(folder / TREE_NAME)

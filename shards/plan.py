@@ -7,7 +7,6 @@ time, makes the same shard; `plan.json` holds its fingerprint and the one number
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -58,8 +57,8 @@ class Plan:
     Attributes:
         class_names: the class list; class indices point into it.
         splits: the non-empty splits.
-        dropped: (folder, images) of the folders left out, because they have fewer than `min_images` images or are
-            not in the class list.
+        dropped: (folder, images) of the folders left out, because they have fewer than `min_images` images or
+            are not in the class list.
         without_images: names of the class list that have no folder or no image.
         sha256: fingerprint of all of it.
     """
@@ -89,12 +88,12 @@ def make_plan(
 
     Args:
         listing: the source.
-        class_names: the class list, where it is given (its order fixes the indices, and folders that are not in it
-            are dropped); by default the folders that are kept, in lexical order.
+        class_names: the class list, where it is given (its order fixes the indices, and folders that are not
+            in it are dropped); by default the folders that are kept, in lexical order.
         min_images: folders with fewer images are dropped. Counted before the split, as published.
         val_per_class: images of each class that go to `val`.
-        val_split: `hash`: the smallest SHA-256 of `class/file name` (independent of order and locale, a new file
-            moves at most one); `lexical`: the first in lexical order, as the published script does.
+        val_split: `hash`: the smallest SHA-256 of `class/file name` (independent of order and locale, a new
+            file moves at most one); `lexical`: the first in lexical order, as the published script does.
         seed: of the global shuffle.
         options: whatever else decides the result (image recipe, tree); part of the fingerprint.
 
@@ -109,7 +108,8 @@ def make_plan(
         )
     if listing.validation and val_per_class:
         raise UsageError(
-            f"{listing.root}: expected no --val-per-class, because the source has a val folder, found {val_per_class}"
+            f"{listing.root}: expected no --val-per-class, because the source has a val folder, "
+            f"found {val_per_class}"
         )
     listed = None if class_names is None else set(class_names)
     kept: list[ClassFolder] = []
@@ -129,9 +129,9 @@ def make_plan(
     too_few = [folder.name for folder in kept if len(folder.files) <= val_per_class]
     if too_few and val_per_class:
         raise DataError(
-            f"{listing.root}: expected more than {val_per_class} images in every class, so that some are left for "
-            f"training, found {len(too_few)} classes with fewer: {some(too_few)}. Use a smaller --val-per-class or "
-            f"--min-images {val_per_class + 1}"
+            f"{listing.root}: expected more than {val_per_class} images in every class, so that some are "
+            f"left for training, found {len(too_few)} classes with fewer: {some(too_few)}. Use a smaller "
+            f"--val-per-class or --min-images {val_per_class + 1}"
         )
     names = tuple(class_names) if class_names is not None else tuple(folder.name for folder in kept)
     index = {name: i for i, name in enumerate(names)}
@@ -166,7 +166,7 @@ def make_plan(
     for split in splits:
         digest.update(canonical_json([split.name, len(split)]))
         for path, key in zip(split.paths, split.keys, strict=True):
-            digest.update(os.fsencode(f"{path}\0{key}\n"))
+            digest.update(_name_bytes(f"{path}\0{key}\n"))
     without = tuple(name for name in names if name not in kept_names)
     return Plan(names, tuple(splits), tuple(dropped), without, digest.hexdigest())
 
@@ -185,7 +185,12 @@ def _validation_files(folder: ClassFolder, num: int, how: str) -> set[str]:
 
 
 def _path_sha256(folder: ClassFolder, file: str) -> str:
-    return sha256_hex(os.fsencode(f"{folder.name}/{file}"))  # file names need not be UTF-8
+    return sha256_hex(_name_bytes(f"{folder.name}/{file}"))
+
+
+def _name_bytes(name: str) -> bytes:
+    """A file name's bytes, which need not be UTF-8; not os.fsencode, which depends on the locale."""
+    return name.encode("utf-8", "surrogateescape")
 
 
 def _ambiguous_names(names: Sequence[str]) -> set[str]:
@@ -202,7 +207,7 @@ def _ambiguous_names(names: Sequence[str]) -> set[str]:
 
 
 def _sample_keys(folder: ClassFolder, ambiguous: bool) -> list[str]:
-    """`class_stem` for every file, with 8 hex digits of the path's hash where that was changed or is not unique."""
+    """`class_stem` of every file, and 8 hex digits of the path's hash where it was changed or not unique."""
     raw = []
     for file in folder.files:
         stem = file.rpartition(".")[0]

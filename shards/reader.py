@@ -1,7 +1,7 @@
 """The plain reader: one shard, front to back, with the standard library's tarfile.
 
-It knows nothing of `.idx` files, threads or DALI. Tests compare the loader with it; `verify`-like tools and people
-who want to look at a shard can use it too.
+It knows nothing of `.idx` files, threads or DALI. Tests compare the loader with it; tools and people who want
+to look at a shard can use it too.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def read_shard(path: str | Path) -> Iterator[Sample]:
                     known = COMPONENT_BY_SUFFIX.get(member.suffix)
                     if known and member.size > known.max_bytes:
                         raise DataError(
-                            f"{path.name}: sample {member.key!r}, component {member.suffix!r}: expected at most "
-                            f"{known.max_bytes} bytes, found {member.size}"
+                            f"{path.name}: sample {member.key!r}, component {member.suffix!r}: expected at "
+                            f"most {known.max_bytes} bytes, found {member.size}"
                         )
                     if last is not None and member.key != last.key:
                         yield Sample(last.key, parts)
@@ -89,7 +89,7 @@ def decode_levels(data: bytes | memoryview, where: str) -> np.ndarray:
     """The `hier.npy` component: int16 [L], or int16 [A, L] where a class has A paths. Read-only.
 
     Raises:
-        DataError: not such an array. Nothing is unpickled, and nothing allocated for the shape that a header claims.
+        DataError: not such an array. Nothing is unpickled, nor allocated for the shape that a header claims.
     """
     data = bytes(data)
     start = 10 + int.from_bytes(data[8:10], "little")

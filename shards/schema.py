@@ -71,6 +71,32 @@ MAX_MANIFEST_BYTES = 512 * MIB
 MAX_TREE_BYTES = 64 * MIB
 
 
+def component_table() -> str:
+    """The components, as FORMAT.md prints them."""
+    lines = ["| component | content | required | bytes at most |", "|---|---|---|---|"]
+    for component in COMPONENTS:
+        required = "yes" if component.required else "no"
+        lines.append(f"| `{component.suffix}` | {component.content} | {required} | {component.max_bytes:,} |")
+    return "\n".join(lines)
+
+
+def limit_table() -> str:
+    """The limits beside those of the components, as FORMAT.md prints them."""
+    limits = (
+        ("members of a tar", MAX_TAR_MEMBERS),
+        ("bytes of `manifest.json`", MAX_MANIFEST_BYTES),
+        ("bytes of `tree.json`", MAX_TREE_BYTES),
+        ("pixels of an image, from its header", MAX_IMAGE_PIXELS),
+        ("pixels of a stored JPEG's side", MAX_JPEG_SIDE),
+        ("elements K x P x Q of a label map", MAX_MAP_ELEMENTS),
+        ("largest class id of a label map", MAX_CLASS_ID),
+        ("classes of a hierarchy level", MAX_LEVEL_CLASSES),
+    )
+    return "\n".join(
+        ["| limit | at most |", "|---|---|", *(f"| {what} | {most:,} |" for what, most in limits)]
+    )
+
+
 def component_rank(suffix: str) -> int:
     """Where a component stands within a sample; unknown ones go last, in order of their names."""
     for rank, component in enumerate(COMPONENTS):

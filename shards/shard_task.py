@@ -1,4 +1,4 @@
-"""One shard of a packing run, made from the plan alone: read, decode, resize, encode, attach labels, write, receipt."""
+"""One shard of a packing run, made from the plan alone, and the receipt that a resume trusts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Where images come from: a folder of class folders, listed without opening a file.
 
-A folder that holds `train` and `val` and nothing else, as ImageNet-1K is kept, is a source that is split already.
+A folder that holds `train` and `val` and nothing else, as ImageNet-1K is kept, is a source that is split
+already.
 """
 
 from __future__ import annotations

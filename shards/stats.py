@@ -16,8 +16,9 @@ def data_set_stats(folder: str | Path) -> dict[str, Any]:
     """Count a data set; reads the manifest, the sidecar and the indexes, not the shards.
 
     Returns:
-        A JSON-ready dict: samples, shards, bytes, bytes per component and per sample, samples per class (smallest,
-        median, largest, empty classes), and per level of the tree its classes and the samples labelled there.
+        A JSON-ready dict: samples, shards, bytes, bytes per component and per sample, samples per class
+        (smallest, median, largest, empty classes), and per level of the tree its classes and the samples
+        labelled there.
 
     Raises:
         DataError: manifest, sidecar, tree or an index is missing or damaged.
@@ -83,7 +84,8 @@ def format_stats(stats: dict[str, Any]) -> str:
     """The counts as text for a terminal."""
     classes = stats["classes"]
     lines = [
-        f"{stats['dataset']}: {stats['samples']:,} samples in {stats['shards']:,} shards, {stats['bytes']:,} bytes",
+        f"{stats['dataset']}: {stats['samples']:,} samples in {stats['shards']:,} shards, "
+        f"{stats['bytes']:,} bytes",
         f"  bytes a sample  {stats['bytes_per_sample']:,} in the tar: "
         + ", ".join(f"{suffix} {size:,}" for suffix, size in stats["component_bytes_per_sample"].items()),
         f"  classes         {classes['with_samples']:,} of {classes['listed']:,} have samples; smallest "
@@ -92,8 +94,8 @@ def format_stats(stats: dict[str, Any]) -> str:
     ]
     for level in stats.get("levels", []):
         lines.append(
-            f"  level {level['level']:<9} {level['classes']:,} classes, {level['samples_with_target']:,} samples with a "
-            f"target, {level['samples_labelled_here']:,} labelled here"
+            f"  level {level['level']:<9} {level['classes']:,} classes, {level['samples_with_target']:,} "
+            f"samples with a target, {level['samples_labelled_here']:,} labelled here"
         )
     if "label_maps" in stats:
         maps = stats["label_maps"]

@@ -22,21 +22,10 @@ from typing import Any
 import numpy as np
 from fsspec.core import url_to_fs
 
-from . import tree_text
+from . import relations, tree_text
 from .errors import DataError, UsageError
 from .files import read_text
-from .relations import (
-    INNER_RULES,
-    PARENT_RULES,
-    branching_nodes,
-    climb,
-    find_cycles,
-    kept_parents,
-    read_pairs,
-    resolve_classes,
-    table_parents,
-    wordnet_parent,
-)
+from .relations import INNER_RULES, PARENT_RULES
 from .schema import HIER, MAX_LEVEL_CLASSES, MAX_TREE_BYTES, MIB
 from .tree_json import TREE_FORMAT, TREE_VERSION, check_tree_json, compact_json
 from .wordnet import WNID_PATTERN, wordnet
@@ -123,15 +112,17 @@ class LabelTree:
             raise UsageError(f"tree: parents: expected one of {', '.join(PARENT_RULES)}, found {parents!r}")
         if inner not in INNER_RULES:
             raise UsageError(f"tree: inner: expected one of {', '.join(INNER_RULES)}, found {inner!r}")
-        listed = resolve_classes(classes)
-        parent_of = climb(listed, wordnet_parent(parents, set(listed) if inner == "none" else None))
-        branching = branching_nodes(listed, parent_of)
+        listed = relations.resolve_classes(classes)
+        parent_of = relations.climb(
+            listed, relations.wordnet_parent(parents, set(listed) if inner == "none" else None)
+        )
+        branching = relations.branching_nodes(listed, parent_of)
         added = {"none": [], "branching": branching, "all": sorted(parent_of.keys() - set(listed))}[inner]
         nodes = [*listed, *added]
         names = (*classes, *added)
         tree = cls(
             classes=names,
-            parents=kept_parents(nodes, parent_of),
+            parents=relations.kept_parents(nodes, parent_of),
             num_listed=len(listed),
             max_levels=levels,
             names=tuple(_shown_name(name) for name in names),
@@ -163,13 +154,13 @@ class LabelTree:
             UsageError: no level, or no classes.
             DataError: classes that are not in the table, children with two parents, cycles; all are named.
         """
-        classes, parent_of = table_parents(classes, child_parent_pairs, source)
-        above = climb(classes, lambda name: parent_of[name])
+        classes, parent_of = relations.table_parents(classes, child_parent_pairs, source)
+        above = relations.climb(classes, lambda name: parent_of[name])
         listed = set(classes)
         nodes = (*classes, *(name for name in parent_of if name in above and name not in listed))
         tree = cls(
             classes=nodes,
-            parents=kept_parents(nodes, above),
+            parents=relations.kept_parents(nodes, above),
             num_listed=len(classes),
             max_levels=levels,
             names=nodes,
@@ -194,7 +185,7 @@ class LabelTree:
             UsageError: the file cannot be read; no level, or no classes.
             DataError: rows that are not two columns, with their line numbers; and as `from_table`.
         """
-        return cls.from_table(classes, read_pairs(str(path)), levels=levels, source=str(path))
+        return cls.from_table(classes, relations.read_pairs(str(path)), levels=levels, source=str(path))
 
     @cached_property
     def levels(self) -> np.ndarray:
@@ -207,7 +198,7 @@ class LabelTree:
                 return _read_only(levels)
             levels += below_root
             above = np.where(below_root, self.parents[above], -1)
-        cycles = find_cycles(
+        cycles = relations.find_cycles(
             {node: None if above < 0 else above for node, above in enumerate(self.parents.tolist())}
         )
         if cycles:

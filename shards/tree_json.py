@@ -35,7 +35,7 @@ def check_tree_json(content: Any, where: str) -> None:
         "fingerprint": isinstance(content.get("fingerprint"), str),
         "rule": isinstance(rule, dict)
         and _is_texts([rule.get(key) for key in ("parents", "inner", "source")]),
-        "max_levels": max_levels is None or _is_count(max_levels),
+        "max_levels": "max_levels" in content and (max_levels is None or _is_count(max_levels)),
         "num_listed": _is_count(content.get("num_listed")),
         "classes": _is_texts(content.get("classes")),
         "names": _is_texts(content.get("names")),

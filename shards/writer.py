@@ -63,8 +63,8 @@ class ShardWriter:
         for suffix in suffixes:
             if not SUFFIX_PATTERN.fullmatch(suffix) or list(suffixes).count(suffix) > 1:
                 raise DataError(
-                    f"{self.path.name}: expected distinct component suffixes of at most 10 lower-case letters, "
-                    f"digits, '_' and '.', found {list(suffixes)}"
+                    f"{self.path.name}: expected distinct component suffixes of at most 10 lower-case "
+                    f"letters, digits, '_' and '.', found {list(suffixes)}"
                 )
         self.suffixes = tuple(sorted(suffixes, key=lambda suffix: (component_rank(suffix), suffix)))
         self.record: ShardRecord | None = None
@@ -104,7 +104,8 @@ class ShardWriter:
             known = COMPONENT_BY_SUFFIX.get(suffix)
             if known and len(data) > known.max_bytes:
                 raise DataError(
-                    f"{where}, component {suffix!r}: expected at most {known.max_bytes} bytes, found {len(data)}"
+                    f"{where}, component {suffix!r}: expected at most {known.max_bytes} bytes, "
+                    f"found {len(data)}"
                 )
             header = tarfile.TarInfo(f"{key}.{suffix}")
             header.size, header.mode, header.mtime = len(data), 0o644, 0

@@ -413,6 +413,14 @@ def test_a_broken_tree_is_refused(toy, field, value, message):
     assert str(caught.value).startswith("t.json: ")
 
 
+def test_every_missing_field_of_a_tree_is_refused(toy):
+    for field in toy.to_json():
+        content = toy.to_json()
+        del content[field]
+        with pytest.raises(DataError, match=r"^t\.json: "):
+            LabelTree.from_json(content, where="t.json")
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"[" * 100_000, b"\xff\xfe", b'{"format": 1}'])
 def test_a_file_that_is_no_tree_is_refused(tmp_path, content):
     path = tmp_path / "tree.json"

@@ -1,4 +1,4 @@
-"""Reads the labels of a batch's samples from their shards."""
+"""Reads from their shards what a batch says of its samples besides pixels: stored sizes and labels."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..shards.errors import DataError, UsageError
+from ..shards.errors import DataError, ImageError, UsageError
+from ..shards.jpeg import read_jpeg_header
 from ..shards.manifest import Manifest
 from ..shards.pack import encode_levels
 from ..shards.reader import decode_class, decode_levels
-from ..shards.schema import CLS, HIER, LMAP
+from ..shards.schema import CLS, HIER, JPG, LMAP
 from .fetch import OpenShard
 
 # A sample: its shard, and its place in it. M of them, L hierarchy levels.
@@ -26,14 +27,37 @@ def check_label_maps(dataset: str, manifest: Manifest) -> None:
     """
     if LMAP.suffix not in manifest.components or manifest.label_maps is None:
         raise UsageError(
-            f"{dataset}: expected label maps for targets='relabel', found components {list(manifest.components)}. "
-            "Run: softshard maps make DATASET DST --teacher NAME"
+            f"{dataset}: expected label maps for targets='relabel', found components "
+            f"{list(manifest.components)}. Run: softshard maps make DATASET DST --teacher NAME"
         )
     if manifest.label_maps.num_classes != manifest.num_classes:
         raise DataError(
-            f"{dataset}: expected label maps over the {manifest.num_classes} classes of the class list, found "
-            f"{manifest.label_maps.num_classes}; the teacher has another class list"
+            f"{dataset}: expected label maps over the {manifest.num_classes} classes of the class list, "
+            f"found {manifest.label_maps.num_classes}; the teacher has another class list"
         )
+
+
+def read_sizes(places: Sequence[Place], column: int) -> np.ndarray:
+    """The stored sizes of M samples, from their JPEGs' headers.
+
+    Args:
+        places: where the samples lie.
+        column: of the component in the shards' indexes.
+
+    Returns:
+        int64 [M, 2], height and width.
+
+    Raises:
+        DataError: not a JPEG with pixels within the limits.
+    """
+    hw = np.empty((len(places), 2), np.int64)
+    for i, (shard, place) in enumerate(places):
+        try:
+            header = read_jpeg_header(shard.member(place, column), shard.where(place, JPG.suffix))
+        except ImageError as error:
+            raise DataError(f"{error}. Run: softshard verify {shard.path}") from error
+        hw[i] = header.height, header.width
+    return hw
 
 
 def read_classes(places: Sequence[Place], column: int, num_classes: int) -> np.ndarray:
@@ -77,8 +101,8 @@ def read_levels(places: Sequence[Place], column: int, num_levels: int) -> np.nda
         if len(data) != len(example) or not data.startswith(header):
             found = decode_levels(data, shard.sample(place))
             raise DataError(
-                f"{shard.where(place, HIER.suffix)}: expected int16 [{num_levels}], found int16 {list(found.shape)}. "
-                f"Run: softshard verify {shard.path}"
+                f"{shard.where(place, HIER.suffix)}: expected int16 [{num_levels}], found int16 "
+                f"{list(found.shape)}. Run: softshard verify {shard.path}"
             )
     if not raw:
         return np.empty((0, num_levels), np.int64)

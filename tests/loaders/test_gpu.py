@@ -1,0 +1,62 @@
+"""The GPU path against the CPU path."""
+
+import pytest
+import torch
+
+from softshard.loaders import Augment, Loader
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+def epoch(dataset, device, **options):
+    defaults = {
+        "batch_size": 16,
+        "augment": Augment(size=64),
+        "dtype": "uint8",
+        "last_batch": "pad",
+        "seed": 3,
+    }
+    with Loader(dataset, device=device, **{**defaults, **options}) as loader:
+        return list(loader)
+
+
+def psnr(one, other, peak):
+    return 10 * torch.log10(peak**2 / (one - other).double().pow(2).mean().clamp(min=1e-12))
+
+
+def test_everything_but_pixels_is_identical_and_targets_agree(packed):
+    for host, there in zip(
+        epoch(packed, "cpu", targets="relabel"), epoch(packed, "cuda", targets="relabel"), strict=True
+    ):
+        assert host.keys == there.keys
+        for name in ("classes", "levels", "crops", "flips", "valid"):
+            assert getattr(there, name).device.type == "cuda"
+            assert torch.equal(getattr(host, name), getattr(there, name).cpu()), name
+        torch.testing.assert_close(host.targets, there.targets.cpu(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "peak"), [("uint8", 255), ("float32", 4.4), ("float16", 4.4)])
+def test_pixels_agree_within_30_decibels(packed, dtype, peak):
+    # peak: 255, and the same range after normalisation (1 / 0.225). The resampling differs, the decoding hardly.
+    hosts, others = epoch(packed, "cpu", dtype=dtype), epoch(packed, "cuda", dtype=dtype)
+    for host, there in zip(hosts, others, strict=True):
+        assert there.images.dtype == host.images.dtype
+        assert there.images.is_contiguous(memory_format=torch.channels_last)
+        assert (there.images[~there.valid] == 0).all()
+        assert psnr(host.images.float(), there.images.float().cpu(), peak) > 30
+
+
+def test_a_state_of_one_device_continues_on_the_other(packed):
+    with Loader(packed, batch_size=16, dtype="uint8", augment=Augment(size=32), seed=1) as host:
+        batches = iter(host)
+        next(batches)
+        state = host.state_dict()
+        expected = [batch.keys for batch in batches]
+    with Loader(
+        packed, batch_size=16, dtype="uint8", augment=Augment(size=32), seed=1, device="cuda"
+    ) as there:
+        there.load_state_dict(state)
+        assert [batch.keys for batch in there] == expected

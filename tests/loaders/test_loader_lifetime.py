@@ -1,0 +1,192 @@
+"""Threads, files and the process itself: what is there while a loader runs, and gone afterwards."""
+
+import contextlib
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+
+import pytest
+
+from softshard.loaders import Augment, Loader
+from softshard.loaders.background import Background
+from softshard.shards import DataError
+
+
+def make(dataset, **options):
+    return Loader(
+        dataset,
+        **{"batch_size": 8, "augment": Augment(size=16), "dtype": "uint8", "num_threads": 2, **options},
+    )
+
+
+def open_tars():
+    """Shards that this process has open (a mapping holds a descriptor of its file)."""
+    links = [Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd")]
+    return [link for link in links if os.path.lexists(link) and str(os.readlink(link)).endswith(".tar")]
+
+
+def threads(name="softshard"):
+    return [thread for thread in threading.enumerate() if thread.name.startswith(name)]
+
+
+def test_close_ends_the_threads_and_lets_the_shards_go_before_it_returns(packed):
+    loader = make(packed)
+    iterator = iter(loader)
+    next(iterator)
+    (producer,) = threads("softshard-loader")
+    assert not producer.daemon  # see Background
+    assert threads("softshard-resample")
+    assert open_tars()
+    loader.close()
+    assert threads() == []
+    del iterator
+    assert open_tars() == []
+    loader.close()  # again, without harm
+
+
+def test_breaking_off_ends_the_iterations_thread_at_once(packed):
+    with make(packed) as loader:
+        for _ in loader:
+            break
+        assert threads("softshard-loader") == []
+
+
+def test_an_exception_in_the_loop_ends_the_iterations_thread(packed):
+    with make(packed) as loader:
+        try:
+            for _ in loader:
+                raise KeyError("the caller's own")
+        except KeyError:
+            pass
+        assert threads("softshard-loader") == []
+
+
+def test_a_loader_that_is_forgotten_in_the_middle_of_an_epoch_leaves_nothing(packed, remaining_threads):
+    loader = make(packed)
+    iterator = iter(loader)
+    next(iterator)
+    del loader, iterator
+    gc.collect()
+    assert remaining_threads() == []
+    assert open_tars() == []
+
+
+def test_a_loader_in_a_reference_cycle_leaves_nothing_after_garbage_collection(packed, remaining_threads):
+    holder = {"loader": make(packed)}
+    holder["iterator"] = iter(holder["loader"])
+    next(holder["iterator"])
+    holder["self"] = holder
+    del holder
+    gc.collect()
+    assert remaining_threads() == []
+    assert open_tars() == []
+
+
+def test_an_error_that_was_dealt_with_keeps_nothing_alive(damage):
+    # Without garbage collection: a traceback that refers to itself would keep loader and shards for a while.
+    folder, _, key = damage(31, "cls", lambda data: b"9")
+    loader = make(folder)
+    gone = weakref.ref(loader)
+    gc.disable()
+    try:
+        with contextlib.suppress(DataError):
+            list(loader)
+            raise AssertionError(f"expected an error of {key}")
+        loader.close()
+        del loader
+        assert gone() is None
+        assert open_tars() == []
+    finally:
+        gc.enable()
+
+
+def test_files_and_threads_do_not_add_up_over_epochs(packed):
+    def counts():
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")), threading.active_count(), len(open_tars())
+
+    with make(packed) as loader:
+        list(loader)
+        after_one = counts()
+        for _ in range(5):
+            list(loader)
+        for _ in loader:
+            break
+        assert counts() == after_one
+        assert after_one[2] == len(loader.manifest.shards)
+
+
+END_IN_THE_MIDDLE = """
+import sys
+from softshard.loaders import Augment, Loader
+loader = Loader(sys.argv[1], batch_size=4, augment=Augment(size=16), num_threads=2)
+iterator = iter(loader)
+next(iterator)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        ("", 0, ""),
+        ("import time; time.sleep(1)  # until the queue is full", 0, ""),
+        ("raise LookupError('the script failed')", 1, "LookupError: the script failed"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT, "KeyboardInterrupt"),
+    ],
+    ids=["end", "end after a pause", "exception", "interrupt"],
+)
+def test_a_script_may_end_in_the_middle_of_an_epoch(packed, ending, code, said):
+    # An aborted process (a C++ thread inside DALI while the interpreter goes down) would end with -SIGABRT.
+    script = [sys.executable, "-c", END_IN_THE_MIDDLE + ending, str(packed)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "terminate" not in done.stderr
+
+
+def test_items_come_in_order_and_the_end_is_none():
+    background = Background(lambda: iter(range(20)), ahead=3)
+    assert [background.next() for _ in range(21)] == [*range(20), None]
+    background.stop()
+
+
+def test_what_the_thread_dies_of_is_raised_after_the_items_before_it():
+    def numbers():
+        yield 1
+        raise OSError("the disk is gone")
+
+    background = Background(numbers, ahead=3)
+    assert background.next() == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        background.next()
+    background.stop()
+
+
+def test_asking_once_more_after_the_end_is_an_error_and_no_hang(within):
+    background = Background(lambda: iter(()), ahead=1)
+    assert background.next() is None
+    with pytest.raises(RuntimeError, match="has ended without a word"):
+        within(background.next)
+    background.stop()
+
+
+def test_stop_closes_the_iterator_in_its_own_thread(within):
+    closed_in = []
+
+    def numbers():
+        try:
+            while True:
+                yield 0
+        finally:
+            closed_in.append(threading.current_thread().name)
+
+    background = Background(numbers, ahead=2)
+    assert background.next() == 0
+    within(background.stop)
+    assert closed_in == ["softshard-loader"]
+    assert background.stopped

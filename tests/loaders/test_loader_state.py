@@ -1,0 +1,240 @@
+"""State: whatever the step it is taken at, what comes after it is exactly what would have come."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from softshard.loaders import Augment, Loader
+from softshard.shards import UsageError
+
+
+def make(dataset, **options):
+    defaults = {
+        "batch_size": 12,
+        "augment": Augment(size=16),
+        "targets": "relabel",
+        "dtype": "uint8",
+        "last_batch": "pad",
+        "seed": 4,
+        "window": 30,
+        "lanes": 2,
+        "num_threads": 2,
+    }
+    return Loader(dataset, **{**defaults, **options})
+
+
+def per_sample(batches):
+    """Key to everything the batch says of that sample; no key comes twice."""
+    found = {}
+    for batch in batches:
+        for slot in range(len(batch)):
+            if batch.valid[slot]:
+                assert batch.keys[slot] not in found
+                found[batch.keys[slot]] = (
+                    batch.images[slot],
+                    batch.classes[slot],
+                    batch.levels[slot],
+                    batch.targets[slot],
+                    batch.crops[slot],
+                    batch.flips[slot],
+                )
+    return found
+
+
+def assert_same_samples(found, expected, ordered=True):
+    """The same samples with the same pixels, labels and crops, in the same order unless told otherwise."""
+    one, other = per_sample(found), per_sample(expected)
+    assert (list(one) if ordered else sorted(one)) == (list(other) if ordered else sorted(other))
+    for key, values in other.items():
+        assert all(torch.equal(a, b) for a, b in zip(one[key], values, strict=True)), key
+
+
+def joined(parts):
+    """The batches of several ranks as global batches, slot after slot."""
+    steps = zip(*parts, strict=True)  # strict: every rank has the same number of steps
+    return [batch for step in steps for batch in step]
+
+
+def check_state_before_every_batch(dataset, restored, *, epoch=1, **options):
+    """Save a state before every batch, restore each, and compare everything after it.
+
+    Args:
+        dataset: folder of the data set.
+        restored: option sets, one a rank, of the loaders that continue.
+        epoch: epoch to iterate.
+        options: of the loader that is interrupted.
+    """
+    with make(dataset, **options) as loader:
+        loader.set_epoch(epoch)
+        states, batches = [loader.state_dict()], []
+        for batch in loader:
+            batches.append(batch)
+            states.append(loader.state_dict())
+    assert len(states) == len(batches) + 1 > 5
+    for number, state in enumerate(states):
+        parts = []
+        for rank_options in restored:
+            with make(dataset, **rank_options) as other:
+                other.load_state_dict(json.loads(json.dumps(state)))
+                assert other.state_dict() | {"global_batch": 0} == state | {"global_batch": 0}
+                parts.append(list(other))
+        yield number, batches[number:], joined(parts)
+
+
+def test_restore_at_any_step_yields_the_remaining_batches(packed):
+    for number, expected, found in check_state_before_every_batch(packed, [{}]):
+        assert [batch.keys for batch in found] == [batch.keys for batch in expected], number
+        assert [batch.valid.tolist() for batch in found] == [batch.valid.tolist() for batch in expected]
+        assert_same_samples(found, expected)
+
+
+def test_restore_without_lanes_and_with_drop(packed):
+    options = {"lanes": 1, "last_batch": "drop", "batch_size": 10}
+    for _, expected, found in check_state_before_every_batch(packed, [options], **options):
+        assert_same_samples(found, expected)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_another_world_size_continues_with_the_same_global_batches(packed, world_size):
+    ranks = [
+        {"batch_size": 12 // world_size, "rank": rank, "world_size": world_size} for rank in range(world_size)
+    ]
+    for _, expected, found in check_state_before_every_batch(packed, ranks):
+        assert_same_samples(found, expected)
+
+
+def test_another_global_batch_threads_and_prefetch_continue_with_the_remaining_samples(packed):
+    ranks = [
+        {"batch_size": 9, "rank": rank, "world_size": 2, "num_threads": 1 + rank, "prefetch": 3}
+        for rank in range(2)
+    ]
+    for _, expected, found in check_state_before_every_batch(packed, ranks):
+        assert_same_samples(found, expected, ordered=False)
+
+
+def test_after_the_last_batch_the_epoch_has_nothing_left_and_the_next_one_follows(packed):
+    with make(packed) as loader:
+        for _ in loader:
+            state = loader.state_dict()
+        after_the_loop = loader.state_dict()
+        following = list(loader)
+    assert (state["epoch"], after_the_loop["epoch"], after_the_loop["taken"]) == (0, 1, 0)
+    with make(packed) as other:
+        other.load_state_dict(state)
+        assert list(other) == []
+        assert_same_samples(list(other), following)
+    with make(packed) as other:
+        other.load_state_dict(after_the_loop)
+        assert_same_samples(list(other), following)
+
+
+def test_a_state_taken_after_breaking_off_continues_there(packed):
+    with make(packed) as loader:
+        expected = list(loader)
+        loader.set_epoch(0)
+        for number, _ in enumerate(loader):
+            if number == 2:
+                break
+        state = loader.state_dict()
+    with make(packed) as other:
+        other.load_state_dict(state)
+        assert other.step == 3
+        assert_same_samples(list(other), expected[3:])
+
+
+def test_set_epoch_keeps_a_state_of_that_epoch_and_drops_that_of_another(packed):
+    with make(packed) as loader:
+        loader.set_epoch(2)
+        whole = list(loader)
+        loader.set_epoch(3)
+        other_epoch = list(loader)
+        loader.set_epoch(2)
+        next(iter(loader))
+        state = loader.state_dict()
+        loader.load_state_dict(state)
+        loader.set_epoch(2)
+        assert_same_samples(list(loader), whole[1:])
+        loader.load_state_dict(state)
+        loader.set_epoch(3)
+        assert_same_samples(list(loader), other_epoch)
+
+
+def test_a_state_is_a_handful_of_plain_numbers(packed):
+    with make(packed) as loader:
+        loader.set_epoch(2**32 - 1)
+        next(iter(loader))
+        state = loader.state_dict()
+        assert state == {
+            "version": 1,
+            "fingerprint": loader.manifest.fingerprint,
+            "seed": 4,
+            "epoch": 2**32 - 1,
+            "taken": 6,
+            "global_batch": 12,
+            "lanes": 2,
+            "window": 30,
+            "shuffle": True,
+        }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 5}, "expected seed 5 of this loader, found 4; the rest of the epoch"),
+        ({"lanes": 1}, "expected lanes 1 of this loader, found 2; the rest of the epoch"),
+        ({"window": 31}, "expected window 31 of this loader, found 30; the rest of the epoch"),
+        ({"shuffle": False}, "expected shuffle False of this loader, found True; the rest of the epoch"),
+    ],
+)
+def test_a_state_of_another_order_is_refused_with_both_values(packed, options, message):
+    with make(packed) as loader:
+        state = loader.state_dict()
+    with make(packed, **options) as other, pytest.raises(UsageError, match=message):
+        other.load_state_dict(state)
+
+
+def test_a_state_of_another_data_set_is_refused_with_both_fingerprints(packed, packed_plain):
+    with make(packed) as loader:
+        state = loader.state_dict()
+    with make(packed_plain, targets="none") as other:
+        mine = other.fingerprint
+        with pytest.raises(
+            UsageError, match=f"expected fingerprint '{mine}' .* found '{state['fingerprint']}'"
+        ):
+            other.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "expected version 1, found 2"),
+        ({"taken": 54}, "expected an epoch from 0 and 0 to 53 samples taken, found 0 and 54"),
+        ({"taken": -1}, "found 0 and -1"),
+        ({"taken": 1.0}, "found 0 and 1.0"),
+        ({"taken": None}, "found 0 and None"),
+        ({"epoch": None}, "found None and 0"),
+        ({"epoch": -1}, r"expected epoch as an int from 0 to 2\*\*32 - 1, found -1"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(packed, change, message):
+    with make(packed) as loader:
+        state = loader.state_dict() | change
+        with pytest.raises(UsageError, match=message):
+            loader.load_state_dict(state)
+        assert len(per_sample(list(loader))) == 105  # and the loader is as it was
+
+
+def test_ranks_see_the_same_global_batches_for_every_world_size(packed):
+    def epoch(world_size):
+        parts = []
+        for rank in range(world_size):
+            options = {"batch_size": 12 // world_size, "rank": rank, "world_size": world_size}
+            with make(packed, **options) as loader:
+                parts.append(list(loader))
+        return [np.concatenate([batch.keys for batch in step]).tolist() for step in zip(*parts, strict=True)]
+
+    alone = epoch(1)
+    for world_size in (2, 3, 6, 12):
+        assert epoch(world_size) == alone

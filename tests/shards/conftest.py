@@ -1,0 +1,101 @@
+"""Small collections and data sets, made here: pictures of a few coloured blobs, 40 pixels wide."""
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+
+from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
+
+CLASSES = {"bird": 5, "dog": 7, "oak": 4}
+TABLE = [("bird", "animal"), ("dog", "animal"), ("oak", "plant")]
+MAP_SHAPE = (3, 4, 5)
+
+
+def make_picture(height, width, seed=0):
+    """uint8 [height, width, 3], smooth, so that JPEG keeps it."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    return np.ascontiguousarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
+
+
+def make_jpeg(height, width, seed=0):
+    return simplejpeg.encode_jpeg(make_picture(height, width, seed), quality=92, colorspace="RGB")
+
+
+def make_source(root, classes, suffix=".jpg"):
+    """A folder of class folders."""
+    seed = 0
+    for name, count in classes.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            (root / name / f"{name}_{i}{suffix}").write_bytes(make_jpeg(30, 40, seed := seed + 1))
+    return root
+
+
+def make_maps(source, root, num_classes, shape=MAP_SHAPE):
+    """A label map for every image of a source."""
+    for i, image in enumerate(sorted(source.glob("*/*.jpg"))):
+        generator = np.random.default_rng(i)
+        scores = generator.normal(0, 5, shape).astype(np.float32)
+        ids = generator.permuted(np.tile(np.arange(num_classes), (*shape[1:], 1)), axis=2)
+        file = (root / image.parent.name / image.stem).with_suffix(".lmap")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(
+            encode_label_map(scores, np.moveaxis(ids, 2, 0)[: shape[0]], num_classes=num_classes)
+        )
+    return root
+
+
+@pytest.fixture(scope="session")
+def picture():
+    return make_picture
+
+
+@pytest.fixture(scope="session")
+def jpeg():
+    return make_jpeg
+
+
+@pytest.fixture
+def source(tmp_path):
+    return make_source(tmp_path / "source", CLASSES)
+
+
+@pytest.fixture(scope="session")
+def source_maker():
+    return make_source
+
+
+@pytest.fixture(scope="session")
+def maps_maker():
+    return make_maps
+
+
+@pytest.fixture(scope="session")
+def options():
+    """16 pixels, four samples a shard."""
+    return PackOptions(image=ImageRecipe(16), shard_samples=4, val_per_class=1)
+
+
+@pytest.fixture(scope="session")
+def table_tree():
+    return LabelTree.from_table(list(CLASSES), TABLE)
+
+
+@pytest.fixture(scope="session")
+def packed_once(tmp_path_factory, options, table_tree):
+    """`train` (13 samples, 4 shards) and `val` (3 samples, 1 shard) with every component; not to be changed."""
+    folder = tmp_path_factory.mktemp("packed")
+    source = make_source(folder / "source", CLASSES)
+    maps = make_maps(source, folder / "maps", len(table_tree.classes))
+    with_maps = PackOptions(**{**vars(options), "label_maps": maps})
+    pack(source, folder / "set", with_maps, tree=table_tree, workers=1)
+    return folder / "set"
+
+
+@pytest.fixture
+def packed(packed_once, tmp_path):
+    """A copy of it, to damage."""
+    return shutil.copytree(packed_once, tmp_path / "set")

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+import softshard.shards
+from softshard.shards.labelmap import HEADER, header_table
+from softshard.shards.schema import (
+    COMPONENTS,
+    FORMAT_VERSION,
+    KEY_PATTERN,
+    KEY_STEM_LENGTH,
+    SUFFIX_PATTERN,
+    component_rank,
+    component_table,
+    limit_table,
+    split_member_name,
+)
+
+FORMAT = (Path(softshard.shards.__file__).parent / "FORMAT.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("table", [component_table, limit_table, header_table])
+def test_format_md_prints_the_tables_of_the_code(table):
+    assert f"\n\n{table()}\n\n" in FORMAT
+
+
+def test_format_md_names_the_version_and_the_header_size():
+    assert FORMAT.startswith(f"# The softshard format, version {FORMAT_VERSION[0]}.{FORMAT_VERSION[1]}\n")
+    assert f"A header of {HEADER.size} bytes" in FORMAT
+
+
+def test_every_component_is_in_the_table_in_the_order_of_the_tar():
+    rows = [line.split("`")[1] for line in component_table().splitlines()[2:]]
+    assert rows == [component.suffix for component in COMPONENTS]
+    assert sorted(["zz", *reversed(rows)], key=component_rank) == [*rows, "zz"]
+
+
+def test_the_longest_key_and_suffix_fill_a_ustar_name():
+    key = "k" * (KEY_STEM_LENGTH + 9)
+    assert KEY_PATTERN.fullmatch(key)
+    assert not KEY_PATTERN.fullmatch(key + "k")
+    assert SUFFIX_PATTERN.fullmatch("s" * 10)
+    assert len(f"{key}.{'s' * 10}") == 100
+
+
+@pytest.mark.parametrize("suffix", ["", "JPG", "a b", ".a", "a.", "a..b", "a/b", "s" * 11, "é", "a\n"])
+def test_a_suffix_that_readers_would_read_differently_is_none(suffix):
+    assert not SUFFIX_PATTERN.fullmatch(suffix)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_component_is_a_suffix(component):
+    assert SUFFIX_PATTERN.fullmatch(component.suffix)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "suffix"),
+    [
+        ("a.jpg", "a", "jpg"),
+        ("a.hier.npy", "a", "hier.npy"),
+        ("dir.x/a.JPG", "dir.x/a", "jpg"),
+        ("a", "a", ""),
+        ("./a.cls", "./a", "cls"),
+    ],
+)
+def test_a_member_name_is_split_at_the_first_dot_of_its_last_part(name, key, suffix):
+    assert split_member_name(name) == (key, suffix)

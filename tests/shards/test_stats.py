@@ -1,0 +1,62 @@
+import json
+
+import pytest
+
+from softshard.shards import DataError, Manifest, read_shard
+from softshard.shards.stats import data_set_stats, format_stats
+
+
+def test_the_counts_are_those_of_the_samples(packed_once, table_tree):
+    folder = packed_once / "train"
+    stats = data_set_stats(folder)
+    samples = [sample.parts for path in sorted(folder.glob("*.tar")) for sample in read_shard(path)]
+    assert (stats["samples"], stats["shards"]) == (13, 4)
+    assert (
+        stats["bytes"]
+        == Manifest.load(folder).num_bytes
+        == sum(p.stat().st_size for p in folder.glob("*.tar"))
+    )
+    assert stats["samples_per_class"] == {"bird": 4, "dog": 6, "oak": 3}
+    assert stats["classes"] == {
+        "listed": 5, "with_samples": 3, "smallest": 3, "median": 4.0, "largest": 6, "largest_name": "dog",
+    }  # fmt: skip
+    assert stats["component_bytes_per_sample"] == {
+        suffix: round(sum(len(parts[suffix]) for parts in samples) / 13, 1)
+        for suffix in ("jpg", "cls", "hier.npy", "lmap", "msgpack")
+    }
+    levels = [(x["classes"], x["samples_with_target"], x["samples_labelled_here"]) for x in stats["levels"]]
+    assert levels == [(2, 13, 0), (3, 13, 13)]
+    assert table_tree.level_sizes == (2, 3)
+    assert stats["label_maps"]["top"] == 3
+    json.dumps(stats)
+
+
+def test_no_shard_is_read(packed):
+    expected = data_set_stats(packed / "train")
+    for path in (packed / "train").glob("*.tar"):
+        path.unlink()
+    assert data_set_stats(packed / "train") == expected
+
+
+def test_the_text_says_what_the_counts_say(packed_once):
+    text = format_stats(data_set_stats(packed_once / "train"))
+    assert text.startswith("train: 13 samples in 4 shards, ")
+    assert "3 of 5 have samples; smallest 3, median 4, largest 6 (dog)" in text
+    assert "level 1         3 classes, 13 samples with a target, 13 labelled here" in text
+    assert "label maps      top 3 on 4 x 5 cells" in text
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda path: path.unlink(),
+            r"^train-000001\.idx: expected the index of train-000001\.tar, found none",
+        ),
+        (lambda path: path.write_bytes(b"\xff"), r"^train-000001\.idx: expected a first line"),
+    ],
+)
+def test_a_missing_or_damaged_index_is_an_error(packed, damage, message):
+    damage(packed / "train" / "train-000001.idx")
+    with pytest.raises(DataError, match=message):
+        data_set_stats(packed / "train")

@@ -1,0 +1,114 @@
+"""The packages import only to their left, and the wheel holds what the folders hold."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("shards", "loaders", "training")  # each may import those before it
+MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).glob("*.py"))]
+
+
+def imports(path):
+    """(level, module) of every import in a file, also those inside functions."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+
+
+def forbidden(path):
+    package = path.parent.name
+    allowed = PACKAGES[: PACKAGES.index(package)]
+    for level, module in imports(path):
+        top = module.partition(".")[0]
+        if level == 0 and top in ("softshard", *PACKAGES):
+            yield f"import {module}: inside the packages imports are relative"
+        if level == 2 and top not in allowed:
+            yield f"from ..{module}: {package} may import {allowed or 'no other package'}"
+        if level > 2:
+            yield f"from {'.' * level}{module}: leaves softshard"
+
+
+def test_there_are_modules_to_look_at():
+    assert {path.parent.name for path in MODULES} == set(PACKAGES)
+    assert len(MODULES) > 30
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_module_imports_only_from_packages_to_its_left(path):
+    assert list(forbidden(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ("from ..shards import schema", 0),
+        ("from .order import x", 0),
+        ("def f():\n    from ..training.losses import x", 1),
+        ("import softshard.shards", 1),
+        ("from softshard import shards", 1),
+        ("from loaders import order", 1),
+        ("from ...x import y", 1),
+    ],
+)
+def test_the_rule_sees_what_breaks_it(tmp_path, line, count):
+    (tmp_path / "loaders").mkdir()
+    (tmp_path / "loaders" / "x.py").write_text(line)
+    assert len(list(forbidden(tmp_path / "loaders" / "x.py"))) == count
+
+
+def test_the_packages_are_flat():
+    for package in PACKAGES:
+        folders = [path.name for path in (ROOT / package).iterdir() if path.is_dir()]
+        assert set(folders) <= {"__pycache__"}
+
+
+def test_the_sharder_needs_neither_torch_nor_dali():
+    top = {
+        module.partition(".")[0]
+        for path in (ROOT / "shards").glob("*.py")
+        for level, module in imports(path)
+        if not level
+    }
+    assert not top & {"torch", "torchvision", "timm", "nvidia", "webdataset", "nltk"}
+
+
+def test_the_wheel_holds_the_files_of_the_three_folders_and_nothing_else(tmp_path):
+    # From a copy: setuptools writes its build folder beside the sources.
+    copy = tmp_path / "source"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+        else:
+            shutil.copy(ROOT / name, copy / name)
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+    ]
+    subprocess.run([*build, "-w", tmp_path, copy], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("softshard-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if ".dist-info/" not in name}
+        licences = {name.rpartition("/licenses/")[2] for name in archive.namelist() if "/licenses/" in name}
+    expected = {
+        f"softshard/{path.relative_to(copy)}"
+        for package in PACKAGES
+        for path in (copy / package).rglob("*")
+        if path.is_file()
+    }
+    assert found == expected
+    assert licences >= {"LICENSE", "shards/WORDNET-LICENSE"}
