@@ -335,7 +335,10 @@ def load_sidecar(dataset: str | Path, manifest: Manifest) -> np.ndarray:
         # Not np.load, which would open an archive too.
         if "://" in str(dataset):
             data = read_limited(url, 4 * manifest.num_samples + 4096)
-            classes = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+            file = io.BytesIO(data)
+            np.lib.format.read_magic(file)
+            _, _, dtype = np.lib.format.read_array_header_1_0(file)
+            classes = np.frombuffer(data, dtype, offset=file.tell())  # as long as its bytes, not as claimed
         else:
             classes = np.lib.format.open_memmap(url, mode="r")
     except DataError:
