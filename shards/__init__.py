@@ -6,6 +6,7 @@ from .labelmap import decode_label_map, decode_label_maps, encode_label_map
 from .manifest import Manifest
 from .pack import PackOptions, PackSummary, pack
 from .reader import Sample, read_shard
+from .reshard import ReshardOptions, reshard
 from .tree import LabelTree
 from .verify import VerifyReport, verify
 from .writer import ShardWriter
@@ -19,6 +20,7 @@ __all__ = [
     "MissingExtraError",
     "PackOptions",
     "PackSummary",
+    "ReshardOptions",
     "Sample",
     "ShardWriter",
     "SoftshardError",
@@ -29,5 +31,6 @@ __all__ = [
     "encode_label_map",
     "pack",
     "read_shard",
+    "reshard",
     "verify",
 ]

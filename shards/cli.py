@@ -1,4 +1,5 @@
-"""The `softshard` command, and the commands of this package: tree, pack, verify, stats.
+"""The `softshard` command, and the commands of this package: tree, pack, verify, stats,
+reshard.
 
 Every package registers its commands through the entry-point group `softshard.commands`; the functions that a
 command runs import what they need when they run, so that `softshard pack` never imports torch.
@@ -79,7 +80,7 @@ def print_json(value: object) -> None:
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register tree, pack, verify and stats."""
+    """Register tree, pack, verify, stats and reshard."""
     _add_tree(subparsers)
     _add_pack(subparsers)
 
@@ -94,7 +95,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     command = subparsers.add_parser("stats", help="count samples, classes, levels and bytes")
     command.add_argument("dataset", nargs="+", metavar="DATASET", help="folder of a data set, or of several")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts, too")
     command.set_defaults(run=_run_stats)
+    _add_reshard(subparsers)
 
 
 def _add_tree(subparsers: argparse._SubParsersAction) -> None:
@@ -182,6 +185,41 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
     )
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
     pack.set_defaults(run=_run_pack)
+
+
+def _add_reshard(subparsers: argparse._SubParsersAction) -> None:
+    command = subparsers.add_parser(
+        "reshard",
+        help="other shard sizes or order; merge, filter, drop components; no image is encoded again",
+        description="Write a new data set with the samples of existing ones. Components are copied byte by byte.",
+    )
+    command.add_argument(
+        "dataset", nargs="+", metavar="DATASET", help="folders with the same class list, tree and components"
+    )
+    command.add_argument("destination", metavar="DST", help="new folder; the shards go right into it")
+    command.add_argument(
+        "--shard-bytes", type=byte_size, default=256 * 10**6, metavar="SIZE", help="(default: 256MB)"
+    )
+    command.add_argument("--shard-samples", type=int, metavar="N", help="samples of a shard instead of bytes")
+    command.add_argument(
+        "--classes",
+        metavar="LIST",
+        help="keep the samples of these classes; the class list and all indices stay as they are, so that "
+        "label vectors, label maps and models still fit",
+    )
+    command.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="COMPONENT",
+        help="leave out, such as lmap (repeatable)",
+    )
+    command.add_argument(
+        "--shuffle", type=int, metavar="SEED", help="a new global order (default: the order stays)"
+    )
+    command.add_argument("--name", help="of the data set and its shards (default: as before, or DST's name)")
+    command.add_argument("--json", action="store_true", help="print the summary as JSON")
+    command.set_defaults(run=_run_reshard)
 
 
 def _run_tree_build(args: argparse.Namespace) -> int:
@@ -304,8 +342,49 @@ def _run_stats(args: argparse.Namespace) -> int:
     from .verify import data_set_folders
 
     results = [data_set_stats(folder) for dataset in args.dataset for folder in data_set_folders(dataset)]
+    if args.html is not None:
+        from .stats_page import stats_page
+
+        stats_page(results).write(args.html)
     if args.json:
         print_json(results)
     else:
         print("\n".join(format_stats(stats) for stats in results))
+    return EXIT_FINE
+
+
+def _run_reshard(args: argparse.Namespace) -> int:
+    from .classes import load_class_list
+    from .reshard import ReshardOptions, reshard
+
+    manifest = reshard(
+        args.dataset,
+        args.destination,
+        ReshardOptions(
+            shard_bytes=args.shard_bytes,
+            shard_samples=args.shard_samples,
+            classes=load_class_list(args.classes) if args.classes else None,
+            drop=tuple(args.drop),
+            shuffle=args.shuffle,
+            name=args.name,
+        ),
+    )
+    read = sum(source["samples"] for source in manifest.recipe["reshard"]["sources"])
+    if args.json:
+        print_json(
+            {
+                "read": read,
+                "samples": manifest.num_samples,
+                "left_out": read - manifest.num_samples,
+                "shards": len(manifest.shards),
+                "bytes": manifest.num_bytes,
+                "components": list(manifest.components),
+                "fingerprint": manifest.fingerprint,
+            }
+        )
+        return EXIT_FINE
+    print(
+        f"{args.destination}: {manifest.num_samples:,} of {read:,} samples in {len(manifest.shards):,} shards, "
+        f"{manifest.num_bytes:,} bytes"
+    )
     return EXIT_FINE

@@ -19,7 +19,7 @@ from .pictures import LOSSLESS_SIDE_PX, image_data_uri
 
 NUM_COLORS = 6  # series colours in STYLE; a seventh series repeats the first one dashed
 CHART_WIDTH, CHART_HEIGHT = 640, 320
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 46  # margins around the plot area, for ticks and axis labels
+LEFT, RIGHT, TOP, BOTTOM = 74, 14, 14, 46  # margins around the plot area, for ticks and axis labels
 BAR_ROW_PX = 24
 MAX_MARKED_POINTS = 60  # beyond this many points in a line the marks would hide it
 
@@ -197,7 +197,11 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def _number_text(value: float) -> str:
-    return f"{value:,.10g}" if abs(value) < 1e6 else f"{value:.6g}"
+    return f"{value:,.10g}" if abs(value) < 1e9 else f"{value:.6g}"
+
+
+def _bar_text(value: float) -> str:
+    return f"{value:,.0f}" if 1e4 <= value < 1e10 else f"{value:,.4g}"
 
 
 def _column_texts(cells: Sequence[object]) -> tuple[list[str], bool]:
@@ -322,7 +326,7 @@ def _bar_chart(title: str, values: Mapping[str, float], x_label: str) -> str:
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"bar {name!r}: expected a finite number from 0 up, found {value}")
     ticks = nice_ticks(0.0, max(values.values(), default=1.0) or 1.0)
-    label_px, value_px = 150, 60
+    label_px, value_px = 150, 76
     plot_width = CHART_WIDTH - label_px - value_px
     bottom = TOP + BAR_ROW_PX * len(values)
     body = []
@@ -338,7 +342,7 @@ def _bar_chart(title: str, values: Mapping[str, float], x_label: str) -> str:
             f"<g><title>{escape(name)}: {value:.6g}</title>"
             f'<text class="value" x="{label_px - 8}" y="{y + 16}" text-anchor="end">{escape(short)}</text>'
             f'<rect class="f0" x="{label_px}" y="{y + 4}" width="{width:.1f}" height="{BAR_ROW_PX - 8}"/>'
-            f'<text class="value" x="{label_px + width + 6:.1f}" y="{y + 16}">{value:,.4g}</text></g>'
+            f'<text class="value" x="{label_px + width + 6:.1f}" y="{y + 16}">{_bar_text(value)}</text></g>'
         )
     middle = label_px + plot_width / 2
     body.append(f'<text x="{middle:g}" y="{bottom + 36}" text-anchor="middle">{escape(x_label)}</text>')

@@ -19,6 +19,7 @@ PURPOSE_PLAN = 1
 PURPOSE_SHARD_ORDER = 2
 PURPOSE_SHUFFLE = 3
 PURPOSE_CROP = 4
+PURPOSE_RESHARD = 5
 
 
 def philox4x32(counter: np.ndarray, key: int) -> np.ndarray:

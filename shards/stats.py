@@ -48,6 +48,7 @@ def data_set_stats(folder: str | Path) -> dict[str, Any]:
         "shards": len(manifest.shards),
         "bytes": manifest.num_bytes,
         "bytes_per_sample": round(manifest.num_bytes / manifest.num_samples, 1),
+        "component_bytes": component_bytes,
         "component_bytes_per_sample": {
             suffix: round(total / manifest.num_samples, 1) for suffix, total in component_bytes.items()
         },

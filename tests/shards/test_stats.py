@@ -3,7 +3,9 @@ import json
 import pytest
 
 from softshard.shards import DataError, Manifest, read_shard
+from softshard.shards.cli import main
 from softshard.shards.stats import data_set_stats, format_stats
+from softshard.shards.stats_page import _sorted_curve, stats_page
 
 
 def test_the_counts_are_those_of_the_samples(packed_once, table_tree):
@@ -60,3 +62,41 @@ def test_a_missing_or_damaged_index_is_an_error(packed, damage, message):
     damage(packed / "train" / "train-000001.idx")
     with pytest.raises(DataError, match=message):
         data_set_stats(packed / "train")
+
+
+def test_the_page_shows_classes_levels_and_components_and_stands_alone(packed_once, tmp_path):
+    folder = packed_once / "train"
+    stats = data_set_stats(folder)
+    assert main(["stats", str(packed_once), "--html", str(tmp_path / "stats.html")]) == 0
+    text = (tmp_path / "stats.html").read_text()
+    assert "http" not in text.replace("http://www.w3.org", "")
+    assert "<script" not in text
+    for part in (
+        "Data set train",
+        "Data set val",
+        "13",
+        "dog",
+        "1: 3 classes",
+        "hier.npy",
+        "lmap",
+        "3 of 5",
+    ):
+        assert part in text, part
+    tar_bytes = stats["bytes"] - sum(stats["component_bytes"].values())
+    assert f"tar: {tar_bytes / 13:.6g}" in text
+    alone = stats_page([stats]).render()
+    assert "<h1>Data set train</h1>" in alone
+    assert stats["fingerprint"] in alone
+
+
+def test_the_page_of_many_classes_keeps_both_ends_of_the_curve(packed_once):
+    stats = data_set_stats(packed_once / "train")
+    stats["samples_per_class"] = {f"class{i:05d}": 12_000 - i for i in range(11_221)}
+    text = stats_page([stats]).render()
+    assert "The 10 largest classes" in text
+    assert "class00000" in text
+    assert "class11220" in text
+    assert "class05000" not in text
+    assert len(text) < 60_000
+    curve = _sorted_curve(list(stats["samples_per_class"].values()))
+    assert (curve[0], curve[-1]) == ((1, 12_000), (11_221, 780))
