@@ -158,6 +158,11 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
     )
     images.add_argument("--upscale", action="store_true", help="enlarge images smaller than the size")
     images.add_argument("--quality", type=int, default=90, metavar="Q", help="JPEG quality (default: 90)")
+    images.add_argument(
+        "--copy-fitting",
+        action="store_true",
+        help="copy baseline JPEGs that fit already, without metadata, rather than encode them again",
+    )
     split = pack.add_argument_group("classes and split")
     split.add_argument(
         "--min-images", type=int, default=1, metavar="N", help="leave out classes with fewer images"
@@ -257,7 +262,9 @@ def _run_pack(args: argparse.Namespace) -> int:
         args.source,
         args.destination,
         PackOptions(
-            image=ImageRecipe(args.size, args.resize, args.quality, args.upscale),
+            image=ImageRecipe(
+                args.size, args.resize, args.quality, args.upscale, reencode=not args.copy_fitting
+            ),
             min_images=args.min_images,
             val_per_class=args.val_per_class,
             val_split=args.val_split,

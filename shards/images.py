@@ -20,7 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import ImageError, UsageError
 from .jpeg import JpegHeader, read_jpeg_header
-from .schema import MAX_IMAGE_PIXELS, MAX_JPEG_SIDE
+from .jpeg_copy import strip_metadata
+from .schema import JPG, MAX_IMAGE_PIXELS, MAX_JPEG_SIDE
 
 RESIZES = ("squish", "short-edge", "none")
 _ORIENTATION_TAG = 0x0112
@@ -37,12 +38,15 @@ class ImageRecipe:
         quality: JPEG quality, 1 to 100; chroma is halved both ways (4:2:0).
         upscale: whether images smaller than the target in both sides are enlarged; the published
             ImageNet-21K-P script leaves them as they are, and so does the default.
+        reencode: False copies a baseline YCbCr JPEG that has its stored size and orientation already, without
+            its metadata: the same pixels, in the file's own quality.
     """
 
     size: int = 224
     resize: str = "squish"
     quality: int = 90
     upscale: bool = False
+    reencode: bool = True
 
     def __post_init__(self) -> None:
         if self.resize not in RESIZES:
@@ -124,6 +128,8 @@ def store_image(data: bytes, recipe: ImageRecipe, where: str = "image") -> Store
     Raises:
         ImageError: unreadable, cut short, over the pixel limit, or too thin to encode.
     """
+    if not recipe.reencode and (copied := _copy_fitting(data, recipe, where)) is not None:
+        return copied
     pixels, original_hw = decode_rgb(data, recipe, where)
     height, width = recipe.target(*original_hw)
     if min(height, width) < 1 or max(height, width) > MAX_JPEG_SIDE:
@@ -134,6 +140,23 @@ def store_image(data: bytes, recipe: ImageRecipe, where: str = "image") -> Store
     pixels = np.ascontiguousarray(resample(pixels, height, width))
     jpeg = simplejpeg.encode_jpeg(pixels, quality=recipe.quality, colorspace="RGB", colorsubsampling="420")
     return StoredImage(jpeg, original_hw, (height, width))
+
+
+def _copy_fitting(data: bytes, recipe: ImageRecipe, where: str) -> StoredImage | None:
+    """The JPEG itself without its metadata, or None where it has to be encoded again."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    header = read_jpeg_header(data, where)
+    size = (header.height, header.width)
+    if not header.baseline or max(size) > MAX_JPEG_SIDE or recipe.target(*size) != size:
+        return None
+    if _orientation(data) != 1 or (jpeg := strip_metadata(data)) is None or len(jpeg) > JPG.max_bytes:
+        return None
+    try:
+        simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)  # for its errors: a scan may be cut or damaged
+    except ValueError:
+        return None
+    return StoredImage(jpeg, size, size)
 
 
 def decode_rgb(data: bytes, recipe: ImageRecipe, where: str) -> tuple[np.ndarray, tuple[int, int]]:
@@ -148,11 +171,16 @@ def decode_rgb(data: bytes, recipe: ImageRecipe, where: str) -> tuple[np.ndarray
     """
     if data[:2] == b"\xff\xd8":
         header = read_jpeg_header(data, where)
-        if header.components in (1, 3):
+        if header.components in (1, 3) and not header.lossless:
             try:
                 return _decode_jpeg(data, header, recipe)
-            except ValueError:
-                pass  # Pillow forgives stray bytes that libjpeg only warns of, and names what it does not
+            except ValueError as error:
+                # Pillow fills what is missing with grey and says nothing. It forgives stray bytes, too, as
+                # many photographs have them; and it names what neither library can read.
+                if "premature end of data" in str(error):
+                    raise ImageError(
+                        f"{where}: expected a whole JPEG image, found: {error}", kind="truncated"
+                    ) from error
     elif not data:
         raise ImageError(f"{where}: expected an image, found 0 bytes", kind="empty")
     return _decode_any(data, where)
