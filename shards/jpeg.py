@@ -10,6 +10,7 @@ from .schema import MAX_IMAGE_PIXELS
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 # Start-of-frame markers: baseline, extended, progressive, lossless and their arithmetic-coded kin.
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+_LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
 
 
 class JpegHeader(NamedTuple):
@@ -20,12 +21,15 @@ class JpegHeader(NamedTuple):
         width: pixels.
         components: 1 grey, 3 colour, 4 CMYK.
         baseline: False for progressive and other kinds that hardware decoders refuse.
+        lossless: True for a kind without a DCT, which libjpeg-turbo does not scale although it is asked to: it
+            writes the whole picture past the end of the smaller array.
     """
 
     height: int
     width: int
     components: int
     baseline: bool
+    lossless: bool = False
 
 
 def read_jpeg_header(data: bytes | memoryview, where: str = "image") -> JpegHeader:
@@ -66,7 +70,7 @@ def read_jpeg_header(data: bytes | memoryview, where: str = "image") -> JpegHead
                     f"{where}: expected at most {MAX_IMAGE_PIXELS} pixels, found {width} x {height}",
                     kind="too-large",
                 )
-            return JpegHeader(height, width, data[at + 9], marker == 0xC0)
+            return JpegHeader(height, width, data[at + 9], marker == 0xC0, marker in _LOSSLESS)
         if marker in (0xD9, 0xDA):  # end of image, or pixels without a frame
             break
         length = data[at + 2] << 8 | data[at + 3]

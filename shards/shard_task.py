@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -119,7 +120,10 @@ def read_receipt(task: ShardTask, plan_sha256: str) -> dict[str, Any] | None:
 def make_sample(job: Job, path: str, index: int) -> dict[str, bytes]:
     """Read one image and attach its labels: component suffix to bytes."""
     file = job.root / path
-    size = file.stat().st_size
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+        raise ImageError(f"{path}: expected a file, found a pipe, socket or device", kind="not-a-file")
+    size = status.st_size
     if size > _MAX_FILE_BYTES:
         raise ImageError(f"{path}: expected at most {_MAX_FILE_BYTES} bytes, found {size}", kind="too-large")
     stored = store_image(file.read_bytes(), job.image, path)

@@ -79,15 +79,17 @@ def _class_folders(root: Path, below: str, ignored: list[str]) -> tuple[ClassFol
     where = root / below
     folders: list[ClassFolder] = []
     num_ignored = len(ignored)
+    parents = frozenset({_identity(where)})
     for entry in sorted(os.scandir(where), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
-        if not entry.is_dir():
+        parents = frozenset({_identity(root)})
+        if not _is_folder(entry) or _identity(entry) in parents:
             ignored.append(below + entry.name)
             continue
         path = below + entry.name
         files: list[str] = []
-        _walk(Path(entry.path), "", files, ignored, path)
+        _walk(Path(entry.path), "", files, ignored, path, parents)
         folders.append(ClassFolder(entry.name, path, tuple(sorted(files))))
     hint = "Give the folder whose subfolders are the classes: SRC/<class>/<image>.jpg"
     if not folders:
@@ -98,14 +100,33 @@ def _class_folders(root: Path, below: str, ignored: list[str]) -> tuple[ClassFol
     return tuple(folders)
 
 
-def _walk(folder: Path, below: str, files: list[str], ignored: list[str], class_path: str) -> None:
+def _walk(
+    folder: Path, below: str, files: list[str], ignored: list[str], class_path: str, parents: frozenset
+) -> None:
+    """List a folder; a link back to one of its parents, which would never end, is ignored."""
+    parents = parents | {_identity(folder)}
     for entry in os.scandir(folder):
         path = below + entry.name
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
-            _walk(Path(entry.path), path + "/", files, ignored, class_path)
+        if _is_folder(entry):
+            if _identity(entry) in parents:
+                ignored.append(f"{class_path}/{path}")
+            else:
+                _walk(Path(entry.path), path + "/", files, ignored, class_path, parents)
         elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
             files.append(path)
         else:
             ignored.append(f"{class_path}/{path}")
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: for the ledger, when it is read
+        return False
+
+
+def _identity(folder: Path | os.DirEntry) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino

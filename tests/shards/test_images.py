@@ -210,6 +210,17 @@ def test_a_jpeg_with_stray_bytes_is_read(jpeg):
     assert psnr(decode(store_image(data + b"stray", KEEP).jpeg), decode(data)) > 35
 
 
+def test_a_scan_that_ends_early_is_refused_although_pillow_would_fill_it_with_grey(jpeg):
+    data = jpeg(48, 64)
+    early = data[: data.index(b"\xff\xda") + 100] + b"\xff\xd9"
+    Image.open(io.BytesIO(early)).load()
+    with pytest.raises(
+        ImageError, match=r"^a: expected a whole JPEG image, found: .*premature end"
+    ) as caught:
+        store_image(early, KEEP, "a")
+    assert caught.value.kind == "truncated"
+
+
 def test_a_line_too_thin_to_store_is_refused(picture):
     data = encode(picture(1, 3000), "PNG")
     with pytest.raises(
