@@ -30,7 +30,7 @@ def encode(picture, mode="RGB", **options):
 def test_the_header_of_what_pillow_writes(picture, mode, options, expected):
     data = encode(picture(21, 33), mode, **options)
     assert read_jpeg_header(data)[:4] == expected
-    assert read_jpeg_header(memoryview(data)) == expected
+    assert read_jpeg_header(memoryview(data))[:4] == expected
 
 
 def test_a_thumbnail_inside_the_exif_is_not_taken_for_the_picture(picture):
