@@ -190,10 +190,24 @@ def _decode_jpeg(data: bytes, header: JpegHeader, recipe: ImageRecipe) -> tuple[
     orientation = _orientation(data)
     upright = (header.height, header.width) if orientation < 5 else (header.width, header.height)
     target = recipe.target(*upright)
-    minimum = target if orientation < 5 else target[::-1]
+    minimum = _halved((header.height, header.width), target if orientation < 5 else target[::-1])
     # Strict: what libjpeg would only warn of (an early end, which it fills with grey) raises.
     pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=minimum[0], min_width=minimum[1], strict=True)
     return _orient(pixels, orientation), upright
+
+
+def _halved(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """The size at a DCT scale of 1/8, 1/4 or 1/2, whichever is the smallest that holds the target; else (0, 0).
+
+    libjpeg-turbo has sixths and the like, too, but no vector code for them (on 300 photographs of 375 pixels
+    short side they took 1.3 times as long as the whole size), and after an area average to 256 pixels they are
+    33 dB from the whole size's, at worst 17; halves are 59 dB in the median.
+    """
+    for factor in (8, 4, 2):
+        height, width = -(-size[0] // factor), -(-size[1] // factor)
+        if height >= target[0] and width >= target[1]:
+            return height, width
+    return 0, 0
 
 
 def _orientation(data: bytes) -> int:

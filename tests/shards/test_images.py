@@ -8,7 +8,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from softshard.shards import ImageError, ImageRecipe, UsageError
-from softshard.shards.images import pixel_stack, resample, store_image
+from softshard.shards.images import decode_rgb, pixel_stack, resample, store_image
 from softshard.shards.jpeg import read_jpeg_header
 
 KEEP = ImageRecipe(resize="none", quality=95)
@@ -270,6 +270,21 @@ def test_a_large_photograph_is_stored_close_to_what_pillow_makes_of_it(picture, 
             (224, 224), Image.Resampling.BOX if min(height, width) > 448 else Image.Resampling.BILINEAR
         )
     assert psnr(decode(stored.jpeg), expected) > 33
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (260, 300), (300, 401), (520, 700), (1100, 1300)])
+def test_decoding_at_a_scale_stays_close_to_the_area_average_of_all_pixels(height, width):
+    rows, columns = np.mgrid[:height, :width]
+    waves = np.stack(
+        [np.sin(rows / 5) + np.sin(columns / 7), np.sin((rows + columns) / 9), np.cos(rows / 30)], 2
+    )
+    data = encode(Image.fromarray((127 + 60 * waves).astype(np.uint8)), "JPEG", quality=95)
+    recipe = ImageRecipe(256, "short-edge")
+    pixels, size = decode_rgb(data, recipe, "a")
+    assert size == (height, width)
+    target = recipe.target(height, width)
+    assert min(pixels.shape[:2]) >= 256
+    assert psnr(resample(pixels, *target), resample(decode(data), *target)) > 40
 
 
 def test_resampling_is_close_to_pillow_s_on_fine_texture():
