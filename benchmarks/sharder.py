@@ -6,7 +6,8 @@ Job: read a JPEG from memory, decode, shrink the shorter side to 256 pixels by a
     softshard      store_image: also orientation, limits, strict decoding
     opencv         imdecode, resize, imencode
     simplejpeg     libjpeg-turbo at the halvings that fit, OpenCV's resize
-    pillow         Image.open, draft, resize (box), save, and webdataset's ShardWriter
+    pillow         Image.open, convert, resize (bicubic, its default), save, and webdataset's ShardWriter
+    pillow fast    the same with draft and box, its cheapest way to an antialiased picture
     img2dataset    its Resizer, where a Python with img2dataset is given: it needs other versions of OpenCV
 
 And the whole of `pack` from files to shards with two workers: its CPU time, how busy the cores are, and the peak
@@ -24,7 +25,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from PIL import Image
 
 from softshard.loaders.measure import take_turns
 from softshard.shards import ImageRecipe
-from softshard.shards.images import decode_rgb, resample, store_image
+from softshard.shards.images import decode_rgb, shrink, store_image
 
 SIZE, QUALITY = 256, 90
 RECIPE = ImageRecipe(SIZE, "short-edge", QUALITY)
@@ -55,14 +55,14 @@ except ImportError:
 from img2dataset.resizer import Resizer
 import cv2
 cv2.setNumThreads(1)
-resize = Resizer(%d, "keep_ratio", True, encode_quality=%d)
+resize = Resizer(int(sys.argv[2]), "keep_ratio", True, encode_quality=int(sys.argv[3]))
 data = [path.read_bytes() for path in sorted(Path(sys.argv[1]).iterdir())]
 assert all(resize(io.BytesIO(item))[5] is None for item in data[:20])
 wall, cpu = time.perf_counter(), time.process_time()
 for item in data:
     resize(io.BytesIO(item))
 print(len(data) / (time.perf_counter() - wall), len(data) / (time.process_time() - cpu))
-""" % (SIZE, QUALITY)
+"""
 
 
 def opencv(data: bytes) -> bytes:
@@ -82,11 +82,13 @@ def simplejpeg_opencv(data: bytes) -> bytes:
     return simplejpeg.encode_jpeg(pixels, QUALITY, "RGB", "420")
 
 
-def pillow(data: bytes) -> bytes:
+def pillow(data: bytes, fast: bool) -> bytes:
     with Image.open(io.BytesIO(data)) as image:
         height, width = RECIPE.target(image.height, image.width)
-        image.draft("RGB", (width, height))
-        small = image.convert("RGB").resize((width, height), Image.Resampling.BOX)
+        if fast:
+            image.draft("RGB", (width, height))
+        way = Image.Resampling.BOX if fast else Image.Resampling.BICUBIC
+        small = image.convert("RGB").resize((width, height), way)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()
@@ -99,12 +101,12 @@ def each(convert: Callable[[bytes], Any], photos: Sequence[bytes]) -> Iterator[i
             yield 1
 
 
-def with_shard_writer(photos: Sequence[bytes], folder: Path) -> Iterator[int]:
+def with_shard_writer(photos: Sequence[bytes], folder: Path, fast: bool) -> Iterator[int]:
     with webdataset.ShardWriter(str(folder / "pillow-%06d.tar"), maxcount=1000, verbose=0) as writer:
         number = 0
         while True:
             for data in photos:
-                writer.write({"__key__": f"{number:08d}", "jpg": pillow(data), "cls": "0"})
+                writer.write({"__key__": f"{number:08d}", "jpg": pillow(data, fast), "cls": "0"})
                 number += 1
                 yield 1
 
@@ -125,8 +127,7 @@ def make_source(folder: Path, photos: Sequence[bytes], times: int) -> Path:
     return source
 
 
-# A process of its own: the peak of memory is a process's for its whole life. Without the start of the workers'
-# Python the cores' share would be that of a short run.
+# A process of its own: the peak of memory is a process's for its whole life.
 PACK = """
 import json, resource, sys, time
 from softshard.shards import ImageRecipe, PackOptions, pack
@@ -136,12 +137,14 @@ if __name__ == "__main__":
     wall, cpu = time.perf_counter(), time.process_time()
     summary = pack(source, out, options, workers=workers)
     wall = time.perf_counter() - wall
-    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Not ru_maxrss, which a new process inherits from the one that started it.
+    own = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
     cpu = time.process_time() - cpu + children.ru_utime + children.ru_stime
     print(json.dumps({
         "images": summary.packed, "images_per_s": round(summary.packed / wall, 1),
         "images_per_cpu_s": round(summary.packed / cpu, 1), "cores_busy": round(cpu / wall / workers, 3),
-        "parent_peak_mib": round(own.ru_maxrss / 1024, 1), "worker_peak_mib": round(children.ru_maxrss / 1024, 1),
+        "parent_peak_mib": round(own / 1024, 1), "worker_peak_mib": round(children.ru_maxrss / 1024, 1),
     }))
 """
 
@@ -151,12 +154,14 @@ def pack_once(folder: Path, source: Path, workers: int, shard_samples: int) -> d
     script.write_text(PACK)
     with tempfile.TemporaryDirectory(dir=folder) as out:
         arguments = [source, Path(out) / "set", SIZE, QUALITY, workers, shard_samples]
-        done = subprocess.run([sys.executable, script, *map(str, arguments)], stdout=subprocess.PIPE, check=True)
+        done = subprocess.run(
+            [sys.executable, script, *map(str, arguments)], stdout=subprocess.PIPE, check=True
+        )
     return json.loads(done.stdout)
 
 
 def img2dataset_round(python: str, folder: Path) -> tuple[float, float]:
-    command = [python, "-c", IMG2DATASET, str(folder / "photos")]
+    command = [python, "-c", IMG2DATASET, str(folder / "photos"), str(SIZE), str(QUALITY)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     wall, cpu = map(float, done.stdout.split())
     return wall, cpu
@@ -180,7 +185,7 @@ def quality_db(photos: Sequence[bytes]) -> dict[str, float]:
         if whole.shape[:2] != size:
             continue  # turned by its EXIF orientation
         expected = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
-        error = np.mean((resample(pixels, height, width) - expected) ** 2)
+        error = np.mean((shrink(pixels, height, width) - expected) ** 2)
         found.append(10 * np.log10(255**2 / max(float(error), 1e-9)))
     return spread(found)
 
@@ -188,7 +193,9 @@ def quality_db(photos: Sequence[bytes]) -> dict[str, float]:
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--img2dataset", metavar="PYTHON", help="a Python that has img2dataset")
-    parser.add_argument("--times", type=int, nargs="+", default=[1, 10, 30], help="for memory (default: 1 10 30)")
+    parser.add_argument(
+        "--times", type=int, nargs="+", default=[1, 10, 30], help="for memory (default: 1 10 30)"
+    )
     args = parser.parse_args()
     cv2.setNumThreads(0)
     photos = list(photographs(args.photos))
@@ -205,7 +212,8 @@ def main() -> None:
                     "softshard": lambda: each(lambda data: store_image(data, RECIPE), photos),
                     "opencv": lambda: each(opencv, photos),
                     "simplejpeg": lambda: each(simplejpeg_opencv, photos),
-                    "pillow": lambda: with_shard_writer(photos, folder),
+                    "pillow": lambda: with_shard_writer(photos, folder, False),
+                    "pillow fast": lambda: with_shard_writer(photos, folder, True),
                 },
                 warmup=10,
                 steps=len(photos),
@@ -237,7 +245,9 @@ def main() -> None:
     row = {
         "results": results,
         "pack_2_workers": whole,
-        "store_image_to": {name: ratio(name) for name in ("opencv", "simplejpeg", "pillow", "img2dataset")},
+        "store_image_to": {
+            name: ratio(name) for name in ("opencv", "simplejpeg", "pillow", "pillow fast", "img2dataset")
+        },
         "pack_of_store_image_per_cpu_s": round(
             whole["images_per_cpu_s"]["median"] / results["softshard"]["images_per_cpu_s"]["median"], 2
         ),

@@ -8,7 +8,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from softshard.shards import ImageError, ImageRecipe, UsageError
-from softshard.shards.images import decode_rgb, pixel_stack, resample, store_image
+from softshard.shards.images import decode_rgb, pixel_stack, resample, shrink, store_image
 from softshard.shards.jpeg import read_jpeg_header
 
 KEEP = ImageRecipe(resize="none", quality=95)
@@ -284,7 +284,17 @@ def test_decoding_at_a_scale_stays_close_to_the_area_average_of_all_pixels(heigh
     assert size == (height, width)
     target = recipe.target(height, width)
     assert min(pixels.shape[:2]) >= 256
-    assert psnr(resample(pixels, *target), resample(decode(data), *target)) > 40
+    assert psnr(shrink(pixels, *target), resample(decode(data), *target)) > 40
+
+
+@pytest.mark.parametrize("factor", [1.01, 1.2, 1.46, 1.7, 1.99])
+def test_shrinking_smooths_as_much_as_an_area_average(factor):
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+    side = round(400 / factor)
+    found, area = shrink(noise, side, side), resample(noise, side, side)
+    # White noise: its spread after the resize tells how wide the kernel is.
+    assert found.std() == pytest.approx(area.std(), rel=0.15)
+    assert found.mean() == pytest.approx(noise.mean(), abs=1)
 
 
 def test_resampling_is_close_to_pillow_s_on_fine_texture():
