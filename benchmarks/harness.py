@@ -21,15 +21,16 @@ import simplejpeg
 
 from softshard.loaders.measure import machine
 from softshard.shards.classes import class_list_sha256
+from softshard.shards.components import encode_levels
 from softshard.shards.images import ImageRecipe, pixel_stack, store_image
 from softshard.shards.labelmap import encode_label_map
 from softshard.shards.manifest import LabelMapInfo, Manifest, save_sidecar
-from softshard.shards.pack import encode_levels
 from softshard.shards.pictures import as_rgb
 from softshard.shards.tree import LabelTree
 from softshard.shards.writer import ShardWriter
 
 RESULTS = Path(__file__).parent / "results"
+KEPT = Path(__file__).parents[1] / "build" / "benchmarks"
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -41,7 +42,10 @@ def arguments(description: str) -> argparse.ArgumentParser:
         help="folder of photographs (default: those inside scikit-image and scikit-learn)",
     )
     parser.add_argument(
-        "--data", type=Path, default=Path("build/benchmarks"), help="where data sets are made and kept"
+        "--data",
+        type=Path,
+        default=KEPT,
+        help="where data sets are made and kept",
     )
     parser.add_argument(
         "--threads", type=int, default=2, help="decoder threads of every contender (default: 2)"

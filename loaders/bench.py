@@ -14,7 +14,7 @@ from ..shards.manifest import Manifest
 from ..shards.schema import JPG
 from .crops import Augment
 from .decode import fn, types
-from .fetch import ShardFiles
+from .fetch import ShardFiles, check_local
 from .loader import Loader
 from .measure import machine, take_turns
 
@@ -97,13 +97,17 @@ def bench(
     Raises:
         UsageError: the data set has fewer samples than a batch.
     """
+    for name, value, least in (("steps", steps, 1), ("repeats", repeats, 1), ("warmup", warmup, 0)):
+        if value < least:
+            raise UsageError(f"bench: expected {name} from {least}, found {value}")
+    check_local(dataset)
     manifest = Manifest.load(dataset)
     if manifest.num_samples < batch_size:
         raise UsageError(
             f"{dataset}: expected at least one batch of {batch_size}, found {manifest.num_samples} samples. "
             "Use a smaller --batch-size"
         )
-    threads = num_threads or len(os.sched_getaffinity(0))
+    threads = len(os.sched_getaffinity(0)) if num_threads is None else num_threads
     with Loader(
         dataset,
         batch_size=batch_size,

@@ -157,7 +157,9 @@ class CpuDecoder(Decoder):
         std: Sequence[float],
         num_threads: int,
     ) -> None:
-        # OpenCV would start a thread a core for every resize of every thread here.
+        # OpenCV would start a thread a core for every resize of every thread here. The setting is the
+        # process's; close() gives it back.
+        self._opencv_threads = cv2.getNumThreads()
         cv2.setNumThreads(0)
         self._size, self._dtype = size, DTYPES[dtype]
         self._num_threads = num_threads
@@ -238,6 +240,7 @@ class CpuDecoder(Decoder):
 
     def close(self) -> None:
         self._pool.shutdown(wait=True)
+        cv2.setNumThreads(self._opencv_threads)
         super().close()
 
 

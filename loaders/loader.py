@@ -23,13 +23,14 @@ import torch
 
 from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest, load_tree
+from ..shards.philox import check_seed
 from ..shards.schema import CLS, HIER, JPG, LMAP
 from .background import Background
 from .batch import Batch
 from .crops import Augment, crop_fractions, draw_crops
 from .decode import DTYPES, MEAN, STD, CpuDecoder, Decoder, GpuDecoder, naming_the_sample, usable_device
 from .fetch import ShardFiles, check_local
-from .order import LAST_BATCHES, EpochOrder, check_geometry, check_seed, num_steps, rank_slots
+from .order import LAST_BATCHES, EpochOrder, check_geometry, num_steps, rank_slots
 from .pooling import pool_label_maps
 from .samples import Place, check_label_maps, read_classes, read_levels, read_sizes
 
@@ -348,7 +349,7 @@ class Loader:
         def tensor(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(self.device, non_blocking=True)
 
-        return Batch(
+        batch = Batch(
             images=images,
             classes=tensor(prepared.classes),
             levels=None if prepared.levels is None else tensor(prepared.levels),
@@ -358,6 +359,10 @@ class Loader:
             keys=prepared.keys,
             valid=tensor(valid),
         )
+        if self.device.type == "cuda":
+            # The copies run on this thread's stream; whoever takes the batch may be on another.
+            torch.cuda.current_stream(self.device).synchronize()
+        return batch
 
     def _targets(self, prepared: _Prepared) -> torch.Tensor:
         if not prepared.places:

@@ -106,17 +106,6 @@ class EpochOrder:
         return self._sample_starts[self._shards[slot]] + positions - self._position_starts[slot]
 
 
-def check_seed(seed: int, epoch: int) -> None:
-    """Refuse numbers that the random generator's counters cannot hold: another one would give the same order.
-
-    Raises:
-        UsageError: a seed outside 0 to 2**64 - 1, an epoch outside 0 to 2**32 - 1, or no whole numbers.
-    """
-    for name, value, bits in (("seed", seed, 64), ("epoch", epoch, 32)):
-        if not isinstance(value, int) or not 0 <= value < 2**bits:
-            raise UsageError(f"loader: expected {name} as an int from 0 to 2**{bits} - 1, found {value!r}")
-
-
 def check_geometry(global_batch: int, num_lanes: int, rank: int, world_size: int) -> None:
     """Refuse a batch that cannot be shared evenly.
 

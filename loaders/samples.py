@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..shards.components import decode_class, decode_levels, encode_levels
 from ..shards.errors import DataError, ImageError, UsageError
 from ..shards.jpeg import read_jpeg_header
 from ..shards.manifest import Manifest
-from ..shards.pack import encode_levels
-from ..shards.reader import decode_class, decode_levels
 from ..shards.schema import CLS, HIER, JPG, LMAP
 from .fetch import OpenShard
 
@@ -97,13 +96,15 @@ def read_levels(places: Sequence[Place], column: int, num_levels: int) -> np.nda
     example = encode_levels(np.zeros(num_levels, np.int16))
     header = example[: len(example) - 2 * num_levels]
     raw = [bytes(shard.member(place, column)) for shard, place in places]
-    for (shard, place), data in zip(places, raw, strict=True):
+    for i, ((shard, place), data) in enumerate(zip(places, raw, strict=True)):
         if len(data) != len(example) or not data.startswith(header):
             found = decode_levels(data, shard.sample(place))
-            raise DataError(
-                f"{shard.where(place, HIER.suffix)}: expected int16 [{num_levels}], found int16 "
-                f"{list(found.shape)}. Run: softshard verify {shard.path}"
-            )
+            if found.shape != (num_levels,):
+                raise DataError(
+                    f"{shard.where(place, HIER.suffix)}: expected int16 [{num_levels}], found int16 "
+                    f"{list(found.shape)}. Run: softshard verify {shard.path}"
+                )
+            raw[i] = encode_levels(found)  # another writer's header, padded otherwise
     if not raw:
         return np.empty((0, num_levels), np.int64)
     # All headers are the same bytes: the vectors are cut out as one array, ten times as fast as a call each.

@@ -19,7 +19,7 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 
 from .errors import DataError, SoftshardError, UsageError
-from .schema import MIB
+from .schema import DEFAULT_SHARD_BYTES, MIB
 
 EXIT_FINE, EXIT_BAD_DATA, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -175,7 +175,7 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
     )
     shards = pack.add_argument_group("shards")
     shards.add_argument(
-        "--shard-bytes", type=byte_size, default=256 * 10**6, metavar="SIZE", help="(default: 256MB)"
+        "--shard-bytes", type=byte_size, default=DEFAULT_SHARD_BYTES, metavar="SIZE", help="(default: 256MB)"
     )
     shards.add_argument("--shard-samples", type=int, metavar="N", help="samples of a shard instead of bytes")
     shards.add_argument("--seed", type=int, default=0, help="of the global shuffle (default: 0)")

@@ -44,5 +44,5 @@ class MissingExtraError(SoftshardError, ImportError):
     def __init__(self, feature: str, extra: str, cause: ImportError) -> None:
         super().__init__(
             f"{feature} needs the module {cause.name!r}, which is not installed. "
-            f"Run: pip install 'softshard[{extra}]'"
+            f"Run: pip install 'softshard[{extra}]' (in a clone: pip install '.[{extra}]')"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -53,29 +54,49 @@ def scan_tar(path: Path) -> list[Member]:
     """List a tar's members without reading their data.
 
     Raises:
-        DataError: not a tar, cut short, too many members, or something else than plain files in it.
+        DataError: see `tar_members`.
     """
-    where = path.name
-    found: list[Member] = []
     with open(path, "rb") as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    # A sparse file's size is not what it takes in the tar.
-                    if not member.isfile() or member.issparse():
-                        raise DataError(
-                            f"{where}: expected plain files only, found {member.name!r} of another type"
-                        )
-                    if len(found) >= MAX_TAR_MEMBERS:
-                        raise DataError(f"{where}: expected at most {MAX_TAR_MEMBERS} members, found more")
-                    found.append(Member(*split_member_name(member.name), member.offset_data, member.size))
-        except DataError:
-            raise
-        except (tarfile.TarError, ValueError, OverflowError) as error:
-            check_tar_end(file, found[-1] if found else None, where)
-            raise DataError(f"{where}: expected a tar, found: {error}; the shard is damaged") from error
-        check_tar_end(file, found[-1] if found else None, where)
-    return found
+        return list(tar_members(file, path.name))
+
+
+def tar_members(file: BinaryIO, where: str) -> Iterator[Member]:
+    """The members of an open tar, one at a time; the file may be read and moved in between.
+
+    Raises:
+        DataError: not a tar, cut short, too many members, something else than plain files in it (links,
+            devices, sparse files), or a member that is longer than the file or than its component may be.
+    """
+    file_bytes = os.fstat(file.fileno()).st_size
+    last: Member | None = None
+    num_members = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for header in tar:
+                # A sparse file's size is not what it takes in the tar.
+                if not header.isfile() or header.issparse():
+                    raise DataError(
+                        f"{where}: expected plain files only, found {header.name!r} of another type"
+                    )
+                num_members += 1
+                if num_members > MAX_TAR_MEMBERS:
+                    raise DataError(f"{where}: expected at most {MAX_TAR_MEMBERS} members, found more")
+                last = Member(*split_member_name(header.name), header.offset_data, header.size)
+                known = COMPONENT_BY_SUFFIX.get(last.suffix)
+                if known and last.size > known.max_bytes:
+                    raise DataError(
+                        f"{where}: sample {last.key!r}, component {last.suffix!r}: expected at most "
+                        f"{known.max_bytes} bytes, found {last.size}"
+                    )
+                if last.offset + last.size > file_bytes:
+                    break  # said below
+                yield last
+    except DataError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        check_tar_end(file, last, where)
+        raise DataError(f"{where}: expected a tar, found: {error}; the shard is damaged") from error
+    check_tar_end(file, last, where)
 
 
 def check_tar_end(file: BinaryIO, last: Member | None, where: str) -> None:
@@ -138,13 +159,6 @@ def build_index(members: list[Member], where: str) -> ShardIndex:
         if key in seen:
             raise DataError(f"{where}: sample {key!r}: expected each key once, found it again")
         seen.add(key)
-        for member in parts:
-            known = COMPONENT_BY_SUFFIX.get(member.suffix)
-            if known and member.size > known.max_bytes:
-                raise DataError(
-                    f"{where}: sample {key!r}, component {member.suffix!r}: expected at most "
-                    f"{known.max_bytes} bytes, found {member.size}"
-                )
     return ShardIndex(
         suffixes,
         tuple(key for key, _ in samples),

@@ -274,8 +274,9 @@ def decode_label_maps(
             codes = raw[:, at : at + elements]
             at += elements
             if codes.max() >= palette:
+                worst = int(codes.max(axis=1).argmax())
                 raise DataError(
-                    f"{names[members[0]]}: expected palette codes below {palette}, found {codes.max()}"
+                    f"{names[members[worst]]}: expected palette codes below {palette}, found {codes.max()}"
                 )
             ids[members] = np.take_along_axis(tables, codes.astype(np.intp), axis=1)
         else:

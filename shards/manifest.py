@@ -20,8 +20,11 @@ from .schema import (
     COMPONENT_BY_SUFFIX,
     FORMAT_NAME,
     FORMAT_VERSION,
+    HIER,
+    LMAP,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    MAX_TAR_MEMBERS,
     TIMM_INFO_NAME,
     TREE_NAME,
 )
@@ -280,6 +283,12 @@ def _problems(content: dict[str, Any]) -> list[str]:
         expect(
             fine and isinstance(maps.get("teacher"), dict), "expected the label maps' geometry and teacher"
         )
+    if isinstance(components, list):
+        for suffix, entry in ((HIER.suffix, "tree"), (LMAP.suffix, "label_maps")):
+            expect(
+                (suffix in components) == (content.get(entry) is not None),
+                f"expected {entry!r} described where samples have {suffix!r}, and only there",
+            )
     shards = content.get("shards")
     if not isinstance(shards, list):
         return [*found, "expected a list of shards"]
@@ -290,9 +299,9 @@ def _problems(content: dict[str, Any]) -> list[str]:
             isinstance(shard, dict)
             and isinstance(shard.get("name"), str)
             and type(shard.get("samples")) is int
-            and shard["samples"] > 0
+            and 0 < shard["samples"] <= MAX_TAR_MEMBERS
             and type(shard.get("bytes")) is int
-            and shard["bytes"] > 0
+            and 0 < shard["bytes"] < 2**63
             and _is_sha256(shard.get("sha256"))
             and _is_sha256(shard.get("index_sha256"))
         ):

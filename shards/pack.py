@@ -25,15 +25,15 @@ import cv2
 import numpy as np
 
 from .classes import class_list_sha256
-from .errors import DataError, UsageError
+from .errors import DataError, SoftshardError, UsageError
 from .files import TEMPORARY_SUFFIX, write_atomically
 from .images import ImageRecipe, pixel_stack
 from .labelmap import read_map_header
 from .manifest import LabelMapInfo, Manifest, save_sidecar
-from .philox import PURPOSE_PLAN, permutation
+from .philox import PURPOSE_PLAN, check_seed, permutation
 from .plan import Plan, SplitPlan, make_plan, some
 from .progress import progress_bar
-from .schema import LEDGER_NAME, MIB, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
+from .schema import DEFAULT_SHARD_BYTES, LEDGER_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
 from .shard_task import (
     BadInput,
     Job,
@@ -44,7 +44,6 @@ from .shard_task import (
     read_map_file,
     read_receipt,
 )
-from .shard_task import encode_levels as encode_levels
 from .sources import Listing, list_image_folder
 from .tree import LabelTree
 from .writer import ShardRecord
@@ -74,12 +73,13 @@ class PackOptions:
     val_per_class: int = 0
     val_split: str = "hash"
     label_maps: Path | None = None
-    shard_bytes: int = 256 * MIB
+    shard_bytes: int = DEFAULT_SHARD_BYTES
     shard_samples: int | None = None
     seed: int = 0
     max_bad: float = 0.001
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.shard_bytes < 1 or (self.shard_samples is not None and self.shard_samples < 1):
             raise UsageError(
                 f"expected a shard of at least one byte or sample, found shard_bytes={self.shard_bytes}, "
@@ -262,6 +262,11 @@ def _settle_plan(destination: Path, plan: Plan, options: PackOptions, job: Job) 
                 f"found {plan_sha256[:12]} of an earlier run; the source or an option has changed. "
                 "Pack into a new folder"
             )
+        if samples_per_shard < 1:
+            raise DataError(
+                f"{path}: expected at least 1 sample per shard, found {samples_per_shard}; it is damaged. "
+                "Pack into a new folder"
+            )
         if earlier_stack != stack:
             raise UsageError(
                 f"{destination}: expected the pixel stack {earlier_stack} of the earlier run, found {stack}; "
@@ -368,9 +373,10 @@ def _run_tasks(tasks: list[ShardTask], job: Job, workers: int, num_samples: int,
                 for future in done:
                     count(future.result())
         except BrokenProcessPool as error:
-            raise DataError(
-                "a packing process died (killed, or out of memory); finished shards are kept. Run the same "
-                "command again to continue, with fewer --workers if memory was short"
+            raise SoftshardError(
+                "pack: expected its processes to live, found one that died (killed, out of memory, or started by a "
+                "script that calls pack outside of `if __name__ == '__main__':`); finished shards are kept. Run "
+                "it again to continue, with fewer workers if memory was short"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

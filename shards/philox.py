@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .errors import UsageError
+
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = np.uint64(0xFFFFFFFF)
@@ -20,6 +22,17 @@ PURPOSE_SHARD_ORDER = 2
 PURPOSE_SHUFFLE = 3
 PURPOSE_CROP = 4
 PURPOSE_RESHARD = 5
+
+
+def check_seed(seed: int, epoch: int = 0) -> None:
+    """Refuse numbers that the generator's counters cannot hold: they would give another number's order.
+
+    Raises:
+        UsageError: a seed outside 0 to 2**64 - 1, an epoch outside 0 to 2**32 - 1, or no whole numbers.
+    """
+    for name, value, bits in (("seed", seed, 64), ("epoch", epoch, 32)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**bits:
+            raise UsageError(f"expected {name} as an int from 0 to 2**{bits} - 1, found {value!r}")
 
 
 def philox4x32(counter: np.ndarray, key: int) -> np.ndarray:

@@ -195,7 +195,8 @@ def _name_bytes(name: str) -> bytes:
 
 def _ambiguous_names(names: Sequence[str]) -> set[str]:
     """Class names that, joined to a file's stem, could give the key of another class's file."""
-    clean = [_NOT_IN_A_KEY.sub("-", name) for name in names]
+    # In lower case: some file systems and readers do not tell `A_x` from `a_x`.
+    clean = [_NOT_IN_A_KEY.sub("-", name).lower() for name in names]
     counts = Counter(clean)
     known = set(clean)
     found = set()

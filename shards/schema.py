@@ -61,6 +61,8 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,89}")
 SUFFIX_PATTERN = re.compile(r"(?=.{1,10}\Z)[a-z0-9_]+(\.[a-z0-9_]+)*")
 KEY_STEM_LENGTH = 80  # longest `class_stem`; 9 more for `-` and 8 hex digits of the path's hash
 
+DEFAULT_SHARD_BYTES = 256 * 10**6
+
 MAX_LEVEL_CLASSES = 32_767  # a hierarchical label is an int16
 MAX_CLASS_ID = 65_535  # a label-map id is a uint16
 MAX_IMAGE_PIXELS = 178_956_970  # Pillow's own bound for a decompression bomb

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import stat
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from .components import encode_levels
 from .errors import DataError, ImageError
 from .files import write_atomically
 from .images import ImageRecipe, store_image
@@ -107,7 +107,7 @@ def read_receipt(task: ShardTask, plan_sha256: str) -> dict[str, Any] | None:
         receipt = json.loads(_receipt_path(task).read_bytes())
         if receipt["plan"] != plan_sha256:
             return None
-        record = receipt["record"]
+        record, _, _, _ = (receipt[name] for name in ("record", "read", "classes", "bad"))
         shard = task.folder / task.name
         whole = record is None or (
             shard.stat().st_size == record["bytes"] and shard.with_suffix(".idx").is_file()
@@ -140,13 +140,6 @@ def make_sample(job: Job, path: str, index: int) -> dict[str, bytes]:
     if job.label_maps is not None:
         parts[LMAP.suffix] = _read_map(job, path)
     return parts
-
-
-def encode_levels(vector: np.ndarray) -> bytes:
-    """A hierarchical label vector (int16 [L]) as the `hier.npy` component."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.asarray(vector, "<i2"), version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
 
 
 def _read_map(job: Job, path: str) -> bytes:

@@ -67,12 +67,25 @@ def list_image_folder(root: str | Path) -> Listing:
         found = "a file" if root.exists() else "nothing"
         raise UsageError(f"{root}: expected a folder of class folders, found {found}")
     ignored: list[str] = []
-    if {entry.name for entry in os.scandir(root) if not entry.name.startswith(".")} == {"train", "val"}:
+    entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+    names = {entry.name for entry in entries if entry.is_dir()}
+    # A class may be called `train`; its folder then holds images, not folders.
+    if {"train", "val"} <= names and all(_has_folders(root / name) for name in ("train", "val")):
+        if others := sorted(names - {"train", "val"}):
+            raise DataError(
+                f"{root}: expected train and val alone, or class folders alone, found {others} beside train and "
+                "val. Move them elsewhere, or give a folder of class folders"
+            )
+        ignored += [entry.name for entry in entries if not entry.is_dir()]
         folders = _class_folders(root, "train/", ignored)
         validation = _class_folders(root, "val/", ignored)
     else:
         folders, validation = _class_folders(root, "", ignored), ()
     return Listing(root, folders, validation, tuple(sorted(ignored)))
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder))
 
 
 def _class_folders(root: Path, below: str, ignored: list[str]) -> tuple[ClassFolder, ...]:

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
+from .components import decode_class, decode_levels, decode_meta
 from .errors import DataError, SoftshardError, UsageError
 from .index import ShardIndex, build_index, parse_index, scan_tar
 from .jpeg import read_jpeg_header
 from .labelmap import decode_label_map, read_map_header
 from .manifest import Manifest, load_sidecar, load_tree, sha256_hex
 from .progress import progress_bar
-from .reader import decode_class, decode_levels, decode_meta
 from .schema import CLASSES_NAME, CLS, HIER, JPG, KEY_PATTERN, LMAP, MANIFEST_NAME, META
 
 
@@ -285,7 +285,9 @@ def _verify_sample(
                 f"{name}: expected [K, P, Q] {list(wanted)} over {info.num_classes} classes, found "
                 f"{list(header.shape)} over {header.num_classes}"
             )
-        decode_label_map(parts[LMAP.suffix], name)
+        _, ids = decode_label_map(parts[LMAP.suffix], name)
+        if (np.diff(np.sort(ids, axis=0), axis=0) == 0).any():
+            raise DataError(f"{name}: expected distinct class ids in each cell, found one twice")
 
     def check_meta() -> None:
         meta = decode_meta(parts[META.suffix], where)

@@ -36,7 +36,7 @@ def test_a_missing_module_is_an_error_that_names_the_pip_command(blocked, name, 
     assert done.returncode == 1
     assert done.stderr.rstrip().splitlines()[-1] == (
         f"softshard.shards.errors.MissingExtraError: softshard.loaders.{name} needs the module '{module}', "
-        "which is not installed. Run: pip install 'softshard[loaders]'"
+        "which is not installed. Run: pip install 'softshard[loaders]' (in a clone: pip install '.[loaders]')"
     )
 
 

@@ -12,8 +12,8 @@ from softshard.loaders.crops import crop_fractions, draw_crops
 from softshard.loaders.decode import MEAN, STD
 from softshard.loaders.order import EpochOrder, num_steps, rank_slots
 from softshard.shards import Manifest, UsageError, decode_label_map
+from softshard.shards.components import decode_class, decode_levels
 from softshard.shards.images import resample
-from softshard.shards.reader import decode_class, decode_levels
 
 SIZE = 32
 

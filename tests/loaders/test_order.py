@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softshard.loaders.order import EpochOrder, check_geometry, check_seed, num_steps, rank_slots
+from softshard.loaders.order import EpochOrder, check_geometry, num_steps, rank_slots
 from softshard.shards import UsageError
-from softshard.shards.philox import PURPOSE_SHARD_ORDER, PURPOSE_SHUFFLE, philox4x32
+from softshard.shards.philox import PURPOSE_SHARD_ORDER, PURPOSE_SHUFFLE, check_seed, philox4x32
 
 
 def plain_shuffle(items, seed, purpose, epoch, first):

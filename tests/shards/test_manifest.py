@@ -239,6 +239,7 @@ def test_a_damaged_sidecar_is_refused(packed, damage, message):
 
 def test_a_data_set_without_tree_has_none(content, tmp_path):
     content["tree"] = None
+    content["components"].remove("hier.npy")
     assert load_tree(tmp_path, Manifest.from_json(content)) is None
 
 

@@ -8,7 +8,7 @@ import pytest
 import simplejpeg
 
 from softshard.shards import Manifest, decode_label_map, read_shard
-from softshard.shards.reader import decode_meta
+from softshard.shards.components import decode_meta
 
 
 def needs(module):

@@ -296,8 +296,9 @@ def test_a_worker_that_dies_is_reported_with_what_to_do(tmp_path, long_run):
     commands = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children(long_run.pid)}
     os.kill(next(child for child, command in commands.items() if "spawn_main" in command), signal.SIGKILL)
     text = long_run.communicate(timeout=60)[1]
-    assert long_run.returncode == 1
-    assert "a packing process died (killed, or out of memory); finished shards are kept" in text
+    assert long_run.returncode == 2
+    assert "expected its processes to live, found one that died (killed, out of memory" in text
+    assert "finished shards are kept. Run it again to continue" in text
     assert "Traceback" not in text
 
 

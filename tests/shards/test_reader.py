@@ -1,4 +1,5 @@
 import io
+import tarfile
 
 import msgpack
 import numpy as np
@@ -6,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softshard.shards import DataError
-from softshard.shards.pack import encode_levels
-from softshard.shards.reader import decode_class, decode_levels, decode_meta
+from softshard.shards import DataError, read_shard
+from softshard.shards.components import decode_class, decode_levels, decode_meta, encode_levels
 
 WHERE = "t.tar: sample 'a'"
 
@@ -116,3 +116,24 @@ def test_the_metadata_reads_back():
 def test_what_is_no_map_of_texts_is_refused(data):
     with pytest.raises(DataError, match=r"^t\.tar: sample 'a', component 'msgpack': expected a"):
         decode_meta(data, WHERE)
+
+
+def test_links_and_sparse_members_are_refused_before_they_are_read(tmp_path):
+    for kind, extra in ((tarfile.SYMTYPE, {"linkname": "a.jpg"}), (tarfile.LNKTYPE, {"linkname": "a.jpg"})):
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            member = tarfile.TarInfo("b.jpg")
+            member.type = kind
+            member.linkname = extra["linkname"]
+            tar.addfile(member)
+        with pytest.raises(DataError, match=r"expected plain files only, found 'b\.jpg' of another type"):
+            list(read_shard(tmp_path / "x.tar"))
+
+
+def test_a_component_twice_in_a_sample_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for data in (b"1", b"2"):
+            member = tarfile.TarInfo("a.cls")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    with pytest.raises(DataError, match="sample 'a': expected component 'cls' once, found it again"):
+        list(read_shard(tmp_path / "x.tar"))

@@ -66,6 +66,16 @@ def test_train_and_val_beside_another_folder_are_classes(tmp_path):
     assert [folder.name for folder in list_image_folder(tmp_path).folders] == ["bus", "train", "val"]
 
 
+def test_files_beside_train_and_val_are_reported_and_another_folder_is_refused(tmp_path):
+    touch(tmp_path, "train/dog/1.jpg", "val/dog/2.jpg", "synsets.csv")
+    listing = list_image_folder(tmp_path)
+    assert [folder.path for folder in (*listing.folders, *listing.validation)] == ["train/dog", "val/dog"]
+    assert listing.ignored == ("synsets.csv",)
+    touch(tmp_path, "test/1.jpg")
+    with pytest.raises(DataError, match=r"expected train and val alone, .* found \['test'\] beside train"):
+        list_image_folder(tmp_path)
+
+
 def test_a_missing_folder_is_a_wrong_call(tmp_path):
     with pytest.raises(UsageError) as caught:
         list_image_folder(tmp_path / "nowhere")
