@@ -29,14 +29,16 @@ from .errors import DataError, UsageError
 from .files import TEMPORARY_SUFFIX, write_atomically
 from .images import ImageRecipe, pixel_stack
 from .labelmap import read_map_header
+from .listing import Listing
 from .manifest import LabelMapInfo, Manifest, save_sidecar
 from .philox import PURPOSE_PLAN, permutation
-from .plan import Plan, SplitPlan, make_plan, some
+from .plan import Plan, make_plan, some
 from .progress import progress_bar
 from .schema import LEDGER_NAME, MIB, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
 from .shard_task import (
     BadInput,
     Job,
+    PlannedShard,
     ShardTask,
     make_sample,
     make_shard,
@@ -45,7 +47,8 @@ from .shard_task import (
     read_receipt,
 )
 from .shard_task import encode_levels as encode_levels
-from .sources import Listing, list_image_folder
+from .sources import open_source
+from .storage import is_remote
 from .tree import LabelTree
 from .writer import ShardRecord
 
@@ -134,10 +137,10 @@ def pack(
     tree: LabelTree | None = None,
     workers: int | None = None,
 ) -> PackSummary:
-    """Pack a folder of class folders into `destination/train` and, where asked for, `destination/val`.
+    """Pack an image collection into `destination/train` and, where asked for, `destination/val`.
 
     Args:
-        source: folder of class folders.
+        source: folder, tar, file list or WebDataset, local or any fsspec URL; see `sources`.
         destination: a new folder, or that of an earlier run of the same plan, which is continued.
         options: see PackOptions.
         class_names: the class list; by default the tree's classes, or the folders that are kept.
@@ -155,8 +158,8 @@ def pack(
     options = options or PackOptions()
     if workers is not None and workers < 1:
         raise UsageError(f"workers: expected 1 or more, found {workers}")
-    source, destination = _local_folder(source), _local_folder(destination)
-    if destination.resolve().is_relative_to(source.resolve()):
+    destination = _local_folder(destination)
+    if not is_remote(source) and destination.resolve().is_relative_to(Path(source).resolve()):
         raise UsageError(
             f"{destination}: expected a folder outside {source}, which would take the shards for a class"
         )
@@ -173,10 +176,10 @@ def pack(
                 "Run: softshard tree build"
             )
         class_names = tree.classes
-    listing = list_image_folder(source)
+    listing = open_source(source, class_names)
     plan = make_plan(
         listing,
-        class_names=class_names,
+        class_names=class_names if class_names is not None else listing.class_names,
         min_images=options.min_images,
         val_per_class=options.val_per_class,
         val_split=options.val_split,
@@ -186,7 +189,7 @@ def pack(
     destination.mkdir(parents=True, exist_ok=True)
     with _only_run(destination):
         job = Job(
-            root=listing.root,
+            storage=listing.files,
             plan_sha256=plan.sha256,
             image=options.image,
             label_maps=options.label_maps,
@@ -229,13 +232,14 @@ def _first_map_shape(plan: Plan, folder: Path | None) -> tuple[int, int, int] | 
         raise UsageError(f"{folder}: expected a folder of <class>/<stem>.lmap files, found none")
     damaged = ""
     for split in plan.splits:
-        for path in split.paths:
-            file = map_path(folder, path)
-            if file.is_file():
-                try:
-                    return read_map_header(read_map_file(file), str(file)).shape
-                except DataError as error:
-                    damaged = damaged or f"; {error}"  # the ledger names them all when their shards are made
+        for start, stop in split.shard_bounds(_SIZE_SAMPLE):
+            for sample in split.samples(start, stop):
+                file = map_path(folder, sample.path)
+                if file.is_file():
+                    try:
+                        return read_map_header(read_map_file(file), str(file)).shape
+                    except DataError as error:
+                        damaged = damaged or f"; {error}"  # the ledger names them all in the end
     raise DataError(
         f"{folder}: expected <class>/<stem>.lmap for the source's images, found none that can be read"
         f"{damaged}"
@@ -295,36 +299,26 @@ def _estimate_samples(plan: Plan, options: PackOptions, job: Job) -> int:
     split = plan.splits[0]
     order = permutation(options.seed, PURPOSE_PLAN, len(plan.splits), 0, len(split))
     sizes = []
-    for i in order[:_SIZE_SAMPLE]:
+    for sample in split.files.samples(split.numbers[order[:_SIZE_SAMPLE]]):
         try:
-            parts = make_sample(job, split.paths[i], int(split.classes[i]))
+            parts = make_sample(job, sample)
         except (DataError, OSError):
             continue  # counted, and put into the ledger, when its shard is made
         sizes.append(sum(512 + -(-len(data) // 512) * 512 for data in parts.values()))
     return max(1, round(options.shard_bytes / np.mean(sizes))) if sizes else _SIZE_SAMPLE
 
 
-def _shard_tasks(destination: Path, plan: Plan, samples_per_shard: int) -> list[ShardTask]:
+def _shard_tasks(destination: Path, plan: Plan, samples_per_shard: int) -> list[PlannedShard]:
     tasks = []
     for split in plan.splits:
         folder = destination / split.name
         (folder / RECEIPTS_DIR).mkdir(parents=True, exist_ok=True)
         for number, (start, stop) in enumerate(split.shard_bounds(samples_per_shard)):
-            tasks.append(_task(folder, split, number, start, stop))
+            tasks.append(PlannedShard(folder, f"{split.name}-{number:06d}.tar", split, start, stop))
     return tasks
 
 
-def _task(folder: Path, split: SplitPlan, number: int, start: int, stop: int) -> ShardTask:
-    return ShardTask(
-        folder,
-        f"{split.name}-{number:06d}.tar",
-        split.paths[start:stop],
-        split.classes[start:stop].tolist(),
-        split.keys[start:stop],
-    )
-
-
-def _run_tasks(tasks: list[ShardTask], job: Job, workers: int, num_samples: int, limit: int) -> None:
+def _run_tasks(tasks: list[PlannedShard], job: Job, workers: int, num_samples: int, limit: int) -> None:
     """Make the shards that have no receipt yet; raises when more than `limit` inputs are bad."""
     bad: list[BadInput] = []
 
@@ -348,7 +342,7 @@ def _run_tasks(tasks: list[ShardTask], job: Job, workers: int, num_samples: int,
             cv2.setNumThreads(0)
             try:
                 for task in missing:
-                    count(make_shard(job, task))
+                    count(make_shard(job, task.task()))
             finally:
                 cv2.setNumThreads(threads)
             return
@@ -361,7 +355,7 @@ def _run_tasks(tasks: list[ShardTask], job: Job, workers: int, num_samples: int,
             while True:
                 # Two tasks a worker: enough that none waits, few enough that the plan is not copied whole.
                 while len(running) < 2 * workers and (task := next(queue, None)) is not None:
-                    running.add(pool.submit(_make_shard_in_worker, task))
+                    running.add(pool.submit(_make_shard_in_worker, task.task()))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -419,7 +413,7 @@ def _finish(
     plan: Plan,
     options: PackOptions,
     job: Job,
-    tasks: list[ShardTask],
+    tasks: list[PlannedShard],
     tree: LabelTree | None,
     listing: Listing,
 ) -> PackSummary:
@@ -429,7 +423,7 @@ def _finish(
     read = 0
     for split in plan.splits:
         folder = destination / split.name
-        records, classes = [], []
+        records, classes = [], [np.empty(0, np.int32)]
         for task in tasks:
             if task.folder != folder:
                 continue
@@ -440,7 +434,7 @@ def _finish(
                 )
             read += receipt["read"]
             bad.extend(BadInput(**item) for item in receipt["bad"])
-            classes.extend(receipt["classes"])
+            classes.append(np.array(receipt["classes"], np.int32))
             if receipt["record"]:
                 records.append(ShardRecord(**receipt["record"]))
         if not records:
@@ -464,7 +458,7 @@ def _finish(
             label_maps=map_info,
             recipe=options.to_json(),
             pixel_stack=pixel_stack(),
-            sidecar_sha256=save_sidecar(folder, np.array(classes, np.int32)),
+            sidecar_sha256=save_sidecar(folder, np.concatenate(classes)),
             shards=tuple(records),
         )
     write_ledger(destination / LEDGER_NAME, bad)
