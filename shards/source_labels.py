@@ -34,6 +34,8 @@ def name_classes(
         DataError: a number beyond the class list.
     """
     labels = set(labels)
+    if negative := sorted(label for label in labels if label[:1] == "-" and is_index(label[1:])):
+        raise DataError(f"{where}: expected class indices from 0, or names, found {negative[0]}")
     if (
         not labels
         or not all(map(is_index, labels))

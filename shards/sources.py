@@ -21,12 +21,14 @@ from .errors import DataError, UsageError
 from .listing import ClassFolder as ClassFolder
 from .listing import Listing as Listing
 from .listing import is_image_name
+from .schema import LEDGER_NAME, PLAN_NAME
 from .source_lists import LIST_SUFFIXES, list_file_list
 from .source_tars import list_class_tars, list_tar_of_tars, plain_name, tar_members
 from .source_webdataset import LABEL_SUFFIXES, list_webdataset
 from .storage import Storage, open_storage
 
 _MEMBERS_TO_TELL = 32  # of a tar: enough to see what it holds
+_TARS_TO_TELL = 8
 _KNOWN = (
     "a folder of class folders, a folder of class tars, a tar of class tars, a WebDataset, or a .csv, .tsv or .jsonl "
     "list of path and label"
@@ -47,15 +49,24 @@ def open_source(source: str | Path, class_names: Sequence[str] | None = None) ->
     storage = open_storage(source)
     if not storage.is_folder():
         return _open_file(storage, class_names)
+    parts = _split_parts(storage)
+    kinds = {_folder_kind(storage, below) for below in parts}
+    if len(kinds) > 1:
+        raise UsageError(
+            f"{storage.name}: expected train and val of one kind, found {' and '.join(sorted(kinds))}"
+        )
+    return _list_folder(storage, kinds.pop(), parts, class_names)
+
+
+def _split_parts(storage: Storage) -> tuple[str, ...]:
+    """`train/` and `val/` of a source that is split already, or the source itself."""
     entries = storage.entries()
-    if {entry.name for entry in entries} == {"train", "val"} and all(entry.is_folder for entry in entries):
-        kinds = {_folder_kind(storage, f"{entry.name}/") for entry in entries}
-        if len(kinds) > 1:
-            raise UsageError(
-                f"{storage.name}: expected train and val of one kind, found {' and '.join(sorted(kinds))}"
-            )
-        return _list_folder(storage, kinds.pop(), ("train/", "val/"), class_names)
-    return _list_folder(storage, _folder_kind(storage, ""), ("",), class_names)
+    names = {entry.name for entry in entries}
+    if PLAN_NAME in names:  # of our own making, with a ledger beside; val need not be there
+        names -= {PLAN_NAME, LEDGER_NAME}
+        if names in ({"train"}, {"train", "val"}):
+            return tuple(f"{name}/" for name in sorted(names))
+    return ("train/", "val/") if names == {"train", "val"} else ("",)
 
 
 def list_image_folder(root: str | Path) -> Listing:
@@ -70,8 +81,7 @@ def list_image_folder(root: str | Path) -> Listing:
     storage = open_storage(root)
     if not storage.is_folder():
         raise UsageError(f"{storage.name}: expected a folder of class folders, found a file")
-    split = {entry.name for entry in storage.entries()} == {"train", "val"}
-    return _list_folder(storage, "folders", ("train/", "val/") if split else ("",), None)
+    return _list_folder(storage, "folders", _split_parts(storage), None)
 
 
 def _open_file(storage: Storage, class_names: Sequence[str] | None) -> Listing:
@@ -100,10 +110,14 @@ def _folder_kind(storage: Storage, below: str) -> str:
     folders = [entry.name for entry in entries if entry.is_folder]
     if not tars:
         return "folders"
-    kind = _tar_kind(storage, below + tars[0])
-    # A packed data set has a folder of receipts beside its shards.
-    if kind == "webdataset":
-        return kind
+    for tar in tars[:_TARS_TO_TELL]:
+        try:
+            kind = _tar_kind(storage, below + tar)
+        except DataError:
+            continue  # listing them names every damaged one
+        if kind == "webdataset":
+            return kind
+        break
     if folders:
         raise UsageError(
             f"{storage.name.rstrip('/')}/{below}: expected class folders or class tars, found both: "
@@ -142,7 +156,7 @@ def _list_folder(
 
 
 def _class_folders(storage: Storage, below: str) -> tuple[tuple[ClassFolder, ...], list[str]]:
-    where = os.path.join(storage.name, below) if below else storage.name
+    where = os.path.join(storage.name, below).rstrip("/")
     folders: list[ClassFolder] = []
     ignored: list[str] = []
     beside = 0

@@ -11,6 +11,7 @@ import msgpack
 import pytest
 
 from softshard.shards import DataError, PackOptions, UsageError, pack, read_shard, verify
+from softshard.shards.shard_task import read_image
 from softshard.shards.sources import open_source
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -167,11 +168,8 @@ def test_a_tar_in_a_tar_that_is_cut_short_does_not_run_into_the_next(tmp_path):
         open_source(tmp_path / "whole.tar")
 
 
-def test_a_tar_that_shrank_after_it_was_listed_gives_ledger_entries(source, tmp_path, options, monkeypatch):
+def test_a_tar_that_shrank_after_it_was_listed_is_noticed(source, tmp_path):
     tars = class_tars(source, tmp_path / "tars")
-    from softshard.shards import pack as pack_function  # noqa: F401
-    from softshard.shards.shard_task import read_image
-
     listing = open_source(tars)
     folder = listing.folders[0]
     os.truncate(tars / "bird.tar", folder.location(4).offset + 10)
@@ -201,7 +199,7 @@ def test_class_folders_beside_class_tars_cannot_be_told(tmp_path):
     (tmp_path / "src" / "dog").mkdir(parents=True)
     make_tar(tmp_path / "src" / "a.tar", {"1.jpg": b"x"})
     with pytest.raises(
-        UsageError, match="expected class folders or class tars, found both: 'dog' and 'a.tar'"
+        UsageError, match=r"found both: 'dog' and 'a\.tar'"
     ):
         open_source(tmp_path / "src")
 

@@ -1,7 +1,6 @@
 """Somebody's WebDataset, and our own, as a source."""
 
 import io
-import json
 import tarfile
 from dataclasses import replace
 
@@ -74,12 +73,16 @@ def test_keys_that_come_again_in_another_shard_are_other_samples(tmp_path):
 
 
 def test_every_label_that_is_none_is_named(tmp_path, jpeg):
-    labels = [{"cls": 0}, {"json": {"label": [1]}}, {"json": [1]}, {"cls": -1}]
-    source = write_shards(tmp_path / "source", jpeg, lambda i: labels[i], num=4)
+    labels = [{"cls": 0}, {"json": {"label": [1]}}, {"json": [1]}]
+    source = write_shards(tmp_path / "source", jpeg, lambda i: labels[i], num=3)
     with pytest.raises(DataError) as caught:
         open_source(source)
     assert [line.rpartition("x-000.tar: ")[2] for line in str(caught.value).splitlines()] == [
-        "'s001.json': expected a class index or name, found [1]",
+        "'s001.json': expected a class index or name, found '[1]'",
         "'s002.json': expected a JSON object, found list",
     ]
-    assert json
+
+def test_a_negative_class_is_refused(tmp_path, jpeg):
+    source = write_shards(tmp_path / "source", jpeg, lambda i: {"cls": i - 1})
+    with pytest.raises(DataError, match="expected class indices from 0, or names, found -1"):
+        open_source(source)
