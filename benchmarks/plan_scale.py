@@ -40,7 +40,9 @@ def make_listing(num_files: int, inside_tar: bool) -> Listing:
         spans = None
         if inside_tar:
             blocks = offset + 2 + np.arange(count) * 217
-            spans = Spans(("",), np.zeros(1, np.uint32), blocks.astype(np.uint32), np.full(count, 110_000, np.uint32))
+            spans = Spans(
+                ("",), np.zeros(1, np.uint32), blocks.astype(np.uint32), np.full(count, 110_000, np.uint32)
+            )
             offset = int(blocks[-1]) + 217
         folders.append(ClassFolder(wnid, wnid, files, spans))
     return Listing("source", tuple(folders))

@@ -165,6 +165,24 @@ def pack(
         )
     if destination.exists() and not destination.is_dir():
         raise UsageError(f"{destination}: expected a new folder, found a file")
+    listing, plan = plan_source(source, options, class_names, tree)
+    destination.mkdir(parents=True, exist_ok=True)
+    with _only_run(destination):
+        job = make_job(listing, plan, options, tree)
+        samples_per_shard = _settle_plan(destination, plan, options, job)
+        tasks = _shard_tasks(destination, plan, samples_per_shard)
+        limit = max(ALWAYS_ALLOWED_BAD, int(options.max_bad * plan.num_samples))
+        _run_tasks(tasks, job, workers or len(os.sched_getaffinity(0)), plan.num_samples, limit)
+        return _finish(destination, plan, options, job, tasks, tree, listing)
+
+
+def plan_source(
+    source: str | Path,
+    options: PackOptions,
+    class_names: Sequence[str] | None = None,
+    tree: LabelTree | None = None,
+) -> tuple[Listing, Plan]:
+    """List a source and plan its packing; nothing is written, and no image is opened."""
     if tree is not None:
         if class_names is not None and tuple(class_names) not in (
             tree.classes,
@@ -186,22 +204,7 @@ def pack(
         seed=options.seed,
         options={**options.to_json(), "tree": tree.fingerprint if tree else None},
     )
-    destination.mkdir(parents=True, exist_ok=True)
-    with _only_run(destination):
-        job = Job(
-            storage=listing.files,
-            plan_sha256=plan.sha256,
-            image=options.image,
-            label_maps=options.label_maps,
-            map_shape=_first_map_shape(plan, options.label_maps),
-            num_classes=len(plan.class_names),
-            vectors=tree.vectors() if tree else None,
-        )
-        samples_per_shard = _settle_plan(destination, plan, options, job)
-        tasks = _shard_tasks(destination, plan, samples_per_shard)
-        limit = max(ALWAYS_ALLOWED_BAD, int(options.max_bad * plan.num_samples))
-        _run_tasks(tasks, job, workers or len(os.sched_getaffinity(0)), plan.num_samples, limit)
-        return _finish(destination, plan, options, job, tasks, tree, listing)
+    return listing, plan
 
 
 def _local_folder(path: str | Path) -> Path:
@@ -210,6 +213,19 @@ def _local_folder(path: str | Path) -> Path:
             f"{path}: expected a local folder, found a URL; pack to a local folder and copy that"
         )
     return Path(path)
+
+
+def make_job(listing: Listing, plan: Plan, options: PackOptions, tree: LabelTree | None) -> Job:
+    """What all shard tasks of a run have in common."""
+    return Job(
+        storage=listing.files,
+        plan_sha256=plan.sha256,
+        image=options.image,
+        label_maps=options.label_maps,
+        map_shape=_first_map_shape(plan, options.label_maps),
+        num_classes=len(plan.class_names),
+        vectors=tree.vectors() if tree else None,
+    )
 
 
 @contextmanager
@@ -295,7 +311,13 @@ def _settle_plan(destination: Path, plan: Plan, options: PackOptions, job: Job) 
 
 
 def _estimate_samples(plan: Plan, options: PackOptions, job: Job) -> int:
-    """Samples that fill a shard, from the mean size of up to 256 of them chosen by the seed."""
+    """Samples that fill a shard, by the mean size of a few."""
+    size = mean_sample_bytes(plan, options, job)
+    return max(1, round(options.shard_bytes / size)) if size else _SIZE_SAMPLE
+
+
+def mean_sample_bytes(plan: Plan, options: PackOptions, job: Job) -> float:
+    """Mean bytes in a tar of up to 256 samples chosen by the seed; 0 where none can be read."""
     split = plan.splits[0]
     order = permutation(options.seed, PURPOSE_PLAN, len(plan.splits), 0, len(split))
     sizes = []
@@ -305,7 +327,7 @@ def _estimate_samples(plan: Plan, options: PackOptions, job: Job) -> int:
         except (DataError, OSError):
             continue  # counted, and put into the ledger, when its shard is made
         sizes.append(sum(512 + -(-len(data) // 512) * 512 for data in parts.values()))
-    return max(1, round(options.shard_bytes / np.mean(sizes))) if sizes else _SIZE_SAMPLE
+    return float(np.mean(sizes)) if sizes else 0.0
 
 
 def _shard_tasks(destination: Path, plan: Plan, samples_per_shard: int) -> list[PlannedShard]:

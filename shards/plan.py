@@ -33,14 +33,14 @@ class PlannedSample(NamedTuple):
     Attributes:
         key: its key in the shard.
         path: its path below the source, as the shard records it.
-        index: its class.
+        class_index: its class.
         location: where its bytes are.
         metadata: a JSON object of what else the source says, or empty.
     """
 
     key: str
     path: str
-    index: int
+    class_index: int
     location: Location
     metadata: str = ""
 

@@ -91,7 +91,7 @@ def make_shard(job: Job, task: ShardTask) -> dict[str, Any]:
                 bad.append(BadInput(sample.path, kind, str(error)))
                 continue
             writer.write(sample.key, parts)
-            classes.append(sample.index)
+            classes.append(sample.class_index)
         record = None
         if classes:
             record = writer.close()
@@ -133,7 +133,7 @@ def read_receipt(task: ShardTask | PlannedShard, plan_sha256: str) -> dict[str, 
 
 def make_sample(job: Job, sample: PlannedSample) -> dict[str, bytes]:
     """Read one image and attach its labels: component suffix to bytes."""
-    path, index = sample.path, sample.index
+    path, index = sample.path, sample.class_index
     stored = store_image(read_image(job.storage, sample.location, path), job.image, path)
     meta = {"path": path.encode("utf-8", "backslashreplace").decode(), "size": list(stored.original_hw)}
     if sample.metadata:

@@ -84,7 +84,7 @@ def tar_members(file: BinaryIO, where: str) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             count = 0
             while (member := tar.next()) is not None:
-                tar.members = []  # tarfile would keep them all
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
                 if (count := count + 1) > MAX_TAR_MEMBERS:
                     raise DataError(f"{where}: expected at most {MAX_TAR_MEMBERS} members, found more")
                 # What a header stands for besides data (a link's size, a sparse file's) is not in the tar.

@@ -198,9 +198,7 @@ def test_noise_under_a_tar_s_name_is_an_error(tmp_path):
 def test_class_folders_beside_class_tars_cannot_be_told(tmp_path):
     (tmp_path / "src" / "dog").mkdir(parents=True)
     make_tar(tmp_path / "src" / "a.tar", {"1.jpg": b"x"})
-    with pytest.raises(
-        UsageError, match=r"found both: 'dog' and 'a\.tar'"
-    ):
+    with pytest.raises(UsageError, match=r"found both: 'dog' and 'a\.tar'"):
         open_source(tmp_path / "src")
 
 

@@ -82,6 +82,7 @@ def test_every_label_that_is_none_is_named(tmp_path, jpeg):
         "'s002.json': expected a JSON object, found list",
     ]
 
+
 def test_a_negative_class_is_refused(tmp_path, jpeg):
     source = write_shards(tmp_path / "source", jpeg, lambda i: {"cls": i - 1})
     with pytest.raises(DataError, match="expected class indices from 0, or names, found -1"):
