@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,82 +27,27 @@ import numpy as np
 from .classes import class_list_sha256
 from .errors import DataError, UsageError
 from .files import TEMPORARY_SUFFIX, write_atomically
-from .images import ImageRecipe, pixel_stack
-from .labelmap import read_map_header
+from .images import pixel_stack
 from .listing import Listing
 from .manifest import LabelMapInfo, Manifest, save_sidecar
-from .philox import PURPOSE_PLAN, permutation
-from .plan import Plan, make_plan, some
+from .pack_plan import SIZE_SAMPLE, PackOptions, make_job, mean_sample_bytes, plan_source
+from .plan import Plan, some
 from .progress import progress_bar
-from .schema import LEDGER_NAME, MIB, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
+from .schema import LEDGER_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
 from .shard_task import (
     BadInput,
     Job,
     PlannedShard,
     ShardTask,
-    make_sample,
     make_shard,
-    map_path,
-    read_map_file,
     read_receipt,
 )
 from .shard_task import encode_levels as encode_levels
-from .sources import open_source
-from .storage import is_remote
+from .storage import open_storage
 from .tree import LabelTree
 from .writer import ShardRecord
 
 ALWAYS_ALLOWED_BAD = 10
-_SIZE_SAMPLE = 256  # images encoded to estimate how many go into a shard
-
-
-@dataclass(frozen=True)
-class PackOptions:
-    """How to pack.
-
-    Attributes:
-        image: size, resize and quality of the stored images.
-        min_images: classes with fewer images are left out.
-        val_per_class: images of each class for `val`; 0 makes no such split.
-        val_split: `hash` or `lexical`.
-        label_maps: folder of `<class>/<stem>.lmap` files, or None.
-        shard_bytes: wanted size of a shard.
-        shard_samples: samples of a shard instead; nothing is measured then.
-        seed: of the global shuffle.
-        max_bad: share of unusable inputs that stops the run; ten are always allowed.
-    """
-
-    image: ImageRecipe = field(default_factory=ImageRecipe)
-    min_images: int = 1
-    val_per_class: int = 0
-    val_split: str = "hash"
-    label_maps: Path | None = None
-    shard_bytes: int = 256 * MIB
-    shard_samples: int | None = None
-    seed: int = 0
-    max_bad: float = 0.001
-
-    def __post_init__(self) -> None:
-        if self.shard_bytes < 1 or (self.shard_samples is not None and self.shard_samples < 1):
-            raise UsageError(
-                f"expected a shard of at least one byte or sample, found shard_bytes={self.shard_bytes}, "
-                f"shard_samples={self.shard_samples}"
-            )
-        if not 0 <= self.max_bad <= 1:
-            raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
-
-    def to_json(self) -> dict[str, Any]:
-        """What decides the bytes; not where the label maps lie, nor the budget."""
-        return {
-            **asdict(self.image),
-            "min_images": self.min_images,
-            "val_per_class": self.val_per_class,
-            "val_split": self.val_split,
-            "label_maps": self.label_maps is not None,
-            "shard_bytes": self.shard_bytes if self.shard_samples is None else None,
-            "shard_samples": self.shard_samples,
-            "seed": self.seed,
-        }
 
 
 @dataclass(frozen=True)
@@ -159,9 +104,10 @@ def pack(
     if workers is not None and workers < 1:
         raise UsageError(f"workers: expected 1 or more, found {workers}")
     destination = _local_folder(destination)
-    if not is_remote(source) and destination.resolve().is_relative_to(Path(source).resolve()):
+    storage = open_storage(source)
+    if not storage.remote and destination.resolve().is_relative_to(Path(storage.root).resolve()):
         raise UsageError(
-            f"{destination}: expected a folder outside {source}, which would take the shards for a class"
+            f"{destination}: expected a folder outside {storage.name}, which would take the shards for a class"
         )
     if destination.exists() and not destination.is_dir():
         raise UsageError(f"{destination}: expected a new folder, found a file")
@@ -176,56 +122,12 @@ def pack(
         return _finish(destination, plan, options, job, tasks, tree, listing)
 
 
-def plan_source(
-    source: str | Path,
-    options: PackOptions,
-    class_names: Sequence[str] | None = None,
-    tree: LabelTree | None = None,
-) -> tuple[Listing, Plan]:
-    """List a source and plan its packing; nothing is written, and no image is opened."""
-    if tree is not None:
-        if class_names is not None and tuple(class_names) not in (
-            tree.classes,
-            tree.classes[: tree.num_listed],
-        ):
-            raise DataError(
-                f"class list {class_list_sha256(class_names)[:12]}: expected the classes of the label tree "
-                f"{tree.fingerprint[:12]}, found others; build the tree from this list. "
-                "Run: softshard tree build"
-            )
-        class_names = tree.classes
-    listing = open_source(source, class_names)
-    plan = make_plan(
-        listing,
-        class_names=class_names if class_names is not None else listing.class_names,
-        min_images=options.min_images,
-        val_per_class=options.val_per_class,
-        val_split=options.val_split,
-        seed=options.seed,
-        options={**options.to_json(), "tree": tree.fingerprint if tree else None},
-    )
-    return listing, plan
-
-
 def _local_folder(path: str | Path) -> Path:
     if "://" in str(path):
         raise UsageError(
             f"{path}: expected a local folder, found a URL; pack to a local folder and copy that"
         )
     return Path(path)
-
-
-def make_job(listing: Listing, plan: Plan, options: PackOptions, tree: LabelTree | None) -> Job:
-    """What all shard tasks of a run have in common."""
-    return Job(
-        storage=listing.files,
-        plan_sha256=plan.sha256,
-        image=options.image,
-        label_maps=options.label_maps,
-        map_shape=_first_map_shape(plan, options.label_maps),
-        num_classes=len(plan.class_names),
-        vectors=tree.vectors() if tree else None,
-    )
 
 
 @contextmanager
@@ -239,27 +141,6 @@ def _only_run(destination: Path) -> Iterator[None]:
                 f"{destination}: another softshard is writing there. Wait for it, or stop it"
             ) from error
         yield
-
-
-def _first_map_shape(plan: Plan, folder: Path | None) -> tuple[int, int, int] | None:
-    if folder is None:
-        return None
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: expected a folder of <class>/<stem>.lmap files, found none")
-    damaged = ""
-    for split in plan.splits:
-        for start, stop in split.shard_bounds(_SIZE_SAMPLE):
-            for sample in split.samples(start, stop):
-                file = map_path(folder, sample.path)
-                if file.is_file():
-                    try:
-                        return read_map_header(read_map_file(file), str(file)).shape
-                    except DataError as error:
-                        damaged = damaged or f"; {error}"  # the ledger names them all in the end
-    raise DataError(
-        f"{folder}: expected <class>/<stem>.lmap for the source's images, found none that can be read"
-        f"{damaged}"
-    )
 
 
 def _settle_plan(destination: Path, plan: Plan, options: PackOptions, job: Job) -> int:
@@ -313,21 +194,7 @@ def _settle_plan(destination: Path, plan: Plan, options: PackOptions, job: Job) 
 def _estimate_samples(plan: Plan, options: PackOptions, job: Job) -> int:
     """Samples that fill a shard, by the mean size of a few."""
     size = mean_sample_bytes(plan, options, job)
-    return max(1, round(options.shard_bytes / size)) if size else _SIZE_SAMPLE
-
-
-def mean_sample_bytes(plan: Plan, options: PackOptions, job: Job) -> float:
-    """Mean bytes in a tar of up to 256 samples chosen by the seed; 0 where none can be read."""
-    split = plan.splits[0]
-    order = permutation(options.seed, PURPOSE_PLAN, len(plan.splits), 0, len(split))
-    sizes = []
-    for sample in split.files.samples(split.numbers[order[:_SIZE_SAMPLE]]):
-        try:
-            parts = make_sample(job, sample)
-        except (DataError, OSError):
-            continue  # counted, and put into the ledger, when its shard is made
-        sizes.append(sum(512 + -(-len(data) // 512) * 512 for data in parts.values()))
-    return float(np.mean(sizes)) if sizes else 0.0
+    return max(1, round(options.shard_bytes / size)) if size else SIZE_SAMPLE
 
 
 def _shard_tasks(destination: Path, plan: Plan, samples_per_shard: int) -> list[PlannedShard]:

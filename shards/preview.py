@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .pack import PackOptions, make_job, mean_sample_bytes, plan_source
+from .pack_plan import PackOptions, make_job, mean_sample_bytes, plan_source
 from .tree import LabelTree
 
 _SHOWN = 10

@@ -135,14 +135,28 @@ def make_sample(job: Job, sample: PlannedSample) -> dict[str, bytes]:
     """Read one image and attach its labels: component suffix to bytes."""
     path, index = sample.path, sample.class_index
     stored = store_image(read_image(job.storage, sample.location, path), job.image, path)
-    meta = {"path": path.encode("utf-8", "backslashreplace").decode(), "size": list(stored.original_hw)}
+    # A file name need not be UTF-8, but readers insist that text is: such bytes are spelled out.
+    meta: dict[str, Any] = {
+        "path": path.encode("utf-8", "backslashreplace").decode(),
+        "size": list(stored.original_hw),
+    }
     if sample.metadata:
         meta["metadata"] = json.loads(sample.metadata)
+    try:
+        packed_meta = msgpack.packb(meta)
+    except (ValueError, OverflowError) as error:  # JSON has larger numbers, and halves of characters
+        raise ImageError(
+            f"{path}: expected metadata that MessagePack can hold, found: {error}", kind="bad-metadata"
+        ) from error
+    if len(packed_meta) > META.max_bytes:
+        raise ImageError(
+            f"{path}: expected at most {META.max_bytes} bytes of metadata, found {len(packed_meta)}",
+            kind="bad-metadata",
+        )
     parts = {
         JPG.suffix: stored.jpeg,
         CLS.suffix: str(index).encode("ascii"),
-        # A file name need not be UTF-8, but readers insist that text is: such bytes are spelled out.
-        META.suffix: msgpack.packb(meta),
+        META.suffix: packed_meta,
     }
     if job.vectors is not None:
         parts[HIER.suffix] = encode_levels(job.vectors[index])

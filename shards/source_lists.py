@@ -98,6 +98,8 @@ def _bad_row(path: str, label: str, storage: Storage) -> str:
         return f"expected a path, found {path!r}"
     if not label or "\0" in label or label != label.strip():
         return f"expected a label, found {label!r}"
+    if not _is_utf8(path + label):
+        return f"expected text, found half a character in {path!r} or {label!r}"
     if storage.remote and not is_remote(path):
         # A list from elsewhere must not choose files of this machine, nor climb out of its own folder.
         if path.startswith(("/", "file:", "~")) or ".." in path.split("/"):
@@ -105,6 +107,15 @@ def _bad_row(path: str, label: str, storage: Storage) -> str:
     elif storage.remote and urlsplit(path).scheme != urlsplit(storage.root).scheme:
         return f"expected a {urlsplit(storage.root).scheme}:// URL as the list's own, found {public_name(path)!r}"
     return ""
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether text can be written as UTF-8; JSON can spell half of a surrogate pair."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text_lines(file: Iterable[bytes], where: str, problems: list[str]) -> Iterator[tuple[int, str]]:

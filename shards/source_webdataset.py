@@ -94,6 +94,9 @@ def _manifest_classes(storage: Storage, below: str) -> tuple[str, ...] | None:
         return tuple(Manifest.load(join_url(storage.root, below).rstrip("/")).class_names)
     except DataError:
         return None  # somebody else's manifest.json
+    except Exception as error:  # whose text may hold the whole URL
+        where = join_url(storage.name, below + MANIFEST_NAME)
+        raise DataError(f"{where}: cannot be read: {type(error).__name__}") from None
 
 
 def _list_tar(

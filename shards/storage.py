@@ -24,7 +24,7 @@ _FIRST_WAIT_S = 0.5
 _FILE_SUFFIXES = frozenset(
     {".tar", ".csv", ".tsv", ".jsonl", ".ndjson", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"}
 )
-_REMOTE = re.compile(r"^[a-z0-9+.-]+(://|::)", re.IGNORECASE)
+_REMOTE = re.compile(r"^([a-z0-9+.-]+::)*[a-z0-9+.-]+://", re.IGNORECASE)
 # Nested tars and signed links: each part of `simplecache::https://u:p@host/x?sig` is a URL of its own.
 _USERINFO = re.compile(r"(://)[^/?#]*@")
 _QUERY = re.compile(r"[?#].*?(?=::|$)", re.DOTALL)

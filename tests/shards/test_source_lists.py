@@ -125,6 +125,20 @@ def test_every_bad_line_is_named(tmp_path, name, text, messages):
         assert line.startswith(f"{tmp_path / name}: {message}")
 
 
+def test_metadata_that_cannot_be_stored_is_in_the_ledger(tmp_path, source, options):
+    extra = [{"n": 10**30}, {"t": "\ud800"}, {"x": "é" * 400_000}]
+    paths = sorted(source.rglob("*.jpg"))
+    rows = [
+        {"path": str(p), "label": "a", **more} for p, more in zip(paths, [*extra, *[{}] * 13], strict=True)
+    ]
+    lines = "".join(json.dumps(row, ensure_ascii="t" in row) + "\n" for row in rows)
+    pack(write(tmp_path / "l.jsonl", lines), tmp_path / "set", options, workers=1)
+    ledger = list(map(json.loads, (tmp_path / "set" / "bad.jsonl").read_text().splitlines()))
+    assert [entry["kind"] for entry in ledger] == ["bad-metadata"] * 2
+    with pytest.raises(DataError, match="line 1: expected text, found half a character"):
+        open_source(write(tmp_path / "l.jsonl", r'{"path": "\ud800.jpg", "label": "a"}'))
+
+
 def test_many_problems_are_shown_up_to_a_limit(tmp_path):
     with pytest.raises(DataError) as caught:
         open_source(write(tmp_path / "l.csv", "path,label\n" + "x\n" * 50))

@@ -140,7 +140,7 @@ def test_a_list_from_elsewhere_does_not_choose_local_files():
         ("s3://bucket/a@b/c", "s3://bucket/a@b/c"),
         ("simplecache::https://u:p@host/a?s=1", "simplecache::https://host/a"),
         ("/local/a?b#c@d", "/local/a?b#c@d"),
-        ("dog::1/a?.jpg", "dog::1/a"),
+        ("dog::1/a?.jpg", "dog::1/a?.jpg"),
     ],
 )
 def test_public_names(url, name):
