@@ -338,10 +338,10 @@ class Loader:
         return _Prepared(slots, found, classes, levels, crops, flips, keys, jpegs)
 
     def _finish(self, prepared: _Prepared, decoder: Decoder) -> Batch:
-        """Wait for a step's images and pool its label maps."""
+        """Pool a step's label maps, while its images are decoded, and wait for the images."""
+        targets = self._targets(prepared) if self.targets == "relabel" else None
         with naming_the_sample(prepared.jpegs, prepared.places):
             images = decoder.take(prepared.slots, self.batch_size)
-        targets = self._targets(prepared) if self.targets == "relabel" else None
         valid = np.zeros(self.batch_size, bool)
         valid[prepared.slots] = True
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import lz4.block
 import numpy as np
@@ -57,8 +57,7 @@ def header_table() -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class MapHeader:
+class MapHeader(NamedTuple):
     """What a label map's header says, checked against the limits and the payload's size.
 
     Attributes:
