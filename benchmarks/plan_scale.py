@@ -5,7 +5,11 @@ tar (the same and an offset and size each); `make_plan` with 50 validation image
 2,048 samples looked up. Each row runs in a process of its own: its peak is the resident memory of all of it, the
 interpreter and libraries included (`before_mb`).
 
-Run: python benchmarks/plan_scale.py   (the result file has the numbers)
+What came out, on the two shared cores named in the result file: 13 to 16 s to plan 14.2 million files, most of it
+one SHA-256 a name, and a peak of 542 MB as class folders or 660 MB inside tars, of which 62 MB are the interpreter
+and its libraries. A listing itself takes 9 bytes a file, 17 inside tars.
+
+Run: python benchmarks/plan_scale.py
 """
 
 from __future__ import annotations

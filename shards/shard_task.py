@@ -143,7 +143,7 @@ def make_sample(job: Job, sample: PlannedSample) -> dict[str, bytes]:
     if sample.metadata:
         meta["metadata"] = json.loads(sample.metadata)
     try:
-        packed_meta = msgpack.packb(meta)
+        packed_meta: bytes = msgpack.packb(meta)  # type: ignore[assignment]
     except (ValueError, OverflowError) as error:  # JSON has larger numbers, and halves of characters
         raise ImageError(
             f"{path}: expected metadata that MessagePack can hold, found: {error}", kind="bad-metadata"
