@@ -40,6 +40,7 @@ format: $(READY)
 
 bench: $(READY)
 	cd benchmarks && ../$(BIN)/python loader_cpu.py
+	cd benchmarks && ../$(BIN)/python plan_scale.py
 
 clean:
 	rm -rf $(VENV) build dist demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis

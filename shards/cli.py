@@ -26,6 +26,11 @@ EXIT_FINE, EXIT_BAD_DATA, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1024, "MIB": MIB, "GIB": 1024 * MIB}
 
 
+_DEFAULTS = {"size": 224, "resize": "squish", "min_images": 1, "val_per_class": 0}
+# ImageNet-21K-P as published (Ridnik et al. 2021); its script keeps count > 500: --min-images 501.
+PRESETS = {"imagenet-21k-p": {"size": 224, "resize": "squish", "min_images": 500, "val_per_class": 50}}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (0 fine, 1 bad data, 2 wrong call, 130 interrupted)."""
     parser = argparse.ArgumentParser(
@@ -140,9 +145,17 @@ def _add_tree(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _add_pack(subparsers: argparse._SubParsersAction) -> None:
-    pack = subparsers.add_parser("pack", help="pack a folder of class folders into shards")
-    pack.add_argument("source", metavar="SRC", help="folder with a subfolder for each class")
+    pack = subparsers.add_parser("pack", help="pack an image collection into shards")
+    pack.add_argument(
+        "source",
+        metavar="SRC",
+        help="folder of class folders or class tars, tar of class tars, list of path and label (.csv, .tsv, .jsonl), "
+        "or WebDataset; a path or any fsspec URL",
+    )
     pack.add_argument("destination", metavar="DST", help="new folder; shards go to DST/train and DST/val")
+    pack.add_argument(
+        "--preset", choices=tuple(PRESETS), help="published settings; an option given beside it wins"
+    )
     labels = pack.add_argument_group("labels")
     labels.add_argument(
         "--classes", metavar="LIST", help="class list that fixes the indices (default: the folders)"
@@ -152,10 +165,8 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
     )
     labels.add_argument("--label-maps", type=Path, metavar="DIR", help="folder of <class>/<stem>.lmap files")
     images = pack.add_argument_group("images")
-    images.add_argument("--size", type=int, default=224, metavar="PX", help="stored size (default: 224)")
-    images.add_argument(
-        "--resize", default="squish", choices=("squish", "short-edge", "none"), help="(default: squish)"
-    )
+    images.add_argument("--size", type=int, metavar="PX", help="stored size (default: 224)")
+    images.add_argument("--resize", choices=("squish", "short-edge", "none"), help="(default: squish)")
     images.add_argument("--upscale", action="store_true", help="enlarge images smaller than the size")
     images.add_argument("--quality", type=int, default=90, metavar="Q", help="JPEG quality (default: 90)")
     images.add_argument(
@@ -164,12 +175,8 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
         help="copy baseline JPEGs that fit already, without metadata, rather than encode them again",
     )
     split = pack.add_argument_group("classes and split")
-    split.add_argument(
-        "--min-images", type=int, default=1, metavar="N", help="leave out classes with fewer images"
-    )
-    split.add_argument(
-        "--val-per-class", type=int, default=0, metavar="N", help="images of each class for DST/val"
-    )
+    split.add_argument("--min-images", type=int, metavar="N", help="leave out classes with fewer images")
+    split.add_argument("--val-per-class", type=int, metavar="N", help="images of each class for DST/val")
     split.add_argument(
         "--val-split", default="hash", choices=("hash", "lexical"), help="how they are chosen (default: hash)"
     )
@@ -187,6 +194,9 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
         default=0.001,
         metavar="SHARE",
         help="bad inputs that stop the run (default: 0.001; ten always may be)",
+    )
+    run.add_argument(
+        "--dry-run", action="store_true", help="print what would be packed, and write nothing to DST"
     )
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
     pack.set_defaults(run=_run_pack)
@@ -256,26 +266,38 @@ def _run_pack(args: argparse.Namespace) -> int:
     from .classes import load_class_list
     from .images import ImageRecipe
     from .pack import PackOptions, pack
+    from .preview import preview
     from .tree import LabelTree
 
+    for name, value in {**_DEFAULTS, **PRESETS.get(args.preset, {})}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    options = PackOptions(
+        image=ImageRecipe(args.size, args.resize, args.quality, args.upscale, reencode=not args.copy_fitting),
+        min_images=args.min_images,
+        val_per_class=args.val_per_class,
+        val_split=args.val_split,
+        label_maps=args.label_maps,
+        shard_bytes=args.shard_bytes,
+        shard_samples=args.shard_samples,
+        seed=args.seed,
+        max_bad=args.max_bad,
+    )
+    class_names = load_class_list(args.classes) if args.classes else None
+    tree = LabelTree.load(args.tree) if args.tree else None
+    if args.dry_run:
+        report = preview(args.source, options, class_names=class_names, tree=tree)
+        if args.json:
+            print_json(report.to_json())
+        else:
+            print(report.text())
+        return EXIT_FINE
     summary = pack(
         args.source,
         args.destination,
-        PackOptions(
-            image=ImageRecipe(
-                args.size, args.resize, args.quality, args.upscale, reencode=not args.copy_fitting
-            ),
-            min_images=args.min_images,
-            val_per_class=args.val_per_class,
-            val_split=args.val_split,
-            label_maps=args.label_maps,
-            shard_bytes=args.shard_bytes,
-            shard_samples=args.shard_samples,
-            seed=args.seed,
-            max_bad=args.max_bad,
-        ),
-        class_names=load_class_list(args.classes) if args.classes else None,
-        tree=LabelTree.load(args.tree) if args.tree else None,
+        options,
+        class_names=class_names,
+        tree=tree,
         workers=args.workers,
     )
     if args.json:

@@ -8,16 +8,14 @@ was killed continues: finished shards have a receipt, which a second run of the 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,80 +24,27 @@ import numpy as np
 
 from .classes import class_list_sha256
 from .errors import DataError, SoftshardError, UsageError
-from .files import TEMPORARY_SUFFIX, write_atomically
-from .images import ImageRecipe, pixel_stack
-from .labelmap import read_map_header
+from .files import TEMPORARY_SUFFIX, hold_folder, write_atomically
+from .images import pixel_stack
+from .listing import Listing
 from .manifest import LabelMapInfo, Manifest, save_sidecar
-from .philox import PURPOSE_PLAN, check_seed, permutation
-from .plan import Plan, SplitPlan, make_plan, some
+from .pack_plan import SIZE_SAMPLE, PackOptions, make_job, mean_sample_bytes, plan_source
+from .plan import Plan, some
 from .progress import progress_bar
-from .schema import DEFAULT_SHARD_BYTES, LEDGER_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
+from .schema import LEDGER_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
 from .shard_task import (
     BadInput,
     Job,
+    PlannedShard,
     ShardTask,
-    make_sample,
     make_shard,
-    map_path,
-    read_map_file,
     read_receipt,
 )
-from .sources import Listing, list_image_folder
+from .storage import open_storage
 from .tree import LabelTree
 from .writer import ShardRecord
 
 ALWAYS_ALLOWED_BAD = 10
-_SIZE_SAMPLE = 256  # images encoded to estimate how many go into a shard
-
-
-@dataclass(frozen=True)
-class PackOptions:
-    """How to pack.
-
-    Attributes:
-        image: size, resize and quality of the stored images.
-        min_images: classes with fewer images are left out.
-        val_per_class: images of each class for `val`; 0 makes no such split.
-        val_split: `hash` or `lexical`.
-        label_maps: folder of `<class>/<stem>.lmap` files, or None.
-        shard_bytes: wanted size of a shard.
-        shard_samples: samples of a shard instead; nothing is measured then.
-        seed: of the global shuffle.
-        max_bad: share of unusable inputs that stops the run; ten are always allowed.
-    """
-
-    image: ImageRecipe = field(default_factory=ImageRecipe)
-    min_images: int = 1
-    val_per_class: int = 0
-    val_split: str = "hash"
-    label_maps: Path | None = None
-    shard_bytes: int = DEFAULT_SHARD_BYTES
-    shard_samples: int | None = None
-    seed: int = 0
-    max_bad: float = 0.001
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed)
-        if self.shard_bytes < 1 or (self.shard_samples is not None and self.shard_samples < 1):
-            raise UsageError(
-                f"expected a shard of at least one byte or sample, found shard_bytes={self.shard_bytes}, "
-                f"shard_samples={self.shard_samples}"
-            )
-        if not 0 <= self.max_bad <= 1:
-            raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
-
-    def to_json(self) -> dict[str, Any]:
-        """What decides the bytes; not where the label maps lie, nor the budget."""
-        return {
-            **asdict(self.image),
-            "min_images": self.min_images,
-            "val_per_class": self.val_per_class,
-            "val_split": self.val_split,
-            "label_maps": self.label_maps is not None,
-            "shard_bytes": self.shard_bytes if self.shard_samples is None else None,
-            "shard_samples": self.shard_samples,
-            "seed": self.seed,
-        }
 
 
 @dataclass(frozen=True)
@@ -134,10 +79,10 @@ def pack(
     tree: LabelTree | None = None,
     workers: int | None = None,
 ) -> PackSummary:
-    """Pack a folder of class folders into `destination/train` and, where asked for, `destination/val`.
+    """Pack an image collection into `destination/train` and, where asked for, `destination/val`.
 
     Args:
-        source: folder of class folders.
+        source: folder, tar, file list or WebDataset, local or any fsspec URL; see `sources`.
         destination: a new folder, or that of an earlier run of the same plan, which is continued.
         options: see PackOptions.
         class_names: the class list; by default the tree's classes, or the folders that are kept.
@@ -155,45 +100,18 @@ def pack(
     options = options or PackOptions()
     if workers is not None and workers < 1:
         raise UsageError(f"workers: expected 1 or more, found {workers}")
-    source, destination = _local_folder(source), _local_folder(destination)
-    if destination.resolve().is_relative_to(source.resolve()):
+    destination = _local_folder(destination)
+    storage = open_storage(source)
+    if not storage.remote and destination.resolve().is_relative_to(Path(storage.root).resolve()):
         raise UsageError(
-            f"{destination}: expected a folder outside {source}, which would take the shards for a class"
+            f"{destination}: expected a folder outside {storage.name}, which would take the shards for a class"
         )
     if destination.exists() and not destination.is_dir():
         raise UsageError(f"{destination}: expected a new folder, found a file")
-    if tree is not None:
-        if class_names is not None and tuple(class_names) not in (
-            tree.classes,
-            tree.classes[: tree.num_listed],
-        ):
-            raise DataError(
-                f"class list {class_list_sha256(class_names)[:12]}: expected the classes of the label tree "
-                f"{tree.fingerprint[:12]}, found others; build the tree from this list. "
-                "Run: softshard tree build"
-            )
-        class_names = tree.classes
-    listing = list_image_folder(source)
-    plan = make_plan(
-        listing,
-        class_names=class_names,
-        min_images=options.min_images,
-        val_per_class=options.val_per_class,
-        val_split=options.val_split,
-        seed=options.seed,
-        options={**options.to_json(), "tree": tree.fingerprint if tree else None},
-    )
+    listing, plan = plan_source(source, options, class_names, tree)
     destination.mkdir(parents=True, exist_ok=True)
-    with _only_run(destination):
-        job = Job(
-            root=listing.root,
-            plan_sha256=plan.sha256,
-            image=options.image,
-            label_maps=options.label_maps,
-            map_shape=_first_map_shape(plan, options.label_maps),
-            num_classes=len(plan.class_names),
-            vectors=tree.vectors() if tree else None,
-        )
+    with hold_folder(destination):
+        job = make_job(listing, plan, options, tree)
         samples_per_shard = _settle_plan(destination, plan, options, job)
         tasks = _shard_tasks(destination, plan, samples_per_shard)
         limit = max(ALWAYS_ALLOWED_BAD, int(options.max_bad * plan.num_samples))
@@ -207,39 +125,6 @@ def _local_folder(path: str | Path) -> Path:
             f"{path}: expected a local folder, found a URL; pack to a local folder and copy that"
         )
     return Path(path)
-
-
-@contextmanager
-def _only_run(destination: Path) -> Iterator[None]:
-    """Hold the destination's lock; the operating system drops it when the process dies."""
-    with open(destination / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(
-                f"{destination}: another softshard is writing there. Wait for it, or stop it"
-            ) from error
-        yield
-
-
-def _first_map_shape(plan: Plan, folder: Path | None) -> tuple[int, int, int] | None:
-    if folder is None:
-        return None
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: expected a folder of <class>/<stem>.lmap files, found none")
-    damaged = ""
-    for split in plan.splits:
-        for path in split.paths:
-            file = map_path(folder, path)
-            if file.is_file():
-                try:
-                    return read_map_header(read_map_file(file), str(file)).shape
-                except DataError as error:
-                    damaged = damaged or f"; {error}"  # the ledger names them all when their shards are made
-    raise DataError(
-        f"{folder}: expected <class>/<stem>.lmap for the source's images, found none that can be read"
-        f"{damaged}"
-    )
 
 
 def _settle_plan(destination: Path, plan: Plan, options: PackOptions, job: Job) -> int:
@@ -296,40 +181,22 @@ def _settle_plan(destination: Path, plan: Plan, options: PackOptions, job: Job) 
 
 
 def _estimate_samples(plan: Plan, options: PackOptions, job: Job) -> int:
-    """Samples that fill a shard, from the mean size of up to 256 of them chosen by the seed."""
-    split = plan.splits[0]
-    order = permutation(options.seed, PURPOSE_PLAN, len(plan.splits), 0, len(split))
-    sizes = []
-    for i in order[:_SIZE_SAMPLE]:
-        try:
-            parts = make_sample(job, split.paths[i], int(split.classes[i]))
-        except (DataError, OSError):
-            continue  # counted, and put into the ledger, when its shard is made
-        sizes.append(sum(512 + -(-len(data) // 512) * 512 for data in parts.values()))
-    return max(1, round(options.shard_bytes / np.mean(sizes))) if sizes else _SIZE_SAMPLE
+    """Samples that fill a shard, by the mean size of a few."""
+    size = mean_sample_bytes(plan, options, job)
+    return max(1, round(options.shard_bytes / size)) if size else SIZE_SAMPLE
 
 
-def _shard_tasks(destination: Path, plan: Plan, samples_per_shard: int) -> list[ShardTask]:
+def _shard_tasks(destination: Path, plan: Plan, samples_per_shard: int) -> list[PlannedShard]:
     tasks = []
     for split in plan.splits:
         folder = destination / split.name
         (folder / RECEIPTS_DIR).mkdir(parents=True, exist_ok=True)
         for number, (start, stop) in enumerate(split.shard_bounds(samples_per_shard)):
-            tasks.append(_task(folder, split, number, start, stop))
+            tasks.append(PlannedShard(folder, f"{split.name}-{number:06d}.tar", split, start, stop))
     return tasks
 
 
-def _task(folder: Path, split: SplitPlan, number: int, start: int, stop: int) -> ShardTask:
-    return ShardTask(
-        folder,
-        f"{split.name}-{number:06d}.tar",
-        split.paths[start:stop],
-        split.classes[start:stop].tolist(),
-        split.keys[start:stop],
-    )
-
-
-def _run_tasks(tasks: list[ShardTask], job: Job, workers: int, num_samples: int, limit: int) -> None:
+def _run_tasks(tasks: list[PlannedShard], job: Job, workers: int, num_samples: int, limit: int) -> None:
     """Make the shards that have no receipt yet; raises when more than `limit` inputs are bad."""
     bad: list[BadInput] = []
 
@@ -353,7 +220,7 @@ def _run_tasks(tasks: list[ShardTask], job: Job, workers: int, num_samples: int,
             cv2.setNumThreads(0)
             try:
                 for task in missing:
-                    count(make_shard(job, task))
+                    count(make_shard(job, task.task()))
             finally:
                 cv2.setNumThreads(threads)
             return
@@ -366,7 +233,7 @@ def _run_tasks(tasks: list[ShardTask], job: Job, workers: int, num_samples: int,
             while True:
                 # Two tasks a worker: enough that none waits, few enough that the plan is not copied whole.
                 while len(running) < 2 * workers and (task := next(queue, None)) is not None:
-                    running.add(pool.submit(_make_shard_in_worker, task))
+                    running.add(pool.submit(_make_shard_in_worker, task.task()))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -374,9 +241,9 @@ def _run_tasks(tasks: list[ShardTask], job: Job, workers: int, num_samples: int,
                     count(future.result())
         except BrokenProcessPool as error:
             raise SoftshardError(
-                "pack: expected its processes to live, found one that died (killed, out of memory, or started by a "
-                "script that calls pack outside of `if __name__ == '__main__':`); finished shards are kept. Run "
-                "it again to continue, with fewer workers if memory was short"
+                "pack: expected its processes to live, found one that died (killed, out of memory, or started "
+                "by a script that calls pack outside of `if __name__ == '__main__':`); finished shards are "
+                "kept. Run it again to continue, with fewer workers if memory was short"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -425,7 +292,7 @@ def _finish(
     plan: Plan,
     options: PackOptions,
     job: Job,
-    tasks: list[ShardTask],
+    tasks: list[PlannedShard],
     tree: LabelTree | None,
     listing: Listing,
 ) -> PackSummary:
@@ -435,7 +302,7 @@ def _finish(
     read = 0
     for split in plan.splits:
         folder = destination / split.name
-        records, classes = [], []
+        records, classes = [], [np.empty(0, np.int32)]
         for task in tasks:
             if task.folder != folder:
                 continue
@@ -446,7 +313,7 @@ def _finish(
                 )
             read += receipt["read"]
             bad.extend(BadInput(**item) for item in receipt["bad"])
-            classes.extend(receipt["classes"])
+            classes.append(np.array(receipt["classes"], np.int32))
             if receipt["record"]:
                 records.append(ShardRecord(**receipt["record"]))
         if not records:
@@ -470,7 +337,7 @@ def _finish(
             label_maps=map_info,
             recipe=options.to_json(),
             pixel_stack=pixel_stack(),
-            sidecar_sha256=save_sidecar(folder, np.array(classes, np.int32)),
+            sidecar_sha256=save_sidecar(folder, np.concatenate(classes)),
             shards=tuple(records),
         )
     write_ledger(destination / LEDGER_NAME, bad)

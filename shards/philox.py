@@ -15,6 +15,7 @@ _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
+_CHUNK = 1 << 18  # numbers drawn at a time
 
 # What a draw is for: the same sample draws independent numbers for each purpose.
 PURPOSE_PLAN = 1
@@ -101,6 +102,9 @@ def permutation(seed: int, purpose: int, epoch: int, first: int, num: int) -> np
     Returns:
         int64 [num], a permutation of 0..num-1 (the order of 64-bit random keys, ties by index).
     """
-    items = np.arange(first, first + num, dtype=np.uint64)
-    words = philox4x32(_counters(purpose, epoch, items, 0, 1), seed)[:, 0, :2].astype(np.uint64)
-    return np.argsort((words[:, 0] << _32) | words[:, 1], kind="stable")
+    keys = np.empty(num, np.uint64)
+    for start in range(0, num, _CHUNK):  # a counter takes 32 bytes, and ten rounds several copies
+        items = np.arange(first + start, first + min(start + _CHUNK, num), dtype=np.uint64)
+        words = philox4x32(_counters(purpose, epoch, items, 0, 1), seed)[:, 0, :2].astype(np.uint64)
+        keys[start : start + len(items)] = (words[:, 0] << _32) | words[:, 1]
+    return np.argsort(keys, kind="stable")

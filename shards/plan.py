@@ -2,47 +2,136 @@
 
 A plan depends on the listing, the options and the seed alone, so that any worker, on any machine and at any
 time, makes the same shard; `plan.json` holds its fingerprint and the one number that was measured.
+
+It is made of index arrays into the listing; paths, keys and places are looked up shard by shard. 14 million files
+so take a few hundred megabytes, most of them the names.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .errors import DataError, UsageError
-from .manifest import canonical_json, sha256_hex
+from .keys import ambiguous_names, repeated_keys, sample_key
+from .listing import ClassFolder, Listing, Location
+from .manifest import canonical_json
+from .names import Names, name_bytes
 from .philox import PURPOSE_PLAN, permutation
-from .schema import KEY_STEM_LENGTH
-from .sources import ClassFolder, Listing
+from .storage import public_name
 
 VAL_SPLITS = ("hash", "lexical")
-_NOT_IN_A_KEY = re.compile(r"[^A-Za-z0-9_-]")
 
 
-@dataclass(frozen=True)
+class PlannedSample(NamedTuple):
+    """One sample to make.
+
+    Attributes:
+        key: its key in the shard.
+        path: its path below the source, as the shard records it.
+        class_index: its class.
+        location: where its bytes are.
+        metadata: a JSON object of what else the source says, or empty.
+    """
+
+    key: str
+    path: str
+    class_index: int
+    location: Location
+    metadata: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedFiles:
+    """The files of a plan, numbered through from 0: those of the first folder, then those of the second.
+
+    Attributes:
+        folders: the kept folders.
+        starts: int64 [F + 1], number of each folder's first file; the last is the number of files.
+        indices: int32 [F], class index of each folder.
+        ambiguous: bool [F], folders all of whose keys need a hash.
+        repeated: int [R], ascending numbers of the files whose keys would not be unique.
+    """
+
+    folders: tuple[ClassFolder, ...]
+    starts: np.ndarray
+    indices: np.ndarray
+    ambiguous: np.ndarray
+    repeated: np.ndarray
+
+    def folders_of(self, numbers: np.ndarray) -> np.ndarray:
+        """int64 [N]: the folder of each file."""
+        return np.searchsorted(self.starts, numbers, "right") - 1
+
+    def samples(self, numbers: np.ndarray) -> list[PlannedSample]:
+        """The samples of these files, in this order."""
+        places = self.folders_of(numbers)
+        at = np.searchsorted(self.repeated, numbers)
+        repeated = np.zeros(len(numbers), bool)
+        inside = at < len(self.repeated)
+        repeated[inside] = self.repeated[at[inside]] == numbers[inside]
+        unique = ~(repeated | self.ambiguous[places])
+        samples = []
+        rows = zip(
+            places.tolist(),
+            (numbers - self.starts[places]).tolist(),
+            self.indices[places].tolist(),
+            unique.tolist(),
+            strict=True,
+        )
+        for place, i, index, is_unique in rows:
+            folder = self.folders[place]
+            samples.append(
+                PlannedSample(
+                    sample_key(folder.name, folder.files[i], is_unique=is_unique),
+                    public_name(folder.file_path(i)),
+                    index,
+                    folder.location(i),
+                    folder.metadata[i] if folder.metadata is not None else "",
+                )
+            )
+        return samples
+
+
+@dataclass(frozen=True, eq=False)
 class SplitPlan:
     """The samples of one split, in the order in which they are packed.
 
     Attributes:
         name: `train` or `val`.
-        paths: N paths below the source's root, shuffled by the seed.
-        classes: int32 [N], class indices.
-        keys: N sample keys.
+        numbers: int32 [N] (int64 beyond 2**31 files), places in `files`, shuffled by the seed.
+        files: what they point into.
     """
 
     name: str
-    paths: tuple[str, ...]
-    classes: np.ndarray
-    keys: tuple[str, ...]
+    numbers: np.ndarray
+    files: PlannedFiles
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.numbers)
+
+    def samples(self, start: int = 0, stop: int | None = None) -> list[PlannedSample]:
+        """The samples from `start` to `stop`."""
+        return self.files.samples(self.numbers[start:stop])
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All paths: for small sets."""
+        return tuple(sample.path for sample in self.samples())
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys: for small sets."""
+        return tuple(sample.key for sample in self.samples())
+
+    @property
+    def classes(self) -> np.ndarray:
+        """int32 [N], class indices."""
+        return self.files.indices[self.files.folders_of(self.numbers)]
 
     def shard_bounds(self, samples_per_shard: int) -> list[tuple[int, int]]:
         """Near-equal runs of at most `samples_per_shard` samples."""
@@ -117,7 +206,7 @@ def make_plan(
     for folder in listing.folders:
         few = len(folder.files) < max(min_images, 1)
         if few or (listed is not None and folder.name not in listed):
-            dropped.append((folder.path, len(folder.files)))
+            dropped.append((_shown(folder), len(folder.files)))
         else:
             kept.append(folder)
     if not kept:
@@ -138,35 +227,34 @@ def make_plan(
     kept_names = {folder.name for folder in kept}
     validation = [folder for folder in listing.validation if folder.name in kept_names]
     dropped += [
-        (folder.path, len(folder.files)) for folder in listing.validation if folder.name not in kept_names
+        (_shown(folder), len(folder.files)) for folder in listing.validation if folder.name not in kept_names
     ]
-    ambiguous = _ambiguous_names([folder.name for folder in kept])
-    parts: dict[str, tuple[list[str], list[int], list[str]]] = {"train": ([], [], []), "val": ([], [], [])}
-    for split, folder in [("train", folder) for folder in kept] + [("val", folder) for folder in validation]:
-        held_out = _validation_files(folder, val_per_class, val_split)
-        keys = _sample_keys(folder, folder.name in ambiguous)
-        for file, key in zip(folder.files, keys, strict=True):
-            paths, classes, split_keys = parts["val" if file in held_out else split]
-            paths.append(f"{folder.path}/{file}")
-            classes.append(index[folder.name])
-            split_keys.append(key)
+    folders = (*kept, *validation)
+    files = _planned_files(
+        folders, np.array([index[folder.name] for folder in folders], np.int32), kept_names
+    )
+    held_out = np.zeros(files.starts[-1], bool)
+    held_out[files.starts[len(kept)] :] = True
+    for folder, start in zip(kept, files.starts.tolist(), strict=False):
+        held_out[start + _validation_places(folder, val_per_class, val_split)] = True
     splits = []
-    for number, (name, (paths, classes, split_keys)) in enumerate(parts.items()):
-        if paths:
-            order = permutation(seed, PURPOSE_PLAN, number, 0, len(paths))
-            splits.append(
-                SplitPlan(
-                    name,
-                    tuple(paths[i] for i in order),
-                    np.array(classes, np.int32)[order],
-                    tuple(split_keys[i] for i in order),
-                )
-            )
-    digest = hashlib.sha256(canonical_json({"classes": names, "seed": seed, "options": dict(options or {})}))
-    for split in splits:
-        digest.update(canonical_json([split.name, len(split)]))
-        for path, key in zip(split.paths, split.keys, strict=True):
-            digest.update(_name_bytes(f"{path}\0{key}\n"))
+    number_type = np.int32 if len(held_out) < 2**31 else np.int64
+    for number, (name, chosen) in enumerate((("train", ~held_out), ("val", held_out))):
+        members = np.flatnonzero(chosen).astype(number_type)
+        if len(members):
+            order = permutation(seed, PURPOSE_PLAN, number, 0, len(members))
+            splits.append(SplitPlan(name, members[order], files))
+    settings = {"min_images": min_images, "val_per_class": val_per_class, "val_split": val_split}
+    digest = hashlib.sha256(
+        canonical_json({"classes": names, "seed": seed, "options": dict(options or {}), **settings})
+    )
+    # All else follows from the names: not where they lie, so that a run may go on from another copy.
+    for which, folder in [("train", folder) for folder in kept] + [("val", folder) for folder in validation]:
+        digest.update(canonical_json([which, folder.name, folder.path, folder.metadata is not None]))
+        assert isinstance(folder.files, Names)
+        folder.files.update(digest)
+        if folder.metadata is not None:
+            folder.metadata.update(digest)
     without = tuple(name for name in names if name not in kept_names)
     return Plan(names, tuple(splits), tuple(dropped), without, digest.hexdigest())
 
@@ -177,49 +265,33 @@ def some(names: Sequence[str], num: int = 5) -> str:
     return shown if len(names) <= num else f"{shown} and {len(names) - num} more"
 
 
-def _validation_files(folder: ClassFolder, num: int, how: str) -> set[str]:
-    if how == "lexical":
-        return set(folder.files[:num])
-    ranked = sorted(folder.files, key=lambda file: _path_sha256(folder, file))
-    return set(ranked[:num])
+def _shown(folder: ClassFolder) -> str:
+    return folder.path if folder.path.endswith(folder.name) else folder.name
 
 
-def _path_sha256(folder: ClassFolder, file: str) -> str:
-    return sha256_hex(_name_bytes(f"{folder.name}/{file}"))
+def _planned_files(folders: tuple[ClassFolder, ...], indices: np.ndarray, names: set[str]) -> PlannedFiles:
+    starts = np.cumsum([0, *(len(folder.files) for folder in folders)], dtype=np.int64)
+    ambiguous_classes = ambiguous_names(sorted(names))
+    ambiguous = np.array([folder.name in ambiguous_classes for folder in folders], bool)
+    repeated = [
+        repeated_keys(folder.name, folder.files) + start
+        for folder, start in zip(folders, starts.tolist(), strict=False)
+        if isinstance(folder.files, Names)
+    ]
+    return PlannedFiles(
+        folders, starts, indices, ambiguous, np.concatenate([*repeated, np.empty(0, np.int64)])
+    )
 
 
-def _name_bytes(name: str) -> bytes:
-    """A file name's bytes, which need not be UTF-8; not os.fsencode, which depends on the locale."""
-    return name.encode("utf-8", "surrogateescape")
-
-
-def _ambiguous_names(names: Sequence[str]) -> set[str]:
-    """Class names that, joined to a file's stem, could give the key of another class's file."""
-    # In lower case: some file systems and readers do not tell `A_x` from `a_x`.
-    clean = [_NOT_IN_A_KEY.sub("-", name).lower() for name in names]
-    counts = Counter(clean)
-    known = set(clean)
-    found = set()
-    for name, spelling in zip(names, clean, strict=True):
-        prefixes = (spelling[:i] for i, letter in enumerate(spelling) if letter == "_")
-        if counts[spelling] > 1 or any(prefix in known for prefix in prefixes):
-            found.add(name)
-    return found
-
-
-def _sample_keys(folder: ClassFolder, ambiguous: bool) -> list[str]:
-    """`class_stem` of every file, and 8 hex digits of the path's hash where it was changed or not unique."""
-    raw = []
-    for file in folder.files:
-        stem = file.rpartition(".")[0]
-        # ImageNet's own names start with their class already.
-        raw.append(stem if stem.startswith(f"{folder.name}_") else f"{folder.name}_{stem}")
-    clean = [_NOT_IN_A_KEY.sub("-", name)[:KEY_STEM_LENGTH] for name in raw]
-    # Some file systems and readers ignore case: keys that differ in nothing else count as one.
-    counts = Counter(name.lower() for name in clean)
-    keys = []
-    for file, name, spelling in zip(folder.files, raw, clean, strict=True):
-        if ambiguous or name != spelling or counts[spelling.lower()] > 1:
-            spelling += "-" + _path_sha256(folder, file)[:8]
-        keys.append(spelling)
-    return keys
+def _validation_places(folder: ClassFolder, num: int, how: str) -> np.ndarray:
+    """Places of the files of a class that are held out."""
+    if num == 0 or how == "lexical":
+        return np.arange(min(num, len(folder.files)))
+    assert isinstance(folder.files, Names)
+    sha256 = hashlib.sha256(name_bytes(f"{folder.name}/"))
+    digests = []
+    for name in folder.files.each_bytes():
+        digest = sha256.copy()
+        digest.update(name)
+        digests.append(digest.digest())
+    return np.array(sorted(range(len(digests)), key=digests.__getitem__)[:num])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +16,11 @@ from .errors import DataError, ImageError
 from .files import write_atomically
 from .images import ImageRecipe, store_image
 from .labelmap import read_map_header
+from .listing import Location
 from .manifest import canonical_json
+from .plan import PlannedSample, SplitPlan
 from .schema import CLS, HIER, JPG, LMAP, META, MIB, RECEIPTS_DIR
+from .storage import Storage, is_remote, open_storage, public_name
 from .writer import ShardWriter
 
 _MAX_FILE_BYTES = 512 * MIB
@@ -39,16 +41,28 @@ class ShardTask:
 
     folder: Path
     name: str
-    paths: Sequence[str]
-    classes: Sequence[int]
-    keys: Sequence[str]
+    samples: Sequence[PlannedSample]
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard to come; its samples are looked up when its turn comes."""
+
+    folder: Path
+    name: str
+    split: SplitPlan
+    start: int
+    stop: int
+
+    def task(self) -> ShardTask:
+        return ShardTask(self.folder, self.name, self.split.samples(self.start, self.stop))
 
 
 @dataclass(frozen=True)
 class Job:
     """What all the shard tasks of a run have in common; sent to each worker once."""
 
-    root: Path
+    storage: Storage
     plan_sha256: str
     image: ImageRecipe
     label_maps: Path | None
@@ -69,15 +83,15 @@ def make_shard(job: Job, task: ShardTask) -> dict[str, Any]:
     classes: list[int] = []
     writer = ShardWriter(task.folder / task.name, job.suffixes)
     try:
-        for path, index, key in zip(task.paths, task.classes, task.keys, strict=True):
+        for sample in task.samples:
             try:
-                parts = make_sample(job, path, index)
+                parts = make_sample(job, sample)
             except (ImageError, OSError) as error:
                 kind = error.kind if isinstance(error, ImageError) else "unreadable"
-                bad.append(BadInput(path, kind, str(error)))
+                bad.append(BadInput(sample.path, kind, str(error)))
                 continue
-            writer.write(key, parts)
-            classes.append(index)
+            writer.write(sample.key, parts)
+            classes.append(sample.class_index)
         record = None
         if classes:
             record = writer.close()
@@ -88,7 +102,7 @@ def make_shard(job: Job, task: ShardTask) -> dict[str, Any]:
         raise
     receipt = {
         "plan": job.plan_sha256,
-        "read": len(task.paths),
+        "read": len(task.samples),
         "record": record.to_json() if record else None,
         "classes": classes,
         "bad": [asdict(item) for item in bad],
@@ -97,11 +111,11 @@ def make_shard(job: Job, task: ShardTask) -> dict[str, Any]:
     return receipt
 
 
-def _receipt_path(task: ShardTask) -> Path:
+def _receipt_path(task: ShardTask | PlannedShard) -> Path:
     return task.folder / RECEIPTS_DIR / f"{task.name}.json"
 
 
-def read_receipt(task: ShardTask, plan_sha256: str) -> dict[str, Any] | None:
+def read_receipt(task: ShardTask | PlannedShard, plan_sha256: str) -> dict[str, Any] | None:
     """A finished shard's receipt, or None where the shard is still to be made."""
     try:
         receipt = json.loads(_receipt_path(task).read_bytes())
@@ -117,29 +131,61 @@ def read_receipt(task: ShardTask, plan_sha256: str) -> dict[str, Any] | None:
     return receipt if whole else None
 
 
-def make_sample(job: Job, path: str, index: int) -> dict[str, bytes]:
+def make_sample(job: Job, sample: PlannedSample) -> dict[str, bytes]:
     """Read one image and attach its labels: component suffix to bytes."""
-    file = job.root / path
-    status = file.stat()
-    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-        raise ImageError(f"{path}: expected a file, found a pipe, socket or device", kind="not-a-file")
-    size = status.st_size
-    if size > _MAX_FILE_BYTES:
-        raise ImageError(f"{path}: expected at most {_MAX_FILE_BYTES} bytes, found {size}", kind="too-large")
-    stored = store_image(file.read_bytes(), job.image, path)
+    path, index = sample.path, sample.class_index
+    stored = store_image(read_image(job.storage, sample.location, path), job.image, path)
+    # A file name need not be UTF-8, but readers insist that text is: such bytes are spelled out.
+    meta: dict[str, Any] = {
+        "path": path.encode("utf-8", "backslashreplace").decode(),
+        "size": list(stored.original_hw),
+    }
+    if sample.metadata:
+        meta["metadata"] = json.loads(sample.metadata)
+    try:
+        packed_meta: bytes = msgpack.packb(meta)  # type: ignore[assignment]
+    except (ValueError, OverflowError) as error:  # JSON has larger numbers, and halves of characters
+        raise ImageError(
+            f"{path}: expected metadata that MessagePack can hold, found: {error}", kind="bad-metadata"
+        ) from error
+    if len(packed_meta) > META.max_bytes:
+        raise ImageError(
+            f"{path}: expected at most {META.max_bytes} bytes of metadata, found {len(packed_meta)}",
+            kind="bad-metadata",
+        )
     parts = {
         JPG.suffix: stored.jpeg,
         CLS.suffix: str(index).encode("ascii"),
-        # A file name need not be UTF-8, but readers insist that text is: such bytes are spelled out.
-        META.suffix: msgpack.packb(
-            {"path": path.encode("utf-8", "backslashreplace").decode(), "size": list(stored.original_hw)}
-        ),
+        META.suffix: packed_meta,
     }
     if job.vectors is not None:
         parts[HIER.suffix] = encode_levels(job.vectors[index])
     if job.label_maps is not None:
         parts[LMAP.suffix] = _read_map(job, path)
     return parts
+
+
+def read_image(storage: Storage, location: Location, path: str) -> bytes:
+    """One image file's bytes, wherever they lie: the only place where a source's images are read.
+
+    Raises:
+        ImageError: too large, or the tar ends before the image does.
+        OSError: not there, or not readable.
+        DataError: the server of a remote source is away.
+    """
+    if is_remote(location.file):
+        storage, location = open_storage(location.file), location._replace(file="")
+    data = storage.read(location.file, location.offset, location.size, _MAX_FILE_BYTES)
+    size = len(data) if location.size is None else location.size
+    if size > _MAX_FILE_BYTES:
+        raise ImageError(f"{path}: expected at most {_MAX_FILE_BYTES} bytes, found more", kind="too-large")
+    if len(data) != size:
+        raise ImageError(
+            f"{path}: expected {size} bytes at byte {location.offset} of {public_name(location.file)!r}, found "
+            f"{len(data)}; the tar was cut short since it was listed",
+            kind="truncated",
+        )
+    return data
 
 
 def _read_map(job: Job, path: str) -> bytes:
@@ -169,4 +215,5 @@ def read_map_file(file: Path) -> bytes:
 
 def map_path(folder: Path, image_path: str) -> Path:
     """Where an image's label map lies: `<class>/<stem>.lmap`."""
-    return folder / (image_path.rpartition(".")[0] + ".lmap")
+    # The path in a list may be absolute; a map's never is.
+    return folder / (image_path.rpartition(".")[0].lstrip("/") + ".lmap")

@@ -1,56 +1,85 @@
-"""Where images come from: a folder of class folders, listed without opening a file.
+"""Where images come from: every source is listed without decoding an image, and all give one `Listing`.
 
-A folder that holds `train` and `val` and nothing else, as ImageNet-1K is kept, is a source that is split
-already.
+    folder of class folders      SRC/<class>/<image>
+    folder of class tars         SRC/<class>.tar
+    class tars inside a tar      SRC = fall11_whole.tar
+    file list                    SRC = list.csv, list.tsv, list.jsonl: path, label and more columns
+    WebDataset                   SRC/*.tar of samples with an image and a class
+
+Each from a local path or any fsspec URL. A folder that holds `train` and `val` and nothing else, as ImageNet-1K is
+kept, is a source that is split already.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 from .errors import DataError, UsageError
+from .listing import ClassFolder as ClassFolder
+from .listing import Listing as Listing
+from .listing import is_image_name
+from .schema import LEDGER_NAME, PLAN_NAME
+from .source_lists import LIST_SUFFIXES, list_file_list
+from .source_tars import list_class_tars, list_tar_of_tars, plain_name, tar_members
+from .source_webdataset import LABEL_SUFFIXES, list_webdataset
+from .storage import Storage, open_storage
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
+_MEMBERS_TO_TELL = 32  # of a tar: enough to see what it holds
+_TARS_TO_TELL = 8
+_KNOWN = (
+    "a folder of class folders, a folder of class tars, a tar of class tars, a WebDataset, or a .csv, .tsv or .jsonl "
+    "list of path and label"
 )
 
 
-@dataclass(frozen=True)
-class ClassFolder:
-    """One class's files.
+def open_source(source: str | Path, class_names: Sequence[str] | None = None) -> Listing:
+    """List whatever kind of source this is.
 
-    Attributes:
-        name: the folder's name.
-        path: the folder below the source's root, with `/`.
-        files: paths of the images below the class folder, with `/`, in lexical order.
+    Args:
+        source: path or fsspec URL.
+        class_names: the class list, which whole-number labels of a list or WebDataset point into.
+
+    Raises:
+        UsageError: it is not there, or cannot be told from what it holds.
+        DataError: it holds no image, or is damaged; every problem is named.
     """
+    storage = open_storage(source)
+    if not storage.is_folder():
+        return _open_file(storage, class_names)
+    parts = _split_parts(storage)
+    kinds = {_folder_kind(storage, below) for below in parts}
+    if len(kinds) > 1:
+        raise UsageError(
+            f"{storage.name}: expected train and val of one kind, found {' and '.join(sorted(kinds))}"
+        )
+    return _list_folder(storage, kinds.pop(), parts, class_names)
 
-    name: str
-    path: str
-    files: tuple[str, ...]
+
+def _split_parts(storage: Storage) -> tuple[str, ...]:
+    """`train/` and `val/` of a source that is split already, or the source itself."""
+    entries = storage.entries()
+    names = {entry.name for entry in entries}
+    if PLAN_NAME in names:  # of our own making, with a ledger beside; val need not be there
+        names -= {PLAN_NAME, LEDGER_NAME}
+        if names in ({"train"}, {"train", "val"}):
+            return tuple(f"{name}/" for name in sorted(names))
+    folders = {entry.name for entry in entries if entry.is_folder}
+    # A class may be called `train`; its folder then holds images, not folders or tars.
+    if not {"train", "val"} <= folders or not all(_holds_classes(storage, name) for name in ("train", "val")):
+        return ("",)
+    if others := sorted(folders - {"train", "val"}):
+        raise DataError(
+            f"{storage.name}: expected train and val alone, or class folders alone, found {others} beside train and "
+            "val. Move them elsewhere, or give a folder of class folders"
+        )
+    return ("train/", "val/")
 
 
-@dataclass(frozen=True)
-class Listing:
-    """An image collection.
-
-    Attributes:
-        root: the folder of class folders.
-        folders: one a class, in lexical order (code points, whatever the locale).
-        validation: the class folders of `val`, where the source is split already; else empty.
-        ignored: paths below the root that are not images by their suffix, in lexical order.
-    """
-
-    root: Path
-    folders: tuple[ClassFolder, ...]
-    validation: tuple[ClassFolder, ...]
-    ignored: tuple[str, ...]
-
-    @property
-    def num_files(self) -> int:
-        return sum(len(folder.files) for folder in (*self.folders, *self.validation))
+def _holds_classes(storage: Storage, below: str) -> bool:
+    return any(entry.is_folder or entry.name.endswith(".tar") for entry in storage.entries(below))
 
 
 def list_image_folder(root: str | Path) -> Listing:
@@ -62,84 +91,115 @@ def list_image_folder(root: str | Path) -> Listing:
         UsageError: the folder is not there.
         DataError: it holds no class folder, or no image at all.
     """
-    root = Path(root)
-    if not root.is_dir():
-        found = "a file" if root.exists() else "nothing"
-        raise UsageError(f"{root}: expected a folder of class folders, found {found}")
-    ignored: list[str] = []
-    entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
-    names = {entry.name for entry in entries if entry.is_dir()}
-    # A class may be called `train`; its folder then holds images, not folders.
-    if {"train", "val"} <= names and all(_has_folders(root / name) for name in ("train", "val")):
-        if others := sorted(names - {"train", "val"}):
-            raise DataError(
-                f"{root}: expected train and val alone, or class folders alone, found {others} beside train and "
-                "val. Move them elsewhere, or give a folder of class folders"
-            )
-        ignored += [entry.name for entry in entries if not entry.is_dir()]
-        folders = _class_folders(root, "train/", ignored)
-        validation = _class_folders(root, "val/", ignored)
-    else:
-        folders, validation = _class_folders(root, "", ignored), ()
-    return Listing(root, folders, validation, tuple(sorted(ignored)))
+    storage = open_storage(root)
+    if not storage.is_folder():
+        raise UsageError(f"{storage.name}: expected a folder of class folders, found a file")
+    return _list_folder(storage, "folders", _split_parts(storage), None)
 
 
-def _has_folders(folder: Path) -> bool:
-    return any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder))
+def _open_file(storage: Storage, class_names: Sequence[str] | None) -> Listing:
+    path = storage.name.lower()
+    if path.endswith(LIST_SUFFIXES):
+        return list_file_list(storage, class_names)
+    if any(
+        path.endswith(suffix)
+        for suffix in (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
+    ):
+        kind = _tar_kind(storage, "")
+        if kind == "tars":
+            return list_tar_of_tars(storage)
+        if kind == "webdataset":
+            return _list_folder(storage, "webdataset", ("",), class_names)
+        raise UsageError(
+            f"{storage.name}: expected members <class>.tar or samples with an image and a class, found neither; it is "
+            "not known which class an image has. Give the folder of class tars"
+        )
+    raise UsageError(f"{storage.name}: expected {_KNOWN}; found a file of another kind")
 
 
-def _class_folders(root: Path, below: str, ignored: list[str]) -> tuple[ClassFolder, ...]:
-    where = root / below
+def _folder_kind(storage: Storage, below: str) -> str:
+    entries = storage.entries(below)
+    tars = [entry.name for entry in entries if not entry.is_folder and entry.name.endswith(".tar")]
+    folders = [entry.name for entry in entries if entry.is_folder]
+    if not tars:
+        return "folders"
+    for tar in tars[:_TARS_TO_TELL]:
+        try:
+            kind = _tar_kind(storage, below + tar)
+        except DataError:
+            continue  # listing them names every damaged one
+        if kind == "webdataset":
+            return kind
+        break
+    if folders:
+        raise UsageError(
+            f"{storage.name.rstrip('/')}/{below}: expected class folders or class tars, found both: "
+            f"{folders[0]!r} and {tars[0]!r}; give a folder of one kind"
+        )
+    return "class tars"
+
+
+def _tar_kind(storage: Storage, path: str) -> str:
+    """`tars`, `webdataset` or `images`, from the first members."""
+    where = f"{storage.name.rstrip('/')}/{path}" if path else storage.name
+    with storage.open(path) as file:
+        names = [plain_name(member) for member in islice(tar_members(file, where), _MEMBERS_TO_TELL)]
+    seen = [name for name in names if name is not None]
+    if any(name.endswith(".tar") for name in seen):
+        return "tars"
+    keys = {name.partition(".")[0] for name in seen if is_image_name(name)}
+    labels = {name.partition(".")[0] for name in seen if name.endswith(LABEL_SUFFIXES)}
+    return "webdataset" if keys & labels else "images"
+
+
+def _list_folder(
+    storage: Storage, kind: str, parts: tuple[str, ...], class_names: Sequence[str] | None
+) -> Listing:
+    if kind == "webdataset":
+        return list_webdataset(storage, parts, class_names)
+    listers: dict[str, Callable[[Storage, str], tuple[tuple[ClassFolder, ...], list[str]]]] = {
+        "folders": _class_folders,
+        "class tars": list_class_tars,
+    }
+    halves = [listers[kind](storage, below) for below in parts]
+    ignored = [path for _, paths in halves for path in paths]
+    if parts != ("",):
+        ours = (PLAN_NAME, LEDGER_NAME)
+        ignored += [entry.name for entry in storage.entries() if not entry.is_folder and entry.name not in ours]
+    root = Path(storage.root) if not storage.remote else storage.name
+    validation = halves[1][0] if len(halves) > 1 else ()
+    return Listing(root, halves[0][0], validation, tuple(sorted(ignored)), storage=storage)
+
+
+def _class_folders(storage: Storage, below: str) -> tuple[tuple[ClassFolder, ...], list[str]]:
+    where = os.path.join(storage.name, below).rstrip("/")
     folders: list[ClassFolder] = []
-    num_ignored = len(ignored)
-    parents = frozenset({_identity(where)})
-    for entry in sorted(os.scandir(where), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            continue
-        parents = frozenset({_identity(root)})
-        if not _is_folder(entry) or _identity(entry) in parents:
-            ignored.append(below + entry.name)
-            continue
+    ignored: list[str] = []
+    beside = 0
+    for entry in storage.entries(below):
         path = below + entry.name
+        if not entry.is_folder:
+            ignored.append(path)
+            beside += 1
+            continue
         files: list[str] = []
-        _walk(Path(entry.path), "", files, ignored, path, parents)
-        folders.append(ClassFolder(entry.name, path, tuple(sorted(files))))
+        _walk(storage, path, "", files, ignored)
+        folders.append(ClassFolder(entry.name, path, sorted(files)))
     hint = "Give the folder whose subfolders are the classes: SRC/<class>/<image>.jpg"
     if not folders:
-        found = f"{len(ignored) - num_ignored} files" if len(ignored) > num_ignored else "an empty folder"
+        found = f"{beside} files" if beside else "an empty folder"
         raise DataError(f"{where}: expected class folders, found {found}. {hint}")
-    if not any(folder.files for folder in folders):
+    if not any(len(folder.files) for folder in folders):
         raise DataError(f"{where}: expected images, found none in {len(folders)} class folders. {hint}")
-    return tuple(folders)
+    return tuple(folders), ignored
 
 
-def _walk(
-    folder: Path, below: str, files: list[str], ignored: list[str], class_path: str, parents: frozenset
-) -> None:
-    """List a folder; a link back to one of its parents, which would never end, is ignored."""
-    parents = parents | {_identity(folder)}
-    for entry in os.scandir(folder):
+def _walk(storage: Storage, class_path: str, below: str, files: list[str], ignored: list[str]) -> None:
+    for entry in storage.entries(f"{class_path}/{below}".rstrip("/")):
         path = below + entry.name
-        if entry.name.startswith("."):
-            continue
-        if _is_folder(entry):
-            if _identity(entry) in parents:
-                ignored.append(f"{class_path}/{path}")
-            else:
-                _walk(Path(entry.path), path + "/", files, ignored, class_path, parents)
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+        if entry.is_folder:
+            _walk(storage, class_path, path + "/", files, ignored)
+        elif is_image_name(entry.name):
             files.append(path)
         else:
             ignored.append(f"{class_path}/{path}")
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself: for the ledger, when it is read
-        return False
-
-
-def _identity(folder: Path | os.DirEntry) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino

@@ -1,6 +1,8 @@
 """Small collections and data sets, made here: pictures of a few coloured blobs, 40 pixels wide."""
 
+import io
 import shutil
+import tarfile
 
 import cv2
 import numpy as np
@@ -99,3 +101,34 @@ def packed_once(tmp_path_factory, options, table_tree):
 def packed(packed_once, tmp_path):
     """A copy of it, to damage."""
     return shutil.copytree(packed_once, tmp_path / "set")
+
+
+def make_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def collection_forms(tmp_path):
+    """The same images in every form, beside each other: name to path."""
+
+    def make(source):
+        tars = tmp_path / "tars"
+        tars.mkdir()
+        for folder in source.iterdir():
+            make_tar(
+                tars / f"{folder.name}.tar",
+                {path.name: path.read_bytes() for path in sorted(folder.iterdir())},
+            )
+        make_tar(tmp_path / "whole.tar", {path.name: path.read_bytes() for path in sorted(tars.iterdir())})
+        rows = [
+            f"{source.name}/{p.relative_to(source)},{p.parent.name}\n" for p in sorted(source.rglob("*.jpg"))
+        ]
+        (tmp_path / "list.csv").write_text("path,label\n" + "".join(rows))
+        names = ("tars", "whole.tar", "list.csv")
+        return {"folder": source, **{name: tmp_path / name for name in names}}
+
+    return make

@@ -1,5 +1,6 @@
 import hashlib
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,29 @@ def test_shards_are_near_equal_runs_that_cover_all_samples(num, samples_per_shar
     assert sum(sizes) == num
     assert max(sizes) <= samples_per_shard
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_million_files_of_21841_classes_take_few_bytes_each():
+    """So that 14 million take a few hundred megabytes; benchmarks/plan_scale.py measures those."""
+    num_files, num_classes = 1_000_000, 21_841
+    tracemalloc.start()
+    folders = []
+    for i in range(num_classes):
+        wnid = f"n{1_440_764 + 537 * i:08d}"
+        count = num_files * (i + 1) // num_classes - num_files * i // num_classes
+        folders.append(ClassFolder(wnid, wnid, sorted(f"{wnid}_{37 * j % 1009}.JPEG" for j in range(count))))
+    source = Listing("src", tuple(folders))
+    listed, _ = tracemalloc.get_traced_memory()
+    plan = make_plan(source, val_per_class=5)
+    planned, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    per_class = 1500  # a folder's objects
+    assert (listed - num_classes * per_class) / num_files < 16
+    assert (planned - listed) / num_files < 8
+    assert (peak - num_classes * per_class) / num_files < 100
+    assert [len(split) for split in plan.splits] == [num_files - 5 * num_classes, 5 * num_classes]
+    sample = plan.splits[0].samples(500_000, 500_001)[0]
+    assert sample.path == f"{plan.class_names[sample.class_index]}/{sample.key}.JPEG"
 
 
 # ---- Keys

@@ -1,0 +1,153 @@
+"""What a packing run is about to do: its options, its plan, and what all its shard tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .classes import class_list_sha256
+from .errors import DataError, UsageError
+from .images import ImageRecipe
+from .labelmap import read_map_header
+from .listing import Listing
+from .philox import PURPOSE_PLAN, check_seed, permutation
+from .plan import Plan, make_plan
+from .schema import DEFAULT_SHARD_BYTES
+from .shard_task import Job, make_sample, map_path, read_map_file
+from .sources import open_source
+from .tree import LabelTree
+
+SIZE_SAMPLE = 256  # images encoded to estimate how many go into a shard
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How to pack.
+
+    Attributes:
+        image: size, resize and quality of the stored images.
+        min_images: classes with fewer images are left out.
+        val_per_class: images of each class for `val`; 0 makes no such split.
+        val_split: `hash` or `lexical`.
+        label_maps: folder of `<class>/<stem>.lmap` files, or None.
+        shard_bytes: wanted size of a shard.
+        shard_samples: samples of a shard instead; nothing is measured then.
+        seed: of the global shuffle.
+        max_bad: share of unusable inputs that stops the run; ten are always allowed.
+    """
+
+    image: ImageRecipe = field(default_factory=ImageRecipe)
+    min_images: int = 1
+    val_per_class: int = 0
+    val_split: str = "hash"
+    label_maps: Path | None = None
+    shard_bytes: int = DEFAULT_SHARD_BYTES
+    shard_samples: int | None = None
+    seed: int = 0
+    max_bad: float = 0.001
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.shard_bytes < 1 or (self.shard_samples is not None and self.shard_samples < 1):
+            raise UsageError(
+                f"expected a shard of at least one byte or sample, found shard_bytes={self.shard_bytes}, "
+                f"shard_samples={self.shard_samples}"
+            )
+        if not 0 <= self.max_bad <= 1:
+            raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides the bytes; not where the label maps lie, nor the budget."""
+        return {
+            **asdict(self.image),
+            "min_images": self.min_images,
+            "val_per_class": self.val_per_class,
+            "val_split": self.val_split,
+            "label_maps": self.label_maps is not None,
+            "shard_bytes": self.shard_bytes if self.shard_samples is None else None,
+            "shard_samples": self.shard_samples,
+            "seed": self.seed,
+        }
+
+
+def plan_source(
+    source: str | Path,
+    options: PackOptions,
+    class_names: Sequence[str] | None = None,
+    tree: LabelTree | None = None,
+) -> tuple[Listing, Plan]:
+    """List a source and plan its packing; nothing is written, and no image is opened."""
+    if tree is not None:
+        if class_names is not None and tuple(class_names) not in (
+            tree.classes,
+            tree.classes[: tree.num_listed],
+        ):
+            raise DataError(
+                f"class list {class_list_sha256(class_names)[:12]}: expected the classes of the label tree "
+                f"{tree.fingerprint[:12]}, found others; build the tree from this list. "
+                "Run: softshard tree build"
+            )
+        class_names = tree.classes
+    listing = open_source(source, class_names)
+    plan = make_plan(
+        listing,
+        class_names=class_names if class_names is not None else listing.class_names,
+        min_images=options.min_images,
+        val_per_class=options.val_per_class,
+        val_split=options.val_split,
+        seed=options.seed,
+        options={**options.to_json(), "tree": tree.fingerprint if tree else None},
+    )
+    return listing, plan
+
+
+def make_job(listing: Listing, plan: Plan, options: PackOptions, tree: LabelTree | None) -> Job:
+    """What all shard tasks of a run have in common."""
+    return Job(
+        storage=listing.files,
+        plan_sha256=plan.sha256,
+        image=options.image,
+        label_maps=options.label_maps,
+        map_shape=_first_map_shape(plan, options.label_maps),
+        num_classes=len(plan.class_names),
+        vectors=tree.vectors() if tree else None,
+    )
+
+
+def _first_map_shape(plan: Plan, folder: Path | None) -> tuple[int, int, int] | None:
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: expected a folder of <class>/<stem>.lmap files, found none")
+    damaged = ""
+    for split in plan.splits:
+        for start, stop in split.shard_bounds(SIZE_SAMPLE):
+            for sample in split.samples(start, stop):
+                file = map_path(folder, sample.path)
+                if file.is_file():
+                    try:
+                        return read_map_header(read_map_file(file), str(file)).shape
+                    except DataError as error:
+                        damaged = damaged or f"; {error}"  # the ledger names them all in the end
+    raise DataError(
+        f"{folder}: expected <class>/<stem>.lmap for the source's images, found none that can be read"
+        f"{damaged}"
+    )
+
+
+def mean_sample_bytes(plan: Plan, options: PackOptions, job: Job) -> float:
+    """Mean bytes in a tar of up to 256 samples chosen by the seed; 0 where none can be read."""
+    split = plan.splits[0]
+    order = permutation(options.seed, PURPOSE_PLAN, len(plan.splits), 0, len(split))
+    sizes = []
+    for sample in split.files.samples(split.numbers[order[:SIZE_SAMPLE]]):
+        try:
+            parts = make_sample(job, sample)
+        except (DataError, OSError):
+            continue  # counted, and put into the ledger, when its shard is made
+        sizes.append(sum(512 + -(-len(data) // 512) * 512 for data in parts.values()))
+    return float(np.mean(sizes)) if sizes else 0.0

@@ -1,0 +1,191 @@
+"""File lists: CSV, TSV or JSON lines of path and label, and whatever else is known of each image.
+
+    path,label,photographer            {"path": "a/1.jpg", "label": "dog", "photographer": "Ann"}
+    a/1.jpg,dog,Ann
+
+Paths are relative to the list, absolute, or URLs. The other columns go into the samples' metadata.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from .errors import DataError
+from .listing import ClassFolder, Listing, every_problem
+from .names import Names, name_text
+from .source_labels import name_classes
+from .storage import Storage, is_remote, open_storage, public_name
+
+LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+_MAX_PROBLEMS = 1000  # then the list is not what it is taken for
+_MAX_LINE_BYTES = 1024 * 1024
+_SEPARATOR = b"\0"
+
+Row = tuple[int, str, str, dict[str, Any]]  # line, path, label, metadata
+
+
+def list_file_list(storage: Storage, class_names: Sequence[str] | None = None) -> Listing:
+    """List the images that a file names; none of them is looked at.
+
+    Args:
+        storage: of the list itself.
+        class_names: what whole-number labels point into.
+
+    Raises:
+        DataError: every bad line, up to a limit.
+    """
+    name = storage.name
+    problems: list[str] = []
+    # Rows of a class need not follow each other: one growing blob each, not a Python object a row.
+    blobs: dict[str, bytearray] = {}
+    with storage.open() as file:
+        lines = _text_lines(file, name, problems)
+        is_json = name.lower().endswith((".jsonl", ".ndjson"))
+        rows = (_json_rows if is_json else _csv_rows)(lines, name, problems)
+        for line, path, label, metadata in rows:
+            if problem := _bad_row(path, label, storage):
+                problems.append(f"{name}: line {line}: {problem}")
+            else:
+                extra = json.dumps(metadata, sort_keys=True) if metadata else ""
+                blob = blobs.setdefault(label, bytearray())
+                blob += path.encode("utf-8") + _SEPARATOR + extra.encode("ascii") + _SEPARATOR
+            if len(problems) >= _MAX_PROBLEMS:
+                break
+    if not blobs and not problems:
+        raise DataError(f"{name}: expected rows of path and label, found none")
+    classes, numbered = name_classes(blobs, class_names, name)
+    merged: dict[str, bytearray] = {}
+    for label in list(blobs):
+        merged.setdefault(classes[label], bytearray()).extend(blobs.pop(label))
+    folders = []
+    for label in sorted(merged):
+        folders.append(_class_of(label, merged.pop(label), name, problems))
+    if problems:
+        raise DataError(every_problem(problems))
+    return Listing(name, tuple(folders), class_names=numbered, storage=_beside(storage))
+
+
+def _class_of(label: str, blob: bytearray, where: str, problems: list[str]) -> ClassFolder:
+    cells = bytes(blob).split(_SEPARATOR)[:-1]
+    rows = sorted(
+        (name_text(path), extra.decode("ascii")) for path, extra in zip(cells[::2], cells[1::2], strict=True)
+    )
+    paths = [path for path, _ in rows]
+    for path, following in pairwise(paths):
+        if path == following:
+            problems.append(
+                f"{where}: {public_name(path)!r}: expected once in class {label!r}, found it again"
+            )
+    metadata = Names(extra for _, extra in rows) if any(extra for _, extra in rows) else None
+    return ClassFolder(label, "", paths, metadata=metadata)
+
+
+def _beside(storage: Storage) -> Storage:
+    """The folder of the list, which its paths are relative to."""
+    if storage.remote:
+        return open_storage(storage.root.partition("?")[0].rpartition("/")[0])
+    return open_storage(Path(storage.root).parent)
+
+
+def _bad_row(path: str, label: str, storage: Storage) -> str:
+    if not path or "\0" in path:
+        return f"expected a path, found {path!r}"
+    if not label or "\0" in label or label != label.strip():
+        return f"expected a label, found {label!r}"
+    if not _is_utf8(path + label):
+        return f"expected text, found half a character in {path!r} or {label!r}"
+    if storage.remote and not is_remote(path):
+        # A list from elsewhere must not choose files of this machine, nor climb out of its own folder.
+        if path.startswith(("/", "file:", "~")) or ".." in path.split("/"):
+            return f"expected a path below the list's own folder, found {path!r}"
+    elif storage.remote and urlsplit(path).scheme != urlsplit(storage.root).scheme:
+        return f"expected a {urlsplit(storage.root).scheme}:// URL as the list's own, found {public_name(path)!r}"
+    return ""
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether text can be written as UTF-8; JSON can spell half of a surrogate pair."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _text_lines(file: Iterable[bytes], where: str, problems: list[str]) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(file, 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if len(line) > _MAX_LINE_BYTES:
+            problems.append(
+                f"{where}: line {number}: expected at most {_MAX_LINE_BYTES} bytes, found {len(line)}"
+            )
+            continue
+        try:
+            yield number, line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            problems.append(
+                f"{where}: line {number}: expected UTF-8 text, found byte {line[error.start]:#04x}"
+            )
+
+
+def _csv_rows(lines: Iterator[tuple[int, str]], where: str, problems: list[str]) -> Iterator[Row]:
+    at = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal at
+        for at, text in lines:  # noqa: B007 - the reader may take several lines for a row
+            yield text
+
+    reader = csv.reader(texts(), delimiter="\t" if where.lower().endswith(".tsv") else ",", strict=True)
+    header: list[str] | None = None
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            problems.append(f"{where}: line {at}: expected comma-separated values, found: {error}")
+            continue
+        if row is None:
+            return
+        if not row:
+            continue  # a blank line
+        if header is None:
+            header = [cell.strip() for cell in row]
+            if len(set(header)) < len(header) or not {"path", "label"} <= set(header):
+                problems.append(f"{where}: line {at}: expected a header with path and label, found {header}")
+                return
+            continue
+        if len(row) != len(header):
+            problems.append(
+                f"{where}: line {at}: expected {len(header)} cells as in the header, found {len(row)}"
+            )
+            continue
+        cells = dict(zip(header, row, strict=True))
+        yield at, cells.pop("path"), cells.pop("label").strip(), cells
+
+
+def _json_rows(lines: Iterator[tuple[int, str]], where: str, problems: list[str]) -> Iterator[Row]:
+    for at, text in lines:
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{where}: line {at}: expected a JSON object, found: {error}")
+            continue
+        if not isinstance(value, dict):
+            problems.append(f"{where}: line {at}: expected a JSON object, found {type(value).__name__}")
+            continue
+        path, label = value.pop("path", None), value.pop("label", None)
+        if isinstance(label, int) and not isinstance(label, bool) and label >= 0:
+            label = str(label)
+        if not isinstance(path, str) or not isinstance(label, str):
+            problems.append(f"{where}: line {at}: expected path and label, found {path!r} and {label!r}")
+            continue
+        yield at, path, label, value

