@@ -3,43 +3,53 @@
 # make lint   ruff, pyright, hadolint
 # make bench  the benchmarks, results into benchmarks/results
 # make setup  .venv with everything above
+#
+# The demo needs what a user needs; the tests and linters need a little more. A second file says that it is there.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+DEV    := $(VENV)/.ready-dev
+PIP     = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: setup demo test lint format bench clean
 
-setup: $(READY)
+setup: $(DEV)
 
 # The packages come once; an edit of pyproject.toml brings what it adds.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "softshard needs Python 3.11 or later, found: $$($(PYTHON) --version). Run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=24' 'setuptools>=77' wheel
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
+	@echo "installing softshard and what it needs into $(VENV) (about 7 GB, mostly torch and DALI; a few minutes)"
+	$(PIP) --upgrade 'pip>=24' 'setuptools>=77' wheel
+	$(PIP) --editable '.[all]'
 	@touch $(READY)
+
+$(DEV): $(READY)
+	$(PIP) --editable '.[all,dev]'
+	@touch $(DEV)
 
 demo: $(READY)
 	$(BIN)/softshard demo --out demo-out
 
-test: $(READY)
+test: $(DEV)
 	$(BIN)/python -m pytest
 
-lint: $(READY)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/hadolint docker/Dockerfile
 
-format: $(READY)
+format: $(DEV)
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(READY)
+bench: $(DEV)
 	cd benchmarks && ../$(BIN)/python loader_cpu.py
+	cd benchmarks && ../$(BIN)/python sharder.py
 	cd benchmarks && ../$(BIN)/python plan_scale.py
 
 clean:

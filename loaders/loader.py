@@ -153,6 +153,11 @@ class Loader:
         self._files = ShardFiles(dataset, self.manifest)
         self._columns = {suffix: i for i, suffix in enumerate(self.manifest.components)}
         self._per_lane = batch_size * world_size // lanes  # samples of every lane in a step
+        if last_batch == "drop" and self.manifest.num_samples // lanes < self._per_lane:
+            raise UsageError(
+                f"{dataset}: expected a global batch of samples, which is {self.global_batch} on {lanes} lanes, found "
+                f"{self.manifest.num_samples}. Use a smaller batch_size, or last_batch='pad'"
+            )
         self._taken = 0  # samples that every lane has given in this epoch
         self._resume = False  # whether the next iteration starts there
         self._decoder: Decoder | None = None

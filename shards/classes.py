@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .errors import DataError, MissingExtraError, UsageError
-from .wordnet import WNID_PATTERN, wordnet
+from .wordnet import WNID_PATTERN, hypernyms, lemmas, wordnet
 
 # Files of timm's wheel, in timm/data/_info. `imagenet-21k` is the fall11 release as it was: 21,841 classes.
 # Google's list has two more, Microsoft's another one.
@@ -84,6 +84,25 @@ def resolve_wnid(name: str) -> str:
             "name the class by its wnid (n02123045), or give your own child,parent table"
         )
     return found[0]
+
+
+def noun_senses(names: Sequence[str], num: int = 40) -> list[str]:
+    """Lines that say which WordNet sense each noun got, so that a person can object; wnids need none.
+
+    Args:
+        names: class names that `resolve_wnid` knows.
+        num: lines at most; one more says how many follow.
+    """
+    lines = []
+    for name in names:
+        if not WNID_PATTERN.fullmatch(name):
+            wnid = resolve_wnid(name)
+            parents = [lemmas(parent)[0] for parent in hypernyms(wnid)[:1]]
+            others = len(wordnet().senses(name)) - 1
+            more = f"; one of {others + 1} senses, name the wnid for another" if others else ""
+            kind = f", a kind of {parents[0]}" if parents else ""
+            lines.append(f"  {name} is taken as {wnid} {', '.join(lemmas(wnid)[:3])}{kind}{more}")
+    return lines if len(lines) <= num else [*lines[:num], f"  and {len(lines) - num} more nouns"]
 
 
 def _read_names(path: Path) -> tuple[str, ...]:

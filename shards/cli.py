@@ -149,8 +149,8 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
     pack.add_argument(
         "source",
         metavar="SRC",
-        help="folder of class folders or class tars, tar of class tars, list of path and label (.csv, .tsv, .jsonl), "
-        "or WebDataset; a path or any fsspec URL",
+        help="folder of class folders or class tars (or of train and val with those), tar of class tars, list of path "
+        "and label (.csv, .tsv, .jsonl), or WebDataset; a path or any fsspec URL",
     )
     pack.add_argument("destination", metavar="DST", help="new folder; shards go to DST/train and DST/val")
     pack.add_argument(
@@ -238,7 +238,7 @@ def _add_reshard(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run_tree_build(args: argparse.Namespace) -> int:
-    from .classes import load_class_list
+    from .classes import load_class_list, noun_senses
     from .tree import LabelTree
 
     if args.relations == "wordnet":
@@ -251,6 +251,9 @@ def _run_tree_build(args: argparse.Namespace) -> int:
         tree = LabelTree.from_csv(args.relations, classes=load_class_list(args.classes), levels=args.levels)
     tree.save(args.out)
     print(tree.summary())
+    if args.relations == "wordnet":
+        for line in noun_senses(tree.classes[: tree.num_listed]):
+            print(line)
     return EXIT_FINE
 
 

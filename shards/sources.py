@@ -13,6 +13,7 @@ kept, is a source that is split already.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -165,7 +166,9 @@ def _list_folder(
     ignored = [path for _, paths in halves for path in paths]
     if parts != ("",):
         ours = (PLAN_NAME, LEDGER_NAME)
-        ignored += [entry.name for entry in storage.entries() if not entry.is_folder and entry.name not in ours]
+        ignored += [
+            entry.name for entry in storage.entries() if not entry.is_folder and entry.name not in ours
+        ]
     root = Path(storage.root) if not storage.remote else storage.name
     validation = halves[1][0] if len(halves) > 1 else ()
     return Listing(root, halves[0][0], validation, tuple(sorted(ignored)), storage=storage)
@@ -191,7 +194,19 @@ def _class_folders(storage: Storage, below: str) -> tuple[tuple[ClassFolder, ...
         raise DataError(f"{where}: expected class folders, found {found}. {hint}")
     if not any(len(folder.files) for folder in folders):
         raise DataError(f"{where}: expected images, found none in {len(folders)} class folders. {hint}")
+    deep = [folder.name for folder in folders if _holds_only_folders(folder)]
+    if len(deep) == len(folders):
+        warnings.warn(
+            f"softshard: {where}: every class folder ({', '.join(deep[:3])}) holds several folders and no image of its "
+            "own; all images below it get its class. If those folders are the classes, give the folder above them",
+            stacklevel=2,
+        )
     return tuple(folders), ignored
+
+
+def _holds_only_folders(folder: ClassFolder) -> bool:
+    tops = {file.partition("/")[0] if "/" in file else "" for file in folder.files}
+    return len(tops) > 1 and "" not in tops
 
 
 def _walk(storage: Storage, class_path: str, below: str, files: list[str], ignored: list[str]) -> None:

@@ -92,6 +92,13 @@ def verify(dataset: str | Path, *, decode: bool = False) -> VerifyReport:
     path = _local(dataset)
     report = VerifyReport()
     only = path.name if path.suffix == ".tar" else None
+    if only is None:
+        # A data set whose manifest was lost, in a copy that was interrupted say, must not pass unseen.
+        for folder in sorted({tar.parent for tar in path.glob("*/*.tar")}):
+            if not (folder / MANIFEST_NAME).exists():
+                report.problems.append(
+                    f"{folder}: expected {MANIFEST_NAME} beside its shards, found none. Copy it again, or pack again"
+                )
     for folder in [path.parent] if only else data_set_folders(path):
         try:
             manifest = Manifest.load(folder)

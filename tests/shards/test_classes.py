@@ -5,7 +5,13 @@ import sys
 
 import pytest
 
-from softshard.shards.classes import KNOWN_LISTS, class_list_sha256, load_class_list, resolve_wnid
+from softshard.shards.classes import (
+    KNOWN_LISTS,
+    class_list_sha256,
+    load_class_list,
+    noun_senses,
+    resolve_wnid,
+)
 from softshard.shards.errors import DataError, MissingExtraError, UsageError
 
 # Finding the spec does not import timm, which would import torch.
@@ -123,3 +129,10 @@ def test_a_name_that_wordnet_does_not_know_is_refused(name):
     with pytest.raises(DataError, match=r"expected a wnid or a noun.*child,parent table") as caught:
         resolve_wnid(name)
     assert repr(name) in str(caught.value)
+
+
+def test_nouns_are_told_with_their_sense_and_wnids_are_not():
+    lines = noun_senses(["crane", "n02123045"])
+    assert len(lines) == 1
+    assert lines[0].startswith("  crane is taken as n10914447 Crane, Stephen Crane")
+    assert "senses, name the wnid for another" in lines[0]

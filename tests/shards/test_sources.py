@@ -109,3 +109,9 @@ def test_names_that_are_not_utf_8_are_listed(tmp_path):
     os.mkdir(folder)
     open(folder + b"/caf\xe9.jpg", "wb").close()
     assert list_image_folder(tmp_path).folders[0].files == ("caf\udce9.jpg",)
+
+
+def test_class_folders_that_hold_only_folders_are_doubted(tmp_path):
+    touch(tmp_path, "photos/dog/1.jpg", "photos/cat/2.jpg")
+    with pytest.warns(UserWarning, match="every class folder \\(photos\\) holds several folders"):
+        list_image_folder(tmp_path)

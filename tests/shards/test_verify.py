@@ -295,3 +295,11 @@ def test_the_folder_above_finds_both_data_sets(packed_once):
     assert data_set_folders(packed_once) == [packed_once / "train", packed_once / "val"]
     assert data_set_folders(packed_once / "val") == [packed_once / "val"]
     assert Manifest.load(packed_once / "val").num_samples == 3
+
+
+def test_shards_without_their_manifest_are_a_problem(packed):
+    (packed / "train" / "manifest.json").unlink()
+    problems = verify(packed).problems
+    assert problems == [
+        f"{packed / 'train'}: expected manifest.json beside its shards, found none. Copy it again, or pack again"
+    ]
