@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ..shards.errors import DataError
+from ..shards.files import TEMPORARY_SUFFIX, replace_durably
 from .recipes import Recipe
 
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -90,17 +91,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write the file under another name, flush it and rename it: no crash leaves half a checkpoint."""
     fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     fields["recipe"] = dataclasses.asdict(checkpoint.recipe)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + TEMPORARY_SUFFIX)
     with part.open("wb") as file:
         torch.save({"version": CHECKPOINT_VERSION, **fields}, file)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too, must survive a power cut
-    finally:
-        os.close(folder)
+    replace_durably(part, path)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -149,9 +145,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     recipe = fields["recipe"]
     try:
         fields["recipe"] = Recipe(**recipe)
-    except TypeError as error:
+    except (TypeError, ValueError, IndexError) as error:  # other fields, or values that no recipe has
         raise DataError(
-            f"{path}: expected a recipe of this version of softshard, found other fields ({error}); "
-            "the checkpoint was written by another version"
+            f"{path}: expected a recipe of this version of softshard, found another ({error}); "
+            "the checkpoint was written by another version, or changed"
         ) from error
     return Checkpoint(**{name: fields[name] for name in names})

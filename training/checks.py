@@ -48,13 +48,8 @@ def check_data(recipe: Recipe, dataset: str, loader: Loader) -> None:
     """Refuse a data set that the recipe cannot train on.
 
     Raises:
-        UsageError: fewer samples than a global batch, or no label tree for semantic softmax.
+        UsageError: no label tree for semantic softmax.
     """
-    if len(loader) == 0:
-        raise UsageError(
-            f"{dataset}: expected at least a global batch of {recipe.global_batch} samples, found "
-            f"{loader.num_samples}. Run with --global-batch {loader.num_samples} or less"
-        )
     if recipe.loss == "semantic-softmax" and loader.tree is None:
         raise UsageError(
             f"{dataset}: expected a label tree for the recipe {recipe.name!r}, found none. "

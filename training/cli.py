@@ -71,7 +71,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "On several GPUs: torchrun --nproc-per-node N --no-python softshard train ...",
     )
     command.add_argument("recipe", choices=sorted(RECIPES), metavar="RECIPE", help=", ".join(sorted(RECIPES)))
-    command.add_argument("dataset", metavar="DATASET", help="folder or URL of a data set")
+    command.add_argument("dataset", metavar="DATASET", help="folder of a data set")
     command.add_argument("--model", required=True, metavar="TIMM_NAME", help="architecture, such as resnet50")
     command.add_argument(
         "--out", required=True, metavar="DIR", help="folder for the checkpoint, metrics and weights"
@@ -116,9 +116,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
 def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
     command = subparsers.add_parser("evaluate", help="measure a checkpoint on a data set")
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of softshard train")
-    command.add_argument(
-        "dataset", metavar="DATASET", help="folder or URL of a data set with the same classes"
-    )
+    command.add_argument("dataset", metavar="DATASET", help="folder of a data set with the same classes")
     command.add_argument("--batch-size", type=int, default=256, metavar="N", help="default: 256")
     command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
@@ -127,7 +125,7 @@ def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run_demo(args: argparse.Namespace) -> int:
-    with _needs_extra("softshard demo"):
+    with _needs_extra("softshard demo", extra="demo"):
         from .demo import run_demo
     run_demo(args.out, args.images, seed=args.seed, num_threads=args.threads)
     return 0
@@ -135,9 +133,11 @@ def _run_demo(args: argparse.Namespace) -> int:
 
 def _run_maps_make(args: argparse.Namespace) -> int:
     with _needs_extra("softshard maps make"):
+        from ..loaders.fetch import check_local
         from .maps import load_teacher, make_label_maps
     from ..shards.manifest import Manifest
 
+    check_local(args.dataset)
     teacher = load_teacher(
         args.teacher, Manifest.load(args.dataset), size=args.size, checkpoint=args.checkpoint
     )
@@ -235,14 +235,14 @@ def _device(name: str | None, local_rank: int) -> str:
 
 
 @contextmanager
-def _needs_extra(command: str) -> Iterator[None]:
+def _needs_extra(command: str, extra: str = "training") -> Iterator[None]:
     """Around an import: a missing package becomes the error that names the pip command."""
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "softshard":  # a bug here, not a missing package
             raise
-        raise MissingExtraError(command, "training", error) from error
+        raise MissingExtraError(command, extra, error) from error
 
 
 def _table(numbers: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ and must be far better than chance before it labels anything.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -22,24 +23,43 @@ from ..shards.errors import DataError, UsageError
 from ..shards.images import ImageRecipe
 from ..shards.manifest import Manifest
 from ..shards.pack import PackOptions, pack
+from ..shards.philox import check_seed
 from ..shards.sources import list_image_folder
 from ..shards.tree import LabelTree
 from ..shards.verify import verify
 from .demo_page import write_page
-from .demo_photos import write_demo_photos
+from .demo_photos import PHOTOS, read_photo, write_demo_photos
 from .evaluate import evaluate
 from .maps import load_teacher, make_label_maps
 from .recipes import RECIPES, Recipe, relabel, semantic_softmax, single_label
 from .train import train
 
-MARKER = "demo.json"  # a folder with it is a demo's, and may be made anew
+MARKER = "demo.json"  # a folder with it, and MARKED in it, is a demo's, and may be made anew
+MARKED = {"softshard_demo": 1}
+# What a demo writes besides; nothing else is ever deleted.
+CHILDREN = (
+    "classes.txt",
+    "tree.json",
+    "windows.csv",
+    "photos",
+    "shards",
+    "teacher",
+    "relabelled",
+    "semantic-softmax",
+    "relabel",
+    "index.html",
+)
 MODEL = "resnet10t"
 STORED_PX, CROP_PX, TEACHER_PX = 96, 64, 160
-GLOBAL_BATCH = 64
-TRAINING_IMAGES = 15_000  # images that each model sees, however many there are: it bounds the time
+GLOBAL_BATCH, MIN_STEPS = 64, 4  # a small folder gets a smaller batch, for that many steps an epoch
+# Images that each model sees, where that makes MIN_EPOCHS to MAX_EPOCHS; a folder of more than
+# TRAINING_IMAGES / MIN_EPOCHS images is seen MIN_EPOCHS times and takes longer.
+TRAINING_IMAGES = 15_000
 MAX_EPOCHS, MIN_EPOCHS = 12, 2
-# A teacher must be this many times better than always saying the commonest class.
-TEACHER_MARGIN = 2.0
+# How far a teacher must have come from always saying the commonest class to always being right. A multiple of
+# the commonest class's share would ask for more than 100% where there are two classes.
+TEACHER_SHARE = 0.5
+BENCH_STEPS, BENCH_REPEATS = 20, 3
 
 
 @dataclass(frozen=True)
@@ -63,23 +83,33 @@ def run_demo(
     """Run the demo.
 
     Args:
-        out: a new or empty folder, or that of an earlier demo, which is made anew.
+        out: a new or empty folder, or that of an earlier demo, which is made anew; apart from `images`.
         images: a folder of class folders, named by wnid or noun; by default the packaged photographs.
-        seed: of everything.
+        seed: of everything, in [0, 2**64).
         num_threads: of the loaders.
 
     Returns:
         The summary that is written to `out/demo.json`.
 
     Raises:
-        UsageError: `out` holds something else.
-        DataError: the images cannot be used, or the teacher is no better than chance.
+        UsageError: `out` holds something else, or another option is wrong; nothing was touched then.
+        DataError: the images cannot be used, or the teacher is not good enough.
+        MissingExtraError: the packages that bring the photographs are not installed.
     """
     out = Path(out)
     started = time.perf_counter()
+    check_seed(seed)
+    if num_threads is not None and num_threads < 1:
+        raise UsageError(f"threads: expected at least 1, found {num_threads}")
+    if images is None:
+        val_per_class = 0  # the photographs come with their own validation windows
+        for photo in PHOTOS:
+            read_photo(photo)
+    else:
+        val_per_class = _val_per_class(Path(images))
+        _check_apart(out, Path(images))
     _begin(out)
     source, classes = (Path(images), None) if images is not None else _photographs(out, seed)
-    val_per_class = _val_per_class(source)
 
     _say(1, "a label tree from WordNet")
     if classes is None:
@@ -87,16 +117,25 @@ def run_demo(
     (out / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
     # The packaged photographs' classes have inner nodes among them; a user's folders are most likely leaves.
     inner = "none" if images is None else "branching"
-    _command(f"softshard tree build --classes {out}/classes.txt --inner {inner} -o {out}/tree.json")
+    _command("tree", "build", "--classes", out / "classes.txt", "--inner", inner, "-o", out / "tree.json")
     tree = LabelTree.from_wordnet(classes, parents="first", inner=inner)
     tree.save(out / "tree.json")
     print(tree.summary())
 
     _say(2, "shards with hierarchical label vectors")
     options = PackOptions(image=ImageRecipe(size=STORED_PX), val_per_class=val_per_class, seed=seed)
-    split = f" --val-per-class {options.val_per_class}" if options.val_per_class else ""
+    split = ("--val-per-class", val_per_class) if val_per_class else ()
     _command(
-        f"softshard pack {source} {out}/shards --tree {out}/tree.json --size {STORED_PX}{split} --seed {seed}"
+        "pack",
+        source,
+        out / "shards",
+        "--tree",
+        out / "tree.json",
+        "--size",
+        STORED_PX,
+        *split,
+        "--seed",
+        seed,
     )
     packed = pack(source, out / "shards", options, tree=tree)
     print(f"read {packed.read:,} = packed {packed.packed:,} + bad {packed.bad:,}")
@@ -104,12 +143,15 @@ def run_demo(
         print(
             f"  {manifest.name}: {manifest.num_samples:,} samples, {_bytes_a_sample(manifest):,.0f} bytes each"
         )
-    _command(f"softshard verify {out}/shards --decode")
+    _command("verify", out / "shards", "--decode")
     _verified(out / "shards")
 
     train_set, val_set = out / "shards" / "train", out / "shards" / "val"
-    epochs = max(MIN_EPOCHS, min(MAX_EPOCHS, TRAINING_IMAGES // packed.manifests["train"].num_samples))
-    common: dict[str, Any] = dict(image_size=CROP_PX, global_batch=GLOBAL_BATCH, epochs=epochs)
+    num_train = packed.manifests["train"].num_samples
+    epochs = max(MIN_EPOCHS, min(MAX_EPOCHS, TRAINING_IMAGES // num_train))
+    batch = min(GLOBAL_BATCH, max(2, num_train // MIN_STEPS))
+    common: dict[str, Any] = dict(image_size=CROP_PX, global_batch=batch, epochs=epochs)
+    threads = () if num_threads is None else ("--threads", num_threads)
     adam = dict(
         optimizer="adamw", lr=2e-3, weight_decay=0.02, schedule="one-cycle", warmup=0.2, warmup_from=1 / 20
     )
@@ -124,8 +166,9 @@ def run_demo(
     _say(4, "label maps from the teacher, packed beside the images")
     checkpoint = teacher.folder / "checkpoint.pt"
     _command(
-        f"softshard maps make {train_set} {out}/relabelled --teacher {MODEL} --checkpoint {checkpoint} --size {TEACHER_PX}"
-    )
+        "maps", "make", train_set, out / "relabelled", "--teacher", MODEL, "--checkpoint", checkpoint,
+        "--size", TEACHER_PX, "--device", "cpu", *threads,
+    )  # fmt: skip
     manifest = Manifest.load(train_set)
     mapped = make_label_maps(
         train_set,
@@ -139,20 +182,22 @@ def run_demo(
     print(
         f"{mapped.num_samples:,} maps: top {maps.top} of {maps.num_classes} classes on {maps.rows} x {maps.columns} cells"
     )
+    _command("verify", out / "relabelled", "--decode")
     _verified(out / "relabelled")
 
     _say(5, "the loader: crops, and the label maps pooled over each of them")
     _command(
-        f"softshard bench {out}/relabelled --targets relabel --size {CROP_PX} --batch-size {GLOBAL_BATCH}"
-    )
+        "bench", out / "relabelled", "--targets", "relabel", "--size", CROP_PX, "--batch-size", batch,
+        "--steps", BENCH_STEPS, "--repeats", BENCH_REPEATS, *threads,
+    )  # fmt: skip
     throughput = bench(
         out / "relabelled",
-        batch_size=GLOBAL_BATCH,
+        batch_size=batch,
         targets="relabel",
         size=CROP_PX,
         num_threads=num_threads,
-        steps=20,
-        repeats=3,
+        steps=BENCH_STEPS,
+        repeats=BENCH_REPEATS,
     )
     images_per_s = throughput["results"]["loader"]["images_per_s"]
     print(
@@ -160,6 +205,7 @@ def run_demo(
     )
 
     _say(6, "two students: semantic softmax on the tree, ReLabel on the pooled maps")
+    student_seed = (seed + 1) % 2**64
     students = [
         _train(
             "semantic-softmax",
@@ -167,7 +213,7 @@ def run_demo(
             train_set,
             val_set,
             out,
-            seed + 1,
+            student_seed,
             num_threads,
         ),
         _train(
@@ -176,14 +222,14 @@ def run_demo(
             out / "relabelled",
             val_set,
             out,
-            seed + 1,
+            student_seed,
             num_threads,
         ),
     ]
 
     models = [teacher, *students]
     summary = {
-        "softshard_demo": 1,
+        **MARKED,
         "photographs": "packaged" if images is None else str(images),
         "samples": {name: manifest.num_samples for name, manifest in packed.manifests.items()},
         "classes": len(tree.classes),
@@ -208,15 +254,45 @@ def run_demo(
 
 
 def _begin(out: Path) -> None:
-    """Make an empty output folder; an earlier demo's is emptied, anything else is refused."""
-    if out.exists() and any(out.iterdir()):
-        if not (out / MARKER).exists():
-            raise UsageError(
-                f"{out}: expected a new or empty folder, or that of an earlier demo, found other files. Give another --out"
-            )
-        shutil.rmtree(out)
+    """Make an empty output folder; what an earlier demo wrote is deleted, anything else is refused."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: expected a folder, found a file. Give another --out")
+    found = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    others = [name for name in found if name not in (*CHILDREN, MARKER)]
+    if others or (found and not _is_demo(out)):
+        raise UsageError(
+            f"{out}: expected a new or empty folder, or that of an earlier demo, found {', '.join((others or found)[:5])}. "
+            "Give another --out"
+        )
     out.mkdir(parents=True, exist_ok=True)
-    (out / MARKER).write_text("{}\n")
+    (out / MARKER).write_text(
+        json.dumps(MARKED) + "\n"
+    )  # first, so that an interrupted demo can be made anew
+    for name in found:
+        path = out / name
+        if name == MARKER:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _is_demo(out: Path) -> bool:
+    try:
+        marker = json.loads((out / MARKER).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(marker, dict) and MARKED.items() <= marker.items()
+
+
+def _check_apart(out: Path, images: Path) -> None:
+    """Refuse folders of which one holds the other: the demo deletes in one and reads from the other."""
+    inner, outer = out.resolve(), images.resolve()
+    if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+        raise UsageError(
+            f"{out}: expected a folder apart from the images in {images}, found one inside the other. Give another --out"
+        )
 
 
 def _photographs(out: Path, seed: int) -> tuple[Path, tuple[str, ...]]:
@@ -259,7 +335,7 @@ def _train(
     print(
         f"  >>> train(recipe, {str(dataset)!r}, model={MODEL!r}, out={str(folder)!r}, val={str(val)!r}, seed={seed})"
     )
-    train(
+    result = train(
         recipe,
         str(dataset),
         model=MODEL,
@@ -269,16 +345,23 @@ def _train(
         log=lambda line: print(f"  {line}"),
         val=str(val),
     )
-    numbers = evaluate(folder / "checkpoint.pt", str(val), batch_size=GLOBAL_BATCH, num_threads=num_threads)
+    if (
+        result.stopped_by is not None
+    ):  # `train` saves and returns; half a model must not be summed up as a whole
+        raise KeyboardInterrupt
+    numbers = evaluate(
+        folder / "checkpoint.pt", str(val), batch_size=recipe.global_batch, num_threads=num_threads
+    )
     return ModelResult(name, folder, numbers)
 
 
 def _check_teacher(teacher: ModelResult) -> None:
     top1, majority = teacher.numbers["top1"], teacher.numbers["majority"]
-    if top1 < TEACHER_MARGIN * majority:
+    least = majority + TEACHER_SHARE * (1 - majority)
+    if top1 < least:
         raise DataError(
-            f"teacher: expected a validation top-1 of at least {TEACHER_MARGIN:g} times the commonest class's share "
-            f"({majority:.1%}), found {top1:.1%}; its label maps would teach nothing. Give more images a class"
+            f"teacher: expected a validation top-1 of at least {least:.1%} (the commonest class has {majority:.1%}), "
+            f"found {top1:.1%}; its label maps would teach little. Give more images a class"
         )
     print(
         f"the teacher is right on {top1:.1%} of the validation images (commonest class {majority:.1%}): it may teach"
@@ -300,8 +383,8 @@ def _say(number: int, text: str) -> None:
     print(f"\n[{number}/6] {text}", flush=True)
 
 
-def _command(text: str) -> None:
-    print(f"  $ {text}", flush=True)
+def _command(*words: object) -> None:
+    print(f"  $ {shlex.join(['softshard', *map(str, words)])}", flush=True)
 
 
 def _print_summary(summary: dict[str, Any], models: list[ModelResult], page: Path) -> None:

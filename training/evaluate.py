@@ -11,10 +11,9 @@ from tqdm import tqdm
 
 from ..loaders.crops import Augment
 from ..loaders.loader import Loader
-from ..shards.errors import DataError
 from .checkpoint import load_checkpoint
 from .metrics import SemanticAccuracy, TopKAccuracy, leaf_classes
-from .models import create_model
+from .models import load_trained_model
 from .recipes import Recipe
 
 
@@ -31,7 +30,7 @@ def evaluate(
 
     Args:
         checkpoint: a file that `train` wrote.
-        dataset: a directory or an fsspec URL, with the class list (and tree) of the checkpoint.
+        dataset: a local folder, with the class list (and tree) of the checkpoint.
         batch_size: samples per step; it does not change the result.
         device: where the model runs.
         num_threads: the loader's.
@@ -45,14 +44,7 @@ def evaluate(
     """
     path = Path(checkpoint)
     saved = load_checkpoint(path)
-    model = create_model(saved.model_name, len(saved.class_names), saved.recipe.image_size)
-    try:
-        model.load_state_dict(saved.model)
-    except RuntimeError as error:
-        raise DataError(
-            f"{path}: expected weights of timm's {saved.model_name!r}, found others; the checkpoint was "
-            f"written with another version of timm ({str(error).splitlines()[0]})"
-        ) from error
+    model = load_trained_model(path, saved, saved.recipe.image_size)
     with evaluation_loader(
         saved.recipe, dataset, batch_size=batch_size, device=device, num_threads=num_threads
     ) as loader:

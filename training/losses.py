@@ -37,7 +37,8 @@ class SemanticSoftmaxLoss(nn.Module):
     float32 also under autocast.
 
     Args:
-        tree: a LabelTree, or its `level_classes`: for each level the class indices, ascending.
+        tree: a LabelTree, or its `level_classes`: for each level the class indices, ascending. None, which
+            `loader.tree` may be, is refused.
         smoothing: eps in [0, 1).
         clamp: largest W_k (20 in the published code, which the paper does not mention); None for no limit.
         levels: how many levels are trained, from the root; None for all. The weights count the others too.
@@ -49,12 +50,17 @@ class SemanticSoftmaxLoss(nn.Module):
 
     def __init__(
         self,
-        tree: LabelTree | LevelClasses,
+        tree: LabelTree | LevelClasses | None,
         smoothing: float = 0.2,
         clamp: float | None = 20.0,
         levels: int | None = None,
     ) -> None:
         super().__init__()
+        if tree is None:  # what `loader.tree` is then
+            raise UsageError(
+                "SemanticSoftmaxLoss: expected a label tree, found None; the data set has none. "
+                "Run: softshard tree build, then softshard pack --tree"
+            )
         level_classes = tree.level_classes if isinstance(tree, LabelTree) else tree
         # A tree cut by `--levels` still knows the sizes of the levels below the cut.
         level_sizes = tree.level_sizes if isinstance(tree, LabelTree) else [len(ids) for ids in level_classes]

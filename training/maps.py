@@ -9,29 +9,34 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from ..loaders.batch import Batch
 from ..loaders.crops import Augment
 from ..loaders.decode import MEAN, STD
+from ..loaders.fetch import check_local
 from ..loaders.loader import Loader
 from ..shards.errors import DataError, UsageError
+from ..shards.images import pixel_stack
 from ..shards.labelmap import encode_label_map
 from ..shards.manifest import LabelMapInfo, Manifest
-from ..shards.pack import pixel_stack
 from ..shards.progress import progress_bar
 from ..shards.reader import read_shard
-from ..shards.schema import CLASSES_NAME, LMAP, TREE_NAME, component_rank
+from ..shards.schema import CLASSES_NAME, LMAP, MANIFEST_NAME, TIMM_INFO_NAME, TREE_NAME, component_rank
+from ..shards.wordnet import WNID_PATTERN
 from ..shards.writer import ShardRecord, ShardWriter
 from .checkpoint import load_checkpoint
 from .dense import DenseTeacher, top_k_map
-from .models import create_model
+from .models import create_model, load_trained_model
 
 
 @dataclass(frozen=True)
@@ -63,21 +68,18 @@ def load_teacher(
         manifest: of the data set; the teacher's classes must be its classes.
         size: pixels of both sides of the teacher's images.
         checkpoint: what `softshard train` wrote (its class list is compared with the data set's); without it
-            timm's own weights are used, whose classes can only be counted.
+            timm's own weights are used, whose classes are compared where timm has their list of wnids. Where it
+            has none, a UserWarning says that the order could not be checked.
 
     Raises:
-        DataError: the checkpoint is of another architecture or class list.
-        UsageError: timm's weights have another number of classes.
+        DataError: the checkpoint is of another architecture, class list or image size; or timm's weights are
+            for other classes or for another order of them.
+        UsageError: timm's weights have another number of classes, or cannot be had.
     """
     if checkpoint is None:
-        import timm
-
         config: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-        if config is not None and config.num_classes != manifest.num_classes:
-            raise UsageError(
-                f"teacher {name}: expected weights for the data set's {manifest.num_classes} classes, found "
-                f"{config.num_classes}. Give the teacher you trained on them with --checkpoint"
-            )
+        if config is not None:
+            _check_own_classes(name, config.num_classes, manifest)
         model = create_model(name, manifest.num_classes, size, pretrained=True)
         mean, std = (config.mean, config.std) if config is not None else (MEAN, STD)
         return Teacher(model.eval(), name, mean, std, None)
@@ -86,8 +88,7 @@ def load_teacher(
     if saved.model_name != name:
         raise DataError(f"{path}: expected a checkpoint of {name}, found one of {saved.model_name}")
     saved.check_data(path, manifest.name, manifest.classes_sha256, None)
-    model = create_model(name, len(saved.class_names), size)
-    model.load_state_dict(saved.model)
+    model = load_trained_model(path, saved, size)
     mean, std = (MEAN, STD) if saved.recipe.normalise else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     with open(path, "rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
@@ -123,14 +124,90 @@ def make_label_maps(
         The new data set's manifest.
 
     Raises:
-        UsageError: the destination is in use, or the teacher's head cannot be run densely.
-        DataError: the data set is damaged.
+        UsageError: the destination is in use, a folder is a URL, or the teacher's head cannot be run densely.
+        DataError: the data set is damaged. What was written so far is deleted then.
     """
-    destination = Path(destination)
+    check_local(dataset)
+    if "://" in str(destination):
+        raise UsageError(
+            f"{destination}: expected a local folder, found a URL; write to a local folder and copy that"
+        )
+    dataset, destination = Path(dataset), Path(destination)
+    if destination.exists() and not destination.is_dir():
+        raise UsageError(f"{destination}: expected a new or empty folder, found a file")
     if destination.exists() and any(destination.iterdir()):
-        raise UsageError(f"{destination}: expected a new or empty folder, found files in it")
-    destination.mkdir(parents=True, exist_ok=True)
+        raise UsageError(
+            f"{destination}: expected a new or empty folder, found files in it; without a {MANIFEST_NAME} they may be "
+            "left over from a run that was killed, and can be deleted then. Delete them or give another DST"
+        )
+    source = Manifest.load(dataset)
+    copied = [CLASSES_NAME, *([TREE_NAME] if source.tree_sha256 else [])]
+    for name in copied:
+        if not (dataset / name).is_file():
+            raise DataError(
+                f"{dataset / name}: expected a file of the data set, found none; it was not copied whole. "
+                f"Run: softshard verify {dataset}"
+            )
     dense = DenseTeacher(teacher.model.to(device))
+    destination.mkdir(parents=True, exist_ok=True)
+    try:
+        return _write_mapped(
+            dataset, destination, teacher, dense, copied,
+            size=size, top=top, scores=scores, batch_size=batch_size, device=device, num_threads=num_threads,
+        )  # fmt: skip
+    except BaseException:  # Ctrl-C, too: half a data set would only stand in the next run's way
+        shards = [Path(shard.name) for shard in source.shards]
+        written = [*shards, *(shard.with_suffix(".idx") for shard in shards)]
+        for name in (*written, *copied, TIMM_INFO_NAME, MANIFEST_NAME):
+            (destination / name).unlink(missing_ok=True)
+        raise
+
+
+def _check_own_classes(name: str, num_classes: int, manifest: Manifest) -> None:
+    """Refuse weights of timm's whose outputs are not the data set's classes in the data set's order."""
+    if num_classes != manifest.num_classes:
+        raise UsageError(
+            f"teacher {name}: expected weights for the data set's {manifest.num_classes} classes, found "
+            f"{num_classes}. Give the teacher you trained on them with --checkpoint"
+        )
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    if subset is None:
+        warnings.warn(
+            f"teacher {name}: timm has no class list for its {num_classes} outputs, so that they are the classes of "
+            f"{manifest.name!r} in the same order could not be checked",
+            stacklevel=3,
+        )
+        return
+    for index, (output, found) in enumerate(
+        zip(ImageNetInfo(subset).label_names(), manifest.class_names, strict=True)
+    ):
+        if output == found:
+            continue
+        where = f"teacher {name}: its outputs are the wnids of {subset}; class {index}"
+        if WNID_PATTERN.fullmatch(found):
+            cause = "it is another class list, or another order"
+        else:
+            cause = "only classes that are named by wnid can be compared; pack with --classes and folders named by wnid"
+        raise DataError(
+            f"{where}: expected {output!r}, found {found!r} in the data set; {cause}. "
+            "Or give the teacher you trained on these classes with --checkpoint"
+        )
+
+
+def _write_mapped(
+    dataset: Path,
+    destination: Path,
+    teacher: Teacher,
+    dense: DenseTeacher,
+    copied: list[str],
+    *,
+    size: int,
+    top: int,
+    scores: str,
+    batch_size: int,
+    device: str,
+    num_threads: int | None,
+) -> Manifest:
     records: list[ShardRecord] = []
     shape: tuple[int, int, int] | None = None
     with Loader(
@@ -151,7 +228,7 @@ def make_label_maps(
         with progress_bar(loader.num_samples, "label maps", "img") as bar:
             for shard in manifest.shards:
                 with ShardWriter(destination / shard.name, suffixes) as writer:
-                    for sample in read_shard(Path(dataset) / shard.name):
+                    for sample in read_shard(dataset / shard.name):
                         key, data, shape = next(maps)
                         if key != sample.key:  # both read the manifest's order
                             raise DataError(
@@ -161,9 +238,8 @@ def make_label_maps(
                         bar.update()
                 assert writer.record is not None
                 records.append(writer.record)
-        for name in (CLASSES_NAME, TREE_NAME):
-            if (Path(dataset) / name).exists():
-                shutil.copyfile(Path(dataset) / name, destination / name)
+        for name in copied:
+            shutil.copyfile(dataset / name, destination / name)
     assert shape is not None
     made = replace(
         manifest,

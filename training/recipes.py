@@ -11,6 +11,7 @@ precision.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -79,6 +80,10 @@ class Recipe:
             problems.append("targets: expected soft targets for the loss 'soft-target', found 'none'")
         if self.schedule not in SCHEDULES:
             problems.append(f"schedule: expected one of {SCHEDULES}, found {self.schedule!r}")
+        for name, value in vars(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                problems.append(f"{name}: expected finite numbers, found {value}")
         for field in ("epochs", "global_batch", "image_size"):
             if getattr(self, field) < 1:
                 problems.append(f"{field}: expected at least 1, found {getattr(self, field)}")

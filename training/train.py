@@ -53,7 +53,7 @@ class TrainResult:
     Attributes:
         checkpoint: the latest checkpoint.
         weights: the exported weights, or None where the run was stopped before its end.
-        steps: steps since the run began, earlier sessions included.
+        steps: steps since the run began, those before a --resume included.
         history: one dict per finished epoch: `epoch`, `loss` (mean over its steps) and, with a validation
             set, the numbers of `evaluate_model`.
         stopped_by: number of the signal that stopped the run, or None where it finished.
@@ -91,7 +91,7 @@ def train(
 
     Args:
         recipe: what decides the result.
-        dataset: a directory or an fsspec URL.
+        dataset: a local folder.
         model: timm's name of the architecture.
         out: a local folder for everything the run writes.
         val: a data set to evaluate on after every epoch.
@@ -175,7 +175,8 @@ def train(
         say(
             f"{recipe.name}: global batch {recipe.global_batch} ({recipe.global_batch // world_size} on each "
             f"of {world_size} processes), {steps_per_epoch} steps an epoch from {loader.num_samples} "
-            f"samples, {recipe.epochs} epochs, {total_steps} steps; {loader.num_classes} classes"
+            f"samples ({loader.num_left_out} samples left out of each epoch by drop), {recipe.epochs} epochs, "
+            f"{total_steps} steps; {loader.num_classes} classes"
         )
 
         # 3. Model: the same on every rank. From here on the ranks draw different numbers for their dropout.
@@ -204,7 +205,7 @@ def train(
         )
         schedule = create_schedule(recipe, optimizer, total_steps)
 
-        # 5. Continue where an earlier session stopped.
+        # 5. Continue where the run was stopped.
         step, epoch, loss_sum, loss_steps = 0, 0, 0.0, 0
         history: list[dict[str, Any]] = []
         if saved is not None:

@@ -118,6 +118,9 @@ def test_other_files_of_torch_are_refused(tmp_path, content, message):
     [
         ({"version": 99}, "expected checkpoint version 1, found 99"),
         ({"recipe": {"name": "relabel", "colour": 1}}, "expected a recipe of this version of softshard"),
+        ({"recipe": {**vars(relabel()), "loss": "bce"}}, "loss: expected one of"),
+        ({"recipe": {**vars(relabel()), "lr": "0.1"}}, "expected a recipe of this version of softshard"),
+        ({"recipe": {**vars(relabel()), "crop_scale": (0.1,)}}, "expected a recipe of this version"),
     ],
 )
 def test_checkpoints_of_another_version_are_refused(tmp_path, change, message):

@@ -176,3 +176,8 @@ def test_wrong_calls_say_what_was_expected(call, message):
 
 def test_deep_levels_weigh_by_the_share_of_classes_that_reach_them():
     assert math.isclose(SemanticSoftmaxLoss(TOY_LEVELS).level_weights[2], 7 / 3)
+
+
+def test_a_data_set_without_a_tree_is_refused_with_what_to_run():
+    with pytest.raises(UsageError, match="expected a label tree, found None.*softshard pack --tree"):
+        SemanticSoftmaxLoss(None)

@@ -1,10 +1,15 @@
 """A real teacher over a real, tiny data set: the maps are its dense prediction, everything else stays as it was."""
 
+import shutil
+import warnings
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 import timm
 import torch
+from timm.data import ImageNetInfo
 
 from softshard.loaders import Augment, Loader
 from softshard.shards import (
@@ -20,6 +25,7 @@ from softshard.shards import (
     verify,
 )
 from softshard.shards.cli import main
+from softshard.training import maps as maps_module
 from softshard.training.dense import dense_logits
 from softshard.training.maps import Teacher, load_teacher, make_label_maps
 from softshard.training.recipes import single_label
@@ -117,6 +123,49 @@ def test_a_destination_with_files_in_it_is_refused(dataset, teacher, tmp_path):
         make_label_maps(dataset, tmp_path, teacher, size=SIZE)
 
 
+def test_the_refusal_says_that_a_killed_run_may_have_left_the_files(dataset, teacher, tmp_path):
+    (tmp_path / "train-000000.tar").write_bytes(b"half")
+    with pytest.raises(UsageError, match="left over from a run that was killed, and can be deleted"):
+        make_label_maps(dataset, tmp_path, teacher, size=SIZE)
+
+
+@pytest.mark.parametrize("error", [DataError("damaged"), KeyboardInterrupt()])
+def test_an_interrupted_run_leaves_nothing_and_can_be_repeated(
+    dataset, teacher, tmp_path, monkeypatch, error
+):
+    plain, written = maps_module.encode_label_map, []
+
+    def encode(*args, **options):
+        written.append(1)
+        if len(written) == 8:  # in the third of three shards
+            raise error
+        return plain(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(maps_module, "encode_label_map", encode)
+        with pytest.raises(type(error)):
+            make_label_maps(dataset, tmp_path / "out", teacher, size=SIZE, batch_size=3, num_threads=1)
+    assert list((tmp_path / "out").iterdir()) == []
+    make_label_maps(dataset, tmp_path / "out", teacher, size=SIZE, num_threads=1)
+
+
+@pytest.mark.parametrize("name", ["classes.npy", "tree.json"])
+def test_a_data_set_without_one_of_its_files_is_refused(dataset, teacher, tmp_path, name):
+    shutil.copytree(dataset, tmp_path / "train")
+    (tmp_path / "train" / name).unlink()
+    with pytest.raises(DataError, match=f"{name}: expected a file of the data set, found none"):
+        make_label_maps(tmp_path / "train", tmp_path / "out", teacher, size=SIZE)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/train", "memory://train"])
+def test_a_url_is_refused(dataset, teacher, tmp_path, url, capsys):
+    assert main(["maps", "make", url, str(tmp_path / "out"), "--teacher", "resnet50"]) == 2
+    assert f"{url}: expected a local folder, found a URL" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="expected a local folder, found a URL"):
+        make_label_maps(dataset, url, teacher, size=SIZE)
+
+
 def test_a_teacher_whose_head_cannot_run_densely_is_refused_with_the_reason(dataset, tmp_path):
     model = timm.create_model("mobilenetv3_small_050", num_classes=5).eval()
     teacher = Teacher(model, "mobilenetv3_small_050", NO_SHIFT["mean"], NO_SHIFT["std"], None)
@@ -126,8 +175,6 @@ def test_a_teacher_whose_head_cannot_run_densely_is_refused_with_the_reason(data
 
 @pytest.fixture(scope="module")
 def checkpoint(dataset, tmp_path_factory):
-    from dataclasses import replace
-
     out = tmp_path_factory.mktemp("teacher")
     recipe = replace(single_label(), epochs=1, global_batch=3, image_size=32)
     return train(recipe, str(dataset), model="test_resnet", out=out, log=lambda line: None).checkpoint
@@ -171,3 +218,56 @@ def test_a_checkpoint_of_another_architecture_is_refused(dataset, checkpoint):
 def test_timms_own_weights_are_refused_for_another_number_of_classes(dataset):
     with pytest.raises(UsageError, match="expected weights for the data set's 5 classes, found 1000"):
         load_teacher("resnet50", Manifest.load(dataset), size=32)
+
+
+SYNSETS = tuple(ImageNetInfo("imagenet-1k").label_names())
+
+
+def own_weights(dataset, monkeypatch, class_names, num_outputs=1000):
+    """load_teacher with timm's own weights, without downloading them."""
+    config = replace(timm.get_pretrained_cfg("test_resnet"), num_classes=num_outputs)
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: config)
+    monkeypatch.setattr(
+        maps_module,
+        "create_model",
+        lambda name, num_classes, size, **_: timm.create_model(name, num_classes=num_classes),
+    )
+    return load_teacher("test_resnet", replace(Manifest.load(dataset), class_names=class_names), size=32)
+
+
+def test_timms_own_weights_teach_a_data_set_of_their_classes_in_their_order(dataset, monkeypatch):
+    with warnings.catch_warnings(action="error"):
+        assert own_weights(dataset, monkeypatch, SYNSETS).weights_sha256 is None
+
+
+@pytest.mark.parametrize(
+    ("class_names", "message"),
+    [
+        (
+            (*SYNSETS[:2], SYNSETS[3], SYNSETS[2], *SYNSETS[4:]),
+            f"class 2: expected '{SYNSETS[2]}', found '{SYNSETS[3]}' .*another order",
+        ),
+        (
+            tuple(f"noun {i}" for i in range(1000)),
+            "class 0: expected 'n01440764', found 'noun 0' .*named by wnid.*--checkpoint",
+        ),
+    ],
+)
+def test_timms_own_weights_are_refused_for_other_classes_of_the_same_number(
+    dataset, monkeypatch, class_names, message
+):
+    with pytest.raises(DataError, match=message):
+        own_weights(dataset, monkeypatch, class_names)
+
+
+def test_outputs_that_timm_has_no_class_list_for_are_used_with_a_warning(dataset, monkeypatch):
+    names = Manifest.load(dataset).class_names
+    with pytest.warns(UserWarning, match="no class list for its 5 outputs.*could not be checked"):
+        own_weights(dataset, monkeypatch, names, num_outputs=5)
+
+
+def test_a_checkpoint_of_an_architecture_for_one_size_is_refused_at_another(dataset, tmp_path):
+    recipe = replace(single_label(), epochs=1, global_batch=3, image_size=32)
+    trained = train(recipe, str(dataset), model="test_vit", out=tmp_path, log=lambda line: None).checkpoint
+    with pytest.raises(DataError, match=r"for images of 64 pixels.*built for one size\. Run with --size 32"):
+        load_teacher("test_vit", Manifest.load(dataset), size=64, checkpoint=trained)

@@ -65,6 +65,15 @@ def test_every_problem_of_a_recipe_is_listed():
         assert f"{field}: expected" in str(error.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "field", ["lr", "weight_decay", "momentum", "warmup_from", "smoothing", "crop_scale"]
+)
+def test_numbers_that_are_not_finite_are_refused(field, value):
+    with pytest.raises(UsageError, match=f"{field}: expected finite numbers, found"):
+        dataclasses.replace(relabel(), **{field: (0.1, value) if field == "crop_scale" else value})
+
+
 def test_soft_target_loss_needs_soft_targets():
     with pytest.raises(UsageError, match="expected soft targets for the loss 'soft-target', found 'none'"):
         dataclasses.replace(relabel(), targets="none")

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from urllib.error import URLError
 
 import cv2
 import numpy as np
@@ -18,10 +20,12 @@ import torch
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
 from softshard.shards.cli import main
 from softshard.shards.errors import DataError, UsageError
+from softshard.training import models as models_module
 from softshard.training import relabel, semantic_softmax, single_label
 from softshard.training import train as train_module
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.evaluate import evaluate
+from softshard.training.models import create_model, export_weights
 from softshard.training.train import train
 
 LEAVES = ("cat", "dog", "crow", "gull")
@@ -86,6 +90,7 @@ def test_a_run_writes_its_files_and_the_loss_falls(recipe, shards, tmp_path):
     recipe = tiny(recipe(), lr=3e-3 if recipe is not relabel else 0.05)
     result = run(recipe, shards, tmp_path, val=str(shards / "val"), log=lines.append)
     assert "global batch 8 (8 on each of 1 processes), 6 steps an epoch" in lines[0]
+    assert "48 samples (0 samples left out of each epoch by drop)" in lines[0]
     assert result.stopped_by is None
     assert result.steps == 18
     assert [entry["epoch"] for entry in result.history] == [0, 1, 2]
@@ -120,12 +125,29 @@ def test_exported_weights_load_in_plain_timm(shards, tmp_path):
         assert file.metadata()["model"] == "test_resnet"
 
 
+def test_exported_weights_are_the_same_bytes_whatever_the_order_of_the_metadata(tmp_path):
+    model, metadata = timm.create_model("test_resnet"), {f"key {i}": "ä" * i for i in range(9)}
+    export_weights(tmp_path / "a.safetensors", model, metadata)
+    export_weights(tmp_path / "b.safetensors", model, dict(reversed(metadata.items())))
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert file.metadata() == metadata
+    for name, tensor in safetensors.torch.load_file(tmp_path / "a.safetensors").items():
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_samples_that_drop_leaves_out_are_counted_aloud(shards, tmp_path):
+    lines = []
+    run(tiny(single_label(), epochs=1, global_batch=20), shards, tmp_path, log=lines.append)
+    assert "48 samples (8 samples left out of each epoch by drop)" in lines[0]
+
+
 class Killed(Exception):
     """Stands for a process that is gone: nothing after it runs."""
 
 
 def kill_at_step(monkeypatch, step):
-    """Let the process die in the middle of the given step of the session."""
+    """Let the process die in the middle of the given step of the run."""
     taken = 0
     plain = train_module.model_input
 
@@ -221,6 +243,45 @@ def test_weights_of_another_architecture_are_refused(shards, tmp_path):
         run(tiny(single_label()), shards, tmp_path / "out", init_from=tmp_path / "weights.pt")
 
 
+def test_weights_with_code_in_them_are_refused_and_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "weights.pt")
+    with pytest.raises(DataError, match=r"weights\.pt: expected weights, found a file that cannot be read"):
+        create_model("test_resnet", 6, 32, init_from=tmp_path / "weights.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_in_weights_is_refused_whatever_timms_default_is(tmp_path, monkeypatch):
+    asked = []
+
+    def load(path, **options):
+        asked.append(options)
+        return timm.create_model("test_resnet").state_dict()
+
+    monkeypatch.setattr(models_module, "load_weights", load)
+    torch.save({}, tmp_path / "weights.pt")
+    create_model("test_resnet", 6, 32, init_from=tmp_path / "weights.pt")
+    assert asked == [{"weights_only": True}]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("not in the local cache\nmore"), URLError("no route")])
+def test_weights_that_cannot_be_downloaded_are_refused_with_what_to_do(error, monkeypatch):
+    def offline(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UsageError, match=r"model resnet50: .*where there is a network.*--init-from FILE"):
+        create_model("resnet50", 1000, 224, pretrained=True)
+
+
+def test_an_architecture_without_weights_is_named():
+    with pytest.raises(UsageError, match="model botnet50ts_256: expected an architecture with weights"):
+        create_model("botnet50ts_256", 6, 32, pretrained=True)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(shards, tmp_path, monkeypatch):
     plain, taken = train_module.model_input, []
 
@@ -260,7 +321,7 @@ def test_another_data_set_is_refused_with_both_fingerprints(shards, tmp_path):
     [
         ({"global_batch": 9, "world_size": 2}, "expected a multiple of the 2 processes, found 9"),
         ({"rank": 2, "world_size": 2}, r"rank: expected a number in \[0, 2\), found 2"),
-        ({"global_batch": 49}, "expected at least a global batch of 49 samples, found 48"),
+        ({"global_batch": 49}, "expected a global batch of samples, which is 49 .*found 48"),
         ({"model": "resnet51x"}, "expected a name that timm .* knows, found 'resnet51x'"),
         ({"log_steps": 0}, "log_steps: expected at least 1"),
         ({"init_from": "nowhere.pt"}, "expected a file of weights, found nothing at nowhere.pt"),
@@ -337,6 +398,11 @@ def test_evaluate_command_prints_a_table_or_json(shards, tmp_path, capsys):
             2,
             "epochs: expected",
         ),
+        (
+            ["train", "relabel", "nowhere", "--model", "m", "--out", "o", "--lr", "nan"],
+            2,
+            "lr: expected finite numbers, found nan",
+        ),
     ],
 )
 def test_commands_exit_with_the_code_of_the_failure(arguments, code, message, capsys):
@@ -360,13 +426,20 @@ def test_command_line_needs_neither_torch_nor_timm_to_be_imported():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("missing", ["torch", "timm"])
-def test_a_missing_extra_is_named_with_the_command_that_brings_it(missing, tmp_path):
+@pytest.mark.parametrize(
+    ("missing", "command", "extra"),
+    [
+        ("torch", ["train", "relabel", "x", "--model", "y"], "training"),
+        ("timm", ["train", "relabel", "x", "--model", "y"], "training"),
+        ("timm", ["demo"], "demo"),
+    ],
+)
+def test_a_missing_extra_is_named_with_the_command_that_brings_it(missing, command, extra, tmp_path):
     code = (
         f"import sys; sys.modules[{missing!r}] = None;"
         "from softshard.shards.cli import main;"
-        f"sys.exit(main(['train', 'relabel', 'x', '--model', 'y', '--out', {str(tmp_path)!r}]))"
+        f"sys.exit(main({[*command, '--out', str(tmp_path / 'out')]!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "pip install 'softshard[training]'" in done.stderr
+    assert f"pip install 'softshard[{extra}]'" in done.stderr
