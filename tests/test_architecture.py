@@ -1,6 +1,7 @@
 """The packages import only to their left, and the wheel holds what the folders hold."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -112,3 +113,9 @@ def test_the_wheel_holds_the_files_of_the_three_folders_and_nothing_else(tmp_pat
     }
     assert found == expected
     assert licences >= {"LICENSE", "shards/WORDNET-LICENSE"}
+
+
+def test_no_page_has_a_placeholder_left():
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md")]
+    assert len(pages) >= 4
+    assert not [page.name for page in pages if re.search(r"@[A-Z]+@", page.read_text())]

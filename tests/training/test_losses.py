@@ -179,5 +179,5 @@ def test_deep_levels_weigh_by_the_share_of_classes_that_reach_them():
 
 
 def test_a_data_set_without_a_tree_is_refused_with_what_to_run():
-    with pytest.raises(UsageError, match="expected a label tree, found None.*softshard pack --tree"):
+    with pytest.raises(UsageError, match=r"expected a label tree, found None.*softshard pack --tree"):
         SemanticSoftmaxLoss(None)
