@@ -10,6 +10,7 @@ that a batch depends on. Work is submitted a batch ahead: DALI decodes one while
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -84,7 +85,7 @@ def naming_the_sample(jpegs: Sequence[np.ndarray], places: Sequence[Place]) -> I
         raise
 
 
-class Decoder:
+class Decoder(ABC):
     """Decodes batches in the order in which they are submitted; what both paths have in common.
 
     Args:
@@ -108,9 +109,9 @@ class Decoder:
         self._pipe.feed_input("starts", np.ascontiguousarray(crop_tlhw_px[:, :2]))
         self._pipe.feed_input("shapes", np.ascontiguousarray(crop_tlhw_px[:, 2:]))
 
+    @abstractmethod
     def take(self, slots: np.ndarray, num_slots: int) -> torch.Tensor:
         """Wait for the oldest batch submitted; put its images into `slots` of a new [num_slots, 3, S, S]."""
-        raise NotImplementedError
 
     def drop(self) -> None:
         """Let go what was submitted and not taken."""
