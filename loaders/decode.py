@@ -129,6 +129,15 @@ class Decoder(ABC):
         del self._pipe
 
 
+def _windows_of_jpegs() -> tuple[Any, Any, Any]:
+    """The inputs of both pipelines: JPEG bytes, and where each window begins and how large it is."""
+    return (
+        fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1, no_copy=True),
+        fn.external_source(name="starts", dtype=types.INT32, ndim=1),
+        fn.external_source(name="shapes", dtype=types.INT32, ndim=1),
+    )
+
+
 def _normalization(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Scale and shift from 0..255 to normalised values, float32 [3] each."""
     scale = 1 / (255 * np.asarray(std, np.float64))
@@ -173,9 +182,7 @@ class CpuDecoder(Decoder):
             batch_size=batch_size, num_threads=num_threads, device_id=None, prefetch_queue_depth=1
         )
         with pipe:
-            jpegs = fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1, no_copy=True)
-            starts = fn.external_source(name="starts", dtype=types.INT32, ndim=1)
-            shapes = fn.external_source(name="shapes", dtype=types.INT32, ndim=1)
+            jpegs, starts, shapes = _windows_of_jpegs()
             images = fn.decoders.image_slice(
                 jpegs,
                 start=starts,
@@ -273,9 +280,7 @@ class GpuDecoder(Decoder):
             batch_size=batch_size, num_threads=num_threads, device_id=device.index, prefetch_queue_depth=1
         )
         with pipe:
-            jpegs = fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1, no_copy=True)
-            starts = fn.external_source(name="starts", dtype=types.INT32, ndim=1)
-            shapes = fn.external_source(name="shapes", dtype=types.INT32, ndim=1)
+            jpegs, starts, shapes = _windows_of_jpegs()
             flips = fn.external_source(name="flips", dtype=types.INT32, ndim=0)
             images = fn.decoders.image_slice(
                 jpegs,

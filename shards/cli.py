@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
-from .errors import DataError, SoftshardError, UsageError
+from .cli_tree import add_tree
+from .errors import DataError, SoftshardError
 from .schema import DEFAULT_SHARD_BYTES, MIB
 
 EXIT_FINE, EXIT_BAD_DATA, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -86,7 +87,7 @@ def print_json(value: object) -> None:
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
     """Register tree, pack, verify, stats and reshard."""
-    _add_tree(subparsers)
+    add_tree(subparsers)
     _add_pack(subparsers)
 
     command = subparsers.add_parser("verify", help="check a data set and list every problem")
@@ -103,45 +104,6 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts, too")
     command.set_defaults(run=_run_stats)
     _add_reshard(subparsers)
-
-
-def _add_tree(subparsers: argparse._SubParsersAction) -> None:
-    tree = subparsers.add_parser("tree", help="build a label tree, or show it")
-    actions = tree.add_subparsers(title="actions", metavar="ACTION", required=True)
-    build = actions.add_parser("build", help="build the label tree of a class list")
-    build.add_argument(
-        "--classes",
-        required=True,
-        metavar="LIST",
-        help="file of class names (wnids or nouns), one a line, or imagenet-1k, imagenet-21k-p-fall11, ...",
-    )
-    build.add_argument(
-        "--relations",
-        default="wordnet",
-        metavar="wordnet|FILE",
-        help="where parents come from: WordNet, or a child,parent CSV",
-    )
-    build.add_argument(
-        "--parents",
-        default="first",
-        choices=("first", "last", "published", "longest", "shortest"),
-        help="which of several WordNet parents counts (default: first)",
-    )
-    build.add_argument(
-        "--inner",
-        default="none",
-        choices=("none", "branching", "all"),
-        help="ancestors that become classes too (default: none, the published rule)",
-    )
-    build.add_argument("--levels", type=int, metavar="N", help="keep the first N levels of the label vectors")
-    build.add_argument("-o", "--out", required=True, metavar="FILE", help="tree.json to write")
-    build.set_defaults(run=_run_tree_build)
-    show = actions.add_parser("show", help="print a class, its ancestors and its label vector")
-    show.add_argument("tree", metavar="TREE", help="tree.json")
-    show.add_argument(
-        "name", nargs="?", metavar="WNID", help="a class name, wnid or noun; the whole tree without it"
-    )
-    show.set_defaults(run=_run_tree_show)
 
 
 def _add_pack(subparsers: argparse._SubParsersAction) -> None:
@@ -163,7 +125,12 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
     labels.add_argument(
         "--tree", metavar="FILE", help="label tree whose hierarchical label vectors are packed"
     )
-    labels.add_argument("--label-maps", type=Path, metavar="DIR", help="folder of <class>/<stem>.lmap files")
+    labels.add_argument(
+        "--label-maps",
+        type=Path,
+        metavar="DIR",
+        help="label maps: DIR/<image's path below SRC, without its ending>.lmap",
+    )
     images = pack.add_argument_group("images")
     images.add_argument("--size", type=int, metavar="PX", help="stored size (default: 224)")
     images.add_argument("--resize", choices=("squish", "short-edge", "none"), help="(default: squish)")
@@ -235,34 +202,6 @@ def _add_reshard(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument("--name", help="of the data set and its shards (default: as before, or DST's name)")
     command.add_argument("--json", action="store_true", help="print the summary as JSON")
     command.set_defaults(run=_run_reshard)
-
-
-def _run_tree_build(args: argparse.Namespace) -> int:
-    from .classes import load_class_list, noun_senses
-    from .tree import LabelTree
-
-    if args.relations == "wordnet":
-        tree = LabelTree.from_wordnet(
-            load_class_list(args.classes), parents=args.parents, inner=args.inner, levels=args.levels
-        )
-    else:
-        if args.parents != "first" or args.inner != "none":
-            raise UsageError("--parents and --inner choose among WordNet's relations; a table states its own")
-        tree = LabelTree.from_csv(args.relations, classes=load_class_list(args.classes), levels=args.levels)
-    tree.save(args.out)
-    print(tree.summary())
-    if args.relations == "wordnet":
-        for line in noun_senses(tree.classes[: tree.num_listed]):
-            print(line)
-    return EXIT_FINE
-
-
-def _run_tree_show(args: argparse.Namespace) -> int:
-    from .tree import LabelTree
-
-    tree = LabelTree.load(args.tree)
-    print(tree.summary() if args.name is None else tree.show(args.name))
-    return EXIT_FINE
 
 
 def _run_pack(args: argparse.Namespace) -> int:

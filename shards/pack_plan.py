@@ -33,7 +33,8 @@ class PackOptions:
         min_images: classes with fewer images are left out.
         val_per_class: images of each class for `val`; 0 makes no such split.
         val_split: `hash` or `lexical`.
-        label_maps: folder of `<class>/<stem>.lmap` files, or None.
+        label_maps: folder of label maps, or None: each lies at its image's path below the source, with the
+            ending `.lmap` (`<class>/<stem>.lmap`; `train/<class>/<stem>.lmap` of a source that is split already).
         shard_bytes: wanted size of a shard.
         shard_samples: samples of a shard instead; nothing is measured then.
         seed: of the global shuffle.
@@ -134,8 +135,8 @@ def _first_map_shape(plan: Plan, folder: Path | None) -> tuple[int, int, int] | 
                     except DataError as error:
                         damaged = damaged or f"; {error}"  # the ledger names them all in the end
     raise DataError(
-        f"{folder}: expected <class>/<stem>.lmap for the source's images, found none that can be read"
-        f"{damaged}"
+        f"{folder}: expected <class>/<stem>.lmap for the source's images, found none that can be read "
+        f"(the names are the images' paths below the source, with another ending){damaged}"
     )
 
 

@@ -214,6 +214,6 @@ def read_map_file(file: Path) -> bytes:
 
 
 def map_path(folder: Path, image_path: str) -> Path:
-    """Where an image's label map lies: `<class>/<stem>.lmap`."""
+    """Where an image's label map lies: at the image's path below the source, ending in `.lmap`."""
     # The path in a list may be absolute; a map's never is.
     return folder / (image_path.rpartition(".")[0].lstrip("/") + ".lmap")
