@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from ..shards.errors import DataError, UsageError
+from ..shards.files import sha256_hex
 from ..shards.index import ShardIndex, parse_index
-from ..shards.manifest import Manifest, sha256_hex
+from ..shards.manifest import Manifest
 
 _MAX_OPEN = 256
 

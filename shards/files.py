@@ -1,9 +1,12 @@
-"""Small files, read and written whole."""
+"""Small files, read and written whole, and their fingerprints."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +19,24 @@ from .errors import DataError, UsageError
 TEMPORARY_SUFFIX = ".part"
 
 
+def canonical_json(value: object) -> bytes:
+    """The one spelling of a JSON value that hashes are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+
+
+def sha256_hex(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def join_url(folder: str | Path, name: str) -> str:
     """A file's path or URL inside a data set."""
     return f"{str(folder).rstrip('/')}/{name}"
+
+
+def split_url(path: str | Path) -> tuple[str, str]:
+    """A file's folder and name, of a path or URL."""
+    folder, slash, name = str(path).rpartition("/")
+    return folder or slash or ".", name
 
 
 def read_limited(url: str, limit: int) -> bytes:
@@ -57,7 +75,8 @@ def read_text(url: str, limit: int) -> str:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a small local file so that it appears whole or not at all, and stays."""
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    # Not one name for all: two workers of a cluster may write the same file, with the same bytes.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         with open(temporary, "wb") as file:
             file.write(data)

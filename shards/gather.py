@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from .errors import DataError
+from .files import sha256_hex
 from .index import ShardIndex, padded, parse_index
-from .manifest import Manifest, sha256_hex
+from .manifest import Manifest
 from .reader import Sample
 from .schema import TAR_BLOCK_BYTES, split_member_name
 from .writer import ShardRecord

@@ -167,6 +167,11 @@ def build_index(members: list[Member], where: str) -> ShardIndex:
     )
 
 
+def index_name(shard_name: str) -> str:
+    """The name of a shard's index: beside it, ending in `.idx`."""
+    return shard_name.removesuffix(".tar") + ".idx"
+
+
 def format_index(index: ShardIndex) -> str:
     """The text of a `.idx` file."""
     lines = [f"v1.2 {len(index.keys)}"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -13,8 +12,9 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from .classes import class_list_sha256
+from .destination import Destination, open_destination
 from .errors import DataError
-from .files import join_url, read_limited, write_atomically
+from .files import canonical_json, join_url, read_limited, sha256_hex
 from .schema import (
     CLASSES_NAME,
     COMPONENT_BY_SUFFIX,
@@ -30,15 +30,6 @@ from .schema import (
 )
 from .tree import LabelTree
 from .writer import ShardRecord
-
-
-def canonical_json(value: object) -> bytes:
-    """The one spelling of a JSON value that hashes are taken of."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
-
-
-def sha256_hex(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -136,8 +127,8 @@ class Manifest:
             "shards": [shard.to_json() for shard in self.shards],
         }
 
-    def save(self, folder: Path) -> None:
-        """Write `manifest.json`, and `_info.json` for timm's reader before it."""
+    def save(self, folder: str | Path | Destination) -> None:
+        """Write `manifest.json`, and `_info.json` for timm's reader before it, into a folder or any fsspec URL."""
         info = {
             "splits": {
                 self.name: {
@@ -148,8 +139,9 @@ class Manifest:
                 }
             }
         }
-        write_atomically(folder / TIMM_INFO_NAME, json.dumps(info).encode("ascii"))
-        write_atomically(folder / MANIFEST_NAME, json.dumps(self.to_json(), indent=1).encode("ascii"))
+        destination = open_destination(folder)
+        destination.write(TIMM_INFO_NAME, json.dumps(info).encode("ascii"))
+        destination.write(MANIFEST_NAME, json.dumps(self.to_json(), indent=1).encode("ascii"))
 
     @classmethod
     def load(cls, dataset: str | Path) -> Manifest:
@@ -325,11 +317,11 @@ def _problems(content: dict[str, Any]) -> list[str]:
     return found
 
 
-def save_sidecar(folder: Path, classes: np.ndarray) -> str:
+def save_sidecar(folder: str | Path | Destination, classes: np.ndarray) -> str:
     """Write `classes.npy` (int32 [samples]); returns its SHA-256."""
     buffer = io.BytesIO()
     np.save(buffer, np.asarray(classes, np.int32), allow_pickle=False)
-    write_atomically(folder / CLASSES_NAME, buffer.getvalue())
+    open_destination(folder).write(CLASSES_NAME, buffer.getvalue())
     return sha256_hex(buffer.getvalue())
 
 

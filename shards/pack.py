@@ -9,37 +9,27 @@ was killed continues: finished shards have a receipt, which a second run of the 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import threading
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from .classes import class_list_sha256
-from .errors import DataError, SoftshardError, UsageError
-from .files import TEMPORARY_SUFFIX, hold_folder, write_atomically
-from .images import pixel_stack
+from .destination import Destination, LocalDestination, RemoteDestination, open_destination
+from .engine_local import run_locally
+from .errors import DataError, UsageError
 from .listing import Listing
 from .manifest import LabelMapInfo, Manifest, save_sidecar
 from .pack_plan import SIZE_SAMPLE, PackOptions, make_job, mean_sample_bytes, plan_source
 from .plan import Plan, some
 from .progress import progress_bar
+from .receipts import read_receipts, settle_plan
 from .schema import LEDGER_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
-from .shard_task import (
-    BadInput,
-    Job,
-    PlannedShard,
-    ShardTask,
-    make_shard,
-    read_receipt,
-)
+from .shard_task import RECEIPT_KEYS, BadInput, Job, PlannedShard
 from .storage import open_storage
 from .tree import LabelTree
 from .writer import ShardRecord
@@ -83,7 +73,8 @@ def pack(
 
     Args:
         source: folder, tar, file list or WebDataset, local or any fsspec URL; see `sources`.
-        destination: a new folder, or that of an earlier run of the same plan, which is continued.
+        destination: a new folder or prefix of a bucket (any fsspec URL), or that of an earlier run of the same
+            plan, which is continued.
         options: see PackOptions.
         class_names: the class list; by default the tree's classes, or the folders that are kept.
         tree: label tree whose hierarchical label vectors are packed; its classes are the class list.
@@ -93,90 +84,92 @@ def pack(
         What was read, packed and left out.
 
     Raises:
-        DataError: too many bad inputs, or nothing to pack.
-        UsageError: `destination` holds another run, lies inside the source or is no local folder, or another
-            process is writing there.
+        DataError: too many bad inputs, nothing to pack, or a server is away.
+        UsageError: `destination` holds another run or lies inside the source, or another process is writing
+            there.
     """
     options = options or PackOptions()
     if workers is not None and workers < 1:
         raise UsageError(f"workers: expected 1 or more, found {workers}")
-    destination = _local_folder(destination)
-    storage = open_storage(source)
-    if not storage.remote and destination.resolve().is_relative_to(Path(storage.root).resolve()):
-        raise UsageError(
-            f"{destination}: expected a folder outside {storage.name}, which would take the shards for a class"
-        )
-    if destination.exists() and not destination.is_dir():
-        raise UsageError(f"{destination}: expected a new folder, found a file")
+    target = open_destination(destination)
+    _check_apart(source, target)
     listing, plan = plan_source(source, options, class_names, tree)
-    destination.mkdir(parents=True, exist_ok=True)
-    with hold_folder(destination):
+    target.make()
+    with target.hold():
         job = make_job(listing, plan, options, tree)
-        samples_per_shard = _settle_plan(destination, plan, options, job)
-        tasks = _shard_tasks(destination, plan, samples_per_shard)
+        samples_per_shard = _settle_plan(target, plan, options, job)
+        shards = _planned_shards(target, plan, samples_per_shard)
         limit = max(ALWAYS_ALLOWED_BAD, int(options.max_bad * plan.num_samples))
-        _run_tasks(tasks, job, workers or len(os.sched_getaffinity(0)), plan.num_samples, limit)
-        return _finish(destination, plan, options, job, tasks, tree, listing)
+        receipts = _make_shards(target, shards, job, workers, plan.num_samples, limit)
+        return _finish(target, plan, options, job, receipts, tree, listing)
 
 
-def _local_folder(path: str | Path) -> Path:
-    if "://" in str(path):
+def _check_apart(source: str | Path, destination: Destination) -> None:
+    """Refuse to write into the source, where a second run would take the shards for a class."""
+    storage = open_storage(source)
+    if storage.remote and isinstance(destination, RemoteDestination):
+        inside = f"{destination.url}/".startswith(f"{storage.root.rstrip('/')}/")
+    elif not storage.remote and isinstance(destination, LocalDestination):
+        inside = destination.path.resolve().is_relative_to(Path(storage.root).resolve())
+    else:
+        return
+    if inside:
         raise UsageError(
-            f"{path}: expected a local folder, found a URL; pack to a local folder and copy that"
+            f"{destination.name}: expected a folder outside {storage.name}, which would take the shards for a class"
         )
-    return Path(path)
 
 
-def _settle_plan(destination: Path, plan: Plan, options: PackOptions, job: Job) -> int:
+def _settle_plan(destination: Destination, plan: Plan, options: PackOptions, job: Job) -> int:
     """Write `plan.json`, or compare it with the one of an earlier run; returns the samples of a shard."""
-    path = destination / PLAN_NAME
-    stack = pixel_stack()
-    if path.exists():
-        try:
-            earlier = json.loads(path.read_bytes())
-            plan_sha256, earlier_stack = earlier["sha256"], earlier["pixel_stack"]
-            samples_per_shard, map_shape = int(earlier["samples_per_shard"]), earlier["map_shape"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}: expected the plan of an earlier run, found: {error!r}; it is damaged. "
-                "Pack into a new folder"
-            ) from error
-        if plan_sha256 != plan.sha256:
-            raise UsageError(
-                f"{destination}: expected the plan {plan.sha256[:12]} of this source and these options, "
-                f"found {plan_sha256[:12]} of an earlier run; the source or an option has changed. "
-                "Pack into a new folder"
-            )
+    samples_per_shard = 0
+
+    def content() -> bytes:
+        nonlocal samples_per_shard
+        samples_per_shard = options.shard_samples or _estimate_samples(plan, options, job)
+        values = {
+            "sha256": plan.sha256,
+            "samples_per_shard": samples_per_shard,
+            "map_shape": job.map_shape,
+            "pixel_stack": dict(job.pixel_stack),
+            "options": options.to_json(),
+            "samples": {split.name: len(split) for split in plan.splits},
+            "dropped": [list(item) for item in plan.dropped],
+        }
+        return json.dumps(values, indent=1).encode("ascii")
+
+    earlier = settle_plan(destination, content)
+    return samples_per_shard if earlier is None else _check_earlier_plan(destination.name, earlier, plan, job)
+
+
+def _check_earlier_plan(where: str, content: bytes, plan: Plan, job: Job) -> int:
+    """Compare the plan of an earlier run with ours; returns its samples of a shard."""
+    try:
+        earlier = json.loads(content)
+        plan_sha256, earlier_stack = earlier["sha256"], earlier["pixel_stack"]
+        samples_per_shard, map_shape = int(earlier["samples_per_shard"]), earlier["map_shape"]
         if samples_per_shard < 1:
-            raise DataError(
-                f"{path}: expected at least 1 sample per shard, found {samples_per_shard}; it is damaged. "
-                "Pack into a new folder"
-            )
-        if earlier_stack != stack:
-            raise UsageError(
-                f"{destination}: expected the pixel stack {earlier_stack} of the earlier run, found {stack}; "
-                "the bytes would differ. Install those versions, or pack into a new folder"
-            )
-        if map_shape != (list(job.map_shape) if job.map_shape else None):
-            raise UsageError(
-                f"{destination}: expected label maps of [K, P, Q] {map_shape} as in the earlier run, found "
-                f"{list(job.map_shape or ())}. Give the same maps, or pack into a new folder"
-            )
-        return samples_per_shard
-    ours = {".lock", PLAN_NAME + TEMPORARY_SUFFIX}  # of a run that was killed before it had a plan
-    if unexpected := [entry.name for entry in destination.iterdir() if entry.name not in ours]:
-        raise UsageError(f"{destination}: expected an empty or new folder, found {some(sorted(unexpected))}")
-    samples_per_shard = options.shard_samples or _estimate_samples(plan, options, job)
-    content = {
-        "sha256": plan.sha256,
-        "samples_per_shard": samples_per_shard,
-        "map_shape": job.map_shape,
-        "pixel_stack": stack,
-        "options": options.to_json(),
-        "samples": {split.name: len(split) for split in plan.splits},
-        "dropped": [list(item) for item in plan.dropped],
-    }
-    write_atomically(path, json.dumps(content, indent=1).encode("ascii"))
+            raise ValueError(f"{samples_per_shard} samples per shard")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{where}/{PLAN_NAME}: expected the plan of an earlier run, found: {error!r}; it is damaged. "
+            "Pack into a new folder"
+        ) from error
+    if plan_sha256 != plan.sha256:
+        raise UsageError(
+            f"{where}: expected the plan {plan.sha256[:12]} of this source and these options, "
+            f"found {plan_sha256[:12]} of an earlier run; the source or an option has changed. "
+            "Pack into a new folder"
+        )
+    if earlier_stack != dict(job.pixel_stack):
+        raise UsageError(
+            f"{where}: expected the pixel stack {earlier_stack} of the earlier run, found "
+            f"{dict(job.pixel_stack)}; the bytes would differ. Install those versions, or pack into a new folder"
+        )
+    if map_shape != (list(job.map_shape) if job.map_shape else None):
+        raise UsageError(
+            f"{where}: expected label maps of [K, P, Q] {map_shape} as in the earlier run, found "
+            f"{list(job.map_shape or ())}. Give the same maps, or pack into a new folder"
+        )
     return samples_per_shard
 
 
@@ -186,113 +179,80 @@ def _estimate_samples(plan: Plan, options: PackOptions, job: Job) -> int:
     return max(1, round(options.shard_bytes / size)) if size else SIZE_SAMPLE
 
 
-def _shard_tasks(destination: Path, plan: Plan, samples_per_shard: int) -> list[PlannedShard]:
-    tasks = []
+def _planned_shards(destination: Destination, plan: Plan, samples_per_shard: int) -> list[PlannedShard]:
+    shards = []
     for split in plan.splits:
-        folder = destination / split.name
-        (folder / RECEIPTS_DIR).mkdir(parents=True, exist_ok=True)
+        folder = destination.folder(split.name)
+        folder.make()
+        folder.folder(RECEIPTS_DIR).make()
         for number, (start, stop) in enumerate(split.shard_bounds(samples_per_shard)):
-            tasks.append(PlannedShard(folder, f"{split.name}-{number:06d}.tar", split, start, stop))
-    return tasks
+            shards.append(PlannedShard(folder, f"{split.name}-{number:06d}.tar", split, start, stop))
+    return shards
 
 
-def _run_tasks(tasks: list[PlannedShard], job: Job, workers: int, num_samples: int, limit: int) -> None:
-    """Make the shards that have no receipt yet; raises when more than `limit` inputs are bad."""
+def _make_shards(
+    destination: Destination,
+    shards: list[PlannedShard],
+    job: Job,
+    workers: int | None,
+    num_samples: int,
+    limit: int,
+) -> dict[str, dict[str, Any]]:
+    """Make the shards that have no receipt yet; returns all receipts, by the shard's name.
+
+    Raises:
+        DataError: more than `limit` inputs are bad.
+    """
+    receipts: dict[str, dict[str, Any]] = {}
     bad: list[BadInput] = []
 
-    def count(receipt: dict[str, Any]) -> None:
+    def count(name: str, receipt: dict[str, Any]) -> None:
+        receipts[name] = receipt
         bad.extend(BadInput(**item) for item in receipt["bad"])
         bar.update(receipt["read"])
         if len(bad) > limit:
-            raise DataError(_too_many(bad, limit, tasks[0].folder.parent))
+            raise DataError(_too_many(bad, limit, destination))
 
     with progress_bar(num_samples, "pack", "img") as bar:
         missing = []
-        for task in tasks:
-            receipt = read_receipt(task, job.plan_sha256)
-            if receipt is None:
-                missing.append(task)
-            else:
-                count(receipt)
-        workers = min(workers, len(missing))
-        if workers <= 1:
-            threads = cv2.getNumThreads()
-            cv2.setNumThreads(0)
-            try:
-                for task in missing:
-                    count(make_shard(job, task.task()))
-            finally:
-                cv2.setNumThreads(threads)
-            return
-        # Spawned, not forked: a fork of a process with threads (OpenCV's, a notebook's) can deadlock.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(job,))
-        try:
-            queue = iter(missing)
-            running: set[Future[dict[str, Any]]] = set()
-            while True:
-                # Two tasks a worker: enough that none waits, few enough that the plan is not copied whole.
-                while len(running) < 2 * workers and (task := next(queue, None)) is not None:
-                    running.add(pool.submit(_make_shard_in_worker, task.task()))
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    count(future.result())
-        except BrokenProcessPool as error:
-            raise SoftshardError(
-                "pack: expected its processes to live, found one that died (killed, out of memory, or started "
-                "by a script that calls pack outside of `if __name__ == '__main__':`); finished shards are "
-                "kept. Run it again to continue, with fewer workers if memory was short"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        for folder, planned in groupby(shards, lambda shard: shard.folder):
+            planned = list(planned)
+            names = [shard.name for shard in planned]
+            earlier = read_receipts(folder, names, job.plan_sha256, RECEIPT_KEYS)
+            for shard, receipt in zip(planned, earlier, strict=True):
+                if receipt is None:
+                    missing.append(shard)
+                else:
+                    count(shard.name, receipt)
+        if missing:
+            num_workers = min(workers or len(os.sched_getaffinity(0)), len(missing))
+            for receipt in run_locally(job, missing, num_workers):
+                count(receipt["name"], receipt)
+    return receipts
 
 
-def _too_many(bad: list[BadInput], limit: int, destination: Path) -> str:
-    write_ledger(destination / LEDGER_NAME, bad)
+def _too_many(bad: list[BadInput], limit: int, destination: Destination) -> str:
+    write_ledger(destination, bad)
     shown = "; ".join(f"{item.reason} [{item.kind}]" for item in bad[:5])
     return (
-        f"{destination}: expected at most {limit} bad inputs, found {len(bad)}: {shown}; all are in "
-        f"{destination / LEDGER_NAME}. Mend or remove them and pack into a new folder, or run again with a "
+        f"{destination.name}: expected at most {limit} bad inputs, found {len(bad)}: {shown}; all are in "
+        f"{destination.name}/{LEDGER_NAME}. Mend or remove them and pack into a new folder, or run again with a "
         "larger --max-bad to go on without them"
     )
 
 
-def write_ledger(path: Path, bad: Sequence[BadInput]) -> None:
+def write_ledger(destination: Destination, bad: Sequence[BadInput]) -> None:
     """Write the ledger of bad inputs, a JSON object a line."""
-    write_atomically(path, "".join(json.dumps(asdict(item)) + "\n" for item in bad).encode("ascii"))
-
-
-_worker_job: Job | None = None
-
-
-def _start_worker(job: Job) -> None:
-    global _worker_job
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    cv2.setNumThreads(0)  # one process a core; OpenCV's own threads would only get in each other's way
-    _worker_job = job
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for ever, and write beside the run that continues."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _make_shard_in_worker(task: ShardTask) -> dict[str, Any]:
-    assert _worker_job is not None
-    return make_shard(_worker_job, task)
+    lines = "".join(json.dumps(asdict(item)) + "\n" for item in bad)
+    destination.write(LEDGER_NAME, lines.encode("ascii"))
 
 
 def _finish(
-    destination: Path,
+    destination: Destination,
     plan: Plan,
     options: PackOptions,
     job: Job,
-    tasks: list[PlannedShard],
+    receipts: Mapping[str, dict[str, Any]],
     tree: LabelTree | None,
     listing: Listing,
 ) -> PackSummary:
@@ -301,28 +261,28 @@ def _finish(
     manifests: dict[str, Manifest] = {}
     read = 0
     for split in plan.splits:
-        folder = destination / split.name
+        folder = destination.folder(split.name)
         records, classes = [], [np.empty(0, np.int32)]
-        for task in tasks:
-            if task.folder != folder:
-                continue
-            receipt = read_receipt(task, plan.sha256)
-            if receipt is None:
-                raise DataError(
-                    f"{folder / task.name}: expected the shard just made, found none or another; run again"
-                )
+        for name in sorted(name for name in receipts if name.startswith(f"{split.name}-")):
+            receipt = receipts[name]
             read += receipt["read"]
             bad.extend(BadInput(**item) for item in receipt["bad"])
             classes.append(np.array(receipt["classes"], np.int32))
             if receipt["record"]:
                 records.append(ShardRecord(**receipt["record"]))
+        sizes = folder.sizes()
+        if lost := [record.name for record in records if sizes.get(record.name) != record.bytes]:
+            raise DataError(
+                f"{folder.name}: expected the shards just made, found none or others for {some(lost)}; is it a "
+                "place that all processes and machines of the run share? Then run again"
+            )
         if not records:
             raise DataError(
-                f"{folder}: expected samples, found none that could be read; see the reasons: "
+                f"{folder.name}: expected samples, found none that could be read; see the reasons: "
                 f"{some([item.reason for item in bad])}"
             )
         if tree is not None:
-            tree.save(folder / TREE_NAME)
+            tree.save(folder.at(TREE_NAME))
         map_info = None
         if job.map_shape is not None:
             top, rows, columns = job.map_shape
@@ -336,15 +296,14 @@ def _finish(
             num_levels=tree.num_levels if tree else 0,
             label_maps=map_info,
             recipe=options.to_json(),
-            pixel_stack=pixel_stack(),
+            pixel_stack=dict(job.pixel_stack),
             sidecar_sha256=save_sidecar(folder, np.concatenate(classes)),
             shards=tuple(records),
         )
-    write_ledger(destination / LEDGER_NAME, bad)
+    write_ledger(destination, bad)
+    destination.remove_leftovers()
     for name, manifest in manifests.items():
-        for leftover in (destination / name).rglob(f"*{TEMPORARY_SUFFIX}"):  # of a run that was killed
-            leftover.unlink()
-        manifest.save(destination / name)
+        manifest.save(destination.folder(name))
     return PackSummary(
         read=read,
         packed=sum(manifest.num_samples for manifest in manifests.values()),

@@ -11,7 +11,7 @@ import numpy as np
 
 from .classes import class_list_sha256
 from .errors import DataError, UsageError
-from .images import ImageRecipe
+from .images import ImageRecipe, pixel_stack
 from .labelmap import read_map_header
 from .listing import Listing
 from .philox import PURPOSE_PLAN, check_seed, permutation
@@ -111,6 +111,7 @@ def make_job(listing: Listing, plan: Plan, options: PackOptions, tree: LabelTree
     return Job(
         storage=listing.files,
         plan_sha256=plan.sha256,
+        pixel_stack=pixel_stack(),
         image=options.image,
         label_maps=options.label_maps,
         map_shape=_first_map_shape(plan, options.label_maps),

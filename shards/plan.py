@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import DataError, UsageError
+from .files import canonical_json
 from .keys import ambiguous_names, repeated_keys, sample_key
 from .listing import ClassFolder, Listing, Location
-from .manifest import canonical_json
 from .names import Names, name_bytes
 from .philox import PURPOSE_PLAN, permutation
 from .storage import public_name

@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from .destination import Destination, open_destination
 from .errors import DataError, UsageError
-from .files import TEMPORARY_SUFFIX, hold_folder, write_atomically
+from .files import canonical_json, sha256_hex
 from .gather import SampleTable, index_samples
-from .manifest import Manifest, canonical_json, load_sidecar, load_tree, save_sidecar, sha256_hex
+from .manifest import Manifest, load_sidecar, load_tree, save_sidecar
 from .philox import PURPOSE_RESHARD, permutation
 from .progress import progress_bar
+from .receipts import read_receipts, settle_plan, write_receipt
 from .schema import COMPONENT_BY_SUFFIX, HIER, LMAP, MIB, PLAN_NAME, RECEIPTS_DIR, TAR_BLOCK_BYTES, TREE_NAME
 from .writer import ShardRecord, ShardWriter
 
@@ -98,10 +100,9 @@ def reshard(
     """
     options = options or ReshardOptions()
     folders = [_local(dataset) for dataset in datasets]
-    destination = _local(destination)
-    if destination.exists() and not destination.is_dir():
-        raise UsageError(f"{destination}: expected a new folder, found a file")
+    target = open_destination(destination)
     sources = [(folder, Manifest.load(folder)) for folder in folders]
+    name = _name([manifest for _, manifest in sources], target, options)
     _check_fit(sources, options)
     classes = np.concatenate([load_sidecar(folder, manifest) for folder, manifest in sources])
     kept = _kept_samples(sources[0][1], classes, options)
@@ -111,29 +112,26 @@ def reshard(
     if options.shuffle is not None:
         kept = kept[permutation(options.shuffle, PURPOSE_RESHARD, 0, 0, len(kept))]
     bounds = _shard_bounds(table.kept_bytes[kept], options)
-    destination.mkdir(parents=True, exist_ok=True)
-    with hold_folder(destination):
-        name = _name(sources, destination, options)
-        plan_sha256 = _settle_plan(destination, name, sources, options)
-        first = sources[0][1]
-        suffixes = [suffix for suffix in first.components if suffix not in options.drop]
-        (destination / RECEIPTS_DIR).mkdir(exist_ok=True)
+    shards = {f"{name}-{i:06d}.tar": samples for i, samples in enumerate(bounds)}
+    target.make()
+    with target.hold():
+        plan_sha256 = _settle_plan(target, name, sources, options)
+        target.folder(RECEIPTS_DIR).make()
+        earlier = read_receipts(target, list(shards), plan_sha256)
+        suffixes = [suffix for suffix in sources[0][1].components if suffix not in options.drop]
         records = []
         with progress_bar(len(kept), "reshard", "img") as bar:
-            for i, (start, stop) in enumerate(bounds):
-                path = destination / f"{name}-{i:06d}.tar"
-                record = _read_receipt(path, plan_sha256)
-                if record is None:
-                    with ShardWriter(path, suffixes) as writer:
+            for (shard_name, (start, stop)), receipt in zip(shards.items(), earlier, strict=True):
+                if receipt is None:
+                    with ShardWriter(target.at(shard_name), suffixes) as writer:
                         for sample in table.read(kept[start:stop], options.drop):
                             writer.write(sample.key, sample.parts)
-                    record = writer.record
-                    assert record is not None
-                    receipt = {"plan": plan_sha256, "record": record.to_json()}
-                    write_atomically(_receipt_path(path), canonical_json(receipt))
-                records.append(record)
+                    assert writer.record is not None
+                    receipt = {"plan": plan_sha256, "record": writer.record.to_json()}
+                    write_receipt(target, shard_name, receipt)
+                records.append(ShardRecord(**receipt["record"]))
                 bar.update(stop - start)
-        return _finish(destination, name, sources, options, records, classes[kept])
+        return _finish(target, name, sources, options, records, classes[kept])
 
 
 def _local(path: str | Path) -> Path:
@@ -235,38 +233,35 @@ def _shard_bounds(sample_bytes: np.ndarray, options: ReshardOptions) -> list[tup
     return [(start, stop) for start, stop in pairwise(cuts) if start < stop]
 
 
-def _name(sources: Sequence[tuple[Path, Manifest]], destination: Path, options: ReshardOptions) -> str:
-    names = {manifest.name for _, manifest in sources}
-    name = options.name or (names.pop() if len(names) == 1 else destination.resolve().name)
+def _name(manifests: Sequence[Manifest], destination: Destination, options: ReshardOptions) -> str:
+    names = {manifest.name for manifest in manifests}
+    name = options.name or (names.pop() if len(names) == 1 else destination.base)
     if not name or "/" in name or "\\" in name or name.startswith("."):
         raise UsageError(f"name: expected a file name, found {name!r}")
     return name
 
 
 def _settle_plan(
-    destination: Path, name: str, sources: Sequence[tuple[Path, Manifest]], options: ReshardOptions
+    destination: Destination, name: str, sources: Sequence[tuple[Path, Manifest]], options: ReshardOptions
 ) -> str:
     """Write `plan.json`, or compare it with the one of an earlier run; returns its fingerprint."""
     content = {"name": name, "reshard": _done(sources, options)}
     plan_sha256 = sha256_hex(canonical_json(content))
-    path = destination / PLAN_NAME
-    if path.exists():
+    text = json.dumps({"sha256": plan_sha256, **content}, indent=1).encode("ascii")
+    earlier = settle_plan(destination, lambda: text)
+    if earlier is not None:
         try:
-            found = json.loads(path.read_bytes())["sha256"]
+            found = json.loads(earlier)["sha256"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{path}: expected the plan of an earlier run, found: {error!r}; it is damaged"
+                f"{destination.name}/{PLAN_NAME}: expected the plan of an earlier run, found: {error!r}; it is "
+                "damaged"
             ) from error
         if found != plan_sha256:
             raise UsageError(
-                f"{destination}: expected the plan {plan_sha256[:12]} of these data sets and options, found "
+                f"{destination.name}: expected the plan {plan_sha256[:12]} of these data sets and options, found "
                 f"{found[:12]} of another run. Write into a new folder"
             )
-        return plan_sha256
-    ours = {".lock", PLAN_NAME + TEMPORARY_SUFFIX}  # of a run that was killed before it had a plan
-    if unexpected := sorted(entry.name for entry in destination.iterdir() if entry.name not in ours):
-        raise UsageError(f"{destination}: expected an empty or new folder, found {_some(unexpected)}")
-    write_atomically(path, json.dumps({"sha256": plan_sha256, **content}, indent=1).encode("ascii"))
     return plan_sha256
 
 
@@ -287,23 +282,8 @@ def _done(sources: Sequence[tuple[Path, Manifest]], options: ReshardOptions) -> 
     }
 
 
-def _receipt_path(path: Path) -> Path:
-    return path.parent / RECEIPTS_DIR / f"{path.name}.json"
-
-
-def _read_receipt(path: Path, plan_sha256: str) -> ShardRecord | None:
-    """The record of a shard that is finished, or None."""
-    try:
-        receipt = json.loads(_receipt_path(path).read_bytes())
-        record = ShardRecord(**receipt["record"])
-        whole = path.stat().st_size == record.bytes and path.with_suffix(".idx").is_file()
-        return record if whole and receipt["plan"] == plan_sha256 else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _finish(
-    destination: Path,
+    destination: Destination,
     name: str,
     sources: Sequence[tuple[Path, Manifest]],
     options: ReshardOptions,
@@ -314,7 +294,7 @@ def _finish(
     folder, first = sources[0]
     tree = None if HIER.suffix in options.drop else load_tree(folder, first)
     if tree is not None:
-        tree.save(destination / TREE_NAME)
+        tree.save(destination.at(TREE_NAME))
     manifests = [manifest for _, manifest in sources]
     result = Manifest(
         name=name,
@@ -329,8 +309,7 @@ def _finish(
         sidecar_sha256=save_sidecar(destination, classes),
         shards=tuple(records),
     )
-    for leftover in destination.rglob(f"*{TEMPORARY_SUFFIX}"):  # of a run that was killed
-        leftover.unlink()
+    destination.remove_leftovers()
     result.save(destination)
     return result
 

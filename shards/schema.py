@@ -71,6 +71,8 @@ MAX_MAP_ELEMENTS = 4 * MIB  # K * P * Q
 MAX_TAR_MEMBERS = 16 * MIB
 MAX_MANIFEST_BYTES = 512 * MIB
 MAX_TREE_BYTES = 64 * MIB
+MAX_PLAN_BYTES = 64 * MIB
+MAX_RECEIPT_BYTES = 1024 * MIB  # of a shard with as many members as one may have
 
 
 def component_table() -> str:

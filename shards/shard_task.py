@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,19 @@ import msgpack
 import numpy as np
 
 from .components import encode_levels
-from .errors import DataError, ImageError
-from .files import write_atomically
-from .images import ImageRecipe, store_image
+from .destination import Destination
+from .errors import DataError, ImageError, UsageError
+from .images import ImageRecipe, pixel_stack, store_image
 from .labelmap import read_map_header
 from .listing import Location
-from .manifest import canonical_json
 from .plan import PlannedSample, SplitPlan
-from .schema import CLS, HIER, JPG, LMAP, META, MIB, RECEIPTS_DIR
+from .receipts import write_receipt
+from .schema import CLS, HIER, JPG, LMAP, META, MIB
 from .storage import Storage, is_remote, open_storage, public_name
 from .writer import ShardWriter
 
 _MAX_FILE_BYTES = 512 * MIB
+RECEIPT_KEYS = ("name", "plan", "read", "record", "classes", "bad")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class BadInput:
 class ShardTask:
     """Everything a worker needs to make one shard."""
 
-    folder: Path
+    folder: Destination
     name: str
     samples: Sequence[PlannedSample]
 
@@ -48,7 +50,7 @@ class ShardTask:
 class PlannedShard:
     """A shard to come; its samples are looked up when its turn comes."""
 
-    folder: Path
+    folder: Destination
     name: str
     split: SplitPlan
     start: int
@@ -64,6 +66,7 @@ class Job:
 
     storage: Storage
     plan_sha256: str
+    pixel_stack: Mapping[str, str]
     image: ImageRecipe
     label_maps: Path | None
     map_shape: tuple[int, int, int] | None
@@ -78,10 +81,20 @@ class Job:
 
 
 def make_shard(job: Job, task: ShardTask) -> dict[str, Any]:
-    """Make one shard and its receipt."""
+    """Make one shard and its receipt: an object with RECEIPT_KEYS.
+
+    Raises:
+        UsageError: this machine has another pixel stack than the run.
+        DataError: the source or the destination is away.
+    """
+    if (stack := pixel_stack()) != dict(job.pixel_stack):
+        raise UsageError(
+            f"{task.name}: expected the pixel stack {dict(job.pixel_stack)} of the run, found {stack} on "
+            f"{socket.gethostname()}; the bytes would differ. Install the same versions on every machine"
+        )
     bad: list[BadInput] = []
     classes: list[int] = []
-    writer = ShardWriter(task.folder / task.name, job.suffixes)
+    writer = ShardWriter(task.folder.at(task.name), job.suffixes)
     try:
         for sample in task.samples:
             try:
@@ -101,34 +114,15 @@ def make_shard(job: Job, task: ShardTask) -> dict[str, Any]:
         writer.abort()
         raise
     receipt = {
+        "name": task.name,
         "plan": job.plan_sha256,
         "read": len(task.samples),
         "record": record.to_json() if record else None,
         "classes": classes,
         "bad": [asdict(item) for item in bad],
     }
-    write_atomically(_receipt_path(task), canonical_json(receipt))
+    write_receipt(task.folder, task.name, receipt)
     return receipt
-
-
-def _receipt_path(task: ShardTask | PlannedShard) -> Path:
-    return task.folder / RECEIPTS_DIR / f"{task.name}.json"
-
-
-def read_receipt(task: ShardTask | PlannedShard, plan_sha256: str) -> dict[str, Any] | None:
-    """A finished shard's receipt, or None where the shard is still to be made."""
-    try:
-        receipt = json.loads(_receipt_path(task).read_bytes())
-        if receipt["plan"] != plan_sha256:
-            return None
-        record, _, _, _ = (receipt[name] for name in ("record", "read", "classes", "bad"))
-        shard = task.folder / task.name
-        whole = record is None or (
-            shard.stat().st_size == record["bytes"] and shard.with_suffix(".idx").is_file()
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return receipt if whole else None
 
 
 def make_sample(job: Job, sample: PlannedSample) -> dict[str, bytes]:

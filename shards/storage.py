@@ -187,6 +187,16 @@ class RemoteStorage:
     def name(self) -> str:
         return public_name(self.root)
 
+    @property
+    def filesystem(self) -> Any:
+        """fsspec's file system."""
+        return self._filesystem
+
+    @property
+    def path(self) -> str:
+        """The root as the file system names it."""
+        return self._path
+
     def __repr__(self) -> str:
         return f"RemoteStorage({self.name!r})"
 

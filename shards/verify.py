@@ -16,10 +16,11 @@ import simplejpeg
 
 from .components import decode_class, decode_levels, decode_meta
 from .errors import DataError, SoftshardError, UsageError
+from .files import sha256_hex
 from .index import ShardIndex, build_index, parse_index, scan_tar
 from .jpeg import read_jpeg_header
 from .labelmap import decode_label_map, read_map_header
-from .manifest import Manifest, load_sidecar, load_tree, sha256_hex
+from .manifest import Manifest, load_sidecar, load_tree
 from .progress import progress_bar
 from .schema import CLASSES_NAME, CLS, HIER, JPG, KEY_PATTERN, LMAP, MANIFEST_NAME, META
 

@@ -1,13 +1,12 @@
 """Writes one shard: a POSIX ustar tar with fixed times, owners and order, and its `.idx`.
 
-The same samples give the same bytes. A shard is written under a temporary name and renamed when it is whole
-and on disk, so that nothing half-written ever has a shard's name.
+The same samples give the same bytes. A shard gets its name when it is whole (see `destination`), so that nothing
+half-written ever has a shard's name.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +15,10 @@ from types import TracebackType
 
 import numpy as np
 
+from .destination import open_destination
 from .errors import DataError
-from .files import TEMPORARY_SUFFIX, replace_durably, write_atomically
-from .index import ShardIndex, format_index, padded
+from .files import split_url
+from .index import ShardIndex, format_index, index_name, padded
 from .schema import COMPONENT_BY_SUFFIX, KEY_PATTERN, SUFFIX_PATTERN, TAR_BLOCK_BYTES, component_rank
 
 
@@ -51,7 +51,7 @@ class ShardWriter:
     `record` is set, otherwise nothing stays behind.
 
     Args:
-        path: where the shard goes, ending in `.tar`.
+        path: where the shard goes, a path or any fsspec URL that can be written, ending in `.tar`.
         suffixes: the components that every sample has.
 
     Raises:
@@ -59,11 +59,13 @@ class ShardWriter:
     """
 
     def __init__(self, path: str | Path, suffixes: Sequence[str]) -> None:
-        self.path = Path(path)
+        self.path = path
+        folder, self.name = split_url(path)
+        self._destination = open_destination(folder)
         for suffix in suffixes:
             if not SUFFIX_PATTERN.fullmatch(suffix) or list(suffixes).count(suffix) > 1:
                 raise DataError(
-                    f"{self.path.name}: expected distinct component suffixes of at most 10 lower-case "
+                    f"{self.name}: expected distinct component suffixes of at most 10 lower-case "
                     f"letters, digits, '_' and '.', found {list(suffixes)}"
                 )
         self.suffixes = tuple(sorted(suffixes, key=lambda suffix: (component_rank(suffix), suffix)))
@@ -74,8 +76,7 @@ class ShardWriter:
         self._sizes: list[list[int]] = []
         self._position = 0
         self._sha256 = hashlib.sha256()
-        self._temporary = self.path.with_name(self.path.name + TEMPORARY_SUFFIX)
-        self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed by close or abort)
+        self._staged = self._destination.stage(self.name)
 
     @property
     def num_samples(self) -> int:
@@ -91,7 +92,7 @@ class ShardWriter:
         Raises:
             DataError: another key or other components than a shard may have.
         """
-        where = f"{self.path.name}: sample {key!r}"
+        where = f"{self.name}: sample {key!r}"
         if not KEY_PATTERN.fullmatch(key):
             raise DataError(f"{where}: expected a key of 1 to 89 letters, digits, '_' or '-'")
         if key in self._seen:
@@ -120,7 +121,7 @@ class ShardWriter:
         self._sizes.append(sizes)
 
     def _append(self, data: bytes) -> None:
-        self._file.write(data)
+        self._staged.file.write(data)
         self._sha256.update(data)
         self._position += len(data)
 
@@ -138,11 +139,8 @@ class ShardWriter:
 
     def _finish(self) -> ShardRecord:
         if not self._keys:
-            raise DataError(f"{self.path.name}: expected at least one sample, found none")
+            raise DataError(f"{self.name}: expected at least one sample, found none")
         self._append(bytes(2 * TAR_BLOCK_BYTES))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
         index = ShardIndex(
             self.suffixes,
             tuple(self._keys),
@@ -150,10 +148,10 @@ class ShardWriter:
             np.array(self._sizes, np.int64),
         )
         text = format_index(index).encode("ascii")
-        write_atomically(self.path.with_suffix(".idx"), text)
-        replace_durably(self._temporary, self.path)
+        self._destination.write(index_name(self.name), text)
+        self._staged.publish()
         self.record = ShardRecord(
-            name=self.path.name,
+            name=self.name,
             samples=len(self._keys),
             bytes=self._position,
             sha256=self._sha256.hexdigest(),
@@ -163,8 +161,7 @@ class ShardWriter:
 
     def abort(self) -> None:
         """Drop what has been written."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        self._staged.discard()
 
     def __enter__(self) -> ShardWriter:
         return self

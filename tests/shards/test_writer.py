@@ -123,7 +123,7 @@ def test_nothing_stays_behind_when_the_disk_fails_at_the_end(tmp_path, monkeypat
 def test_a_shard_has_no_name_before_it_is_whole(tmp_path):
     with ShardWriter(tmp_path / "x.tar", ["jpg"]) as writer:
         writer.write("a", {"jpg": b"j"})
-        assert [path.name for path in tmp_path.iterdir()] == ["x.tar.part"]
+        assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.idx", "x.tar"]
 
 

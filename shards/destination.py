@@ -1,0 +1,365 @@
+"""Where shards are written: a local folder, or a prefix of a bucket behind any fsspec URL.
+
+Nothing half-written is ever seen under its final name. Locally a file is written under a temporary name, flushed
+and renamed; in a bucket it is one PUT or a multipart upload, which appears when it is complete. (An upload that
+is killed leaves parts that no reader sees but a bucket's owner pays for: a lifecycle rule that aborts incomplete
+multipart uploads removes them.) A shard bound for a bucket is staged in an unnamed file in the folder for
+temporary files (`TMPDIR`), which goes with the process, and uploaded from there, so that memory holds no shards.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeVar
+
+from .errors import DataError, UsageError
+from .files import TEMPORARY_SUFFIX, hold_folder, replace_durably, write_atomically
+from .schema import PLAN_NAME
+from .storage import LocalStorage, RemoteStorage, open_storage, public_name
+
+_ATTEMPTS = 5
+_FIRST_WAIT_S = 0.5
+_LOCK_NAME = ".lock"
+
+T = TypeVar("T")
+
+
+class StagedFile(Protocol):
+    """A file that is being written; it has no name that a reader would look for."""
+
+    file: BinaryIO
+
+    def publish(self) -> None:
+        """Give it its name: it appears whole, over one that was there."""
+        ...
+
+    def discard(self) -> None:
+        """Drop it; nothing happens to one that is published."""
+        ...
+
+
+class Destination(Protocol):
+    """A folder to write to. It can be sent to another process."""
+
+    name: str  # as messages name it: without user, password and query
+    base: str  # its last part
+    remote: bool
+
+    def folder(self, name: str) -> Destination:
+        """A folder below this one."""
+        ...
+
+    def at(self, name: str) -> str:
+        """The path or URL of a file in the folder, which `ShardWriter` and others open."""
+        ...
+
+    def make(self) -> None:
+        """Make the folder where it is missing; a bucket needs none."""
+        ...
+
+    def hold(self) -> Any:
+        """A context that keeps other runs out. A bucket has no locks: there `create` of the plan decides."""
+        ...
+
+    def sizes(self) -> dict[str, int]:
+        """Name and bytes of the files right in the folder; hidden ones and those of other runs too."""
+        ...
+
+    def foreign(self) -> list[str]:
+        """Names in the folder that no run leaves behind before it has a plan, in lexical order."""
+        ...
+
+    def read(self, name: str, limit: int) -> bytes:
+        """A small file.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            DataError: it is larger than `limit` bytes, or the store is away.
+        """
+        ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file, over one that was there."""
+        ...
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a small file unless it is there; returns whether it was written.
+
+        Where the store knows conditional writes, only one of two runs at the same moment gets True.
+        """
+        ...
+
+    def stage(self, name: str) -> StagedFile:
+        """A file to write that gets its name later."""
+        ...
+
+    def remove_leftovers(self) -> None:
+        """Remove temporary files of runs that were killed, here and in the folders below."""
+        ...
+
+
+def open_destination(where: str | Path | Destination) -> Destination:
+    """The destination that a path or URL names; nothing is made or read yet.
+
+    Raises:
+        UsageError: fsspec does not know the protocol, or cannot write with it.
+        MissingExtraError: its package is not installed.
+    """
+    if not isinstance(where, (str, Path)):
+        return where
+    storage = open_storage(where)
+    if isinstance(storage, LocalStorage):
+        return LocalDestination(Path(storage.root))
+    if str(where).lower().startswith(("http://", "https://")):
+        raise UsageError(
+            f"{storage.name}: expected a folder or a bucket to write to, found a web server, which is only read "
+            "from. Give a folder, or a URL such as s3://bucket/folder"
+        )
+    return RemoteDestination(str(where))
+
+
+class LocalDestination:
+    """A local folder (or one that all machines of a cluster share)."""
+
+    remote = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = str(path)
+        self.base = path.resolve().name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalDestination) and self.path == other.path
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def folder(self, name: str) -> LocalDestination:
+        return LocalDestination(self.path / name)
+
+    def at(self, name: str) -> str:
+        return str(self.path / name)
+
+    def make(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.name}: expected a new folder, found a file")
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        with hold_folder(self.path):
+            yield
+
+    def sizes(self) -> dict[str, int]:
+        try:
+            with os.scandir(self.path) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        except FileNotFoundError:
+            return {}
+
+    def foreign(self) -> list[str]:
+        names = (entry.name for entry in self.path.iterdir())
+        return sorted(name for name in names if name != _LOCK_NAME and not _is_leftover_plan(name))
+
+    def read(self, name: str, limit: int) -> bytes:
+        with open(self.path / name, "rb") as file:
+            return _limited(file.read(limit + 1), limit, str(self.path / name))
+
+    def write(self, name: str, data: bytes) -> None:
+        write_atomically(self.path / name, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        # Runs keep each other out by the folder's lock.
+        if (self.path / name).exists():
+            return False
+        self.write(name, data)
+        return True
+
+    def stage(self, name: str) -> StagedFile:
+        return _RenamedFile(self.path / name)
+
+    def remove_leftovers(self) -> None:
+        for leftover in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
+
+
+class _RenamedFile:
+    """Written beside its place under a name of its own, flushed to disk, then renamed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # Not one name for all: a worker that has lost its run may still be writing the same shard.
+        self._temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+        self.file: BinaryIO = open(self._temporary, "wb")  # noqa: SIM115 (closed by publish or discard)
+
+    def publish(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        replace_durably(self._temporary, self._path)
+
+    def discard(self) -> None:
+        self.file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+class RemoteDestination:
+    """A prefix of a bucket, or whatever an fsspec URL names."""
+
+    remote = True
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.name = public_name(self.url)
+        self.base = self.name.rpartition("/")[2]
+        self._storage = RemoteStorage(self.url)  # refuses a protocol that is not known or not installed
+
+    def __repr__(self) -> str:
+        return f"RemoteDestination({self.name!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemoteDestination) and self.url == other.url
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> Any:  # a file system has threads and connections of its own
+        return RemoteDestination, (self.url,)
+
+    def folder(self, name: str) -> RemoteDestination:
+        return RemoteDestination(f"{self.url}/{name}")
+
+    def at(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def make(self) -> None:
+        pass
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        yield
+
+    def sizes(self) -> dict[str, int]:
+        return {name: size for name, (kind, size) in self._entries().items() if kind == "file"}
+
+    def foreign(self) -> list[str]:
+        return sorted(self._entries())
+
+    def _inside(self, name: str) -> tuple[Any, str]:
+        return self._storage.filesystem, f"{self._storage.path.rstrip('/')}/{name}"
+
+    def _entries(self) -> dict[str, tuple[str, int]]:
+        filesystem, path = self._storage.filesystem, self._storage.path.rstrip("/")
+
+        def listed() -> dict[str, tuple[str, int]]:
+            filesystem.invalidate_cache()  # of what this process has seen: others write here too
+            found = filesystem.ls(path, detail=True)
+            names = {str(entry["name"]).rstrip("/"): entry for entry in found}
+            return {
+                name.rpartition("/")[2]: (entry["type"], int(entry["size"] or 0))
+                for name, entry in names.items()
+                if name.strip("/") != path.strip("/")  # an object store may name the folder itself
+            }
+
+        try:
+            return self._try("listed", "", listed)
+        except FileNotFoundError:
+            return {}
+
+    def read(self, name: str, limit: int) -> bytes:
+        filesystem, path = self._inside(name)
+
+        def content() -> bytes:
+            with filesystem.open(path, "rb") as file:
+                return file.read(limit + 1)
+
+        return _limited(self._try("read", name, content), limit, f"{self.name}/{name}")
+
+    def write(self, name: str, data: bytes) -> None:
+        filesystem, path = self._inside(name)
+        self._try("written", name, lambda: filesystem.pipe_file(path, data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        filesystem, path = self._inside(name)
+        attempts = 0
+
+        def created() -> bool:
+            nonlocal attempts
+            attempts += 1
+            try:
+                filesystem.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                # Ours, perhaps, when an earlier attempt got through and its answer did not.
+                return attempts > 1 and filesystem.cat_file(path) == data
+            return True
+
+        return self._try("written", name, created)
+
+    def stage(self, name: str) -> StagedFile:
+        return _UploadedFile(self, name)
+
+    def upload(self, name: str, local_path: str) -> None:
+        """Copy a local file into the folder; it appears whole."""
+        filesystem, path = self._inside(name)
+        self._try("written", name, lambda: filesystem.put_file(local_path, path))
+
+    def remove_leftovers(self) -> None:
+        pass  # nothing has a name before it is whole
+
+    def _try(self, done: str, name: str, call: Callable[[], T]) -> T:
+        """Call, and again after a while where the store fails in a way that may pass."""
+        where = f"{self.name}/{name}" if name else self.name
+        for attempt in range(_ATTEMPTS):
+            try:
+                return call()
+            except FileNotFoundError as error:
+                if done == "written":  # what is missing is the bucket
+                    raise UsageError(
+                        f"{where}: cannot be written: the bucket is not there. Make it first, or give another"
+                    ) from None
+                raise FileNotFoundError(error.errno, os.strerror(error.errno or 2), where) from None
+            except PermissionError:
+                raise UsageError(
+                    f"{where}: cannot be {done}: the store refuses these credentials. Check them, and their rights"
+                ) from None
+            except Exception as error:
+                # The error's own text may hold the whole URL.
+                if attempt == _ATTEMPTS - 1:
+                    detail = getattr(error, "status", None) or getattr(error, "errno", None) or ""
+                    raise DataError(
+                        f"{where}: cannot be {done}: {type(error).__name__} {detail}".rstrip()
+                        + f"; tried {_ATTEMPTS} times. What is finished is kept: run the same command again to "
+                        "continue"
+                    ) from None
+                time.sleep(_FIRST_WAIT_S * 2**attempt)
+        raise AssertionError("unreachable")
+
+
+class _UploadedFile:
+    """Staged in a file without a name, which a killed process does not leave behind; then uploaded."""
+
+    def __init__(self, destination: RemoteDestination, name: str) -> None:
+        self._destination, self._name = destination, name
+        self.file: BinaryIO = tempfile.TemporaryFile()  # type: ignore[assignment]  # noqa: SIM115
+
+    def publish(self) -> None:
+        self.file.flush()
+        self._destination.upload(self._name, f"/proc/self/fd/{self.file.fileno()}")
+        self.file.close()
+
+    def discard(self) -> None:
+        self.file.close()
+
+
+def _is_leftover_plan(name: str) -> bool:
+    return name.startswith(PLAN_NAME) and name.endswith(TEMPORARY_SUFFIX)
+
+
+def _limited(data: bytes, limit: int, where: str) -> bytes:
+    if len(data) > limit:
+        raise DataError(f"{where}: expected at most {limit} bytes, found more")
+    return data
