@@ -114,7 +114,11 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
         help="folder of class folders or class tars (or of train and val with those), tar of class tars, list of path "
         "and label (.csv, .tsv, .jsonl), or WebDataset; a path or any fsspec URL",
     )
-    pack.add_argument("destination", metavar="DST", help="new folder; shards go to DST/train and DST/val")
+    pack.add_argument(
+        "destination",
+        metavar="DST",
+        help="new folder, or any fsspec URL that can be written (s3://bucket/folder); shards go to DST/train and DST/val",
+    )
     pack.add_argument(
         "--preset", choices=tuple(PRESETS), help="published settings; an option given beside it wins"
     )
@@ -178,7 +182,9 @@ def _add_reshard(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "dataset", nargs="+", metavar="DATASET", help="folders with the same class list, tree and components"
     )
-    command.add_argument("destination", metavar="DST", help="new folder; the shards go right into it")
+    command.add_argument(
+        "destination", metavar="DST", help="new folder or fsspec URL; the shards go right into it"
+    )
     command.add_argument(
         "--shard-bytes", type=byte_size, default=256 * 10**6, metavar="SIZE", help="(default: 256MB)"
     )
@@ -209,6 +215,7 @@ def _run_pack(args: argparse.Namespace) -> int:
     from .images import ImageRecipe
     from .pack import PackOptions, pack
     from .preview import preview
+    from .storage import public_name
     from .tree import LabelTree
 
     for name, value in {**_DEFAULTS, **PRESETS.get(args.preset, {})}.items():
@@ -266,12 +273,12 @@ def _run_pack(args: argparse.Namespace) -> int:
     print(f"read {summary.read:,} = packed {summary.packed:,} + bad {summary.bad:,}")
     for name, manifest in summary.manifests.items():
         print(
-            f"  {args.destination}/{name}: {manifest.num_samples:,} samples of {manifest.num_classes:,} "
+            f"  {public_name(args.destination)}/{name}: {manifest.num_samples:,} samples of {manifest.num_classes:,} "
             f"classes in {len(manifest.shards):,} shards, "
             f"{manifest.num_bytes / manifest.num_samples:,.0f} bytes a sample"
         )
     if summary.bad:
-        print(f"  bad inputs, with reasons: {args.destination}/bad.jsonl")
+        print(f"  bad inputs, with reasons: {public_name(args.destination)}/bad.jsonl")
     for what, names in (
         (
             "folders left out (too few images, or not in the class list)",
@@ -327,6 +334,7 @@ def _run_stats(args: argparse.Namespace) -> int:
 def _run_reshard(args: argparse.Namespace) -> int:
     from .classes import load_class_list
     from .reshard import ReshardOptions, reshard
+    from .storage import public_name
 
     manifest = reshard(
         args.dataset,
@@ -355,7 +363,7 @@ def _run_reshard(args: argparse.Namespace) -> int:
         )
         return EXIT_FINE
     print(
-        f"{args.destination}: {manifest.num_samples:,} of {read:,} samples in {len(manifest.shards):,} shards, "
+        f"{public_name(args.destination)}: {manifest.num_samples:,} of {read:,} samples in {len(manifest.shards):,} shards, "
         f"{manifest.num_bytes:,} bytes"
     )
     return EXIT_FINE

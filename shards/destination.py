@@ -14,13 +14,13 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from .errors import DataError, UsageError
 from .files import TEMPORARY_SUFFIX, hold_folder, replace_durably, write_atomically
-from .schema import PLAN_NAME
+from .schema import LISTING_NAME, PLAN_NAME
 from .storage import LocalStorage, RemoteStorage, open_storage, public_name
 
 _ATTEMPTS = 5
@@ -75,6 +75,10 @@ class Destination(Protocol):
         """Names in the folder that no run leaves behind before it has a plan, in lexical order."""
         ...
 
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        ...
+
     def read(self, name: str, limit: int) -> bytes:
         """A small file.
 
@@ -93,6 +97,10 @@ class Destination(Protocol):
 
         Where the store knows conditional writes, only one of two runs at the same moment gets True.
         """
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is not there is no error."""
         ...
 
     def stage(self, name: str) -> StagedFile:
@@ -146,8 +154,6 @@ class LocalDestination:
         return str(self.path / name)
 
     def make(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"{self.name}: expected a new folder, found a file")
         self.path.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
@@ -163,8 +169,15 @@ class LocalDestination:
             return {}
 
     def foreign(self) -> list[str]:
-        names = (entry.name for entry in self.path.iterdir())
-        return sorted(name for name in names if name != _LOCK_NAME and not _is_leftover_plan(name))
+        if self.path.is_file():
+            raise UsageError(f"{self.name}: expected a new folder, found a file")
+        try:
+            return sorted(name for name in os.listdir(self.path) if not _is_early(name))
+        except FileNotFoundError:
+            return []
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).is_file()
 
     def read(self, name: str, limit: int) -> bytes:
         with open(self.path / name, "rb") as file:
@@ -179,6 +192,9 @@ class LocalDestination:
             return False
         self.write(name, data)
         return True
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
 
     def stage(self, name: str) -> StagedFile:
         return _RenamedFile(self.path / name)
@@ -247,7 +263,7 @@ class RemoteDestination:
         return {name: size for name, (kind, size) in self._entries().items() if kind == "file"}
 
     def foreign(self) -> list[str]:
-        return sorted(self._entries())
+        return sorted(name for name in self._entries() if not _is_early(name))
 
     def _inside(self, name: str) -> tuple[Any, str]:
         return self._storage.filesystem, f"{self._storage.path.rstrip('/')}/{name}"
@@ -269,6 +285,15 @@ class RemoteDestination:
             return self._try("listed", "", listed)
         except FileNotFoundError:
             return {}
+
+    def has(self, name: str) -> bool:
+        filesystem, path = self._inside(name)
+
+        def found() -> bool:
+            filesystem.invalidate_cache()
+            return filesystem.exists(path)
+
+        return self._try("read", name, found)
 
     def read(self, name: str, limit: int) -> bytes:
         filesystem, path = self._inside(name)
@@ -298,6 +323,15 @@ class RemoteDestination:
             return True
 
         return self._try("written", name, created)
+
+    def remove(self, name: str) -> None:
+        filesystem, path = self._inside(name)
+
+        def removed() -> None:
+            with suppress(FileNotFoundError):
+                filesystem.rm_file(path)
+
+        self._try("removed", name, removed)
 
     def stage(self, name: str) -> StagedFile:
         return _UploadedFile(self, name)
@@ -355,8 +389,10 @@ class _UploadedFile:
         self.file.close()
 
 
-def _is_leftover_plan(name: str) -> bool:
-    return name.startswith(PLAN_NAME) and name.endswith(TEMPORARY_SUFFIX)
+def _is_early(name: str) -> bool:
+    """Whether a run may leave a file of this name before it has a plan."""
+    unfinished = name.startswith((PLAN_NAME, LISTING_NAME)) and name.endswith(TEMPORARY_SUFFIX)
+    return name in (_LOCK_NAME, LISTING_NAME) or unfinished
 
 
 def _limited(data: bytes, limit: int, where: str) -> bytes:

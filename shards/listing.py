@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,28 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 )
 _MAX_PROBLEMS = 20
+_REMOTE_LISTERS = 16  # threads
+
+T = TypeVar("T")
+
+
+Seen = Callable[[int], object]  # told of how many more images were found
+
+
+def not_seen(num: int) -> None:
+    """A `Seen` that nobody looks at."""
+
+
+def in_order(storage: Storage, call: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
+    """`call` for every name, in their order: one after the other, or many at once where each waits for a server."""
+    if not storage.remote:
+        yield from map(call, names)
+        return
+    with ThreadPoolExecutor(_REMOTE_LISTERS) as pool:
+        try:
+            yield from pool.map(call, names)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def is_image_name(name: str) -> bool:
@@ -64,9 +87,14 @@ class Spans:
         sizes = np.array([location.size for location in locations], np.int64)
         if (offsets % TAR_BLOCK_BYTES).any():
             raise ValueError("a tar member's data begin at a block")
-        return cls(
-            tuple(containers), _narrow(np.array(which)), _narrow(offsets // TAR_BLOCK_BYTES), _narrow(sizes)
-        )
+        return cls.of(tuple(containers), np.array(which), offsets // TAR_BLOCK_BYTES, sizes)
+
+    @classmethod
+    def of(
+        cls, containers: tuple[str, ...], which: np.ndarray, blocks: np.ndarray, sizes: np.ndarray
+    ) -> Spans:
+        """Spans of arrays of any integer type."""
+        return cls(containers, _narrow(which), _narrow(blocks), _narrow(sizes))
 
     def __getitem__(self, i: int) -> Location:
         which = self.which[i] if len(self.which) > 1 else self.which[0]
@@ -99,6 +127,12 @@ class ClassFolder:
     def __post_init__(self) -> None:
         if not isinstance(self.files, Names):
             object.__setattr__(self, "files", Names(self.files))
+
+    @property
+    def names(self) -> Names:
+        """`files`, packed."""
+        assert isinstance(self.files, Names)
+        return self.files
 
     def file_path(self, i: int) -> str:
         """The i-th image's path below the source."""

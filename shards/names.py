@@ -32,6 +32,17 @@ class Names(Sequence[str]):
         self._offsets = ends.astype(np.int32 if ends[-1] < 2**31 else np.int64)
         self._blob = b"".join(encoded)
 
+    @classmethod
+    def of(cls, prefix: bytes, suffix: bytes, lengths: np.ndarray, middles: bytes) -> Names:
+        """Names from what `prefix`, `suffix`, `lengths` and `middles` of others were."""
+        names = cls()
+        names.prefix, names.suffix, names._blob = prefix, suffix, middles
+        ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        if ends[-1] != len(middles):
+            raise ValueError(f"expected lengths that sum to {len(middles)}, found {ends[-1]}")
+        names._offsets = ends.astype(np.int32 if ends[-1] < 2**31 else np.int64)
+        return names
+
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
@@ -78,9 +89,14 @@ class Names(Sequence[str]):
         return self._blob
 
     @property
+    def lengths(self) -> np.ndarray:
+        """Integer [N], bytes of each name between the common beginning and end."""
+        return np.diff(self._offsets)
+
+    @property
     def longest(self) -> int:
         """Bytes of the longest name."""
-        return len(self.prefix) + len(self.suffix) + int(np.diff(self._offsets).max(initial=0))
+        return len(self.prefix) + len(self.suffix) + int(self.lengths.max(initial=0))
 
     def update(self, digest: hashlib._Hash | Any) -> None:
         """Feed a hash with the names; two columns feed the same bytes only where they are equal."""

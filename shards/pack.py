@@ -23,12 +23,13 @@ from .destination import Destination, LocalDestination, RemoteDestination, open_
 from .engine_local import run_locally
 from .errors import DataError, UsageError
 from .listing import Listing
+from .listing_file import KeptListing
 from .manifest import LabelMapInfo, Manifest, save_sidecar
 from .pack_plan import SIZE_SAMPLE, PackOptions, make_job, mean_sample_bytes, plan_source
 from .plan import Plan, some
 from .progress import progress_bar
 from .receipts import read_receipts, settle_plan
-from .schema import LEDGER_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
+from .schema import LEDGER_NAME, LISTING_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
 from .shard_task import RECEIPT_KEYS, BadInput, Job, PlannedShard
 from .storage import open_storage
 from .tree import LabelTree
@@ -93,9 +94,14 @@ def pack(
         raise UsageError(f"workers: expected 1 or more, found {workers}")
     target = open_destination(destination)
     _check_apart(source, target)
-    listing, plan = plan_source(source, options, class_names, tree)
+    _check_free(target)
+    kept = KeptListing(target, source, tree.classes if tree is not None else class_names)
+    earlier = kept.load()
+    listing, plan = plan_source(source, options, class_names, tree, earlier)
     target.make()
     with target.hold():
+        if earlier is None:
+            kept.save(listing)
         job = make_job(listing, plan, options, tree)
         samples_per_shard = _settle_plan(target, plan, options, job)
         shards = _planned_shards(target, plan, samples_per_shard)
@@ -117,6 +123,12 @@ def _check_apart(source: str | Path, destination: Destination) -> None:
         raise UsageError(
             f"{destination.name}: expected a folder outside {storage.name}, which would take the shards for a class"
         )
+
+
+def _check_free(destination: Destination) -> None:
+    """Refuse a folder with something else in it before a source is listed, which may take hours."""
+    if not destination.has(PLAN_NAME) and (others := destination.foreign()):
+        raise UsageError(f"{destination.name}: expected an empty or new folder, found {some(others)}")
 
 
 def _settle_plan(destination: Destination, plan: Plan, options: PackOptions, job: Job) -> int:
@@ -302,6 +314,7 @@ def _finish(
         )
     write_ledger(destination, bad)
     destination.remove_leftovers()
+    destination.remove(LISTING_NAME)
     for name, manifest in manifests.items():
         manifest.save(destination.folder(name))
     return PackSummary(

@@ -16,6 +16,7 @@ from .labelmap import read_map_header
 from .listing import Listing
 from .philox import PURPOSE_PLAN, check_seed, permutation
 from .plan import Plan, make_plan
+from .progress import progress_bar
 from .schema import DEFAULT_SHARD_BYTES
 from .shard_task import Job, make_sample, map_path, read_map_file
 from .sources import open_source
@@ -80,8 +81,9 @@ def plan_source(
     options: PackOptions,
     class_names: Sequence[str] | None = None,
     tree: LabelTree | None = None,
+    earlier: Listing | None = None,
 ) -> tuple[Listing, Plan]:
-    """List a source and plan its packing; nothing is written, and no image is opened."""
+    """List a source, unless its listing is at hand, and plan its packing; nothing is written, no image opened."""
     if tree is not None:
         if class_names is not None and tuple(class_names) not in (
             tree.classes,
@@ -93,7 +95,10 @@ def plan_source(
                 "Run: softshard tree build"
             )
         class_names = tree.classes
-    listing = open_source(source, class_names)
+    listing = earlier
+    if listing is None:
+        with progress_bar(None, "list", "img") as bar:
+            listing = open_source(source, class_names, bar.update)
     plan = make_plan(
         listing,
         class_names=class_names if class_names is not None else listing.class_names,

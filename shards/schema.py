@@ -18,6 +18,7 @@ CLASSES_NAME = "classes.npy"
 TREE_NAME = "tree.json"
 TIMM_INFO_NAME = "_info.json"
 PLAN_NAME = "plan.json"
+LISTING_NAME = ".listing"  # while a run lasts
 LEDGER_NAME = "bad.jsonl"
 RECEIPTS_DIR = "receipts"
 
@@ -72,6 +73,7 @@ MAX_TAR_MEMBERS = 16 * MIB
 MAX_MANIFEST_BYTES = 512 * MIB
 MAX_TREE_BYTES = 64 * MIB
 MAX_PLAN_BYTES = 64 * MIB
+MAX_LISTING_BYTES = 8192 * MIB
 MAX_RECEIPT_BYTES = 1024 * MIB  # of a shard with as many members as one may have
 
 

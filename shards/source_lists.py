@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import DataError
-from .listing import ClassFolder, Listing, every_problem
+from .listing import ClassFolder, Listing, Seen, every_problem, not_seen
 from .names import Names, name_text
 from .source_labels import name_classes
 from .storage import Storage, is_remote, open_storage, public_name
@@ -30,7 +30,9 @@ _SEPARATOR = b"\0"
 Row = tuple[int, str, str, dict[str, Any]]  # line, path, label, metadata
 
 
-def list_file_list(storage: Storage, class_names: Sequence[str] | None = None) -> Listing:
+def list_file_list(
+    storage: Storage, class_names: Sequence[str] | None = None, seen: Seen = not_seen
+) -> Listing:
     """List the images that a file names; none of them is looked at.
 
     Args:
@@ -55,6 +57,7 @@ def list_file_list(storage: Storage, class_names: Sequence[str] | None = None) -
                 extra = json.dumps(metadata, sort_keys=True) if metadata else ""
                 blob = blobs.setdefault(label, bytearray())
                 blob += path.encode("utf-8") + _SEPARATOR + extra.encode("ascii") + _SEPARATOR
+                seen(1)
             if len(problems) >= _MAX_PROBLEMS:
                 break
     if not blobs and not problems:
@@ -68,7 +71,7 @@ def list_file_list(storage: Storage, class_names: Sequence[str] | None = None) -
         folders.append(_class_of(label, merged.pop(label), name, problems))
     if problems:
         raise DataError(every_problem(problems))
-    return Listing(name, tuple(folders), class_names=numbered, storage=_beside(storage))
+    return Listing(name, tuple(folders), class_names=numbered, storage=folder_of_list(storage))
 
 
 def _class_of(label: str, blob: bytearray, where: str, problems: list[str]) -> ClassFolder:
@@ -86,7 +89,7 @@ def _class_of(label: str, blob: bytearray, where: str, problems: list[str]) -> C
     return ClassFolder(label, "", paths, metadata=metadata)
 
 
-def _beside(storage: Storage) -> Storage:
+def folder_of_list(storage: Storage) -> Storage:
     """The folder of the list, which its paths are relative to."""
     if storage.remote:
         return open_storage(storage.root.partition("?")[0].rpartition("/")[0])

@@ -18,7 +18,17 @@ from typing import BinaryIO
 
 from .errors import DataError
 from .index import Member, check_tar_end
-from .listing import ClassFolder, Listing, Location, Spans, every_problem, is_image_name
+from .listing import (
+    ClassFolder,
+    Listing,
+    Location,
+    Seen,
+    Spans,
+    every_problem,
+    in_order,
+    is_image_name,
+    not_seen,
+)
 from .schema import MAX_TAR_MEMBERS
 from .storage import Storage
 
@@ -123,7 +133,9 @@ def plain_name(member: tarfile.TarInfo) -> str | None:
     return None if any(part.startswith(".") for part in name.split("/")) else name
 
 
-def list_class_tars(storage: Storage, below: str = "") -> tuple[tuple[ClassFolder, ...], list[str]]:
+def list_class_tars(
+    storage: Storage, below: str = "", seen: Seen = not_seen
+) -> tuple[tuple[ClassFolder, ...], list[str]]:
     """List `root/below/<class>.tar`.
 
     Returns:
@@ -132,23 +144,32 @@ def list_class_tars(storage: Storage, below: str = "") -> tuple[tuple[ClassFolde
     Raises:
         DataError: tars that cannot be read, all of them named; or no image at all.
     """
-    folders, ignored, problems = [], [], []
-    for entry in storage.entries(below):
-        path = below + entry.name
-        if entry.is_folder or not entry.name.endswith(".tar"):
-            ignored.append(path)
-            continue
-        name = entry.name.removesuffix(".tar")
-        where = f"{storage.name.rstrip('/')}/{path}"
+    entries = storage.entries(below)
+    tars = [entry.name for entry in entries if not entry.is_folder and entry.name.endswith(".tar")]
+    ignored = [below + entry.name for entry in entries if entry.name not in set(tars)]
+
+    def list_tar(tar: str) -> tuple[ClassFolder | None, list[str], str]:
+        others: list[str] = []
+        name = tar.removesuffix(".tar")
+        where = f"{storage.name.rstrip('/')}/{below}{tar}"
         try:
-            with storage.open(path) as file:
-                folders.append(_class_tar(file, name, below + name, path, 0, where, ignored))
+            with storage.open(below + tar) as file:
+                return _class_tar(file, name, below + name, below + tar, 0, where, others), others, ""
         except DataError as error:
-            problems.append(str(error))
+            return None, others, str(error)
+
+    folders, problems = [], []
+    for folder, others, problem in in_order(storage, list_tar, tars):
+        ignored += others
+        if folder is None:
+            problems.append(problem)
+        else:
+            folders.append(folder)
+            seen(len(folder.files))
     return _checked(folders, problems, f"{storage.name.rstrip('/')}/{below}".rstrip("/")), ignored
 
 
-def list_tar_of_tars(storage: Storage) -> Listing:
+def list_tar_of_tars(storage: Storage, seen: Seen = not_seen) -> Listing:
     """List class tars inside one tar, as `fall11_whole.tar` is: members `<class>.tar`.
 
     Raises:
@@ -174,6 +195,7 @@ def list_tar_of_tars(storage: Storage) -> Listing:
                 folders[name] = _class_tar(
                     io.BufferedReader(section, 4096), name, name, "", member.offset_data, where, ignored
                 )
+                seen(len(folders[name].files))
             except DataError as error:
                 problems.append(str(error))
     classes = _checked(list(folders.values()), problems, storage.name)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from .errors import DataError
 from .files import join_url
-from .listing import ClassFolder, Listing, Location, Spans, every_problem
+from .listing import ClassFolder, Listing, Location, Seen, Spans, every_problem, in_order, not_seen
 from .manifest import Manifest
 from .schema import MANIFEST_NAME, MIB, split_member_name
 from .source_labels import name_classes
@@ -26,10 +26,14 @@ _LABEL_FIELDS = ("cls", "label", "class")
 _MAX_LABEL_BYTES = MIB
 
 Sample = dict[str, Any]
+Labelled = tuple[str, str, Location]  # label, member, where it is
 
 
 def list_webdataset(
-    storage: Storage, parts: tuple[str, ...] = ("",), class_names: Sequence[str] | None = None
+    storage: Storage,
+    parts: tuple[str, ...] = ("",),
+    class_names: Sequence[str] | None = None,
+    seen: Seen = not_seen,
 ) -> Listing:
     """List the samples of a folder's tars, or of one tar.
 
@@ -46,13 +50,28 @@ def list_webdataset(
     found: list[dict[str, dict[str, Location]]] = []
     for below in parts:
         labelled: dict[str, dict[str, Location]] = {}
-        for tar in _tars(storage, below, ignored):
+
+        def list_tar(tar: str) -> tuple[list[Labelled], list[str], list[str]]:
+            samples: list[Labelled] = []
+            others: list[str] = []
+            wrong: list[str] = []
             where = join_url(storage.name, tar) if tar else storage.name
             try:
                 with storage.open(tar) as file:
-                    _list_tar(file, tar, where, labelled, ignored, problems)
+                    _list_tar(file, tar, where, samples, others, wrong)
             except DataError as error:
-                problems.append(str(error))
+                wrong.append(str(error))
+            return samples, others, wrong
+
+        tars = _tars(storage, below, ignored)
+        for tar, (samples, others, wrong) in zip(tars, in_order(storage, list_tar, tars), strict=True):
+            ignored += others
+            problems += wrong
+            seen(len(samples))
+            for label, name, location in samples:
+                files = labelled.setdefault(label, {})
+                # Shards may use a key again; the path must not.
+                files[f"{tar}/{name}" if name in files else name] = location
         found.append(labelled)
         if class_names is None:
             class_names = _manifest_classes(storage, below)
@@ -103,7 +122,7 @@ def _list_tar(
     file: BinaryIO,
     tar: str,
     where: str,
-    labelled: dict[str, dict[str, Location]],
+    samples: list[Labelled],
     ignored: list[str],
     problems: list[str],
 ) -> None:
@@ -116,7 +135,7 @@ def _list_tar(
             continue
         key, suffix = split_member_name(name)
         if sample and sample["key"] != key:
-            _end_sample(sample, tar, labelled, ignored)
+            _end_sample(sample, tar, samples, ignored)
             sample = {}
         sample.setdefault("key", key)
         if suffix in _IMAGES:
@@ -130,19 +149,15 @@ def _list_tar(
             if label is not None and (suffix == "cls" or "label" not in sample):
                 sample["label"] = label
     if sample:
-        _end_sample(sample, tar, labelled, ignored)
+        _end_sample(sample, tar, samples, ignored)
 
 
-def _end_sample(
-    sample: Sample, tar: str, labelled: dict[str, dict[str, Location]], ignored: list[str]
-) -> None:
+def _end_sample(sample: Sample, tar: str, samples: list[Labelled], ignored: list[str]) -> None:
     if "image" not in sample or "label" not in sample:
         ignored.append(f"{tar}/{sample['key']}".lstrip("/"))
         return
     name, location = sample["image"]
-    files = labelled.setdefault(sample["label"], {})
-    # Shards may use a key again; the path must not.
-    files[f"{tar}/{name}" if name in files else name] = location
+    samples.append((sample["label"], name, location))
 
 
 def _read_label(file: BinaryIO, member: tarfile.TarInfo, suffix: str) -> str | None:

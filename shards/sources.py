@@ -21,7 +21,7 @@ from pathlib import Path
 from .errors import DataError, UsageError
 from .listing import ClassFolder as ClassFolder
 from .listing import Listing as Listing
-from .listing import is_image_name
+from .listing import Seen, in_order, is_image_name, not_seen
 from .schema import LEDGER_NAME, PLAN_NAME
 from .source_lists import LIST_SUFFIXES, list_file_list
 from .source_tars import list_class_tars, list_tar_of_tars, plain_name, tar_members
@@ -36,12 +36,15 @@ _KNOWN = (
 )
 
 
-def open_source(source: str | Path, class_names: Sequence[str] | None = None) -> Listing:
+def open_source(
+    source: str | Path, class_names: Sequence[str] | None = None, seen: Seen = not_seen
+) -> Listing:
     """List whatever kind of source this is.
 
     Args:
         source: path or fsspec URL.
         class_names: the class list, which whole-number labels of a list or WebDataset point into.
+        seen: told now and then of how many more images were found.
 
     Raises:
         UsageError: it is not there, or cannot be told from what it holds.
@@ -49,14 +52,14 @@ def open_source(source: str | Path, class_names: Sequence[str] | None = None) ->
     """
     storage = open_storage(source)
     if not storage.is_folder():
-        return _open_file(storage, class_names)
+        return _open_file(storage, class_names, seen)
     parts = _split_parts(storage)
     kinds = {_folder_kind(storage, below) for below in parts}
     if len(kinds) > 1:
         raise UsageError(
             f"{storage.name}: expected train and val of one kind, found {' and '.join(sorted(kinds))}"
         )
-    return _list_folder(storage, kinds.pop(), parts, class_names)
+    return _list_folder(storage, kinds.pop(), parts, class_names, seen)
 
 
 def _split_parts(storage: Storage) -> tuple[str, ...]:
@@ -95,22 +98,22 @@ def list_image_folder(root: str | Path) -> Listing:
     storage = open_storage(root)
     if not storage.is_folder():
         raise UsageError(f"{storage.name}: expected a folder of class folders, found a file")
-    return _list_folder(storage, "folders", _split_parts(storage), None)
+    return _list_folder(storage, "folders", _split_parts(storage), None, not_seen)
 
 
-def _open_file(storage: Storage, class_names: Sequence[str] | None) -> Listing:
+def _open_file(storage: Storage, class_names: Sequence[str] | None, seen: Seen) -> Listing:
     path = storage.name.lower()
     if path.endswith(LIST_SUFFIXES):
-        return list_file_list(storage, class_names)
+        return list_file_list(storage, class_names, seen)
     if any(
         path.endswith(suffix)
         for suffix in (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
     ):
         kind = _tar_kind(storage, "")
         if kind == "tars":
-            return list_tar_of_tars(storage)
+            return list_tar_of_tars(storage, seen)
         if kind == "webdataset":
-            return _list_folder(storage, "webdataset", ("",), class_names)
+            return _list_folder(storage, "webdataset", ("",), class_names, seen)
         raise UsageError(
             f"{storage.name}: expected members <class>.tar or samples with an image and a class, found neither; it is "
             "not known which class an image has. Give the folder of class tars"
@@ -154,15 +157,15 @@ def _tar_kind(storage: Storage, path: str) -> str:
 
 
 def _list_folder(
-    storage: Storage, kind: str, parts: tuple[str, ...], class_names: Sequence[str] | None
+    storage: Storage, kind: str, parts: tuple[str, ...], class_names: Sequence[str] | None, seen: Seen
 ) -> Listing:
     if kind == "webdataset":
-        return list_webdataset(storage, parts, class_names)
-    listers: dict[str, Callable[[Storage, str], tuple[tuple[ClassFolder, ...], list[str]]]] = {
+        return list_webdataset(storage, parts, class_names, seen)
+    listers: dict[str, Callable[[Storage, str, Seen], tuple[tuple[ClassFolder, ...], list[str]]]] = {
         "folders": _class_folders,
         "class tars": list_class_tars,
     }
-    halves = [listers[kind](storage, below) for below in parts]
+    halves = [listers[kind](storage, below, seen) for below in parts]
     ignored = [path for _, paths in halves for path in paths]
     if parts != ("",):
         ours = (PLAN_NAME, LEDGER_NAME)
@@ -174,20 +177,23 @@ def _list_folder(
     return Listing(root, halves[0][0], validation, tuple(sorted(ignored)), storage=storage)
 
 
-def _class_folders(storage: Storage, below: str) -> tuple[tuple[ClassFolder, ...], list[str]]:
+def _class_folders(storage: Storage, below: str, seen: Seen) -> tuple[tuple[ClassFolder, ...], list[str]]:
     where = os.path.join(storage.name, below).rstrip("/")
-    folders: list[ClassFolder] = []
-    ignored: list[str] = []
-    beside = 0
-    for entry in storage.entries(below):
-        path = below + entry.name
-        if not entry.is_folder:
-            ignored.append(path)
-            beside += 1
-            continue
+    entries = storage.entries(below)
+    ignored = [below + entry.name for entry in entries if not entry.is_folder]
+    beside = len(ignored)
+
+    def list_class(name: str) -> tuple[ClassFolder, list[str]]:
         files: list[str] = []
-        _walk(storage, path, "", files, ignored)
-        folders.append(ClassFolder(entry.name, path, sorted(files)))
+        others: list[str] = []
+        _walk(storage, below + name, "", files, others)
+        return ClassFolder(name, below + name, sorted(files)), others
+
+    folders: list[ClassFolder] = []
+    for folder, others in in_order(storage, list_class, [entry.name for entry in entries if entry.is_folder]):
+        folders.append(folder)
+        ignored += others
+        seen(len(folder.files))
     hint = "Give the folder whose subfolders are the classes: SRC/<class>/<image>.jpg"
     if not folders:
         found = f"{beside} files" if beside else "an empty folder"

@@ -251,6 +251,13 @@ class RemoteStorage:
         except Exception as error:
             raise DataError(self._failure("", error)) from None
 
+    def info(self, path: str = "") -> dict[str, Any]:
+        """What the store says of a file: its size and, under names that differ, its time or tag."""
+        try:
+            return self._filesystem.info(self._at(path))
+        except Exception as error:
+            raise DataError(self._failure(path, error)) from None
+
     def open(self, path: str = "") -> BinaryIO:
         try:
             # Reading ahead by 5 MiB gets many headers with a request; skipping it saves nothing over images.

@@ -13,7 +13,9 @@ from softshard.shards.pack import PackOptions
 
 @pytest.fixture(params=["local", "memory"])
 def destination(request, tmp_path):
-    target = open_destination(tmp_path / "set" if request.param == "local" else f"memory://{uuid.uuid4()}/set")
+    target = open_destination(
+        tmp_path / "set" if request.param == "local" else f"memory://{uuid.uuid4()}/set"
+    )
     target.make()
     return target
 
@@ -127,7 +129,9 @@ def test_a_store_that_comes_back_is_asked_again(away):
 
 def test_a_store_that_stays_away_is_named_without_its_password(away):
     _Away.fails = 10**6
-    with pytest.raises(DataError, match=r"^away://host/set/a\.json: cannot be written: OSError 5; tried 5 times") as e:
+    with pytest.raises(
+        DataError, match=r"^away://host/set/a\.json: cannot be written: OSError 5; tried 5 times"
+    ) as e:
         away.write("a.json", b"1")
     assert "secret" not in str(e.value)
 

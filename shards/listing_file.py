@@ -1,0 +1,217 @@
+"""Keeps the listing of a source of tars until a run is finished, so that a run that continues need not list again.
+
+Listing ImageNet-21K's class tars reads 14 million headers that lie 100 kB apart: hours on a hard disk, and as long
+again after every reboot. Class folders are listed in minutes, so theirs is not kept.
+
+    "softlist" | bytes of the header (8, little-endian) | header, JSON | arrays | SHA-256 of all before it
+
+A listing counts only while every tar of the source (or the list) has the size and time that it had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .classes import class_list_sha256
+from .destination import Destination
+from .files import canonical_json
+from .listing import ClassFolder, Listing, Spans
+from .names import Names
+from .schema import LISTING_NAME, MAX_LISTING_BYTES
+from .source_lists import LIST_SUFFIXES, folder_of_list
+from .storage import LocalStorage, RemoteStorage, Storage, open_storage
+
+_MAGIC = b"softlist"
+_VERSION = 1
+# What a store says of a file besides its size; whichever it has.
+_TIMES = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "Last-Modified")
+
+
+class KeptListing:
+    """The listing of a source, kept where the run writes.
+
+    Args:
+        destination: where the run writes.
+        source: path or URL.
+        class_names: the class list that numbers are looked up in, or None.
+    """
+
+    def __init__(
+        self, destination: Destination, source: str | Path, class_names: Sequence[str] | None
+    ) -> None:
+        self._destination = destination
+        self._storage = open_storage(source)
+        self._stamp = source_stamp(self._storage)
+        self._labels = class_list_sha256(class_names) if class_names is not None else ""
+
+    def load(self) -> Listing | None:
+        """What an earlier run kept, or None where it is of another source or time, or damaged."""
+        if self._stamp is None:
+            return None
+        try:
+            data = memoryview(self._destination.read(LISTING_NAME, MAX_LISTING_BYTES))
+            (size,) = struct.unpack_from("<8xQ", data)
+            body = data[: len(data) - 32]
+            if data[:8] != _MAGIC or hashlib.sha256(body).digest() != bytes(data[len(body) :]):
+                return None
+            header = json.loads(bytes(data[16 : 16 + size]))
+            if (header["version"], header["stamp"], header["labels"]) != (
+                _VERSION,
+                self._stamp,
+                self._labels,
+            ):
+                return None
+        except (FileNotFoundError, ValueError, struct.error, KeyError):
+            return None
+        arrays = _Arrays(body, 16 + size)
+        parts = [tuple(_load_folder(entry, arrays) for entry in part) for part in header["parts"]]
+        is_list = self._storage.name.lower().endswith(LIST_SUFFIXES)
+        return Listing(
+            root=header["root"],
+            folders=parts[0],
+            validation=parts[1],
+            ignored=tuple(_text(name) for name in header["ignored"]),
+            class_names=None if header["class_names"] is None else tuple(header["class_names"]),
+            storage=folder_of_list(self._storage) if is_list else self._storage,
+        )
+
+    def save(self, listing: Listing) -> None:
+        """Keep a listing; nothing is kept of a source that is always listed again."""
+        if self._stamp is None:
+            return
+        staged = self._destination.stage(LISTING_NAME)
+        try:
+            digest = hashlib.sha256()
+            for piece in _pieces(listing, self._stamp, self._labels):
+                digest.update(piece)
+                staged.file.write(piece)
+            staged.file.write(digest.digest())
+            staged.publish()
+        finally:
+            staged.discard()
+
+
+def source_stamp(storage: Storage) -> str | None:
+    """What changes when a source of tars or a list does; None for sources that are always listed again.
+
+    Sizes and times of modification (or entity tags) of the tars in the folder, or of the one file that the source is.
+    """
+    if not storage.is_folder():
+        stamps = [_stamp(storage, "")]
+    else:
+        paths = [below + name for below in ("", "train/", "val/") for name in _tars(storage, below)]
+        stamps = [_stamp(storage, path) for path in paths]
+    if not stamps or None in stamps:
+        return None
+    return hashlib.sha256(
+        "\n".join([storage.name, *filter(None, stamps)]).encode("utf-8", "surrogateescape")
+    ).hexdigest()
+
+
+def _tars(storage: Storage, below: str) -> list[str]:
+    if below and below.rstrip("/") not in {entry.name for entry in storage.entries() if entry.is_folder}:
+        return []
+    return [entry.name for entry in storage.entries(below) if entry.name.endswith(".tar")]
+
+
+def _stamp(storage: Storage, path: str) -> str | None:
+    if isinstance(storage, LocalStorage):
+        status = os.stat(os.path.join(storage.root, path) if path else storage.root)
+        return f"{path} {status.st_size} {status.st_mtime_ns}"
+    assert isinstance(storage, RemoteStorage)
+    info = storage.info(path)
+    time = next((info[key] for key in _TIMES if info.get(key)), None)
+    return None if time is None else f"{path} {info.get('size')} {time}"
+
+
+def _pieces(listing: Listing, stamp: str, labels: str) -> Iterator[bytes]:
+    parts = (listing.folders, listing.validation)
+    header = canonical_json(
+        {
+            "version": _VERSION,
+            "stamp": stamp,
+            "labels": labels,
+            "root": str(listing.root),
+            "class_names": listing.class_names,
+            "ignored": [_latin(name) for name in listing.ignored],
+            "parts": [[_folder_header(folder) for folder in part] for part in parts],
+        }
+    )
+    yield _MAGIC + struct.pack("<Q", len(header)) + header
+    for part in parts:
+        for folder in part:
+            yield from _names_pieces(folder.names)
+            if folder.spans is not None:
+                for array in (folder.spans.which, folder.spans.blocks, folder.spans.sizes):
+                    yield array.astype("<i8").tobytes()
+            if folder.metadata is not None:
+                yield from _names_pieces(folder.metadata)
+
+
+def _folder_header(folder: ClassFolder) -> dict[str, Any]:
+    header: dict[str, Any] = {
+        "name": _latin(folder.name),
+        "path": _latin(folder.path),
+        "files": _names_header(folder.names),
+    }
+    if folder.spans is not None:
+        header["containers"] = [_latin(name) for name in folder.spans.containers]
+        header["which"] = len(folder.spans.which)
+    if folder.metadata is not None:
+        header["metadata"] = _names_header(folder.metadata)
+    return header
+
+
+def _load_folder(header: dict[str, Any], arrays: _Arrays) -> ClassFolder:
+    files = arrays.names(header["files"])
+    spans = None
+    if "containers" in header:
+        which, blocks, sizes = (arrays.integers(n) for n in (header["which"], len(files), len(files)))
+        spans = Spans.of(tuple(_text(name) for name in header["containers"]), which, blocks, sizes)
+    metadata = arrays.names(header["metadata"]) if "metadata" in header else None
+    return ClassFolder(_text(header["name"]), _text(header["path"]), files, spans, metadata)
+
+
+def _names_header(names: Names) -> list[Any]:
+    return [len(names), len(names.middles), names.prefix.decode("latin-1"), names.suffix.decode("latin-1")]
+
+
+def _names_pieces(names: Names) -> Iterator[bytes]:
+    yield names.lengths.astype("<i8").tobytes()
+    yield names.middles
+
+
+class _Arrays:
+    """Takes arrays off the front of what is left of a file."""
+
+    def __init__(self, data: memoryview, at: int) -> None:
+        self._data, self._at = data, at
+
+    def integers(self, num: int) -> np.ndarray:
+        array = np.frombuffer(self._data, "<i8", num, self._at)
+        self._at += 8 * num
+        return array
+
+    def names(self, header: list[Any]) -> Names:
+        num, num_bytes, prefix, suffix = header
+        lengths = self.integers(num)
+        self._at += num_bytes
+        middles = bytes(self._data[self._at - num_bytes : self._at])
+        return Names.of(prefix.encode("latin-1"), suffix.encode("latin-1"), lengths, middles)
+
+
+def _latin(name: str) -> str:
+    """Text whose every character is one byte of the name, which need not be UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def _text(latin: str) -> str:
+    return latin.encode("latin-1").decode("utf-8", "surrogateescape")
