@@ -11,7 +11,9 @@ Job: read a JPEG from memory, decode, shrink the shorter side to 256 pixels by a
     img2dataset    its Resizer, where a Python with img2dataset is given: it needs other versions of OpenCV
 
 And the whole of `pack` from files to shards with two workers: its CPU time, how busy the cores are, and the peak
-memory of its processes as the photographs are repeated.
+memory of its processes as the photographs are repeated. `cores_busy` is CPU time over wall time and cores, which other
+programs on the machine take from; `cores_wanted` adds the time that a worker stood in the queue for a core: what it
+would use of cores of its own.
 
 Run: python benchmarks/sharder.py --img2dataset PYTHON   (the result file has the numbers)
 """
@@ -129,9 +131,23 @@ def make_source(folder: Path, photos: Sequence[bytes], times: int) -> Path:
 
 # A process of its own: the peak of memory is a process's for its whole life.
 PACK = """
-import json, resource, sys, time
+import json, multiprocessing, resource, sys, threading, time
 from softshard.shards import ImageRecipe, PackOptions, pack
+
+wanted = {}  # process to nanoseconds that its main thread ran, or stood in the queue for a core
+
+def watch():
+    while True:
+        for child in multiprocessing.active_children():
+            try:
+                ran, queued, _ = map(int, open(f"/proc/{child.pid}/schedstat").read().split())
+                wanted[child.pid] = ran + queued
+            except (OSError, ValueError):
+                pass  # it has just ended
+        time.sleep(0.02)
+
 if __name__ == "__main__":
+    threading.Thread(target=watch, daemon=True).start()
     source, out, size, quality, workers, samples = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:7])
     options = PackOptions(ImageRecipe(size, "short-edge", quality), shard_samples=samples)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -144,6 +160,7 @@ if __name__ == "__main__":
     print(json.dumps({
         "images": summary.packed, "images_per_s": round(summary.packed / wall, 1),
         "images_per_cpu_s": round(summary.packed / cpu, 1), "cores_busy": round(cpu / wall / workers, 3),
+        "cores_wanted": round(sum(wanted.values()) / 1e9 / wall / workers, 3),
         "parent_peak_mib": round(own / 1024, 1), "worker_peak_mib": round(children.ru_maxrss / 1024, 1),
     }))
 """
@@ -194,7 +211,7 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--img2dataset", metavar="PYTHON", help="a Python that has img2dataset")
     parser.add_argument(
-        "--times", type=int, nargs="+", default=[1, 10, 30], help="for memory (default: 1 10 30)"
+        "--times", type=int, nargs="+", default=[1, 10, 100], help="for memory (default: 1 10 100)"
     )
     args = parser.parse_args()
     cv2.setNumThreads(0)
@@ -233,7 +250,8 @@ def main() -> None:
         for name, values in pairs.items()
     }
     whole = {key: spread([run[key] for run in packs]) for key in ("images_per_s", "images_per_cpu_s")}
-    whole["cores_busy"] = spread([100 * run["cores_busy"] for run in packs])
+    for key in ("cores_busy", "cores_wanted"):
+        whole[key] = spread([100 * run[key] for run in packs])
 
     def ratio(name: str) -> float | str:
         """Median over the rounds of ours to theirs, by CPU time."""
