@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from .errors import DataError
+from .errors import DataError, StorageError
 from .index import Member, check_tar_end
 from .listing import ClassFolder, Listing, Location, Spans, every_problem, is_image_name
 from .schema import MAX_TAR_MEMBERS
@@ -143,6 +143,8 @@ def list_class_tars(storage: Storage, below: str = "") -> tuple[tuple[ClassFolde
         try:
             with storage.open(path) as file:
                 folders.append(_class_tar(file, name, below + name, path, 0, where, ignored))
+        except StorageError:  # one server, not many bad tars
+            raise
         except DataError as error:
             problems.append(str(error))
     return _checked(folders, problems, f"{storage.name.rstrip('/')}/{below}".rstrip("/")), ignored
@@ -174,6 +176,8 @@ def list_tar_of_tars(storage: Storage) -> Listing:
                 folders[name] = _class_tar(
                     io.BufferedReader(section, 4096), name, name, "", member.offset_data, where, ignored
                 )
+            except StorageError:  # one server, not many bad tars
+                raise
             except DataError as error:
                 problems.append(str(error))
     classes = _checked(list(folders.values()), problems, storage.name)

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from .errors import DataError
+from .errors import DataError, StorageError
 from .files import join_url
 from .listing import ClassFolder, Listing, Location, Spans, every_problem
 from .manifest import Manifest
@@ -51,6 +51,8 @@ def list_webdataset(
             try:
                 with storage.open(tar) as file:
                     _list_tar(file, tar, where, labelled, ignored, problems)
+            except StorageError:  # one server, not many bad tars
+                raise
             except DataError as error:
                 problems.append(str(error))
         found.append(labelled)

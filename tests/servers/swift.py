@@ -17,11 +17,13 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ACCESS_KEY = "test:tester"
 SECRET_KEY = "testing-1-2-3"
 REGION = "us-east-1"
+PAGE_ENTRIES = 20  # of a listing; Amazon gives 1,000
 _BACKENDS = ("account", "container", "object")
 KINDS = (*_BACKENDS, "proxy")
 _MODULES = {"account": "account", "container": "container", "object": "obj", "proxy": "proxy"}
@@ -77,6 +79,7 @@ node_timeout = 10
 [filter:s3api]
 use = egg:swift#s3api
 location = {REGION}
+max_bucket_listing = {PAGE_ENTRIES}
 dns_compliant_bucket_names = true
 [filter:tempauth]
 use = egg:swift#tempauth
@@ -144,6 +147,8 @@ class Swift:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._processes: dict[str, subprocess.Popen] = {}
+        # The kernel's word for a parent is the thread that started a process: one that stays.
+        self._starter = ThreadPoolExecutor(1)
         self._ports = dict(zip(KINDS, free_ports(len(KINDS)), strict=True))
         self.endpoint = f"http://127.0.0.1:{self._ports['proxy']}"
 
@@ -178,17 +183,20 @@ class Swift:
         """Start servers, all that do not run by default, on the data that is there; wait until they answer."""
         kinds = kinds or self.missing()
         for kind in kinds:
-            code = f"from swift.{_MODULES[kind]}.server import main; main()"
-            with open(self.folder / f"{kind}.log", "ab") as log:
-                self._processes[kind] = subprocess.Popen(
-                    [sys.executable, "-W", "ignore", "-c", code, str(self.folder / f"{kind}.conf")],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    preexec_fn=_die_with_parent,
-                )
+            self._processes[kind] = self._starter.submit(self._launch, kind).result()
         for kind in kinds:
             self._wait(kind)
+
+    def _launch(self, kind: str) -> subprocess.Popen:
+        code = f"from swift.{_MODULES[kind]}.server import main; main()"
+        with open(self.folder / f"{kind}.log", "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-c", code, str(self.folder / f"{kind}.conf")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,
+            )
 
     def kill(self, *kinds: str) -> None:
         """SIGKILL to servers, all by default; returns when they are gone."""
@@ -206,6 +214,7 @@ class Swift:
     def stop(self) -> None:
         """Kill all servers and remove their data."""
         self.kill()
+        self._starter.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _wait(self, kind: str) -> None:
