@@ -170,7 +170,7 @@ def when_there(path, act):
 def test_a_run_rides_through_a_restart_of_the_server(upload, source, tmp_path, options, proxy, s3_server):
     url = upload(source)
     pack(source, tmp_path / "a", options, workers=1)
-    proxy.delay_s = 0.02  # so that the server dies in the middle
+    proxy.delay_s = 0.05  # so that the server dies in the middle
 
     def restart():
         s3_server.kill()
@@ -188,7 +188,7 @@ def test_a_run_that_lost_its_server_stops_and_the_next_one_continues(
 ):
     url = upload(source)
     pack(source, tmp_path / "a", options, workers=1)
-    proxy.delay_s = 0.02
+    proxy.delay_s = 0.05
     monkeypatch.setattr("softshard.shards.retries.PATIENCE_S", 1.0)
     first = tmp_path / "b" / "train" / "train-000000.tar"
     thread = when_there(first, lambda: s3_server.kill(*killed))
