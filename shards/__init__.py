@@ -1,6 +1,6 @@
 """The offline side: label trees, label maps, the sharder, and all that knows the format. Needs no torch."""
 
-from .errors import DataError, ImageError, MissingExtraError, SoftshardError, UsageError
+from .errors import DataError, ImageError, MissingExtraError, SoftshardError, StorageError, UsageError
 from .images import ImageRecipe
 from .labelmap import decode_label_map, decode_label_maps, encode_label_map
 from .manifest import Manifest
@@ -24,6 +24,7 @@ __all__ = [
     "Sample",
     "ShardWriter",
     "SoftshardError",
+    "StorageError",
     "UsageError",
     "VerifyReport",
     "decode_label_map",

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,12 +19,12 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 from .errors import DataError, UsageError
 from .files import TEMPORARY_SUFFIX, hold_folder, replace_durably, write_atomically
+from .retries import http_status, patiently
 from .schema import LISTING_NAME, PLAN_NAME
 from .storage import LocalStorage, RemoteStorage, open_storage, public_name
 
-_ATTEMPTS = 5
-_FIRST_WAIT_S = 0.5
 _LOCK_NAME = ".lock"
+_PRECONDITION_FAILED = 412  # the status of a write that was to make a file anew
 
 T = TypeVar("T")
 
@@ -93,9 +92,9 @@ class Destination(Protocol):
         ...
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a small file unless it is there; returns whether it was written.
+        """Write a small file unless it is there; returns whether the file is now this one.
 
-        Where the store knows conditional writes, only one of two runs at the same moment gets True.
+        Where the store knows conditional writes, all runs at the same moment find the same file afterwards.
         """
         ...
 
@@ -189,7 +188,7 @@ class LocalDestination:
     def create(self, name: str, data: bytes) -> bool:
         # Runs keep each other out by the folder's lock.
         if (self.path / name).exists():
-            return False
+            return (self.path / name).read_bytes() == data
         self.write(name, data)
         return True
 
@@ -282,7 +281,7 @@ class RemoteDestination:
             }
 
         try:
-            return self._try("listed", "", listed)
+            return self._try("read", "", listed)
         except FileNotFoundError:
             return {}
 
@@ -310,17 +309,19 @@ class RemoteDestination:
 
     def create(self, name: str, data: bytes) -> bool:
         filesystem, path = self._inside(name)
-        attempts = 0
 
         def created() -> bool:
-            nonlocal attempts
-            attempts += 1
             try:
                 filesystem.pipe_file(path, data, mode="create")
             except FileExistsError:
-                # Ours, perhaps, when an earlier attempt got through and its answer did not.
-                return attempts > 1 and filesystem.cat_file(path) == data
-            return True
+                pass
+            except Exception as error:
+                if http_status(error) != _PRECONDITION_FAILED:
+                    raise
+            # Not every store that knows the condition keeps it when two ask at once, and the answer to an earlier
+            # attempt may have been lost: what is there decides.
+            filesystem.invalidate_cache()
+            return filesystem.cat_file(path) == data
 
         return self._try("written", name, created)
 
@@ -345,32 +346,15 @@ class RemoteDestination:
         pass  # nothing has a name before it is whole
 
     def _try(self, done: str, name: str, call: Callable[[], T]) -> T:
-        """Call, and again after a while where the store fails in a way that may pass."""
         where = f"{self.name}/{name}" if name else self.name
-        for attempt in range(_ATTEMPTS):
-            try:
-                return call()
-            except FileNotFoundError as error:
-                if done == "written":  # what is missing is the bucket
-                    raise UsageError(
-                        f"{where}: cannot be written: the bucket is not there. Make it first, or give another"
-                    ) from None
-                raise FileNotFoundError(error.errno, os.strerror(error.errno or 2), where) from None
-            except PermissionError:
-                raise UsageError(
-                    f"{where}: cannot be {done}: the store refuses these credentials. Check them, and their rights"
-                ) from None
-            except Exception as error:
-                # The error's own text may hold the whole URL.
-                if attempt == _ATTEMPTS - 1:
-                    detail = getattr(error, "status", None) or getattr(error, "errno", None) or ""
-                    raise DataError(
-                        f"{where}: cannot be {done}: {type(error).__name__} {detail}".rstrip()
-                        + f"; tried {_ATTEMPTS} times. What is finished is kept: run the same command again to "
-                        "continue"
-                    ) from None
-                time.sleep(_FIRST_WAIT_S * 2**attempt)
-        raise AssertionError("unreachable")
+        try:
+            return patiently(call, where, done)
+        except FileNotFoundError:
+            if done == "read":
+                raise
+            raise UsageError(
+                f"{where}: cannot be {done}: the bucket is not there. Make it first, or give another"
+            ) from None
 
 
 class _UploadedFile:

@@ -15,6 +15,10 @@ class DataError(SoftshardError, ValueError):
     """Data on disk is not what it should be. Commands exit with 1."""
 
 
+class StorageError(DataError):
+    """A place where files are kept is away, or says no. The files may be fine. Commands exit with 1."""
+
+
 class ImageError(DataError):
     """One image cannot be used.
 

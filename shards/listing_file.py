@@ -104,11 +104,11 @@ def source_stamp(storage: Storage) -> str | None:
 
     Sizes and times of modification (or entity tags) of the tars in the folder, or of the one file that the source is.
     """
-    if not storage.is_folder():
-        stamps = [_stamp(storage, "")]
-    else:
-        paths = [below + name for below in ("", "train/", "val/") for name in _tars(storage, below)]
-        stamps = [_stamp(storage, path) for path in paths]
+    folders: list[str | None] = [None]
+    if storage.is_folder():
+        names = {entry.name for entry in storage.entries() if entry.is_folder}
+        folders = ["", *(name for name in ("train", "val") if name in names)]
+    stamps = [stamp for folder in folders for stamp in _stamps(storage, folder)]
     if not stamps or None in stamps:
         return None
     return hashlib.sha256(
@@ -116,20 +116,24 @@ def source_stamp(storage: Storage) -> str | None:
     ).hexdigest()
 
 
-def _tars(storage: Storage, below: str) -> list[str]:
-    if below and below.rstrip("/") not in {entry.name for entry in storage.entries() if entry.is_folder}:
-        return []
-    return [entry.name for entry in storage.entries(below) if entry.name.endswith(".tar")]
-
-
-def _stamp(storage: Storage, path: str) -> str | None:
+def _stamps(storage: Storage, folder: str | None) -> list[str | None]:
+    """Name, size and time of every tar in a folder, or with None of the source, a file; None where a time is missing."""
     if isinstance(storage, LocalStorage):
-        status = os.stat(os.path.join(storage.root, path) if path else storage.root)
-        return f"{path} {status.st_size} {status.st_mtime_ns}"
+        paths = [storage.root]
+        if folder is not None:
+            entries = os.scandir(os.path.join(storage.root, folder))
+            paths = sorted(entry.path for entry in entries if entry.name.endswith(".tar"))
+        found = [(path, os.stat(path)) for path in paths]
+        return [f"{path} {status.st_size} {status.st_mtime_ns}" for path, status in found]
     assert isinstance(storage, RemoteStorage)
-    info = storage.info(path)
-    time = next((info[key] for key in _TIMES if info.get(key)), None)
-    return None if time is None else f"{path} {info.get('size')} {time}"
+    details = storage.details(folder)
+    if folder is not None:
+        details = [info for info in details if str(info["name"]).endswith(".tar")]
+    stamps: list[str | None] = []
+    for info in sorted(details, key=lambda info: str(info["name"])):
+        time = next((info[key] for key in _TIMES if info.get(key)), None)
+        stamps.append(None if time is None else f"{info['name']} {info.get('size')} {time}")
+    return stamps
 
 
 def _pieces(listing: Listing, stamp: str, labels: str) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from .errors import DataError
+from .errors import DataError, StorageError
 from .index import Member, check_tar_end
 from .listing import (
     ClassFolder,
@@ -155,6 +155,8 @@ def list_class_tars(
         try:
             with storage.open(below + tar) as file:
                 return _class_tar(file, name, below + name, below + tar, 0, where, others), others, ""
+        except StorageError:  # one server, not many bad tars
+            raise
         except DataError as error:
             return None, others, str(error)
 
@@ -196,6 +198,8 @@ def list_tar_of_tars(storage: Storage, seen: Seen = not_seen) -> Listing:
                     io.BufferedReader(section, 4096), name, name, "", member.offset_data, where, ignored
                 )
                 seen(len(folders[name].files))
+            except StorageError:  # one server, not many bad tars
+                raise
             except DataError as error:
                 problems.append(str(error))
     classes = _checked(list(folders.values()), problems, storage.name)

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from .errors import DataError
+from .errors import DataError, StorageError
 from .files import join_url
 from .listing import ClassFolder, Listing, Location, Seen, Spans, every_problem, in_order, not_seen
 from .manifest import Manifest
@@ -59,6 +59,8 @@ def list_webdataset(
             try:
                 with storage.open(tar) as file:
                     _list_tar(file, tar, where, samples, others, wrong)
+            except StorageError:  # one server, not many bad tars
+                raise
             except DataError as error:
                 wrong.append(str(error))
             return samples, others, wrong

@@ -6,10 +6,10 @@ passwords and signed queries stay in memory.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
-import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -17,11 +17,12 @@ from urllib.parse import quote, unquote
 
 from fsspec.core import url_to_fs
 
-from .errors import DataError, ImageError, MissingExtraError, UsageError
+from .errors import DataError, ImageError, MissingExtraError, StorageError, UsageError
+from .retries import http_status, patiently
 
 _OPEN_FILES = 64  # tars that a worker keeps open
-_ATTEMPTS = 4
-_FIRST_WAIT_S = 0.5
+_READ_BYTES = 4096  # of a file's buffer; fsspec reads ahead below it
+_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _FILE_SUFFIXES = frozenset(
     {".tar", ".csv", ".tsv", ".jsonl", ".ndjson", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"}
 )
@@ -170,18 +171,19 @@ class RemoteStorage:
 
     def __init__(self, url: str) -> None:
         self.root = url
+        protocol = url.partition(":")[0].lower()
         try:
             self._filesystem, self._path = url_to_fs(url)
         except ImportError as error:
-            protocol = url.partition(":")[0]
-            extra = {"http": "http", "https": "http", "gs": "gcs"}.get(protocol, protocol)
+            if protocol not in _EXTRAS:
+                raise UsageError(f"{self.name}: {error}") from None
             module = ImportError(str(error), name=error.name or protocol)
-            raise MissingExtraError(f"{protocol}:// sources", extra, module) from error
+            raise MissingExtraError(f"{protocol}:// sources", _EXTRAS[protocol], module) from error
         except ValueError as error:
             raise UsageError(
                 f"{self.name}: expected a path or a URL that fsspec knows, found: {error}"
             ) from None
-        self._quoted = url.lower().startswith("http")  # a listing's links are quoted, names are not
+        self._quoted = protocol in ("http", "https")  # a listing's links are quoted, names are not
 
     @property
     def name(self) -> str:
@@ -215,89 +217,119 @@ class RemoteStorage:
             return path
         return f"{self._path.rstrip('/')}/{quote(path) if self._quoted else path}"
 
-    def _failure(self, path: str, error: Exception) -> str:
-        # The error's own text may hold the whole URL.
-        where = f"{self.name.rstrip('/')}/{path}" if path else self.name
-        detail = getattr(error, "status", None) or getattr(error, "errno", None) or ""
-        return f"{public_name(where)}: cannot be read: {type(error).__name__} {detail}".rstrip()
+    def _folder_at(self, path: str) -> str:
+        return self._at(path).rstrip("/") + ("/" if self._quoted else "")
+
+    def _where(self, path: str) -> str:
+        return public_name(f"{self.name.rstrip('/')}/{path}" if path else self.name)
 
     def entries(self, path: str = "") -> list[Entry]:
         folder = self._at(path).rstrip("/")
+        listed = self._folder_at(path)
+        # A file system keeps every listing: it would not see what came since, and fill the memory.
+        self._filesystem.invalidate_cache()
         try:
-            found = self._filesystem.ls(folder + "/" if self._quoted else folder, detail=True)
-        except Exception as error:
-            raise DataError(self._failure(path, error)) from None
+            found = patiently(lambda: self._filesystem.ls(listed, detail=True), self._where(path))
+        except FileNotFoundError as error:
+            raise DataError(str(error)) from None
+        self._filesystem.invalidate_cache()
         entries = []
         for item in found:
             url = str(item["name"])
             name = url.rstrip("/").rpartition("/")[2]
             # An HTML listing links to other places too, and an object store names the folder itself.
             inside = url.rstrip("/").rpartition("/")[0].rstrip("/").endswith(folder.lstrip("/"))
-            name = unquote(name) if self._quoted else name
-            if inside and name and not name.startswith((".", "?")) and "?" not in url:
+            if self._quoted:
+                inside = inside and "?" not in url
+                name = unquote(name)
+            if inside and name and not name.startswith("."):
                 entries.append(Entry(name, item["type"] == "directory" or url.endswith("/")))
         return sorted(set(entries))
 
     def is_folder(self) -> bool:
+        if self._quoted:
+            # A web server tells by its listing alone.
+            return os.path.splitext(self._path.partition("?")[0])[1].lower() not in _FILE_SUFFIXES
+        self._filesystem.invalidate_cache()
         try:
-            if self._quoted:
-                # A web server tells by its listing alone.
-                return os.path.splitext(self._path.partition("?")[0])[1].lower() not in _FILE_SUFFIXES
-            if not self._filesystem.exists(self._path):
-                raise UsageError(f"{self.name}: expected images, found nothing")
-            return self._filesystem.isdir(self._path)
-        except UsageError:
-            raise
-        except Exception as error:
-            raise DataError(self._failure("", error)) from None
+            kind = patiently(lambda: self._filesystem.info(self._path)["type"], self.name)
+        except FileNotFoundError:
+            raise UsageError(f"{self.name}: expected images, found nothing") from None
+        return kind == "directory"
 
-    def info(self, path: str = "") -> dict[str, Any]:
-        """What the store says of a file: its size and, under names that differ, its time or tag."""
-        try:
-            return self._filesystem.info(self._at(path))
-        except Exception as error:
-            raise DataError(self._failure(path, error)) from None
+    def details(self, folder: str | None) -> list[dict[str, Any]]:
+        """What the store says of the files in a folder, or with None of the root, a file: name, size and, under
+        names that differ, a time or tag.
+        """
+        self._filesystem.invalidate_cache()
+        if folder is None:  # no listing: a web server would send all of the file
+            return [patiently(lambda: self._filesystem.info(self._path), self.name)]
+        listed = self._folder_at(folder)
+        return patiently(lambda: self._filesystem.ls(listed, detail=True), self._where(folder))
 
     def open(self, path: str = "") -> BinaryIO:
+        where = self._where(path)
         try:
             # Reading ahead by 5 MiB gets many headers with a request; skipping it saves nothing over images.
-            file = self._filesystem.open(self._at(path), "rb")
-        except Exception as error:
-            raise DataError(self._failure(path, error)) from None
+            file = patiently(lambda: self._filesystem.open(self._at(path), "rb"), where)
+        except FileNotFoundError as error:
+            raise DataError(str(error)) from None
         if not file.seekable():
             raise DataError(
-                f"{public_name(self._at(path))}: expected a server that answers range requests, found one that "
-                "does not; copy the file and give its path"
+                f"{where}: expected a server that answers range requests, found one that does not; copy the file "
+                "and give its path"
             )
-        return file  # type: ignore[return-value]
+        return io.BufferedReader(_PatientFile(file, where), _READ_BYTES)  # type: ignore[return-value]
 
     def read(self, path: str, offset: int, size: int | None, limit: int) -> bytes:
         end = offset + min(limit + 1, limit + 1 if size is None else size)
-        for attempt in range(_ATTEMPTS):
-            try:
-                if end == offset:
-                    return b""
-                data = self._filesystem.cat_file(self._at(path), start=offset, end=end)
-                if size is None:
-                    return data[: limit + 1]
-                if len(data) > end - offset:
-                    raise DataError(
-                        f"{public_name(self._at(path))}: expected {end - offset} bytes of a range, found "
-                        f"{len(data)}; the server does not answer range requests"
-                    )
-                return data
-            except FileNotFoundError as error:
-                raise FileNotFoundError(self._failure(path, error)) from None
-            except DataError:
-                raise
-            except Exception as error:
-                if getattr(error, "status", None) == 416 and size is None:
-                    return b""  # an empty file has no range
-                # A server that is away is no fault of the image: the ledger is not for it.
-                if attempt == _ATTEMPTS - 1:
-                    raise DataError(
-                        f"{self._failure(path, error)}; tried {_ATTEMPTS} times. What is finished is kept: run the "
-                        "same command again to continue"
-                    ) from None
-                time.sleep(_FIRST_WAIT_S * 2**attempt)
-        raise AssertionError("unreachable")
+        if end == offset:
+            return b""
+        data = patiently(lambda: self._range(self._at(path), offset, end), self._where(path))
+        if size is None:
+            return data[: limit + 1]
+        if len(data) > end - offset:
+            raise DataError(
+                f"{self._where(path)}: expected {end - offset} bytes of a range, found {len(data)}; the server does "
+                "not answer range requests"
+            )
+        return data
+
+    def _range(self, path: str, start: int, end: int) -> bytes:
+        try:
+            return self._filesystem.cat_file(path, start=start, end=end)
+        except Exception as error:
+            if http_status(error) == 416:  # nothing lies there: an empty file, or one cut short
+                return b""
+            raise
+
+
+class _PatientFile(io.RawIOBase):
+    """An open file of a server that may be away for a while."""
+
+    def __init__(self, file: Any, where: str) -> None:
+        self._file, self._where = file, where
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        try:
+            data = patiently(lambda: self._file.read(len(buffer)), self._where)
+        except FileNotFoundError as error:  # it was there when it was opened
+            raise StorageError(str(error)) from None
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -1,6 +1,12 @@
+import itertools
 from pathlib import Path
 
 import pytest
+from botocore.config import Config
+from botocore.session import get_session
+from s3fs import S3FileSystem
+
+from servers.swift import ACCESS_KEY, REGION, SECRET_KEY, Swift, why_not
 
 # Beside the repository, not in it: photographs and lists whose licences keep them out of the project.
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -12,3 +18,62 @@ def shared_data() -> Path:
     if not (SHARED / "photos").is_dir():
         pytest.skip(f"needs the photographs and lists of {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def s3_session(tmp_path_factory):
+    """One S3 server for the whole run."""
+    folder = tmp_path_factory.mktemp("swift")
+    if reason := why_not(folder):
+        pytest.skip(f"the S3 server {reason}")
+    with Swift(folder / "state") as server:
+        yield server
+
+
+@pytest.fixture
+def s3_server(s3_session, s3_environment):
+    """The S3 server, whole before and after each test; the environment holds its address and keys."""
+    yield s3_session
+    s3_session.start()
+
+
+@pytest.fixture
+def s3_environment(s3_session, monkeypatch):
+    """What users set; nothing of their own accounts is left."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, "/dev/null")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_session.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    # File systems are kept by their arguments; the environment is none of them.
+    S3FileSystem.clear_instance_cache()
+    yield
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def s3_client(s3_session):
+    """A client of botocore, which knows nothing of the fsspec that the tests are about."""
+    return get_session().create_client(
+        "s3",
+        endpoint_url=s3_session.endpoint,
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        region_name=REGION,
+        config=Config(retries={"total_max_attempts": 1}),
+    )
+
+
+_buckets = itertools.count()
+
+
+@pytest.fixture
+def s3_bucket(s3_server, s3_client):
+    """The URL of a new, empty bucket: `s3://bucket-0`."""
+    name = f"bucket-{next(_buckets)}"
+    s3_client.create_bucket(Bucket=name)
+    return f"s3://{name}"

@@ -1,0 +1,104 @@
+"""What to do when a server does not give what it was asked for: wait, or stop with a message that says why.
+
+File systems of fsspec raise what their libraries raise: OSError, errors of aiohttp, of botocore, of Google. This
+file alone knows how to tell a server that is away from one that says no.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from .errors import StorageError
+
+T = TypeVar("T")
+
+PATIENCE_S = 30.0  # a server that restarts is back by then; file systems try a few times on their own before
+_FIRST_WAIT_S = 0.25
+_LONGEST_WAIT_S = 5.0
+_SLOW_DOWN = frozenset({408, 409, 425, 429})
+_REFUSED = frozenset({401, 403})
+_CREDENTIALS = (
+    "expected to be let in; check the address and the credentials (for s3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, "
+    "AWS_SECRET_ACCESS_KEY)"
+)
+
+
+def patiently(call: Callable[[], T], where: str, done: str = "read") -> T:
+    """Call until an answer comes, or for 30 seconds.
+
+    Args:
+        call: asks a server; may be called again.
+        where: for messages, without passwords.
+        done: what cannot be done with it then: `read`, `written`.
+
+    Raises:
+        FileNotFoundError: the server says that there is no such file.
+        StorageError: it says no for another reason, or says nothing for 30 seconds.
+    """
+    start = time.monotonic()
+    wait_s = _FIRST_WAIT_S
+    while True:
+        try:
+            return call()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(failure(where, error, done)) from None
+        except StorageError:
+            raise
+        except Exception as error:
+            if is_final(error):
+                raise StorageError(failure(where, error, done)) from None
+            waited_s = time.monotonic() - start
+            if waited_s >= PATIENCE_S:
+                raise StorageError(
+                    f"{failure(where, error, done)}; tried for {waited_s:.0f} s, the server is away. What is finished is "
+                    "kept: run the same command again to continue"
+                ) from None
+        time.sleep(min(wait_s, PATIENCE_S))
+        wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+def failure(where: str, error: Exception, done: str) -> str:
+    """`where: cannot be <done>: <error> <code>`; the error's own text may hold the whole URL, keys included."""
+    code = (
+        _s3_answer(error).get("Error", {}).get("Code")
+    )  # the server's own word, such as SignatureDoesNotMatch
+    detail = code or http_status(error) or getattr(error, "errno", None) or ""
+    text = f"{where}: cannot be {done}: {type(error).__name__} {detail}".rstrip()
+    return f"{text}; {_CREDENTIALS}" if _is_refused(error) else text
+
+
+def http_status(error: BaseException) -> int | None:
+    """The status of the answer that an error is about; None where there was no whole answer."""
+    if answer := _s3_answer(error):
+        return answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    status = getattr(error, "status", None) or getattr(error, "code", None)  # aiohttp's, gcsfs's
+    return status if isinstance(status, int) else None
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether asking again cannot help: the server, or the library, understood and says no."""
+    if isinstance(error, TimeoutError):  # S3 gives it status 400
+        return False
+    if isinstance(error, (ValueError, TypeError, ImportError, NotImplementedError)) or _is_refused(error):
+        return True
+    status = http_status(error)
+    return status is not None and 400 <= status < 500 and status not in _SLOW_DOWN
+
+
+def _is_refused(error: BaseException) -> bool:
+    return (
+        isinstance(error, PermissionError)
+        or http_status(error) in _REFUSED
+        or "Credentials"
+        in type(error).__name__  # botocore's NoCredentialsError, google.auth's DefaultCredentialsError
+    )
+
+
+def _s3_answer(error: BaseException) -> dict:
+    """What botocore read of a server's no; s3fs raises an OSError from botocore's error."""
+    for one in (error, error.__cause__):
+        if isinstance(answer := getattr(one, "response", None), dict):
+            return answer
+    return {}

@@ -1,0 +1,82 @@
+"""Which errors are worth another try; the errors are those that the file systems raised against real servers."""
+
+import errno
+
+import pytest
+from aiohttp import ClientConnectionError, ClientPayloadError
+from aiohttp.http_exceptions import ContentLengthError
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+
+from softshard.shards import StorageError
+from softshard.shards.retries import failure, http_status, is_final, patiently
+
+
+def from_s3(made, code, status):
+    """What s3fs makes of an answer of S3."""
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    made.__cause__ = ClientError(answer, "GetObject")
+    return made
+
+
+def cut_short():
+    error = ClientPayloadError("Response payload is not completed")
+    error.__cause__ = ContentLengthError("Not enough data")  # aiohttp's, whose code 400 is no server's
+    return error
+
+
+TABLE = [
+    (from_s3(PermissionError("no"), "SignatureDoesNotMatch", 403), True, 403),
+    (from_s3(OSError(errno.EINVAL, "no"), "InvalidRequest", 400), True, 400),
+    (from_s3(TimeoutError("no"), "RequestTimeout", 400), False, 400),
+    (from_s3(OSError(errno.EBUSY, "no"), "SlowDown", 503), False, 503),
+    (from_s3(OSError(errno.EREMOTEIO, "no"), "InternalError", 500), False, 500),
+    (NoCredentialsError(), True, None),
+    (EndpointConnectionError(endpoint_url="http://u:p@h"), False, None),
+    (cut_short(), False, None),
+    (ClientConnectionError(), False, None),
+    (ConnectionResetError(errno.ECONNRESET, "reset"), False, None),
+    (ValueError("Invalid bucket name"), True, None),
+]
+
+
+@pytest.mark.parametrize(("error", "final", "status"), TABLE, ids=lambda value: type(value).__name__)
+def test_a_no_is_told_from_silence(error, final, status):
+    assert (is_final(error), http_status(error)) == (final, status)
+
+
+def failing(errors):
+    left = list(errors)
+
+    def call():
+        if left:
+            raise left.pop(0)
+        return b"data"
+
+    return call
+
+
+def test_silence_is_waited_for(monkeypatch):
+    waits = []
+    monkeypatch.setattr("softshard.shards.retries.time.sleep", waits.append)
+    assert patiently(failing([ConnectionResetError()] * 7), "s3://b/k") == b"data"
+    assert waits == [0.25, 0.5, 1, 2, 4, 5, 5]
+
+
+@pytest.mark.parametrize(("error", "final", "status"), [row for row in TABLE if row[1]])
+def test_a_no_is_asked_once(error, final, status):
+    with pytest.raises(StorageError, match=r"^s3://b/k: cannot be read: "):
+        patiently(failing([error]), "s3://b/k")
+
+
+def test_patience_ends(monkeypatch):
+    monkeypatch.setattr("softshard.shards.retries.PATIENCE_S", 0.0)
+    with pytest.raises(
+        StorageError, match=r"^s3://b/k: .*TimeoutError.* the server is away\. What is finished"
+    ):
+        patiently(failing([TimeoutError()]), "s3://b/k")
+
+
+def test_a_message_holds_the_server_s_word_and_no_url():
+    assert failure("s3://b/k", TABLE[3][0]) == "s3://b/k: cannot be read: OSError SlowDown"
+    assert failure("s3://b/k", TABLE[6][0]) == "s3://b/k: cannot be read: EndpointConnectionError"
+    assert failure("s3://b/k", TABLE[0][0]).endswith("AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)")
