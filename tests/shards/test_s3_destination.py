@@ -126,6 +126,7 @@ def test_a_server_that_stays_away_stops_the_run_and_it_continues(
 def test_a_connection_that_breaks_in_an_upload_leaves_nothing_and_is_tried_again(
     s3_bucket, s3_client, s3_server, monkeypatch
 ):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with FaultyProxy(s3_server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         S3FileSystem.clear_instance_cache()
