@@ -58,7 +58,7 @@ def _run_tree_build(args: argparse.Namespace) -> int:
     else:
         if args.parents != "first" or args.inner != "none":
             raise UsageError("--parents and --inner choose among WordNet's relations; a table states its own")
-        tree = LabelTree.from_csv(args.relations, classes=load_class_list(args.classes), levels=args.levels)
+        tree = LabelTree.from_file(args.relations, classes=load_class_list(args.classes), levels=args.levels)
     tree.save(args.out)
     print(tree.summary())
     if args.relations == "wordnet":

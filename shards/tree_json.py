@@ -40,15 +40,22 @@ def check_tree_json(content: Any, where: str) -> None:
         "classes": _is_texts(content.get("classes")),
         "names": _is_texts(content.get("names")),
         "parents": isinstance(parents, list) and all(item == -1 or _is_count(item) for item in parents),
+        "other_parents": _is_pairs(content.get("other_parents", [])),
     }
     for name, right in is_right.items():
         if not right:
-            found = str(content.get(name, "nothing"))[:60]
+            found = repr(content.get(name, "nothing"))[:60]
             raise DataError(f"{where}: {name}: expected as `softshard tree build` writes it, found {found}")
 
 
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**31  # not isinstance: True is an int
+
+
+def _is_pairs(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(map(_is_count, pair)) for pair in value
+    )
 
 
 def _is_texts(value: object) -> bool:

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from softshard.shards.classes import load_class_list
 from softshard.shards.errors import DataError, UsageError
+from softshard.shards.relations import INNER_RULES, ONE_PARENT_RULES, PARENT_RULES
 from softshard.shards.schema import HIER, MAX_LEVEL_CLASSES
-from softshard.shards.tree import INNER_RULES, MAX_LEVELS, PARENT_RULES, LabelTree
+from softshard.shards.tree import LabelTree
+from softshard.shards.tree_limits import MAX_LEVELS
 from softshard.shards.wordnet import hypernyms, lemmas, wordnet
 
 FALL11, WINTER21 = "imagenet-21k-p-fall11", "imagenet-21k-p-winter21"
@@ -302,17 +304,17 @@ def test_a_csv_gives_the_same_tree(tmp_path, toy):
     path = tmp_path / "relations.csv"
     rows = "".join(f"{child}, {parent}\r\n" for child, parent in TOY_PAIRS)
     path.write_bytes(b"\xef\xbb\xbfchild,parent\r\n" + rows.encode() + b"\r\n")
-    tree = LabelTree.from_csv(path, classes=TOY)
+    tree = LabelTree.from_file(path, classes=TOY)
     assert tree.fingerprint == toy.fingerprint
     assert tree.rule.source == str(path)
-    assert LabelTree.from_csv(path, TOY, levels=2).num_levels == 2
+    assert LabelTree.from_file(path, TOY, levels=2).num_levels == 2
 
 
 def test_every_wrong_row_of_a_csv_is_named(tmp_path):
     path = tmp_path / "relations.csv"
     path.write_text("bird,animal\nfish\n,animal\na,b,c\n")
     with pytest.raises(DataError) as caught:
-        LabelTree.from_csv(path)
+        LabelTree.from_file(path)
     assert str(caught.value).splitlines() == [
         f"{path}: line 2: expected `child,parent`, found 'fish'",
         f"{path}: line 3: expected `child,parent`, found ',animal'",
@@ -322,7 +324,7 @@ def test_every_wrong_row_of_a_csv_is_named(tmp_path):
 
 def test_a_missing_csv_is_a_wrong_call(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
-        LabelTree.from_csv(tmp_path / "nowhere.csv")
+        LabelTree.from_file(tmp_path / "nowhere.csv")
 
 
 def test_a_level_that_no_int16_can_count_is_refused():
@@ -519,7 +521,7 @@ def test_vectors_of_any_tree_agree_with_the_definition(table):
 @settings(deadline=None)
 @given(
     st.lists(st.sampled_from(list(wordnet())), min_size=1, max_size=30, unique=True),
-    st.sampled_from(PARENT_RULES),
+    st.sampled_from(ONE_PARENT_RULES),
 )
 def test_branching_nodes_are_the_lowest_common_ancestors_of_pairs(listed, parents):
     with warnings.catch_warnings():
