@@ -59,7 +59,7 @@ gap:.15rem .6rem;align-items:center}.bars span{overflow:hidden;text-overflow:ell
 font-size:.86rem}
 .legend svg{display:inline-block;width:24px;height:10px;margin-right:.4rem;vertical-align:middle}
 .drawing{margin:.8rem 0 1.4rem}.drawing figcaption{margin:0 0 .5rem}.drawing svg{display:block}
-.edge{fill:none;stroke:var(--rule);stroke-width:1.5}.bar rect{opacity:.28}.bar:hover rect{opacity:.6}
+.edge{fill:none;stroke:var(--soft);stroke-width:1.2;opacity:.5}.bar rect{opacity:.28}.bar:hover rect{opacity:.6}
 svg .bar text{fill:var(--ink)}
 .outline{font-size:.92rem}.outline details>*{margin-left:1.3rem}.outline summary{cursor:pointer;margin-left:0!important}
 .outline div div,.outline>div{padding-left:1.05rem}.outline small{color:var(--soft);margin-left:.35rem}
@@ -187,12 +187,15 @@ class Page:
             f'aria-label="{escape(title)}">{body}</svg></div></figure>'
         )
 
-    def outline(self, entries: Sequence[tuple[str, str, str]], depths: Sequence[int]) -> None:
+    def outline(
+        self, entries: Sequence[tuple[str, str, str]], depths: Sequence[int], *, num_open: int = 0
+    ) -> None:
         """A list to unfold, every entry below the last one before it that is less deep.
 
         Args:
             entries: (text, softer text, number or other text at the end); the last two may be empty.
             depths: 0 for the outermost entries; none is more than one deeper than the entry before it.
+            num_open: depths that are unfolded at first.
 
         Raises:
             ValueError: a depth that leaves a step out.
@@ -206,7 +209,7 @@ class Page:
             open_depths = min(open_depths, depth)
             label = escape(text) + "".join(f" <small>{escape(more)}</small>" for more in (soft, end) if more)
             if place + 1 < len(depths) and depths[place + 1] > depth:
-                parts.append(f"<details><summary>{label}</summary>")
+                parts.append(f"<details{' open' if depth < num_open else ''}><summary>{label}</summary>")
                 open_depths = depth + 1
             else:
                 parts.append(f"<div>{label}</div>")

@@ -44,8 +44,8 @@ class LabelTree:
         max_levels: levels kept at most, None for all. Classes below the cut keep their ancestors' labels.
         names: C names for people: the first lemma of a wnid, else the class name.
         rule: how the tree came about.
-        other_parents: int32 [E, 2]. (child, parent) of every further parent in a tree of all paths, by child; empty
-            in others. Read-only.
+        other_parents: int32 [E, 2]. (child, parent) of every further parent in a tree of all paths, ascending;
+            empty in others. Read-only.
     """
 
     classes: tuple[str, ...]

@@ -17,10 +17,12 @@ MAX_PAGE_CLASSES = 30_000  # browsers still open such an outline within a second
 MAX_DRAWN_LEAVES = 80  # of a drawing with names
 
 _ROW_PX = 18
-_CHARACTER_PX = 6.6  # of the page's 12-pixel SVG text, on average
-_ICICLE_HEIGHT, _COLUMN_PX = 900, 120
+_CHARACTER_PX = 6.9  # of the page's 12-pixel SVG text, on average
+_BARS_HEIGHT = 900
+_PAGE_PX = 1040  # what fits beside each other on a page
 _THINNEST_PX = 0.8
-_LABEL_PX = 11  # height of a bar from which on its name is printed
+_FEW_TOPS = 3  # are shown unfolded
+_LABEL_PX = 13  # height of a bar from which on its name is printed
 _NUM_COLORS = 6
 
 
@@ -43,6 +45,11 @@ def tree_page(tree: LabelTree, top: int | None = None, *, depth: int | None = No
     depth, shown = _fitting_depth(children, tops, len(tree.level_sizes) if depth is None else depth)
     page = Page("Label tree" if top is None else f"Label tree: {title(tree, top)}")
     stats = tree_stats(tree)
+    several = {}
+    if stats["several_parents"]:
+        several = {
+            "several parents": f"{stats['several_parents']:,} classes, {stats['num_paths']} paths at most"
+        }
     page.key_values(
         {
             "classes": f"{stats['classes']:,} ({stats['listed']:,} listed, {stats['inner_nodes']:,} inner nodes, "
@@ -50,7 +57,7 @@ def tree_page(tree: LabelTree, top: int | None = None, *, depth: int | None = No
             "levels": f"{stats['num_levels']} of {stats['depth']}",
             "children": f"{stats['children']['smallest']} to {stats['children']['largest']}, "
             f"mean {stats['children']['mean']:.2f}",
-            "several parents": f"{stats['several_parents']:,} classes, {stats['num_paths']} paths at most",
+            **several,
             "rule": f"parents {tree.rule.parents}, inner {tree.rule.inner}, from {tree.rule.source}",
             "fingerprint": tree.fingerprint,
         }
@@ -67,7 +74,7 @@ def tree_page(tree: LabelTree, top: int | None = None, *, depth: int | None = No
     else:
         _draw_bars(page, tree, children, num_below, tops, depth)
     if top is None:
-        page.heading("Classes per level")
+        page.heading("Levels")
         page.bar_chart(
             "Classes per level",
             {f"level {level['level']}": level["classes"] for level in stats["levels"]},
@@ -82,7 +89,7 @@ def tree_page(tree: LabelTree, top: int | None = None, *, depth: int | None = No
             (tree.names[node], "" if tree.names[node] == tree.classes[node] else tree.classes[node], below)
         )
         steps_of.append(steps)
-    page.outline(labels, steps_of)
+    page.outline(labels, steps_of, num_open=1 if len(tops) <= _FEW_TOPS else 0)
     return page, total - shown
 
 
@@ -102,7 +109,7 @@ def _draw_names(page: Page, tree: LabelTree, children: list[list[int]], tops: li
     nodes = list(walk(children, tops, depth))
     column_px: dict[int, float] = {}
     for node, steps in nodes:
-        width = 44 + _CHARACTER_PX * len(_short(tree.names[node]))
+        width = 50 + _CHARACTER_PX * len(_short(tree.names[node]))
         column_px[steps] = max(column_px.get(steps, 0.0), width)
     left = {steps: 8 + sum(column_px[s] for s in range(steps)) for steps in column_px}
     row = 0
@@ -122,7 +129,7 @@ def _draw_names(page: Page, tree: LabelTree, children: list[list[int]], tops: li
         for place, parent in enumerate(tree.all_parents[node]):
             if parent in y:
                 # From the end of the parent's name to the child's mark.
-                x0 = left[step_of[parent]] + 14 + _CHARACTER_PX * len(_short(tree.names[parent]))
+                x0 = left[step_of[parent]] + 18 + _CHARACTER_PX * len(_short(tree.names[parent]))
                 x1, middle = left[steps], left[steps] - 16
                 style = "edge dashed" if place else "edge"
                 edges.append(
@@ -147,24 +154,24 @@ def _draw_bars(
     page: Page, tree: LabelTree, children: list[list[int]], num_below: list[int], tops: list[int], depth: int
 ) -> None:
     """A bar for every class, beside the bars of its children."""
-    unit = _ICICLE_HEIGHT / sum(1 + num_below[node] for node in tops)
+    num_columns = 1 + max(steps for _, steps in walk(children, tops, depth))
+    column_px = min(max(_PAGE_PX // num_columns, 80), 160)
+    unit = _BARS_HEIGHT / sum(1 + num_below[node] for node in tops)
     top_px: dict[int, float] = {}
     offset = 0.0
     for node in sorted(tops, key=lambda node: -num_below[node]):
         top_px[node] = offset
         offset += unit * (1 + num_below[node])
     bars: list[str] = []
-    columns = 0
     waiting = [(node, 0) for node in tops]
     while waiting:
         node, steps = waiting.pop()
         height = unit * (1 + num_below[node])
         if height < _THINNEST_PX:
             continue
-        columns = max(columns, steps + 1)
-        x, y = steps * _COLUMN_PX, top_px[node]
+        x, y = steps * column_px, top_px[node]
         tooltip = f"{title(tree, node)}, level {int(tree.levels[node])}: {num_below[node]:,} below"
-        name = _short(tree.names[node], int((_COLUMN_PX - 10) / _CHARACTER_PX))
+        name = _short(tree.names[node], int((column_px - 14) / _CHARACTER_PX))
         text = (
             f'<text x="{x + 5}" y="{y + min(height / 2, 30) + 4:.1f}">{escape(name)}</text>'
             if height >= _LABEL_PX
@@ -172,7 +179,7 @@ def _draw_bars(
         )
         bars.append(
             f'<g class="bar"><title>{escape(tooltip)}</title><rect class="f{steps % _NUM_COLORS}" x="{x}" '
-            f'y="{y:.1f}" width="{_COLUMN_PX - 1}" height="{max(height - 0.5, 0.6):.1f}"/>{text}</g>'
+            f'y="{y:.1f}" width="{column_px - 1}" height="{max(height - 0.5, 0.6):.1f}"/>{text}</g>'
         )
         if steps < depth:
             offset = top_px[node]
@@ -182,8 +189,8 @@ def _draw_bars(
                 waiting.append((child, steps + 1))
     page.drawing(
         "A column is a level, a bar a class, its height the classes below it; point at a bar for its name",
-        width=columns * _COLUMN_PX,
-        height=_ICICLE_HEIGHT,
+        width=num_columns * column_px,
+        height=_BARS_HEIGHT,
         body="".join(bars),
     )
 

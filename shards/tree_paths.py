@@ -31,8 +31,8 @@ def kept_parents(nodes: Sequence[str], graph: Graph) -> tuple[np.ndarray, np.nda
         graph: of these and all their ancestors; no cycles.
 
     Returns:
-        int32 [C], each node's first parent on its longest path, or -1 at a root; and int32 [E, 2], the further
-        parents as (child, parent), by child, each one's in the order of the graph.
+        int32 [C], each node's parent on its longest path (of several the one with the lowest class index), -1 at a
+        root; and int32 [E, 2], the further parents as (child, parent), ascending.
     """
     place = {node: i for i, node in enumerate(nodes)}
     nearest = nearest_kept(graph, place)
@@ -54,11 +54,11 @@ def kept_parents(nodes: Sequence[str], graph: Graph) -> tuple[np.ndarray, np.nda
             )
         found = [p for p in nearest[node] if not any(p in above[other] for other in nearest[node])]
         if found:
-            first = next(parent for parent in found if level[parent] == level[node] - 1)
-            parents[place[node]] = place[first]
-            other_parents += [(place[node], place[parent]) for parent in found if parent != first]
-    other_parents.sort(key=lambda pair: pair[0])  # stable: the order of the graph within a child
-    return parents, np.array(other_parents, np.int32).reshape(-1, 2)
+            # By class index, not in the order of the graph: the same relations give the same fingerprint.
+            first = min(place[parent] for parent in found if level[parent] == level[node] - 1)
+            parents[place[node]] = first
+            other_parents += [(place[node], place[parent]) for parent in found if place[parent] != first]
+    return parents, np.array(sorted(other_parents), np.int32).reshape(-1, 2)
 
 
 def parents_of_classes(parents: np.ndarray, other_parents: np.ndarray) -> list[list[int]]:
@@ -95,9 +95,10 @@ def check_other_parents(parents: np.ndarray, other_parents: np.ndarray, levels: 
             f"tree: other_parents: expected another parent of class {child}, on a level above its own, found "
             f"{parent}; the file was changed, or has a cycle"
         )
-    if (np.diff(children) < 0).any() or len(np.unique(other_parents, axis=0)) < len(other_parents):
+    # As numbers that ascend as the pairs do.
+    if (np.diff(children.astype(np.int64) * num_classes + above) <= 0).any():
         raise DataError(
-            "tree: other_parents: expected every pair once, by child, found another order or a pair twice"
+            "tree: other_parents: expected every pair once, ascending, found another order or a pair twice"
         )
 
 

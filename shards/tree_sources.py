@@ -20,7 +20,7 @@ from .schema import MAX_TREE_BYTES, MIB
 from .wordnet import WNID_PATTERN
 
 MAX_YAML_BYTES = 4 * MIB  # 60,000 names; libyaml reads about 3 MB a second
-MAX_YAML_NESTING = 1000
+MAX_YAML_NESTING = 200
 
 # libyaml's parser where PyYAML was built with it, else the one in Python; both without any constructor.
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

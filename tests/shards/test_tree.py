@@ -97,6 +97,16 @@ def test_eleven_levels_leave_out_only_the_bucking_bronco():
 
 
 @needs_timm
+@pytest.mark.parametrize(
+    ("class_list", "tail_sums"),
+    [(FALL11, (11221, 10919, 9541, 7441, 4836, 2632, 1261, 545, 255, 109, 27, 1))],
+)
+def test_classes_at_or_below_each_level_of_the_published_tree(class_list, tail_sums):
+    sizes = LabelTree.from_wordnet(load_class_list(class_list), parents="published").level_sizes
+    assert tuple(sum(sizes[level:]) for level in range(len(sizes))) == tail_sums
+
+
+@needs_timm
 def test_301_classes_of_fall11_have_several_parents():
     assert sum(len(hypernyms(wnid)) > 1 for wnid in load_class_list(FALL11)) == 301
 
@@ -398,9 +408,20 @@ def test_a_newer_minor_version_is_read_and_a_newer_major_version_refused(toy):
         ("parents", [-1, 0, 1, 1, -1, 4, 2**40], "parents: expected as"),
         ("parents", [-1, 0, 1, 1, -1, 4, True], "parents: expected as"),
         ("parents", [-1, 0, 1, 1, -1, 4], "expected a name and a parent for each of 7 classes"),
-        ("parents", [-1, 0, 1, 1, -1, 6, 5], "'?tree'? -> oak -> tree is a cycle"),
+        ("parents", [-1, 0, 1, 1, -1, 6, 5], "tree -> oak -> tree is a cycle"),
+        ("parents", [1, 0, 1, 1, -1, 6, 5], "animal -> vertebrate -> animal is a cycle; 1 more"),
         ("classes", ["animal"] * 7, "expected distinct names, found twice: 'animal'"),
         ("classes", [1, 2, 3, 4, 5, 6, 7], "classes: expected as"),
+        (
+            "classes",
+            ["a\nb", *TOY[1:]],
+            r"expected names of one line without control characters, found 'a\\nb'",
+        ),
+        ("classes", ["", *TOY[1:]], "expected names of one line without control characters, found ''"),
+        ("classes", ["\ud800", *TOY[1:]], r"found '\\ud800'"),
+        ("names", ["\x1b[31mred", *TOY[1:]], r"without control characters, found '\\x1b\[31mred'"),
+        ("num_listed", 2**31, "num_listed: expected as"),
+        ("max_levels", -1, "max_levels: expected as"),
         ("classes", [], "expected classes, found none"),
         ("names", ["one"], "found 1 names"),
         ("num_listed", 8, "num_listed: expected 1 to 7, found 8"),
