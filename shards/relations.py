@@ -140,21 +140,25 @@ def find_cycles(graph: Mapping[Node, Sequence[Node]]) -> list[list[Node]]:
     for start in graph:
         if start in done:
             continue
-        path: dict[Node, Iterator[Node]] = {start: iter(graph[start])}  # to the parents not yet looked at
+        path = [start]
+        to_try: list[Iterator[Node]] = [iter(graph[start])]  # for each node of the path its other parents
+        place = {start: 0}
         while path:
-            node = next(reversed(path))
-            for above in path[node]:
-                if above in path:
-                    members = list(path)
-                    cycles.append([*members[members.index(above) :], above])
+            for above in to_try[-1]:
+                if above in place:
+                    cycles.append([*path[place[above] :], above])
                     if len(cycles) == MAX_CYCLES:
                         return cycles
                 elif above not in done:
-                    path[above] = iter(graph[above])
+                    place[above] = len(path)
+                    path.append(above)
+                    to_try.append(iter(graph[above]))
                     break
             else:
+                node = path.pop()
+                to_try.pop()
                 done.add(node)
-                del path[node]
+                del place[node]
     return cycles
 
 

@@ -305,7 +305,7 @@ class LabelTree:
             raise DataError(f"{where}: {error}") from error
         if tree.fingerprint != content["fingerprint"]:
             raise DataError(
-                f"{where}: fingerprint: expected {tree.fingerprint}, found {content['fingerprint']}; "
+                f"{where}: fingerprint: expected {tree.fingerprint}, found {content['fingerprint']:.64}; "
                 "classes, parents or levels were changed afterwards. Run: softshard tree build"
             )
         return tree

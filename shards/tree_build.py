@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -53,16 +54,13 @@ def wordnet_parts(
     _check_rule("parents", parents, PARENT_RULES)
     _check_rule("inner", inner, INNER_RULES)
     listed, problems = relations.resolve_classes(classes)
-    table = wordnet()
-    parents_of: Callable[[str], Sequence[str]] = table.hypernyms
-    source = f"WordNet 3.0, data.noun sha256 {table.data_noun_sha256}"
-    if relations_file is not None:
-        graph = read_wordnet_list(relations_file)
-        problems += relations.cycle_problems(graph, relations_file)
-        parents_of = lambda wnid: graph.get(wnid, ())  # noqa: E731 - a synset that no line names is a root
-        source = relations_file
-    elif parents == "published":
-        parents_of = lambda wnid: [above] if (above := table.published_parent(wnid)) else []  # noqa: E731
+    if relations_file is None:
+        parents_of = _published_parents if parents == "published" else wordnet().hypernyms
+        source = f"WordNet 3.0, data.noun sha256 {wordnet().data_noun_sha256}"
+    else:
+        lines = read_wordnet_list(relations_file)
+        problems += relations.cycle_problems(lines, relations_file)
+        parents_of, source = partial(_parents_in, lines), relations_file
     if problems:
         raise DataError("\n".join(problems))
     graph = relations.ancestor_graph(listed, parents_of)
@@ -135,6 +133,15 @@ def place_nodes(
 def shown_name(name: str) -> str:
     """A class for people: a wnid's first lemma, else its own name."""
     return wordnet().lemmas(name)[0] if WNID_PATTERN.fullmatch(name) and name in wordnet() else name
+
+
+def _published_parents(wnid: str) -> list[str]:
+    parent = wordnet().published_parent(wnid)
+    return [] if parent is None else [parent]
+
+
+def _parents_in(graph: Graph, wnid: str) -> Sequence[str]:
+    return graph.get(wnid, ())  # a synset that no line names is a root
 
 
 def _check_rule(what: str, found: str, rules: Sequence[str]) -> None:

@@ -70,9 +70,7 @@ def tree_stats(tree: LabelTree) -> dict[str, Any]:
         "single_class_levels": [level for level, size in enumerate(tree.level_sizes) if size == 1],
         "several_parents": len(np.unique(tree.other_parents[:, 0])),
         "several_hypernyms": len(several) if from_wordnet else None,
-        "parents_not_chosen": sum(bool(parents_not_chosen(tree, i)) for i in several)
-        if from_wordnet
-        else None,
+        "parents_not_chosen": sum(map(bool, parents_not_chosen(tree, several))) if from_wordnet else None,
         "rule": asdict(tree.rule),
         "fingerprint": tree.fingerprint,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -156,21 +156,27 @@ def title(tree: LabelTree, class_index: int) -> str:
     return name if shown == name else f"{name} {shown}"
 
 
-def parents_not_chosen(tree: LabelTree, class_index: int) -> list[str]:
-    """wnids of the hypernyms that the tree's rule passed over; none where its relations are not WordNet's own."""
-    if not tree.rule.source.startswith("WordNet "):
-        return []
-    wnid, rule = resolve_wnid(tree.classes[class_index]), tree.rule.parents
-    hypernyms = wordnet().hypernyms(wnid)
-    if len(hypernyms) < 2:
-        return []
-    if rule == "published":
-        chosen = [wordnet().published_parent(wnid)]
-    else:
-        counted = {resolve_wnid(name) for name in tree.classes} if tree.rule.inner == "none" else None
-        graph = relations.ancestor_graph([wnid], wordnet().hypernyms)
-        chosen = relations.choose_parents(rule, [wnid], graph, counted)[wnid]
-    return [hypernym for hypernym in hypernyms if hypernym not in chosen]
+def parents_not_chosen(tree: LabelTree, class_indices: Iterable[int]) -> list[list[str]]:
+    """For some classes the wnids of the hypernyms that the tree's rule passed over.
+
+    None where its relations are not WordNet's own.
+    """
+    if not tree.rule.source.startswith("WordNet ") or tree.rule.parents == "all-paths":
+        return [[] for _ in class_indices]
+    rule, hypernyms = tree.rule.parents, wordnet().hypernyms
+    counted = None
+    if rule in ("longest", "shortest") and tree.rule.inner == "none":
+        counted = {resolve_wnid(name) for name in tree.classes}
+    passed_over = []
+    for class_index in class_indices:
+        wnid = resolve_wnid(tree.classes[class_index])
+        if rule == "published":
+            chosen = [wordnet().published_parent(wnid)]
+        else:
+            graph = relations.ancestor_graph([wnid], hypernyms)
+            chosen = relations.choose_parents(rule, [wnid], graph, counted)[wnid]
+        passed_over.append([hypernym for hypernym in hypernyms(wnid) if hypernym not in chosen])
+    return passed_over
 
 
 def _describe(tree: LabelTree, class_index: int) -> str:
@@ -184,7 +190,9 @@ def _describe(tree: LabelTree, class_index: int) -> str:
         )
     if others := [title(tree, parent) for parent in tree.all_parents[class_index][1:]]:
         lines.append(f"  further parents: {', '.join(others)}")
-    if missed := [f"{wnid} {wordnet().lemmas(wnid)[0]}" for wnid in parents_not_chosen(tree, class_index)]:
+    if missed := [
+        f"{wnid} {wordnet().lemmas(wnid)[0]}" for wnid in parents_not_chosen(tree, [class_index])[0]
+    ]:
         lines.append(f"  parents not chosen by {tree.rule.parents!r}: {', '.join(missed)}")
     children = [title(tree, child) for child in np.flatnonzero(tree.parents == class_index).tolist()]
     more = f" and {len(children) - _SHOWN_CHILDREN} more" if len(children) > _SHOWN_CHILDREN else ""

@@ -427,6 +427,7 @@ def test_a_newer_minor_version_is_read_and_a_newer_major_version_refused(toy):
         ("num_listed", 8, "num_listed: expected 1 to 7, found 8"),
         ("max_levels", 0, "levels: expected 1 or more"),
         ("rule", {"parents": "first"}, "rule: expected as"),
+        ("rule", {"parents": "first", "inner": "none", "source": "\x1b[2J"}, "rule: expected as"),
     ],
 )
 def test_a_broken_tree_is_refused(toy, field, value, message):
