@@ -6,6 +6,7 @@ from .labelmap import decode_label_map, decode_label_maps, encode_label_map
 from .manifest import Manifest
 from .pack import PackOptions, PackSummary, pack
 from .reader import Sample, read_shard
+from .relabel import Relabelling, relabel
 from .reshard import ReshardOptions, reshard
 from .tree import LabelTree
 from .verify import VerifyReport, verify
@@ -20,6 +21,7 @@ __all__ = [
     "MissingExtraError",
     "PackOptions",
     "PackSummary",
+    "Relabelling",
     "ReshardOptions",
     "Sample",
     "ShardWriter",
@@ -32,6 +34,7 @@ __all__ = [
     "encode_label_map",
     "pack",
     "read_shard",
+    "relabel",
     "reshard",
     "verify",
 ]

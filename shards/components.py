@@ -14,7 +14,7 @@ from .schema import CLS, HIER
 
 
 def encode_levels(vector: np.ndarray) -> bytes:
-    """A hierarchical label vector (int16 [L]) as the `hier.npy` component."""
+    """A class's hierarchical label vectors (int16 [L], or [A, L] for A paths) as the `hier.npy` component."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.asarray(vector, "<i2"), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
@@ -33,7 +33,7 @@ def decode_class(data: bytes | memoryview, where: str) -> int:
 
 
 def decode_levels(data: bytes | memoryview, where: str) -> np.ndarray:
-    """The `hier.npy` component: int16 [L], or int16 [A, L] where a class has A paths. Read-only.
+    """The `hier.npy` component: int16 [L], or [A, L] in a tree with up to A paths to a class. Read-only.
 
     Raises:
         DataError: not such an array. Nothing is unpickled, nor allocated for the shape that a header claims.
@@ -44,7 +44,7 @@ def decode_levels(data: bytes | memoryview, where: str) -> np.ndarray:
         shape = _npy_int16_shape(data[:start])
     except ValueError as error:
         raise DataError(
-            f"{where}, component 'hier.npy': expected `.npy` 1.0, int16 [L], found {error}"
+            f"{where}, component 'hier.npy': expected `.npy` 1.0, int16 [L] or [A, L], found {error}"
         ) from error
     expected = start + 2 * math.prod(shape)
     if len(data) != expected:

@@ -58,6 +58,11 @@ gap:.15rem .6rem;align-items:center}.bars span{overflow:hidden;text-overflow:ell
 .legend{display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;list-style:none;margin:.1rem 0 .3rem;padding:0;
 font-size:.86rem}
 .legend svg{display:inline-block;width:24px;height:10px;margin-right:.4rem;vertical-align:middle}
+.drawing{margin:.8rem 0 1.4rem}.drawing figcaption{margin:0 0 .5rem}.drawing svg{display:block}
+.edge{fill:none;stroke:var(--soft);stroke-width:1.2;opacity:.5}.bar rect{opacity:.28}.bar:hover rect{opacity:.6}
+svg .bar text{fill:var(--ink)}
+.outline{font-size:.92rem}.outline details>*{margin-left:1.3rem}.outline summary{cursor:pointer;margin-left:0!important}
+.outline div div,.outline>div{padding-left:1.05rem}.outline small{color:var(--soft);margin-left:.35rem}
 svg text{fill:var(--soft);font-size:12px}svg .value{fill:var(--ink)}
 .rule{stroke:var(--rule)}.axis{stroke:var(--soft)}
 .line{fill:none;stroke-width:2;stroke-linejoin:round}.dashed{stroke-dasharray:6 4}
@@ -166,6 +171,49 @@ class Page:
             ValueError: a value is negative or not finite.
         """
         self._parts.append(_bar_chart(title, values, x_label))
+
+    def drawing(self, title: str, *, width: float, height: float, body: str) -> None:
+        """A picture of one's own, as wide as the page at most; a wider one can be scrolled.
+
+        Args:
+            title: shown above the picture and read out by screen readers.
+            width: of the picture, in pixels.
+            height: of the picture, in pixels.
+            body: SVG elements. The caller has escaped all text in them.
+        """
+        self._parts.append(
+            f'<figure class="drawing"><figcaption>{escape(title)}</figcaption><div class="scroll">'
+            f'<svg width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
+            f'aria-label="{escape(title)}">{body}</svg></div></figure>'
+        )
+
+    def outline(
+        self, entries: Sequence[tuple[str, str, str]], depths: Sequence[int], *, num_open: int = 0
+    ) -> None:
+        """A list to unfold, every entry below the last one before it that is less deep.
+
+        Args:
+            entries: (text, softer text, number or other text at the end); the last two may be empty.
+            depths: 0 for the outermost entries; none is more than one deeper than the entry before it.
+            num_open: depths that are unfolded at first.
+
+        Raises:
+            ValueError: a depth that leaves a step out.
+        """
+        parts: list[str] = []
+        open_depths = 0
+        for place, ((text, soft, end), depth) in enumerate(zip(entries, depths, strict=True)):
+            if not 0 <= depth <= (depths[place - 1] + 1 if place else 0):
+                raise ValueError(f"outline entry {place}: expected a depth one deeper at most, found {depth}")
+            parts.append("</details>" * (open_depths - depth))
+            open_depths = min(open_depths, depth)
+            label = escape(text) + "".join(f" <small>{escape(more)}</small>" for more in (soft, end) if more)
+            if place + 1 < len(depths) and depths[place + 1] > depth:
+                parts.append(f"<details{' open' if depth < num_open else ''}><summary>{label}</summary>")
+                open_depths = depth + 1
+            else:
+                parts.append(f"<div>{label}</div>")
+        self._parts.append(f'<div class="outline">{"".join(parts)}{"</details>" * open_depths}</div>')
 
     def render(self) -> str:
         body = "\n".join(self._parts)

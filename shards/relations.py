@@ -1,33 +1,35 @@
-"""Which node is whose parent: read from WordNet by a rule, or from a user's own table.
+"""Which node is whose parent: a graph of relations, and the rules that make a tree of it.
 
-WordNet's nouns are a graph: a synset may have several hypernyms, and a rule picks one. What comes out is a
-mapping from node to parent, which `LabelTree` numbers. Nodes are wnids, or the names of a table.
+WordNet's nouns are a graph: a synset may have several hypernyms. So may a name of a user's own table. A rule picks
+one parent, or keeps them all. Nodes are wnids, or the names of a table.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from graphlib import TopologicalSorter
 from typing import TypeVar
-
-import numpy as np
 
 from .classes import resolve_wnid
 from .errors import DataError
-from .files import read_text
-from .schema import MAX_TREE_BYTES
-from .wordnet import wordnet
 
-PARENT_RULES = ("first", "last", "published", "longest", "shortest")
+ONE_PARENT_RULES = ("first", "last", "published", "longest", "shortest")
+PARENT_RULES = (*ONE_PARENT_RULES, "all-paths")
 INNER_RULES = ("none", "branching", "all")
 
 Node = TypeVar("Node", str, int)  # a wnid or a name of a table; a class index
+Graph = Mapping[str, Sequence[str]]  # node to its parents, in the order of their source
+
+MAX_CYCLES = 100  # named in an error
+_SHOWN_OF_CYCLE = 10  # nodes
 
 
-def resolve_classes(classes: Sequence[str]) -> list[str]:
-    """wnids of classes; every class without one is named, and all that share one."""
+def resolve_classes(classes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The wnids of classes.
+
+    Returns:
+        wnids in the order of the classes; and every problem: classes without a wnid, classes that share one.
+    """
     class_of: dict[str, str] = {}
     problems: list[str] = []
     for name in classes:
@@ -42,161 +44,191 @@ def resolve_classes(classes: Sequence[str]) -> list[str]:
                 "leave one of them out, or name the sense that is meant by its wnid"
             )
         class_of[wnid] = name
-    if problems:
-        raise DataError("\n".join(problems))
-    return list(class_of)
+    return list(class_of), problems
 
 
-def wordnet_parent(rule: str, counted: set[str] | None) -> Callable[[str], str | None]:
-    """The parent of a synset under a rule of `PARENT_RULES`.
+def ancestor_graph(nodes: Iterable[str], parents_of: Callable[[str], Sequence[str]]) -> dict[str, list[str]]:
+    """The graph of some nodes and all their ancestors."""
+    graph: dict[str, list[str]] = {}
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in graph:
+            graph[node] = list(dict.fromkeys(parents_of(node)))
+            waiting += graph[node]
+    return graph
 
-    `counted` are the synsets that `longest` and `shortest` count along a path; None counts all.
+
+def choose_parents(
+    rule: str, nodes: Sequence[str], graph: Graph, counted: set[str] | None = None
+) -> dict[str, list[str]]:
+    """The graph of some nodes and their ancestors in which a rule has left every node its parents.
+
+    Args:
+        rule: one of `PARENT_RULES`; `published` is `last` here.
+        nodes: what to climb from.
+        graph: holds the nodes and all their ancestors; no cycles.
+        counted: the nodes that `longest` and `shortest` count along a path; None counts all.
     """
-    table = wordnet()
-    if rule == "published":
-        return table.published_parent
-    if rule in ("first", "last"):
-        place = 0 if rule == "first" else -1
-        return lambda wnid: hypernyms[place] if (hypernyms := table.hypernyms(wnid)) else None
-
-    # Counts add up along a path, so the best path from a synset goes on along the best path from a hypernym.
+    if rule == "all-paths":
+        return ancestor_graph(nodes, graph.__getitem__)
+    if rule in ("first", "last", "published"):
+        place = slice(0, 1) if rule == "first" else slice(-1, None)
+        return ancestor_graph(nodes, lambda node: graph[node][place])
+    # Counts add up along a path, so the best path from a node goes on along the best path from a parent.
     sign = 1 if rule == "longest" else -1
-    best: dict[str, tuple[int, str | None]] = {}
-
-    def best_path(wnid: str) -> tuple[int, str | None]:
-        if wnid not in best:
-            paths = [
-                (best_path(hypernym)[0] + (counted is None or hypernym in counted), hypernym)
-                for hypernym in table.hypernyms(wnid)
-            ]
-            best[wnid] = max(paths, key=lambda path: sign * path[0], default=(0, None))  # the first of equals
-        return best[wnid]
-
-    return lambda wnid: best_path(wnid)[1]
+    length: dict[str, int] = {}
+    best: dict[str, list[str]] = {}
+    for node in TopologicalSorter(graph).static_order():
+        paths = [(length[above] + (counted is None or above in counted), above) for above in graph[node]]
+        chosen = max(paths, key=lambda path: sign * path[0], default=None)  # the first of equals
+        length[node], best[node] = (0, []) if chosen is None else (chosen[0], [chosen[1]])
+    return ancestor_graph(nodes, best.__getitem__)
 
 
-def climb(nodes: Iterable[str], parent: Callable[[str], str | None]) -> dict[str, str | None]:
-    """Parents of the nodes and of all their ancestors."""
-    parent_of: dict[str, str | None] = {}
-    for node in nodes:
-        above: str | None = node
-        while above is not None and above not in parent_of:
-            parent_of[above] = parent(above)
-            above = parent_of[above]
-    return parent_of
+def branching_nodes(listed: Sequence[str], graph: Graph) -> list[str]:
+    """What `inner="branching"` adds, ascending: nodes where two or more branches with listed classes meet.
 
+    A node that has a child over the same listed classes would say what the child says; a lone root over everything
+    would be a level of one class: neither is added.
 
-def branching_nodes(listed: Sequence[str], parent_of: Mapping[str, str | None]) -> list[str]:
-    """What `inner="branching"` adds, ascending.
-
-    Every node of `parent_of` is listed or above a listed class, so each of its children there is a branch.
+    Args:
+        listed: the listed classes.
+        graph: of these and their ancestors, no others.
     """
-    num_branches = Counter(parent_of.values())
-    listed_nodes = set(listed)
-    branching = sorted(node for node in parent_of if num_branches[node] > 1 and node not in listed_nodes)
-    kept = listed_nodes.union(branching)
-    roots = [node for node in kept if _kept_parent(node, parent_of, kept) is None]
+    bit = {node: 1 << i for i, node in enumerate(listed)}
+    if len(graph) == len(bit):
+        return []
+    # Listed classes at or below each node, as bits. Children come first, so that a node's are complete.
+    below = dict.fromkeys(graph, 0) | bit
+    covered: set[str] = set()
+    for node in reversed(list(TopologicalSorter(graph).static_order())):
+        for above in graph[node]:
+            below[above] |= below[node]
+    for node, parents in graph.items():
+        covered.update(above for above in parents if below[above] == below[node])
+    branching = sorted(node for node in graph if node not in bit and node not in covered)
+    kept = bit.keys() | set(branching)
+    with_ancestor = nearest_kept(graph, kept)
+    roots = [node for node in kept if not with_ancestor[node]]
     return [node for node in branching if roots != [node]]
 
 
-def kept_parents(nodes: Sequence[str], parent_of: Mapping[str, str | None]) -> np.ndarray:
-    """int32 [C]. For each node the place of its nearest ancestor among the nodes, or -1."""
-    place = {node: i for i, node in enumerate(nodes)}
-    above = [_kept_parent(node, parent_of, place) for node in nodes]
-    return np.array([-1 if node is None else place[node] for node in above], np.int32)
+def nearest_kept(graph: Graph, kept: Iterable[str]) -> dict[str, list[str]]:
+    """For every node of a graph its nearest kept ancestors, in the order of the graph's parents.
+
+    With several parents one of them may be above another: it is still listed, see `tree_paths.kept_parents`.
+    """
+    kept = set(kept)
+    nearest: dict[str, list[str]] = {}
+    for node in TopologicalSorter(graph).static_order():
+        found: dict[str, None] = {}
+        for above in graph[node]:
+            found.update(dict.fromkeys([above] if above in kept else nearest[above]))
+        nearest[node] = list(found)
+    return nearest
 
 
-def _kept_parent(
-    node: str, parent_of: Mapping[str, str | None], kept: Mapping[str, int] | set[str]
-) -> str | None:
-    above = parent_of[node]
-    while above is not None and above not in kept:
-        above = parent_of[above]
-    return above
+def find_cycles(graph: Mapping[Node, Sequence[Node]]) -> list[list[Node]]:
+    """Cycles of a graph, the first node of each repeated at the end; `MAX_CYCLES` at most.
 
-
-def find_cycles(parent_of: Mapping[Node, Node | None]) -> list[list[Node]]:
-    """Every cycle of parents once, its first node repeated at the end."""
+    Where every node has one parent, all cycles are found. In any graph, what is left without one edge of each has
+    none (unless there were more than `MAX_CYCLES`).
+    """
     cycles: list[list[Node]] = []
     done: set[Node] = set()
-    for start in parent_of:
-        path: dict[Node, None] = {}
-        node: Node | None = start
-        while node is not None and node not in done and node not in path:
-            path[node] = None
-            node = parent_of[node]
-        if node is not None and node in path:
-            members = list(path)
-            cycles.append([*members[members.index(node) :], node])
-        done.update(path)
+    for start in graph:
+        if start in done:
+            continue
+        path = [start]
+        to_try: list[Iterator[Node]] = [iter(graph[start])]  # for each node of the path its other parents
+        place = {start: 0}
+        while path:
+            for above in to_try[-1]:
+                if above in place:
+                    cycles.append([*path[place[above] :], above])
+                    if len(cycles) == MAX_CYCLES:
+                        return cycles
+                elif above not in done:
+                    place[above] = len(path)
+                    path.append(above)
+                    to_try.append(iter(graph[above]))
+                    break
+            else:
+                node = path.pop()
+                to_try.pop()
+                done.add(node)
+                del place[node]
     return cycles
 
 
-def table_parents(
-    classes: Sequence[str] | None, child_parent_pairs: Iterable[tuple[str, str]], source: str
-) -> tuple[Sequence[str], dict[str, str | None]]:
-    """The parents that a user's table states.
+def cycle_problems(graph: Graph, source: str) -> list[str]:
+    """A line for every cycle of a user's relations."""
+    problems = []
+    for cycle in find_cycles(graph):
+        shown = [repr(name) for name in cycle]
+        if len(shown) > _SHOWN_OF_CYCLE:
+            shown[_SHOWN_OF_CYCLE - 1 : -1] = [f"({len(shown) - _SHOWN_OF_CYCLE} more)"]
+        problems.append(
+            f"{source}: {' -> '.join(shown)} is a cycle; a tree has none, correct one of the rows"
+        )
+    if len(problems) == MAX_CYCLES:
+        problems.append(f"{source}: only {MAX_CYCLES} cycles are named; there may be more")
+    return problems
+
+
+def table_graph(
+    classes: Sequence[str] | None,
+    child_parent_pairs: Iterable[tuple[str, str]],
+    source: str,
+    *,
+    several_parents: bool = False,
+) -> tuple[Sequence[str], dict[str, list[str]]]:
+    """The graph that a user's table states.
 
     Args:
         classes: the listed classes, None for the table's leaves.
         child_parent_pairs: (child, parent) names; an empty parent declares a root.
         source: where the pairs are from, for error texts.
+        several_parents: whether a child may have several.
 
     Returns:
-        The listed classes, and the parent (None at a root) of every name in order of appearance.
+        The listed classes, and the parents of every name in order of appearance.
 
     Raises:
-        DataError: classes that are not in the table, children with two parents, cycles; all are named.
+        DataError: classes that are not in the table, several parents where one is allowed, names that are declared
+            roots and have a parent, cycles; all are named.
     """
-    stated: dict[str, str | None] = {}
+    stated: dict[str, dict[str, None]] = {}
     appearance: dict[str, None] = {}
-    problems: list[str] = []
     for child, parent in child_parent_pairs:
         appearance |= {name: None for name in (child, parent) if name}
-        if stated.setdefault(child, parent or None) != (parent or None):
+        stated.setdefault(child, {})[parent] = None
+    problems: list[str] = []
+    for child, parents in stated.items():
+        if len(parents) > 1 and "" in parents:
+            others = ", ".join(repr(parent) for parent in parents if parent)
             problems.append(
-                f"{source}: {child!r} has two parents, {stated[child] or ''!r} and {parent!r}; "
-                "a tree has one, keep one of the rows"
+                f"{source}: {child!r} is declared a root and has the parent {others}; keep one of the rows"
             )
-    parent_of = {name: stated.get(name) for name in appearance}
+        elif len(parents) > 1 and not several_parents:
+            *most, last = map(repr, parents)
+            count = "two" if len(parents) == 2 else len(parents)
+            problems.append(
+                f"{source}: {child!r} has {count} parents, {', '.join(most)} and {last}; keep one of the rows, or "
+                "choose a rule. Run: softshard tree build --parents first|last|longest|shortest|all-paths"
+            )
+    graph = {name: [parent for parent in stated.get(name, ()) if parent] for name in appearance}
     if classes is None:
-        inner_nodes = set(parent_of.values())
-        classes = [name for name in appearance if name not in inner_nodes]
+        inner_nodes = {parent for parents in graph.values() for parent in parents}
+        classes = [name for name in graph if name not in inner_nodes]
     problems += [
         f"{source}: class {name!r}: expected in the table, found nowhere; "
         f"add a row `{name},PARENT`, or `{name},` for a root"
         for name in classes
-        if name not in parent_of
+        if name not in graph
     ]
-    problems += [
-        f"{source}: {' -> '.join(map(repr, cycle))} is a cycle; a tree has none, correct one of the rows"
-        for cycle in find_cycles(parent_of)
-    ]
+    problems += cycle_problems(graph, source)
     if problems:
         raise DataError("\n".join(problems))
-    return classes, parent_of
-
-
-def read_pairs(url: str) -> list[tuple[str, str]]:
-    """(child, parent) of a CSV."""
-    pairs: list[tuple[str, str]] = []
-    problems: list[str] = []
-    rows = csv.reader(io.StringIO(read_text(url, MAX_TREE_BYTES), newline=""))
-    try:
-        for row in rows:
-            cells = [cell.strip() for cell in row]
-            if not any(cells) or (
-                rows.line_num == 1 and [cell.lower() for cell in cells] == ["child", "parent"]
-            ):
-                continue
-            if len(cells) == 2 and cells[0]:
-                pairs.append((cells[0], cells[1]))
-            else:
-                problems.append(
-                    f"{url}: line {rows.line_num}: expected `child,parent`, found {','.join(row)!r}"
-                )
-    except csv.Error as error:
-        problems.append(f"{url}: line {rows.line_num}: expected CSV; {error}")
-    if problems:
-        raise DataError("\n".join(problems))
-    return pairs
+    return classes, graph

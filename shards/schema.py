@@ -1,7 +1,7 @@
 """What a shard is: component names, dtypes, versions and limits, each written once.
 
 Writer, reader, loader, verifier and FORMAT.md take them from here (a test compares FORMAT.md with this file).
-Shape letters: L hierarchy levels, K classes kept per label-map cell, P Q label-map rows and columns.
+Shape letters: L hierarchy levels, A paths to a class, K classes kept per label-map cell, P Q label-map rows and columns.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ class Component:
 JPG = Component("jpg", "baseline JPEG, RGB, orientation applied, no EXIF", True, 64 * MIB)
 CLS = Component("cls", "class index, ASCII decimal", True, 16)
 HIER = Component(
-    "hier.npy", "`.npy` 1.0, int16 [L]: hierarchical label vector, -1 above the own level", False, 4096
+    "hier.npy",
+    "`.npy` 1.0, int16 [L] or [A, L]: hierarchical label vectors, -1 above the own level",
+    False,
+    4096,
 )
 LMAP = Component("lmap", "compressed top-k label map [K, P, Q], see below", False, 4 * MIB)
 META = Component(

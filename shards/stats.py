@@ -66,7 +66,9 @@ def data_set_stats(folder: str | Path) -> dict[str, Any]:
     }
     if tree is not None:
         own_level = np.bincount(tree.levels[classes], minlength=int(tree.levels.max()) + 1)
-        with_target = (tree.vectors()[classes] >= 0).sum(axis=0)
+        # A class with several paths has a target on a level where one of them has.
+        reaches = (tree.vectors().reshape(len(tree.classes), -1, tree.num_levels) >= 0).any(axis=1)
+        with_target = counts @ reaches
         result["levels"] = [
             {
                 "level": level,

@@ -2,9 +2,10 @@
 
 One parent per class. The *level* of a class is its number of ancestors among the classes (Ridnik et al. 2021,
 "ImageNet-21K Pretraining for the Masses", sec. 3.2); its hierarchical label vector tells, for every level up
-to its own, where its ancestor stands among that level's classes. In WordNet's graph a rule picks the parent.
+to its own, where its ancestor stands among that level's classes. In WordNet's graph a rule picks the parent. The
+rule `all-paths` keeps them all: a class then has a vector for each of its paths to a root.
 
-C classes, L hierarchy levels kept, N_k classes of level k.
+C classes, L hierarchy levels kept, N_k classes of level k, A paths of a class at most, E further parents.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,31 +22,14 @@ from typing import Any
 import numpy as np
 from fsspec.core import url_to_fs
 
-from . import relations, tree_text
+from . import tree_build, tree_paths, tree_text
 from .errors import DataError, UsageError
 from .files import read_text
-from .relations import INNER_RULES, PARENT_RULES
-from .schema import HIER, MAX_LEVEL_CLASSES, MAX_TREE_BYTES, MIB
+from .schema import MAX_TREE_BYTES
+from .tree_build import TreeRule
 from .tree_json import TREE_FORMAT, TREE_VERSION, check_tree_json, compact_json
-from .wordnet import WNID_PATTERN, wordnet
-
-MAX_LEVELS = (HIER.max_bytes - 128) // 2  # int16 behind the 128 bytes of an .npy header
-MAX_VECTOR_ELEMENTS = 64 * MIB  # C * L
-
-
-@dataclass(frozen=True)
-class TreeRule:
-    """How a tree came about: recorded with it, no part of the fingerprint.
-
-    Attributes:
-        parents: one of `PARENT_RULES`, or `table`.
-        inner: one of `INNER_RULES`; `all` for a user's own table.
-        source: where the relations are from: WordNet with its hash, or the name of a table.
-    """
-
-    parents: str
-    inner: str
-    source: str
+from .tree_limits import check_tree, count_levels
+from .tree_sources import read_pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +38,14 @@ class LabelTree:
 
     Attributes:
         classes: C class names: the listed ones in their order, then inner nodes that were made classes.
-        parents: int32 [C]. Class index of the parent, -1 at a root. Read-only.
+        parents: int32 [C]. Class index of the parent, -1 at a root; with several parents that of the longest path.
+            Read-only.
         num_listed: how many classes were listed; the others are inner nodes and need no images of their own.
         max_levels: levels kept at most, None for all. Classes below the cut keep their ancestors' labels.
         names: C names for people: the first lemma of a wnid, else the class name.
         rule: how the tree came about.
+        other_parents: int32 [E, 2]. (child, parent) of every further parent in a tree of all paths, ascending;
+            empty in others. Read-only.
     """
 
     classes: tuple[str, ...]
@@ -68,10 +54,12 @@ class LabelTree:
     max_levels: int | None
     names: tuple[str, ...]
     rule: TreeRule
+    other_parents: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int32))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parents", _read_only(np.array(self.parents, np.int32)))
-        _check(self)
+        object.__setattr__(self, "other_parents", _read_only(np.array(self.other_parents, np.int32)))
+        check_tree(self)
 
     @classmethod
     def from_wordnet(
@@ -81,6 +69,7 @@ class LabelTree:
         parents: str = "first",
         inner: str = "none",
         levels: int | None = None,
+        relations_file: str | Path | None = None,
     ) -> LabelTree:
         """Build the tree of a class list from WordNet 3.0.
 
@@ -92,6 +81,8 @@ class LabelTree:
                 `longest`, `shortest`: on the path with the most or the fewest kept ancestors, so that levels
                 are as deep or as shallow as they can be; between equals the first pointer wins. The listed
                 classes count; with inner nodes every ancestor does, since each may become a class.
+                `all-paths`: all of them. A class stands on the level of its longest path and has a label vector
+                for each path; a parent that is above another one is left out, since it says nothing new.
             inner: which ancestors that are not listed become classes, numbered after the listed ones by
                 ascending wnid.
                 `none`: no ancestor (the published rule).
@@ -100,36 +91,21 @@ class LabelTree:
                 everything would be a level of one class: neither is added.
                 `all`: every ancestor, up to `entity`.
             levels: keep that many levels from the roots; 11 reproduces the published code on fall11.
+            relations_file: take the relations from ImageNet's `wordnet.is_a.txt` (lines `parent child`) rather than
+                from the table inside the package. Its lines then are the order of `first` and `last`, and
+                `published` is `last`. A synset that no line names is a root.
 
         Returns:
             The tree. Where it has a single level, a warning says that semantic softmax is plain softmax then.
 
         Raises:
-            UsageError: an unknown rule, no level, or no classes.
-            DataError: classes that WordNet does not know, or classes of one synset; all of them are named.
+            UsageError: an unknown rule, no level, or no classes; a file that cannot be read.
+            DataError: classes that WordNet does not know, classes of one synset, cycles of the file; all of them
+                are named. More paths to a class than `hier.npy` holds.
         """
-        if parents not in PARENT_RULES:
-            raise UsageError(f"tree: parents: expected one of {', '.join(PARENT_RULES)}, found {parents!r}")
-        if inner not in INNER_RULES:
-            raise UsageError(f"tree: inner: expected one of {', '.join(INNER_RULES)}, found {inner!r}")
-        listed = relations.resolve_classes(classes)
-        parent_of = relations.climb(
-            listed, relations.wordnet_parent(parents, set(listed) if inner == "none" else None)
-        )
-        branching = relations.branching_nodes(listed, parent_of)
-        added = {"none": [], "branching": branching, "all": sorted(parent_of.keys() - set(listed))}[inner]
-        nodes = [*listed, *added]
-        names = (*classes, *added)
-        tree = cls(
-            classes=names,
-            parents=relations.kept_parents(nodes, parent_of),
-            num_listed=len(listed),
-            max_levels=levels,
-            names=tuple(_shown_name(name) for name in names),
-            rule=TreeRule(parents, inner, f"WordNet 3.0, data.noun sha256 {wordnet().data_noun_sha256}"),
-        )
-        _warn_if_flat(tree, inner_would_help=inner == "none" and bool(branching))
-        return tree
+        file = None if relations_file is None else str(relations_file)
+        parts = tree_build.wordnet_parts(classes, parents=parents, inner=inner, relations_file=file)
+        return cls._from_parts(parts, levels)
 
     @classmethod
     def from_table(
@@ -137,6 +113,7 @@ class LabelTree:
         classes: Sequence[str] | None,
         child_parent_pairs: Iterable[tuple[str, str]],
         *,
+        parents: str | None = None,
         levels: int | None = None,
         source: str = "table",
     ) -> LabelTree:
@@ -147,68 +124,61 @@ class LabelTree:
                 order of appearance. Inner nodes follow in order of appearance; other names are left out.
             child_parent_pairs: (child, parent) names; an empty parent declares a root, needed only for a root
                 without children.
+            parents: what to do with a child of several parents: None refuses it, a rule as in `from_wordnet` (but
+                for `published`) chooses, in the order of the pairs.
             levels: keep that many levels from the roots.
             source: where the pairs are from, for error texts and the record.
 
         Raises:
-            UsageError: no level, or no classes.
-            DataError: classes that are not in the table, children with two parents, cycles; all are named.
+            UsageError: no level, no classes, or an unknown rule.
+            DataError: classes that are not in the table, children with several parents, cycles; all are named.
         """
-        classes, parent_of = relations.table_parents(classes, child_parent_pairs, source)
-        above = relations.climb(classes, lambda name: parent_of[name])
-        listed = set(classes)
-        nodes = (*classes, *(name for name in parent_of if name in above and name not in listed))
-        tree = cls(
-            classes=nodes,
-            parents=relations.kept_parents(nodes, above),
-            num_listed=len(classes),
-            max_levels=levels,
-            names=nodes,
-            rule=TreeRule("table", "all", source),
-        )
-        _warn_if_flat(tree, inner_would_help=False)
-        return tree
+        parts = tree_build.table_parts(classes, child_parent_pairs, parents=parents, source=source)
+        return cls._from_parts(parts, levels)
 
     @classmethod
-    def from_csv(
-        cls, path: str | Path, classes: Sequence[str] | None = None, *, levels: int | None = None
+    def from_file(
+        cls,
+        path: str | Path,
+        classes: Sequence[str] | None = None,
+        *,
+        parents: str | None = None,
+        levels: int | None = None,
     ) -> LabelTree:
-        """Build a tree from a CSV of two columns, child and parent; see `from_table`.
+        """Build a tree from a user's file: a table (`.csv`, `.tsv`) or nested YAML (`.yaml`); see `from_table`.
 
         Args:
-            path: a local path or any fsspec URL; UTF-8 with or without a byte-order mark. A first row
-                `child,parent` is a header; blank rows do not count.
-            classes: the listed classes, None for the table's leaves.
+            path: a local path or any fsspec URL; UTF-8 with or without a byte-order mark. `tree_sources` says what
+                tables and YAML look like.
+            classes: the listed classes, None for the file's leaves.
+            parents: see `from_table`.
             levels: keep that many levels from the roots.
 
         Raises:
-            UsageError: the file cannot be read; no level, or no classes.
-            DataError: rows that are not two columns, with their line numbers; and as `from_table`.
+            UsageError: the file cannot be read or has another ending; and as `from_table`.
+            DataError: what is no pair of names, with line numbers; and as `from_table`.
         """
-        return cls.from_table(classes, relations.read_pairs(str(path)), levels=levels, source=str(path))
+        pairs = read_pairs(str(path))
+        return cls.from_table(classes, pairs, parents=parents, levels=levels, source=str(path))
+
+    @classmethod
+    def _from_parts(cls, parts: tree_build.TreeParts, levels: int | None) -> LabelTree:
+        tree = cls(
+            classes=parts.classes,
+            parents=parts.parents,
+            num_listed=parts.num_listed,
+            max_levels=levels,
+            names=parts.names,
+            rule=parts.rule,
+            other_parents=parts.other_parents,
+        )
+        _warn_if_flat(tree, inner_would_help=parts.inner_would_help)
+        return tree
 
     @cached_property
     def levels(self) -> np.ndarray:
         """int32 [C]. Number of ancestors of each class, 0 at a root; not cut by `max_levels`. Read-only."""
-        levels = np.zeros(len(self.classes), np.int32)
-        above = self.parents
-        # A cycle would climb for ever, and the vectors of a very deep tree would not fit anywhere.
-        for _ in range(min(MAX_LEVELS, MAX_VECTOR_ELEMENTS // len(levels))):
-            if not (below_root := above >= 0).any():
-                return _read_only(levels)
-            levels += below_root
-            above = np.where(below_root, self.parents[above], -1)
-        cycles = relations.find_cycles(
-            {node: None if above < 0 else above for node, above in enumerate(self.parents.tolist())}
-        )
-        if cycles:
-            raise DataError(
-                f"tree: parents: {' -> '.join(self.classes[i] for i in cycles[0][:10])} is a cycle"
-            )
-        raise DataError(
-            f"tree: expected at most {MAX_LEVELS} levels and {MAX_VECTOR_ELEMENTS} label-vector elements, "
-            f"found more with {len(levels)} classes; make the tree less deep"
-        )
+        return _read_only(count_levels(self.classes, self.parents))
 
     @cached_property
     def level_sizes(self) -> tuple[int, ...]:
@@ -237,7 +207,13 @@ class LabelTree:
 
         Returns:
             int16 [C, L]. For each level up to the class's own, the place of its ancestor (of itself at its
-            own level) among that level's classes in ascending class index; -1 above. Read-only, made once.
+            own level) among that level's classes in ascending class index; -1 above.
+
+            In a tree where a class has several parents, int16 [C, A, L]: a vector for each of a class's distinct
+            paths, first that along `parents`; then rows of -1. A path that is not the longest passes over levels and
+            has -1 there.
+
+            Read-only, made once.
         """
         return self._vectors
 
@@ -246,6 +222,10 @@ class LabelTree:
         place = np.full(len(self.classes), -1, np.int16)
         for members in self.level_classes:
             place[members] = np.arange(len(members))
+        if len(self.other_parents):
+            return _read_only(
+                tree_paths.path_vectors(self.parents, self.other_parents, self.levels, place, self.num_levels)
+            )
         vectors = np.full((len(self.classes), self.num_levels), -1, np.int16)
         rows = ancestors = np.arange(len(self.classes))
         while len(rows):
@@ -255,15 +235,35 @@ class LabelTree:
             rows, ancestors = rows[ancestors >= 0], ancestors[ancestors >= 0]
         return _read_only(vectors)
 
+    @property
+    def num_paths(self) -> int:
+        """A, the vectors of a class: 1 where every class has one parent at most."""
+        vectors = self.vectors()
+        return vectors.shape[1] if vectors.ndim == 3 else 1
+
+    @cached_property
+    def all_parents(self) -> tuple[tuple[int, ...], ...]:
+        """For each of the C classes all its parents, the one in `parents` first."""
+        return tuple(map(tuple, tree_paths.parents_of_classes(self.parents, self.other_parents)))
+
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the JSON of classes, num_levels and parents: ASCII, keys sorted, no spaces."""
-        content = {"classes": self.classes, "num_levels": self.num_levels, "parents": self.parents.tolist()}
+        """SHA-256 (hex) of the JSON of classes, num_levels, parents, and other_parents where there are any.
+
+        ASCII, keys sorted, no spaces.
+        """
+        content: dict[str, Any] = {
+            "classes": self.classes,
+            "num_levels": self.num_levels,
+            "parents": self.parents.tolist(),
+        }
+        if len(self.other_parents):
+            content["other_parents"] = self.other_parents.tolist()
         return hashlib.sha256(compact_json(content).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """The tree as a JSON object."""
-        return {
+        content = {
             "format": TREE_FORMAT,
             "version": list(TREE_VERSION),
             "fingerprint": self.fingerprint,
@@ -274,6 +274,9 @@ class LabelTree:
             "parents": self.parents.tolist(),
             "names": list(self.names),
         }
+        if len(self.other_parents):
+            content["other_parents"] = self.other_parents.tolist()
+        return content
 
     @classmethod
     def from_json(cls, content: Any, *, where: str = "tree") -> LabelTree:
@@ -296,12 +299,13 @@ class LabelTree:
                 max_levels=content["max_levels"],
                 names=tuple(content["names"]),
                 rule=TreeRule(rule["parents"], rule["inner"], rule["source"]),
+                other_parents=np.array(content.get("other_parents", []), np.int32).reshape(-1, 2),
             )
         except (DataError, UsageError) as error:
             raise DataError(f"{where}: {error}") from error
         if tree.fingerprint != content["fingerprint"]:
             raise DataError(
-                f"{where}: fingerprint: expected {tree.fingerprint}, found {content['fingerprint']}; "
+                f"{where}: fingerprint: expected {tree.fingerprint}, found {content['fingerprint']:.64}; "
                 "classes, parents or levels were changed afterwards. Run: softshard tree build"
             )
         return tree
@@ -346,39 +350,6 @@ class LabelTree:
         return tree_text.show(self, name)
 
 
-def _check(tree: LabelTree) -> None:
-    """Refuse what no tree can be, before more memory is taken."""
-    num_classes = len(tree.classes)
-    if num_classes == 0:
-        raise UsageError("tree: expected classes, found none")
-    if tree.max_levels is not None and tree.max_levels < 1:
-        raise UsageError(f"tree: levels: expected 1 or more, found {tree.max_levels}")
-    if twice := [name for name, count in Counter(tree.classes).items() if count > 1]:
-        raise DataError(f"tree: classes: expected distinct names, found twice: {', '.join(map(repr, twice))}")
-    if len(tree.names) != num_classes or tree.parents.shape != (num_classes,):
-        raise DataError(
-            f"tree: expected a name and a parent for each of {num_classes} classes, "
-            f"found {len(tree.names)} names and parents of shape {tree.parents.shape}"
-        )
-    if not 1 <= tree.num_listed <= num_classes:
-        raise DataError(f"tree: num_listed: expected 1 to {num_classes}, found {tree.num_listed}")
-    lowest, highest = int(tree.parents.min()), int(tree.parents.max())
-    if lowest < -1 or highest >= num_classes:
-        raise DataError(
-            f"tree: parents: expected -1 to {num_classes - 1}, found {lowest if lowest < -1 else highest}"
-        )
-    for level, size in enumerate(tree.level_sizes):
-        if size > MAX_LEVEL_CLASSES:
-            raise DataError(
-                f"tree: level {level}: expected at most {MAX_LEVEL_CLASSES} classes, found {size}; "
-                "a hierarchical label is an int16; list fewer classes, or make inner nodes classes"
-            )
-
-
-def _shown_name(name: str) -> str:
-    return wordnet().lemmas(name)[0] if WNID_PATTERN.fullmatch(name) else name
-
-
 def _warn_if_flat(tree: LabelTree, *, inner_would_help: bool) -> None:
     if tree.num_levels > 1:
         return
@@ -387,7 +358,7 @@ def _warn_if_flat(tree: LabelTree, *, inner_would_help: bool) -> None:
         f"softshard: the label tree has one level, of {tree.level_sizes[0]} classes, and semantic softmax is "
         f"plain softmax there{hint}",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

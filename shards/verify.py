@@ -49,7 +49,7 @@ class _Expected:
     """What the manifest promises of every sample."""
 
     manifest: Manifest
-    vectors: np.ndarray | None  # int16 [C, L]
+    vectors: np.ndarray | None  # int16 [C, L] or [C, A, L]
 
 
 def data_set_folders(path: str | Path) -> list[Path]:

@@ -175,9 +175,15 @@ def test_a_table_gives_the_tree(capsys, tmp_path, class_list):
     code, out, _ = run(capsys, *arguments)
     assert code == 0
     assert "2 levels of 2 3 classes" in out
-    code, _, err = run(capsys, *arguments, "--inner", "all")
+    code, again, _ = run(capsys, *arguments, "--inner", "all")
+    assert (code, again) == (0, out)
+    for inner in ("none", "branching"):
+        code, _, err = run(capsys, *arguments, "--inner", inner)
+        assert code == 2
+        assert "the inner nodes of your own file are always classes" in err
+    code, _, err = run(capsys, *arguments, "--parents", "published")
     assert code == 2
-    assert "--parents and --inner choose among WordNet's relations" in err
+    assert "expected relations of WordNet" in err
 
 
 @pytest.mark.parametrize("module", ["torch", "nvidia.dali", "timm"])

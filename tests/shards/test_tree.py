@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from softshard.shards.classes import load_class_list
 from softshard.shards.errors import DataError, UsageError
+from softshard.shards.relations import INNER_RULES, ONE_PARENT_RULES, PARENT_RULES
 from softshard.shards.schema import HIER, MAX_LEVEL_CLASSES
-from softshard.shards.tree import INNER_RULES, MAX_LEVELS, PARENT_RULES, LabelTree
+from softshard.shards.tree import LabelTree
+from softshard.shards.tree_limits import MAX_LEVELS
 from softshard.shards.wordnet import hypernyms, lemmas, wordnet
 
 FALL11, WINTER21 = "imagenet-21k-p-fall11", "imagenet-21k-p-winter21"
@@ -92,6 +94,16 @@ def test_eleven_levels_leave_out_only_the_bucking_bronco():
     assert [full.names[i] for i in full.level_classes[11]] == ["bucking bronco"]
     assert cut.fingerprint != full.fingerprint
     assert cut.levels.tolist() == full.levels.tolist()
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("class_list", "tail_sums"),
+    [(FALL11, (11221, 10919, 9541, 7441, 4836, 2632, 1261, 545, 255, 109, 27, 1))],
+)
+def test_classes_at_or_below_each_level_of_the_published_tree(class_list, tail_sums):
+    sizes = LabelTree.from_wordnet(load_class_list(class_list), parents="published").level_sizes
+    assert tuple(sum(sizes[level:]) for level in range(len(sizes))) == tail_sums
 
 
 @needs_timm
@@ -302,17 +314,17 @@ def test_a_csv_gives_the_same_tree(tmp_path, toy):
     path = tmp_path / "relations.csv"
     rows = "".join(f"{child}, {parent}\r\n" for child, parent in TOY_PAIRS)
     path.write_bytes(b"\xef\xbb\xbfchild,parent\r\n" + rows.encode() + b"\r\n")
-    tree = LabelTree.from_csv(path, classes=TOY)
+    tree = LabelTree.from_file(path, classes=TOY)
     assert tree.fingerprint == toy.fingerprint
     assert tree.rule.source == str(path)
-    assert LabelTree.from_csv(path, TOY, levels=2).num_levels == 2
+    assert LabelTree.from_file(path, TOY, levels=2).num_levels == 2
 
 
 def test_every_wrong_row_of_a_csv_is_named(tmp_path):
     path = tmp_path / "relations.csv"
     path.write_text("bird,animal\nfish\n,animal\na,b,c\n")
     with pytest.raises(DataError) as caught:
-        LabelTree.from_csv(path)
+        LabelTree.from_file(path)
     assert str(caught.value).splitlines() == [
         f"{path}: line 2: expected `child,parent`, found 'fish'",
         f"{path}: line 3: expected `child,parent`, found ',animal'",
@@ -322,7 +334,7 @@ def test_every_wrong_row_of_a_csv_is_named(tmp_path):
 
 def test_a_missing_csv_is_a_wrong_call(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
-        LabelTree.from_csv(tmp_path / "nowhere.csv")
+        LabelTree.from_file(tmp_path / "nowhere.csv")
 
 
 def test_a_level_that_no_int16_can_count_is_refused():
@@ -396,14 +408,26 @@ def test_a_newer_minor_version_is_read_and_a_newer_major_version_refused(toy):
         ("parents", [-1, 0, 1, 1, -1, 4, 2**40], "parents: expected as"),
         ("parents", [-1, 0, 1, 1, -1, 4, True], "parents: expected as"),
         ("parents", [-1, 0, 1, 1, -1, 4], "expected a name and a parent for each of 7 classes"),
-        ("parents", [-1, 0, 1, 1, -1, 6, 5], "'?tree'? -> oak -> tree is a cycle"),
+        ("parents", [-1, 0, 1, 1, -1, 6, 5], "tree -> oak -> tree is a cycle"),
+        ("parents", [1, 0, 1, 1, -1, 6, 5], "animal -> vertebrate -> animal is a cycle; 1 more"),
         ("classes", ["animal"] * 7, "expected distinct names, found twice: 'animal'"),
         ("classes", [1, 2, 3, 4, 5, 6, 7], "classes: expected as"),
+        (
+            "classes",
+            ["a\nb", *TOY[1:]],
+            r"expected names of one line without control characters, found 'a\\nb'",
+        ),
+        ("classes", ["", *TOY[1:]], "expected names of one line without control characters, found ''"),
+        ("classes", ["\ud800", *TOY[1:]], r"found '\\ud800'"),
+        ("names", ["\x1b[31mred", *TOY[1:]], r"without control characters, found '\\x1b\[31mred'"),
+        ("num_listed", 2**31, "num_listed: expected as"),
+        ("max_levels", -1, "max_levels: expected as"),
         ("classes", [], "expected classes, found none"),
         ("names", ["one"], "found 1 names"),
         ("num_listed", 8, "num_listed: expected 1 to 7, found 8"),
         ("max_levels", 0, "levels: expected 1 or more"),
         ("rule", {"parents": "first"}, "rule: expected as"),
+        ("rule", {"parents": "first", "inner": "none", "source": "\x1b[2J"}, "rule: expected as"),
     ],
 )
 def test_a_broken_tree_is_refused(toy, field, value, message):
@@ -519,7 +543,7 @@ def test_vectors_of_any_tree_agree_with_the_definition(table):
 @settings(deadline=None)
 @given(
     st.lists(st.sampled_from(list(wordnet())), min_size=1, max_size=30, unique=True),
-    st.sampled_from(PARENT_RULES),
+    st.sampled_from(ONE_PARENT_RULES),
 )
 def test_branching_nodes_are_the_lowest_common_ancestors_of_pairs(listed, parents):
     with warnings.catch_warnings():
