@@ -71,7 +71,7 @@ class Job:
     label_maps: Path | None
     map_shape: tuple[int, int, int] | None
     num_classes: int
-    vectors: np.ndarray | None  # int16 [C, L]
+    vectors: np.ndarray | None  # int16 [C, L], or [C, A, L]
 
     @property
     def suffixes(self) -> tuple[str, ...]:

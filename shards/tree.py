@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fsspec.core import url_to_fs
 
 from . import tree_build, tree_paths, tree_text
+from .destination import open_destination
 from .errors import DataError, UsageError
-from .files import read_text
+from .files import read_text, split_url
 from .schema import MAX_TREE_BYTES
 from .tree_build import TreeRule
 from .tree_json import TREE_FORMAT, TREE_VERSION, check_tree_json, compact_json
@@ -311,9 +311,9 @@ class LabelTree:
         return tree
 
     def save(self, path: str | Path) -> None:
-        """Write the tree as JSON to a local path or any fsspec URL."""
-        filesystem, inner_path = url_to_fs(str(path))
-        filesystem.pipe_file(inner_path, (compact_json(self.to_json()) + "\n").encode())
+        """Write the tree as JSON to a local path or any fsspec URL; it appears whole."""
+        folder, name = split_url(path)
+        open_destination(folder).write(name, (compact_json(self.to_json()) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> LabelTree:
