@@ -6,7 +6,8 @@ from .labelmap import decode_label_map, decode_label_maps, encode_label_map
 from .manifest import Manifest
 from .pack import PackOptions, PackSummary, pack
 from .reader import Sample, read_shard
-from .reshard import ReshardOptions, reshard
+from .reshard import reshard
+from .reshard_plan import ReshardOptions
 from .tree import LabelTree
 from .verify import VerifyReport, verify
 from .writer import ShardWriter

@@ -7,6 +7,7 @@ Shape letters: L hierarchy levels, K classes kept per label-map cell, P Q label-
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 FORMAT_NAME = "softshard"
@@ -107,6 +108,11 @@ def component_rank(suffix: str) -> int:
         if component.suffix == suffix:
             return rank
     return len(COMPONENTS)
+
+
+def sorted_suffixes(suffixes: Iterable[str]) -> list[str]:
+    """Component suffixes in the order in which a sample's members stand in the tar."""
+    return sorted(suffixes, key=lambda suffix: (component_rank(suffix), suffix))
 
 
 def split_member_name(name: str) -> tuple[str, str]:

@@ -286,9 +286,11 @@ def test_a_folder_without_data_sets_is_an_error(tmp_path):
     )
 
 
-def test_a_url_is_a_wrong_call():
-    with pytest.raises(UsageError, match="expected a local path, found a URL"):
-        verify("s3://bucket/train")
+def test_an_unknown_protocol_is_a_wrong_call():
+    with pytest.raises(
+        UsageError, match="nowhere://bucket/train: expected a path or a URL that fsspec knows"
+    ):
+        verify("nowhere://ann:secret@bucket/train")
 
 
 def test_the_folder_above_finds_both_data_sets(packed_once):
