@@ -106,7 +106,7 @@ def _add_reshard(subparsers: argparse._SubParsersAction) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="threads, each with a shard of the result in memory (default: one a core, 4 at most)",
+        help="threads, each with a shard of the result in memory (default: one a core, 2 at most)",
     )
     command.add_argument("--json", action="store_true", help="print the summary as JSON")
     command.set_defaults(run=_run_reshard)

@@ -34,7 +34,7 @@ from .schema import HIER, LMAP, PLAN_NAME, RECEIPTS_DIR, TREE_NAME, sorted_suffi
 from .shard_files import dataset_path
 from .writer import ShardRecord, ShardWriter
 
-_MOST_WORKERS = 4  # by default: each holds a shard in memory
+_MOST_WORKERS = 2  # by default: each holds a shard in memory
 
 Sources = Sequence[tuple[str | Path, Manifest]]
 
@@ -89,7 +89,7 @@ def reshard(
         destination: a new folder or prefix of a bucket, or that of an earlier run of the same call, which is
             continued.
         options: see ReshardOptions.
-        workers: threads, each with a shard of the result in memory; by default one a core, four at most.
+        workers: threads, each with a shard of the result in memory; by default one a core, two at most.
 
     Returns:
         The manifest of the result.

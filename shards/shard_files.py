@@ -157,6 +157,7 @@ def open_shard(
         return
     with tempfile.TemporaryFile() as file:
         size, sha256 = hash_shard(dataset, record, progress, file)
+        file.seek(0)
         yield ShardFile(file, size, sha256)
 
 
