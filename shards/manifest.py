@@ -152,8 +152,7 @@ class Manifest:
             dataset: directory or fsspec URL.
 
         Raises:
-            DataError: no manifest, one of a newer major version, or a damaged one (every problem is named); or
-                its server is away.
+            DataError: no manifest, a newer major version, a damaged one (every problem is named), no server.
         """
         url = join_url(dataset, MANIFEST_NAME)
         where = public_name(url)
@@ -377,8 +376,7 @@ def check_sidecar(dataset: str | Path, manifest: Manifest) -> None:
     found = sha256_hex(read_limited(url, 4 * manifest.num_samples + 4096))
     if found != manifest.sidecar_sha256:
         raise DataError(
-            f"{public_name(url)}: expected SHA-256 {manifest.sidecar_sha256[:12]}, found {found[:12]}; bytes "
-            "have changed"
+            f"{public_name(url)}: expected SHA-256 {manifest.sidecar_sha256[:12]}, found {found[:12]}; it has changed"
         )
 
 
