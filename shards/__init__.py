@@ -7,7 +7,8 @@ from .manifest import Manifest
 from .pack import PackOptions, PackSummary, pack
 from .reader import Sample, read_shard
 from .relabel import Relabelling, relabel
-from .reshard import ReshardOptions, reshard
+from .reshard import reshard
+from .reshard_plan import ReshardOptions
 from .tree import LabelTree
 from .verify import VerifyReport, verify
 from .writer import ShardWriter

@@ -1,5 +1,4 @@
-"""The `softshard` command, and the commands of this package: tree, pack, verify, stats,
-reshard.
+"""The `softshard` command, and the commands of this package: tree, pack, verify, stats, reshard.
 
 Every package registers its commands through the entry-point group `softshard.commands`; the functions that a
 command runs import what they need when they run, so that `softshard pack` never imports torch.
@@ -9,23 +8,18 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
+from .cli_data_sets import add_data_sets
 from .cli_tree import add_tree
+from .cli_values import EXIT_BAD_DATA, EXIT_FINE, EXIT_INTERRUPTED, EXIT_WRONG_CALL, byte_size, print_json
 from .errors import DataError, SoftshardError
-from .schema import DEFAULT_SHARD_BYTES, MIB
-
-EXIT_FINE, EXIT_BAD_DATA, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1024, "MIB": MIB, "GIB": 1024 * MIB}
-
+from .schema import DEFAULT_SHARD_BYTES
 
 _DEFAULTS = {"size": 224, "resize": "squish", "min_images": 1, "val_per_class": 0}
 # ImageNet-21K-P as published (Ridnik et al. 2021); its script keeps count > 500: --min-images 501.
@@ -72,38 +66,11 @@ def _show_warning(message: Warning | str, *_: object) -> None:
     print(f"softshard: warning: {str(message).removeprefix('softshard: ')}", file=sys.stderr)
 
 
-def byte_size(text: str) -> int:
-    """`256MB`, `1GiB` or a number of bytes, for argparse."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
-    if not match or match[2] not in _UNITS:
-        raise argparse.ArgumentTypeError(f"expected a size such as 256MB or 1GiB, found {text!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def print_json(value: object) -> None:
-    """A command's result for a program to read."""
-    print(json.dumps(value, indent=1))
-
-
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
     """Register tree, pack, verify, stats and reshard."""
     add_tree(subparsers)
     _add_pack(subparsers)
-
-    command = subparsers.add_parser("verify", help="check a data set and list every problem")
-    command.add_argument(
-        "dataset", nargs="+", metavar="DATASET", help="folder of a data set (or of several), or one shard"
-    )
-    command.add_argument("--decode", action="store_true", help="decode every pixel, not only the headers")
-    command.add_argument("--json", action="store_true", help="print the result as JSON")
-    command.set_defaults(run=_run_verify)
-
-    command = subparsers.add_parser("stats", help="count samples, classes, levels and bytes")
-    command.add_argument("dataset", nargs="+", metavar="DATASET", help="folder of a data set, or of several")
-    command.add_argument("--json", action="store_true", help="print the result as JSON")
-    command.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts, too")
-    command.set_defaults(run=_run_stats)
-    _add_reshard(subparsers)
+    add_data_sets(subparsers)
 
 
 def _add_pack(subparsers: argparse._SubParsersAction) -> None:
@@ -171,43 +138,6 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
     )
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
     pack.set_defaults(run=_run_pack)
-
-
-def _add_reshard(subparsers: argparse._SubParsersAction) -> None:
-    command = subparsers.add_parser(
-        "reshard",
-        help="other shard sizes or order; merge, filter, drop components; no image is encoded again",
-        description="Write a new data set with the samples of existing ones. Components are copied byte by byte.",
-    )
-    command.add_argument(
-        "dataset", nargs="+", metavar="DATASET", help="folders with the same class list, tree and components"
-    )
-    command.add_argument(
-        "destination", metavar="DST", help="new folder or fsspec URL; the shards go right into it"
-    )
-    command.add_argument(
-        "--shard-bytes", type=byte_size, default=256 * 10**6, metavar="SIZE", help="(default: 256MB)"
-    )
-    command.add_argument("--shard-samples", type=int, metavar="N", help="samples of a shard instead of bytes")
-    command.add_argument(
-        "--classes",
-        metavar="LIST",
-        help="keep the samples of these classes; the class list and all indices stay as they are, so that "
-        "label vectors, label maps and models still fit",
-    )
-    command.add_argument(
-        "--drop",
-        action="append",
-        default=[],
-        metavar="COMPONENT",
-        help="leave out, such as lmap (repeatable)",
-    )
-    command.add_argument(
-        "--shuffle", type=int, metavar="SEED", help="a new global order (default: the order stays)"
-    )
-    command.add_argument("--name", help="of the data set and its shards (default: as before, or DST's name)")
-    command.add_argument("--json", action="store_true", help="print the summary as JSON")
-    command.set_defaults(run=_run_reshard)
 
 
 def _run_pack(args: argparse.Namespace) -> int:
@@ -289,81 +219,4 @@ def _run_pack(args: argparse.Namespace) -> int:
     ):
         if names:
             print(f"  {len(names):,} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
-    return EXIT_FINE
-
-
-def _run_verify(args: argparse.Namespace) -> int:
-    from .verify import verify
-
-    problems: list[str] = []
-    shards = samples = 0
-    for dataset in args.dataset:
-        try:
-            report = verify(dataset, decode=args.decode)
-        except DataError as error:  # the others are looked at all the same
-            problems.append(str(error))
-            continue
-        shards, samples = shards + report.shards, samples + report.samples
-        problems.extend(report.problems)
-    if args.json:
-        print_json({"ok": not problems, "shards": shards, "samples": samples, "problems": problems})
-    else:
-        for problem in problems:
-            print(problem)
-        outcome = f"{len(problems):,} problems" if problems else "no problems"
-        print(f"{samples:,} samples in {shards:,} shards: {outcome}")
-    return EXIT_BAD_DATA if problems else EXIT_FINE
-
-
-def _run_stats(args: argparse.Namespace) -> int:
-    from .stats import data_set_stats, format_stats
-    from .verify import data_set_folders
-
-    results = [data_set_stats(folder) for dataset in args.dataset for folder in data_set_folders(dataset)]
-    if args.html is not None:
-        from .stats_page import stats_page
-
-        stats_page(results).write(args.html)
-    if args.json:
-        print_json(results)
-    else:
-        print("\n".join(format_stats(stats) for stats in results))
-    return EXIT_FINE
-
-
-def _run_reshard(args: argparse.Namespace) -> int:
-    from .classes import load_class_list
-    from .reshard import ReshardOptions, reshard
-    from .storage import public_name
-
-    manifest = reshard(
-        args.dataset,
-        args.destination,
-        ReshardOptions(
-            shard_bytes=args.shard_bytes,
-            shard_samples=args.shard_samples,
-            classes=load_class_list(args.classes) if args.classes else None,
-            drop=tuple(args.drop),
-            shuffle=args.shuffle,
-            name=args.name,
-        ),
-    )
-    read = sum(source["samples"] for source in manifest.recipe["reshard"]["sources"])
-    if args.json:
-        print_json(
-            {
-                "read": read,
-                "samples": manifest.num_samples,
-                "left_out": read - manifest.num_samples,
-                "shards": len(manifest.shards),
-                "bytes": manifest.num_bytes,
-                "components": list(manifest.components),
-                "fingerprint": manifest.fingerprint,
-            }
-        )
-        return EXIT_FINE
-    print(
-        f"{public_name(args.destination)}: {manifest.num_samples:,} of {read:,} samples in {len(manifest.shards):,} shards, "
-        f"{manifest.num_bytes:,} bytes"
-    )
     return EXIT_FINE

@@ -152,7 +152,12 @@ class LocalDestination:
     def at(self, name: str) -> str:
         return str(self.path / name)
 
+    def _check_no_file(self) -> None:
+        if self.path.is_file():
+            raise UsageError(f"{self.name}: expected a new folder, found a file")
+
     def make(self) -> None:
+        self._check_no_file()
         self.path.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
@@ -168,8 +173,7 @@ class LocalDestination:
             return {}
 
     def foreign(self) -> list[str]:
-        if self.path.is_file():
-            raise UsageError(f"{self.name}: expected a new folder, found a file")
+        self._check_no_file()
         try:
             return sorted(name for name in os.listdir(self.path) if not _is_early(name))
         except FileNotFoundError:

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
-from fsspec.core import url_to_fs
 
 from .errors import DataError, UsageError
+from .storage import is_remote, open_storage, public_name
 
 TEMPORARY_SUFFIX = ".part"
 
@@ -40,16 +40,21 @@ def split_url(path: str | Path) -> tuple[str, str]:
 
 
 def read_limited(url: str, limit: int) -> bytes:
-    """Read a whole small file from any fsspec URL.
+    """Read a whole small file from a path or any fsspec URL; a store that is away for a moment is asked again.
 
     Raises:
         FileNotFoundError: it is not there.
-        DataError: it is larger than `limit` bytes.
+        DataError: it is larger than `limit` bytes, or its server is away.
     """
-    with fsspec.open(url, "rb") as file:
-        data = file.read(limit + 1)  # type: ignore[union-attr]
+    if is_remote(url):
+        data = open_storage(url).read("", 0, None, limit)
+    else:
+        with fsspec.open(url, "rb") as file:
+            data = file.read(limit + 1)  # type: ignore[union-attr]
     if len(data) > limit:
-        raise DataError(f"{url}: expected at most {limit} bytes, found more")
+        raise DataError(
+            f"{public_name(url)}: expected at most {limit} bytes, found more; is it another file?"
+        )
     return data
 
 
@@ -58,19 +63,20 @@ def read_text(url: str, limit: int) -> str:
 
     Raises:
         UsageError: it cannot be read.
-        DataError: it is larger than `limit` bytes, or not UTF-8.
+        DataError: it is larger than `limit` bytes, or not UTF-8; or its server is away.
     """
-    filesystem, inner_path = url_to_fs(url)
     try:
-        content: bytes = filesystem.cat_file(inner_path, end=limit + 1)
+        content = read_limited(url, limit)
     except OSError as error:
-        raise UsageError(f"{url}: cannot be read; {error.strerror or error}") from error
-    if len(content) > limit:
-        raise DataError(f"{url}: expected at most {limit} bytes, found more; is it another file?")
+        # A remote file's error has no number, and names the file itself.
+        reason = f"{url}: cannot be read; {error.strerror}" if error.strerror else str(error)
+        raise UsageError(reason) from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{url}: expected UTF-8 text, found byte {content[error.start]:#04x}") from error
+        raise DataError(
+            f"{public_name(url)}: expected UTF-8 text, found byte {content[error.start]:#04x}"
+        ) from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -28,6 +28,7 @@ from .schema import (
     TIMM_INFO_NAME,
     TREE_NAME,
 )
+from .storage import is_remote, public_name
 from .tree import LabelTree
 from .writer import ShardRecord
 
@@ -151,25 +152,29 @@ class Manifest:
             dataset: directory or fsspec URL.
 
         Raises:
-            DataError: no manifest, one of a newer major version, or a damaged one; every problem is named.
+            DataError: no manifest, a newer major version, a damaged one (every problem is named), no server.
         """
         url = join_url(dataset, MANIFEST_NAME)
+        where = public_name(url)
         try:
             data = read_limited(url, MAX_MANIFEST_BYTES)
         except (FileNotFoundError, NotADirectoryError) as error:
-            inside = [str(entry.parent) for entry in sorted(Path(dataset).glob(f"*/{MANIFEST_NAME}"))]
+            found = [] if is_remote(dataset) else sorted(Path(dataset).glob(f"*/{MANIFEST_NAME}"))
+            inside = [str(entry.parent) for entry in found]
             hint = (
                 f"give one of the data sets in it: {', '.join(inside)}"
                 if inside
                 else "the path is another one, or packing has not finished (the manifest is written last). "
                 "Run `softshard pack` again: it continues"
             )
-            raise DataError(f"{dataset}: expected a data set, found no {MANIFEST_NAME}; {hint}") from error
+            raise DataError(
+                f"{public_name(str(dataset))}: expected a data set, found no {MANIFEST_NAME}; {hint}"
+            ) from error
         try:
             content = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{url}: expected JSON, found: {error}; the file is damaged") from error
-        return cls.from_json(content, url)
+            raise DataError(f"{where}: expected JSON, found: {error}; the file is damaged") from error
+        return cls.from_json(content, where)
 
     @classmethod
     def from_json(cls, content: object, where: str = MANIFEST_NAME) -> Manifest:
@@ -329,12 +334,13 @@ def load_sidecar(dataset: str | Path, manifest: Manifest) -> np.ndarray:
     """Read `classes.npy`: int32 [samples], every sample's class in shard order; mapped where it is local.
 
     Raises:
-        DataError: missing, or of another shape than the manifest says.
+        DataError: missing, or of another shape than the manifest says; or its server is away.
     """
     url = join_url(dataset, CLASSES_NAME)
+    where = public_name(url)
     try:
         # Not np.load, which would open an archive too.
-        if "://" in str(dataset):
+        if is_remote(url):
             data = read_limited(url, 4 * manifest.num_samples + 4096)
             file = io.BytesIO(data)
             np.lib.format.read_magic(file)
@@ -345,18 +351,33 @@ def load_sidecar(dataset: str | Path, manifest: Manifest) -> np.ndarray:
     except DataError:
         raise
     except Exception as error:  # NumPy evaluates the header as a Python literal, which fails in many ways
-        raise DataError(f"{url}: expected every sample's class as int32, found: {error}") from error
+        raise DataError(f"{where}: expected every sample's class as int32, found: {error}") from error
+    hint = f"Run: softshard verify {public_name(str(dataset))}"
     if classes.dtype != np.int32 or classes.shape != (manifest.num_samples,):
         raise DataError(
-            f"{url}: expected int32 [{manifest.num_samples}], found {classes.dtype} {list(classes.shape)}; "
-            f"it belongs to another data set. Run: softshard verify {dataset}"
+            f"{where}: expected int32 [{manifest.num_samples}], found {classes.dtype} {list(classes.shape)}; "
+            f"it belongs to another data set. {hint}"
         )
     if classes.min() < 0 or classes.max() >= manifest.num_classes:
         raise DataError(
-            f"{url}: expected classes from 0 to {manifest.num_classes - 1}, found {classes.min()} to "
-            f"{classes.max()}; it is damaged. Run: softshard verify {dataset}"
+            f"{where}: expected classes from 0 to {manifest.num_classes - 1}, found {classes.min()} to "
+            f"{classes.max()}; it is damaged. {hint}"
         )
     return classes
+
+
+def check_sidecar(dataset: str | Path, manifest: Manifest) -> None:
+    """Make sure that `classes.npy` is still the file that the manifest names.
+
+    Raises:
+        DataError: it has another SHA-256.
+    """
+    url = join_url(dataset, CLASSES_NAME)
+    found = sha256_hex(read_limited(url, 4 * manifest.num_samples + 4096))
+    if found != manifest.sidecar_sha256:
+        raise DataError(
+            f"{public_name(url)}: expected SHA-256 {manifest.sidecar_sha256[:12]}, found {found[:12]}; it has changed"
+        )
 
 
 def load_tree(dataset: str | Path, manifest: Manifest) -> LabelTree | None:
@@ -371,7 +392,7 @@ def load_tree(dataset: str | Path, manifest: Manifest) -> LabelTree | None:
     tree = LabelTree.load(url)
     if tree.fingerprint != manifest.tree_sha256:
         raise DataError(
-            f"{url}: expected the label tree {manifest.tree_sha256[:12]} that the manifest names, "
+            f"{public_name(url)}: expected the label tree {manifest.tree_sha256[:12]} that the manifest names, "
             f"found {tree.fingerprint[:12]}; the labels were packed with another tree"
         )
     return tree

@@ -7,6 +7,7 @@ Shape letters: L hierarchy levels, A paths to a class, K classes kept per label-
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 FORMAT_NAME = "softshard"
@@ -112,6 +113,11 @@ def component_rank(suffix: str) -> int:
         if component.suffix == suffix:
             return rank
     return len(COMPONENTS)
+
+
+def sorted_suffixes(suffixes: Iterable[str]) -> list[str]:
+    """Component suffixes in the order in which a sample's members stand in the tar."""
+    return sorted(suffixes, key=lambda suffix: (component_rank(suffix), suffix))
 
 
 def split_member_name(name: str) -> tuple[str, str]:

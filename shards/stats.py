@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 
 from .errors import DataError
-from .index import parse_index
+from .index import index_name, parse_index
 from .manifest import Manifest, load_sidecar, load_tree
+from .parallel import in_threads
+from .progress import progress_bar
+from .shard_files import dataset_name, dataset_path, read_index
+from .writer import ShardRecord
+
+_READERS = 16  # requests to a server at a time
 
 
 def data_set_stats(folder: str | Path) -> dict[str, Any]:
-    """Count a data set; reads the manifest, the sidecar and the indexes, not the shards.
+    """Count a data set; reads the manifest, the sidecar, the tree and the indexes, not the shards.
+
+    Args:
+        folder: folder or any fsspec URL.
 
     Returns:
         A JSON-ready dict: samples, shards, bytes, bytes per component and per sample, samples per class
@@ -21,25 +30,14 @@ def data_set_stats(folder: str | Path) -> dict[str, Any]:
         labelled there.
 
     Raises:
-        DataError: manifest, sidecar, tree or an index is missing or damaged.
+        DataError: manifest, sidecar, tree or an index is missing or damaged, or the server is away.
     """
-    folder = Path(folder)
+    folder = dataset_path(folder)
     manifest = Manifest.load(folder)
     classes = load_sidecar(folder, manifest)
     tree = load_tree(folder, manifest)
     counts = np.bincount(classes, minlength=manifest.num_classes)
-    component_bytes = dict.fromkeys(manifest.components, 0)
-    for shard in manifest.shards:
-        path = (folder / shard.name).with_suffix(".idx")
-        try:
-            text = path.read_bytes().decode("ascii", "replace")
-        except OSError as error:
-            raise DataError(
-                f"{path.name}: expected the index of {shard.name}, found none. Run: softshard verify {folder}"
-            ) from error
-        index = parse_index(text, path.name, shard.bytes)
-        for suffix, total in zip(index.suffixes, index.sizes.sum(axis=0).tolist(), strict=True):
-            component_bytes[suffix] = component_bytes.get(suffix, 0) + total
+    component_bytes = _component_bytes(folder, manifest)
     used = counts[counts > 0]
     result: dict[str, Any] = {
         "dataset": manifest.name,
@@ -81,6 +79,30 @@ def data_set_stats(folder: str | Path) -> dict[str, Any]:
     if manifest.label_maps is not None:
         result["label_maps"] = {**vars(manifest.label_maps), "teacher": dict(manifest.label_maps.teacher)}
     return result
+
+
+def _component_bytes(dataset: str | Path, manifest: Manifest) -> dict[str, int]:
+    """Bytes of each component in the whole data set; the indexes of a few shards are read at a time."""
+
+    def sizes(record: ShardRecord) -> dict[str, int]:
+        name = index_name(record.name)
+        try:
+            text = read_index(dataset, record, len(manifest.components))
+        except OSError as error:
+            raise DataError(
+                f"{name}: expected the index of {record.name}, found none. "
+                f"Run: softshard verify {dataset_name(dataset)}"
+            ) from error
+        index = parse_index(text.decode("ascii", "replace"), name, record.bytes)
+        return dict(zip(index.suffixes, index.sizes.sum(axis=0).tolist(), strict=True))
+
+    totals = dict.fromkeys(manifest.components, 0)
+    with progress_bar(len(manifest.shards), f"stats {manifest.name}", "shard") as bar:
+        for of_shard in in_threads(sizes, manifest.shards, 1 if isinstance(dataset, Path) else _READERS):
+            for suffix, num_bytes in of_shard.items():
+                totals[suffix] = totals.get(suffix, 0) + num_bytes
+            bar.update(1)
+    return totals
 
 
 def format_stats(stats: dict[str, Any]) -> str:

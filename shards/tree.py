@@ -26,6 +26,7 @@ from .destination import open_destination
 from .errors import DataError, UsageError
 from .files import read_text, split_url
 from .schema import MAX_TREE_BYTES
+from .storage import public_name
 from .tree_build import TreeRule
 from .tree_json import TREE_FORMAT, TREE_VERSION, check_tree_json, compact_json
 from .tree_limits import check_tree, count_levels
@@ -323,12 +324,14 @@ class LabelTree:
             UsageError: the file cannot be read.
             DataError: not JSON, more than `MAX_TREE_BYTES`; and as `from_json`.
         """
-        text = read_text(str(path), MAX_TREE_BYTES)
+        text, where = read_text(str(path), MAX_TREE_BYTES), public_name(str(path))
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: expected JSON; {error}; the file is cut short or not a tree") from error
-        return cls.from_json(content, where=str(path))
+            raise DataError(
+                f"{where}: expected JSON; {error}; the file is cut short or not a tree"
+            ) from error
+        return cls.from_json(content, where=where)
 
     def summary(self) -> str:
         """The tree in a few lines: rule, classes, classes per level, fingerprint."""

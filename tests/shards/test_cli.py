@@ -9,7 +9,8 @@ import warnings
 import pytest
 
 from softshard.shards import Manifest
-from softshard.shards.cli import byte_size, main
+from softshard.shards.cli import main
+from softshard.shards.cli_values import byte_size
 
 COMMAND = [sys.executable, "-c", "import sys; from softshard.shards.cli import main; sys.exit(main())"]
 SMALL = ["--size", "16", "--shard-samples", "4", "--workers", "1"]
@@ -118,8 +119,8 @@ def test_bad_data_ends_with_one(capsys, tmp_path):
         ["pack", "SRC", "DST", "--tree", "nowhere.json"],
         ["tree", "build", "--classes", "nowhere.txt", "-o", "x.json"],
         ["tree", "show", "nowhere.json"],
-        ["verify", "s3://bucket/set"],
-        ["stats", "s3://bucket/set"],
+        ["verify", "nowhere://bucket/set"],
+        ["stats", "nowhere://bucket/set"],
     ],
 )
 def test_a_wrong_call_ends_with_two_and_says_why(capsys, source, tmp_path, monkeypatch, arguments):

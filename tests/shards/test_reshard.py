@@ -183,7 +183,9 @@ def test_a_filter_keeps_classes_and_their_indices(train, tmp_path):
 
 
 def test_a_filter_by_names_that_no_class_has_is_refused(train, tmp_path):
-    with pytest.raises(DataError, match=r"expected names of the class list \w{12}, found 2 others: cat, elm"):
+    with pytest.raises(
+        DataError, match=r"expected names of the class list \w{12}, found 2 others: 'cat', 'elm'"
+    ):
         reshard([train], tmp_path / "set", ReshardOptions(classes=("dog", "cat", "elm")))
     with pytest.raises(DataError, match="expected samples of the classes to keep, found none"):
         reshard([train], tmp_path / "set", ReshardOptions(classes=("animal",)))

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from softshard.shards import DataError, Manifest, read_shard
@@ -31,6 +32,14 @@ def test_the_counts_are_those_of_the_samples(packed_once, table_tree):
     assert table_tree.level_sizes == (2, 3)
     assert stats["label_maps"]["top"] == 3
     json.dumps(stats)
+
+
+def test_a_class_with_several_paths_has_one_target_a_level(packed_once, table_tree, monkeypatch):
+    expected = data_set_stats(packed_once / "train")["levels"]
+    one = table_tree.vectors()
+    other = np.where(np.arange(5)[:, None] == 0, -1, one)  # a second path, which class 0 has not
+    monkeypatch.setattr(type(table_tree), "vectors", lambda tree: np.stack([one, other], axis=1))
+    assert data_set_stats(packed_once / "train")["levels"] == expected
 
 
 def test_no_shard_is_read(packed):

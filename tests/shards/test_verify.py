@@ -16,8 +16,10 @@ from softshard.shards import (
     read_shard,
     verify,
 )
+from softshard.shards.components import encode_levels
 from softshard.shards.index import build_index, scan_tar
 from softshard.shards.verify import data_set_folders
+from softshard.shards.verify_shard import Expected, check_sample
 
 SHARD = "train-000001.tar"
 
@@ -194,6 +196,29 @@ def test_a_wrong_label_vector_is_reported_with_both(packed, table_tree):
     assert problem.endswith(f"component 'hier.npy': expected {expected} for class {index}, found [9, 9]")
 
 
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (1, 3)])
+def test_label_vectors_are_compared_whole_whatever_their_shape(packed_once, shape):
+    manifest = Manifest.load(packed_once / "train")
+    vectors = np.arange(5 * np.prod(shape)).reshape(5, *shape).astype(np.int16)
+    sample = next(iter(read_shard(packed_once / "train" / SHARD))).parts
+    index = int(sample["cls"])
+    expected = Expected(
+        packed_once, manifest.components, 5, manifest.label_maps, vectors=vectors, decode=False
+    )
+
+    def found(vector):
+        problems = []
+        check_sample("s", {**sample, "hier.npy": encode_levels(vector)}, expected, index, problems)
+        return problems
+
+    assert found(vectors[index]) == []
+    changed = vectors[index].copy()
+    changed[(-1,) * len(shape)] = -1
+    for other in (changed, vectors[index].ravel() if len(shape) == 2 else vectors[index][None]):
+        (problem,) = found(other)
+        assert f"expected {vectors[index].tolist()} for class {index}, found {other.tolist()}" in problem
+
+
 def test_a_map_of_another_shape_is_reported(packed):
     one = np.zeros((1, 4, 5), int)
     rewrite(packed / "train", put("lmap", encode_label_map(one, one, num_classes=5)))
@@ -286,9 +311,11 @@ def test_a_folder_without_data_sets_is_an_error(tmp_path):
     )
 
 
-def test_a_url_is_a_wrong_call():
-    with pytest.raises(UsageError, match="expected a local path, found a URL"):
-        verify("s3://bucket/train")
+def test_an_unknown_protocol_is_a_wrong_call():
+    with pytest.raises(
+        UsageError, match="nowhere://bucket/train: expected a path or a URL that fsspec knows"
+    ):
+        verify("nowhere://ann:secret@bucket/train")
 
 
 def test_the_folder_above_finds_both_data_sets(packed_once):

@@ -1,0 +1,194 @@
+"""The commands on finished data sets: verify, stats, reshard."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .cli_values import EXIT_BAD_DATA, EXIT_FINE, byte_size, print_json
+from .errors import DataError
+from .schema import DEFAULT_SHARD_BYTES
+
+
+def add_data_sets(subparsers: argparse._SubParsersAction) -> None:
+    """Register verify, stats and reshard."""
+    _add_verify(subparsers)
+    _add_stats(subparsers)
+    _add_reshard(subparsers)
+
+
+def _add_verify(subparsers: argparse._SubParsersAction) -> None:
+    command = subparsers.add_parser("verify", help="check a data set and list every problem")
+    command.add_argument(
+        "dataset",
+        nargs="+",
+        metavar="DATASET",
+        help="folder of a data set (or of several), or one shard; a path or any fsspec URL. Of a URL every shard is "
+        "read once, by way of the folder for temporary files (TMPDIR), one a worker at a time",
+    )
+    command.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one a core, fewer for a small data set)"
+    )
+    command.add_argument("--decode", action="store_true", help="decode every pixel, not only the headers")
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.set_defaults(run=_run_verify)
+
+
+def _add_stats(subparsers: argparse._SubParsersAction) -> None:
+    command = subparsers.add_parser("stats", help="count samples, classes, levels and bytes")
+    command.add_argument(
+        "dataset",
+        nargs="+",
+        metavar="DATASET",
+        help="folder of a data set, or of several; a path or any fsspec URL (no shard is read)",
+    )
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts, too")
+    command.set_defaults(run=_run_stats)
+
+
+def _add_reshard(subparsers: argparse._SubParsersAction) -> None:
+    command = subparsers.add_parser(
+        "reshard",
+        help="other shard sizes or order; merge, filter, drop or add components; no image is encoded again",
+        description="Write a new data set with the samples of existing ones. Components are copied byte by byte. "
+        "Behind URLs every source is read twice: once to check its hashes, once to copy it.",
+    )
+    command.add_argument(
+        "dataset",
+        nargs="+",
+        metavar="DATASET",
+        help="folders or fsspec URLs of data sets with the same class list, tree and components",
+    )
+    command.add_argument(
+        "destination",
+        metavar="DST",
+        help="new folder, or prefix of a bucket (any fsspec URL); the shards go right into it",
+    )
+    command.add_argument(
+        "--shard-bytes", type=byte_size, default=DEFAULT_SHARD_BYTES, metavar="SIZE", help="(default: 256MB)"
+    )
+    command.add_argument("--shard-samples", type=int, metavar="N", help="samples of a shard instead of bytes")
+    command.add_argument(
+        "--classes",
+        metavar="LIST",
+        help="keep the samples of these classes; the class list and all indices stay as they are, so that "
+        "label vectors, label maps and models still fit",
+    )
+    command.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="COMPONENT",
+        help="leave out, such as lmap (repeatable)",
+    )
+    command.add_argument(
+        "--tree",
+        metavar="FILE",
+        help="label tree of the same class list, whose hierarchical label vectors are added, or replace those there",
+    )
+    command.add_argument(
+        "--label-maps",
+        type=Path,
+        metavar="DIR",
+        help="label maps to add, or in place of those there: DIR/<original path, without its ending>.lmap, as for "
+        "pack. All are checked first; nothing is written where one is missing or bad",
+    )
+    command.add_argument(
+        "--shuffle",
+        type=int,
+        metavar="SEED",
+        help="a new global order (default: the order stays). From a URL that is a request a sample, where the "
+        "old order takes one for 8 MiB: copy a large set here first",
+    )
+    command.add_argument("--name", help="of the data set and its shards (default: as before, or DST's name)")
+    command.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="threads, each with a shard of the result in memory (default: one a core, 2 at most)",
+    )
+    command.add_argument("--json", action="store_true", help="print the summary as JSON")
+    command.set_defaults(run=_run_reshard)
+
+
+def _run_verify(args: argparse.Namespace) -> int:
+    from .verify import verify
+
+    problems: list[str] = []
+    shards = samples = 0
+    for dataset in args.dataset:
+        try:
+            report = verify(dataset, decode=args.decode, workers=args.workers)
+        except DataError as error:  # the others are looked at all the same
+            problems.append(str(error))
+            continue
+        shards, samples = shards + report.shards, samples + report.samples
+        problems.extend(report.problems)
+    if args.json:
+        print_json({"ok": not problems, "shards": shards, "samples": samples, "problems": problems})
+    else:
+        for problem in problems:
+            print(problem)
+        outcome = f"{len(problems):,} problems" if problems else "no problems"
+        print(f"{samples:,} samples in {shards:,} shards: {outcome}")
+    return EXIT_BAD_DATA if problems else EXIT_FINE
+
+
+def _run_stats(args: argparse.Namespace) -> int:
+    from .stats import data_set_stats, format_stats
+    from .verify import data_set_folders
+
+    results = [data_set_stats(folder) for dataset in args.dataset for folder in data_set_folders(dataset)]
+    if args.html is not None:
+        from .stats_page import stats_page
+
+        stats_page(results).write(args.html)
+    if args.json:
+        print_json(results)
+    else:
+        print("\n".join(format_stats(stats) for stats in results))
+    return EXIT_FINE
+
+
+def _run_reshard(args: argparse.Namespace) -> int:
+    from .classes import load_class_list
+    from .reshard import reshard
+    from .reshard_plan import ReshardOptions
+    from .storage import public_name
+    from .tree import LabelTree
+
+    manifest = reshard(
+        args.dataset,
+        args.destination,
+        ReshardOptions(
+            shard_bytes=args.shard_bytes,
+            shard_samples=args.shard_samples,
+            classes=load_class_list(args.classes) if args.classes else None,
+            drop=tuple(args.drop),
+            tree=LabelTree.load(args.tree) if args.tree else None,
+            label_maps=args.label_maps,
+            shuffle=args.shuffle,
+            name=args.name,
+        ),
+        workers=args.workers,
+    )
+    read = sum(source["samples"] for source in manifest.recipe["reshard"]["sources"])
+    if args.json:
+        print_json(
+            {
+                "read": read,
+                "samples": manifest.num_samples,
+                "left_out": read - manifest.num_samples,
+                "shards": len(manifest.shards),
+                "bytes": manifest.num_bytes,
+                "components": list(manifest.components),
+                "fingerprint": manifest.fingerprint,
+            }
+        )
+        return EXIT_FINE
+    print(
+        f"{public_name(args.destination)}: {manifest.num_samples:,} of {read:,} samples in {len(manifest.shards):,} shards, "
+        f"{manifest.num_bytes:,} bytes"
+    )
+    return EXIT_FINE

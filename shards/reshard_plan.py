@@ -1,0 +1,183 @@
+"""What a reshard is about to do: its options, whether the data sets fit together, which samples go where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .destination import Destination
+from .errors import DataError, UsageError
+from .gather import SampleTable, alike
+from .manifest import Manifest
+from .plan import some
+from .schema import COMPONENT_BY_SUFFIX, HIER, LMAP, MIB, TAR_BLOCK_BYTES
+from .shard_files import dataset_name
+from .tree import LabelTree
+
+_LISTED_PROBLEMS = 20
+_MOST_SUSPECTS = 1000  # samples whose keys are read to name them
+
+
+@dataclass(frozen=True)
+class ReshardOptions:
+    """What to change.
+
+    Attributes:
+        shard_bytes: wanted size of a shard.
+        shard_samples: samples of a shard instead.
+        classes: names of the classes whose samples are kept, or None for all. The class list stays whole
+            and every index as it is: `cls`, label vectors and label maps all count in the data set's own
+            list, models trained on the whole set can be evaluated on the part, and parts can be merged again.
+        drop: components to leave out.
+        tree: label tree whose hierarchical label vectors are added to the samples, or take the place of theirs.
+        label_maps: folder of label maps that are added, or take the place of the samples' own; laid out as for
+            `pack`, by the images' original paths.
+        shuffle: seed of a new global order, or None to keep the order.
+        name: of the result and its shards; by default the sources' where they share one, else the
+            destination folder's.
+    """
+
+    shard_bytes: int = 256 * MIB
+    shard_samples: int | None = None
+    classes: Sequence[str] | None = None
+    drop: Sequence[str] = ()
+    tree: LabelTree | None = None
+    label_maps: Path | None = None
+    shuffle: int | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.shard_bytes < 1 or (self.shard_samples is not None and self.shard_samples < 1):
+            raise UsageError(
+                f"expected a shard of at least one byte or sample, found shard_bytes={self.shard_bytes}, "
+                f"shard_samples={self.shard_samples}"
+            )
+        for suffix in self.drop:
+            known = COMPONENT_BY_SUFFIX.get(suffix)
+            if known and known.required:
+                raise UsageError(
+                    f"drop: expected an optional component, found {suffix!r}, which all sets have"
+                )
+        added = (HIER.suffix, self.tree), (LMAP.suffix, self.label_maps)
+        for suffix in (suffix for suffix, value in added if value is not None and suffix in self.drop):
+            raise UsageError(f"expected {suffix!r} to be added or dropped, found both")
+        if self.shuffle is not None and not 0 <= self.shuffle < 2**64:
+            raise UsageError(f"shuffle: expected a seed from 0 to 2**64 - 1, found {self.shuffle}")
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Components of the sources that are not copied: dropped, or replaced."""
+        replaced = [HIER.suffix] * (self.tree is not None) + [LMAP.suffix] * (self.label_maps is not None)
+        return (*self.drop, *replaced)
+
+    def to_json(self) -> dict[str, Any]:
+        """What is done, but for what is added: that is told by its fingerprint."""
+        return {
+            "shard_bytes": self.shard_bytes if self.shard_samples is None else None,
+            "shard_samples": self.shard_samples,
+            "classes": None if self.classes is None else list(self.classes),
+            "drop": sorted(set(self.drop)),
+            "shuffle": self.shuffle,
+        }
+
+
+def check_fit(sources: Sequence[tuple[str | Path, Manifest]], options: ReshardOptions) -> None:
+    """Refuse data sets that cannot be one, with everything that differs from the first."""
+    if not sources:
+        raise UsageError("expected a data set, found none")
+    first_folder, first = sources[0]
+    problems = [
+        f"{dataset_name(folder)}: expected a component {suffix!r} to drop, found {', '.join(manifest.components)}"
+        for folder, manifest in sources
+        for suffix in options.drop
+        if suffix not in manifest.components
+    ]
+    same: list[tuple[str, Any]] = [
+        ("the class list", lambda manifest: manifest.classes_sha256[:12]),
+        ("components", lambda manifest: sorted(set(manifest.components) - set(options.left_out))),
+    ]
+    # Label vectors are all that the tree says of a sample: without them, samples of two trees may be mixed.
+    if HIER.suffix not in options.left_out:
+        same.append(("the label tree", lambda manifest: (manifest.tree_sha256 or "none")[:12]))
+    if LMAP.suffix not in options.left_out:
+        same.append(("label maps", lambda manifest: manifest.label_maps and vars(manifest.label_maps)))
+    for folder, manifest in sources[1:]:
+        problems += [
+            f"{dataset_name(folder)}: expected {what} {value(first)} of {dataset_name(first_folder)}, found "
+            f"{value(manifest)}"
+            for what, value in same
+            if value(manifest) != value(first)
+        ]
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def kept_samples(manifest: Manifest, classes: np.ndarray, options: ReshardOptions) -> np.ndarray:
+    """int64 numbers of the samples whose class is kept."""
+    if options.classes is None:
+        return np.arange(len(classes))
+    index = {name: i for i, name in enumerate(manifest.class_names)}
+    unknown = [name for name in options.classes if name not in index]
+    if unknown:
+        raise DataError(
+            f"classes to keep: expected names of the class list {manifest.classes_sha256[:12]}, found "
+            f"{len(unknown)} others: {some(unknown)}"
+        )
+    wanted = np.zeros(manifest.num_classes, bool)
+    wanted[[index[name] for name in options.classes]] = True
+    kept = np.flatnonzero(wanted[classes])
+    if not len(kept):
+        raise DataError(f"{manifest.name}: expected samples of the classes to keep, found none")
+    return kept
+
+
+def check_keys(table: SampleTable, kept: np.ndarray) -> None:
+    """Refuse samples that share a key; hashes are compared first, so that no more keys are in memory."""
+    again = kept[alike(table.key_hashes[kept])]
+    if not len(again):
+        return
+    suspects = again[:_MOST_SUSPECTS]
+    places: dict[str, list[str]] = {}
+    for number, sample in zip(
+        suspects.tolist(), table.read(suspects, tuple(COMPONENT_BY_SUFFIX)), strict=True
+    ):
+        places.setdefault(sample.key, []).append(table.shards[table.shard_of(number)].where)
+    clashes = sorted(f"{key!r} in {' and '.join(where)}" for key, where in places.items() if len(where) > 1)
+    if clashes:  # and not two keys of one hash
+        shown = ", ".join(clashes[:_LISTED_PROBLEMS])
+        more = f" and {len(clashes) - _LISTED_PROBLEMS} more" if len(clashes) > _LISTED_PROBLEMS else ""
+        num_again = len(again) - len(np.unique(table.key_hashes[again]))
+        raise DataError(
+            f"expected each key once, found {num_again} again: {shown}{more}; the "
+            "data sets share samples, or were packed from folders with the same names. Leave one out, or pack "
+            "their sources together"
+        )
+
+
+def shard_bounds(sample_bytes: np.ndarray, options: ReshardOptions) -> list[tuple[int, int]]:
+    """(first, past the last) sample of each shard: near-equal bytes, or near-equal counts."""
+    num = len(sample_bytes)
+    if options.shard_samples is not None:
+        shards = -(-num // options.shard_samples)
+        cuts = [i * num // shards for i in range(shards + 1)]
+    else:
+        ends = np.cumsum(sample_bytes)
+        total = int(ends[-1])
+        room = max(1, options.shard_bytes - 2 * TAR_BLOCK_BYTES)
+        shards = min(num, -(-total // room))
+        cuts = [0, *(int(np.searchsorted(ends, i * total // shards)) for i in range(1, shards)), num]
+    # A sample larger than a shard leaves its neighbours without any.
+    return [(start, stop) for start, stop in pairwise(cuts) if start < stop]
+
+
+def result_name(manifests: Sequence[Manifest], destination: Destination, options: ReshardOptions) -> str:
+    names = {manifest.name for manifest in manifests}
+    name = options.name or (names.pop() if len(names) == 1 else destination.base)
+    if not name or "/" in name or "\\" in name or name.startswith("."):
+        raise UsageError(f"name: expected a file name, found {name!r}")
+    return name
