@@ -18,7 +18,8 @@ from softshard.shards.stats import data_set_stats
 
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch):
-    monkeypatch.setattr("softshard.shards.storage._FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("softshard.shards.retries._FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("softshard.shards.retries.PATIENCE_S", 2.0)
 
 
 @pytest.fixture
