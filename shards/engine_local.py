@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -16,7 +16,9 @@ from .errors import SoftshardError
 from .shard_task import Job, PlannedShard, ShardTask, make_shard
 
 
-def run_locally(job: Job, shards: Iterable[PlannedShard], workers: int) -> Iterator[dict[str, Any]]:
+def run_locally(
+    job: Job, shards: Iterable[PlannedShard], workers: int
+) -> Generator[dict[str, Any], None, None]:
     """Make shards; yields their receipts as they are finished, in no fixed order.
 
     Args:

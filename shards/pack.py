@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -34,6 +35,7 @@ from .storage import open_storage
 from .tree import LabelTree
 from .writer import ShardRecord
 
+ENGINES = ("local", "ray")
 ALWAYS_ALLOWED_BAD = 10
 
 
@@ -68,6 +70,7 @@ def pack(
     class_names: Sequence[str] | None = None,
     tree: LabelTree | None = None,
     workers: int | None = None,
+    engine: str = "local",
 ) -> PackSummary:
     """Pack an image collection into `destination/train` and, where asked for, `destination/val`.
 
@@ -79,6 +82,8 @@ def pack(
         class_names: the class list; by default the tree's classes, or the folders that are kept.
         tree: label tree whose hierarchical label vectors are packed; its classes are the class list.
         workers: processes; by default one a core.
+        engine: `local`, or `ray`: on the cluster that RAY_ADDRESS names, else on this machine. What is not in a
+            bucket must then lie in a folder that all its machines share.
 
     Returns:
         What was read, packed and left out.
@@ -91,6 +96,8 @@ def pack(
     options = options or PackOptions()
     if workers is not None and workers < 1:
         raise UsageError(f"workers: expected 1 or more, found {workers}")
+    if engine not in ENGINES:
+        raise UsageError(f"engine: expected one of {', '.join(ENGINES)}, found {engine!r}")
     target = open_destination(destination)
     _check_apart(source, target)
     listing, plan = plan_source(source, options, class_names, tree)
@@ -100,7 +107,7 @@ def pack(
         samples_per_shard = _settle_plan(target, plan, options, job)
         shards = _planned_shards(target, plan, samples_per_shard)
         limit = max(ALWAYS_ALLOWED_BAD, int(options.max_bad * plan.num_samples))
-        receipts = _make_shards(target, shards, job, workers, plan.num_samples, limit)
+        receipts = _make_shards(target, shards, job, engine, workers, plan.num_samples, limit)
         return _finish(target, plan, options, job, receipts, tree, listing)
 
 
@@ -194,6 +201,7 @@ def _make_shards(
     destination: Destination,
     shards: list[PlannedShard],
     job: Job,
+    engine: str,
     workers: int | None,
     num_samples: int,
     limit: int,
@@ -225,10 +233,21 @@ def _make_shards(
                 else:
                     count(shard.name, receipt)
         if missing:
-            num_workers = min(workers or len(os.sched_getaffinity(0)), len(missing))
-            for receipt in run_locally(job, missing, num_workers):
-                count(receipt["name"], receipt)
+            # Closed here and now: an error's trace would keep its tasks running when the folder's lock is gone.
+            with closing(_run(engine, job, missing, workers)) as made:
+                for receipt in made:
+                    count(receipt["name"], receipt)
     return receipts
+
+
+def _run(
+    engine: str, job: Job, shards: list[PlannedShard], workers: int | None
+) -> Generator[dict[str, Any], None, None]:
+    if engine == "ray":
+        from .engine_ray import run_on_ray
+
+        return run_on_ray(job, shards, workers)
+    return run_locally(job, shards, min(workers or len(os.sched_getaffinity(0)), len(shards)))
 
 
 def _too_many(bad: list[BadInput], limit: int, destination: Destination) -> str:
