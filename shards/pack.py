@@ -81,9 +81,11 @@ def pack(
         options: see PackOptions.
         class_names: the class list; by default the tree's classes, or the folders that are kept.
         tree: label tree whose hierarchical label vectors are packed; its classes are the class list.
-        workers: processes; by default one a core.
-        engine: `local`, or `ray`: on the cluster that RAY_ADDRESS names, else on this machine. What is not in a
-            bucket must then lie in a folder that all its machines share.
+        workers: shards made at once; by default one a core, of the machine or of the cluster.
+        engine: `local` for processes of this machine. `ray`: on the Ray that this process is connected to, else on
+            the cluster that the environment variable RAY_ADDRESS names, else on a Ray of this machine, for as long
+            as it takes. The machines of a cluster see the source, the destination and the label maps under the
+            same names, in a bucket or in folders that they share, and have the same versions installed.
 
     Returns:
         What was read, packed and left out.
@@ -91,7 +93,9 @@ def pack(
     Raises:
         DataError: too many bad inputs, nothing to pack, or a server is away.
         UsageError: `destination` holds another run or lies inside the source, or another process is writing
-            there.
+            there; no cluster at RAY_ADDRESS, or a machine of it that does not see a folder or has another pixel stack.
+        MissingExtraError: the engine is `ray`, which is not installed.
+        SoftshardError: processes died again and again; the shards that are finished stay.
     """
     options = options or PackOptions()
     if workers is not None and workers < 1:

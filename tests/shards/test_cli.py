@@ -180,7 +180,7 @@ def test_a_table_gives_the_tree(capsys, tmp_path, class_list):
     assert "--parents and --inner choose among WordNet's relations" in err
 
 
-@pytest.mark.parametrize("module", ["torch", "nvidia.dali", "timm"])
+@pytest.mark.parametrize("module", ["torch", "nvidia.dali", "timm", "ray"])
 def test_packing_does_not_import(module, source, tmp_path):
     code = (
         "import sys; from softshard.shards.cli import main; "
