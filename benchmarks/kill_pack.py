@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import secrets
 import shutil
 import subprocess
 import sys
@@ -91,10 +92,10 @@ def main() -> None:
             stack.enter_context(tempfile.TemporaryDirectory(prefix="ss", ignore_cleanup_errors=True))
         )
         os.environ["RAY_TMPDIR"] = str(folder)
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(16)
         os.environ.pop("RAY_ADDRESS", None)
         environments = {engine: dict(os.environ) for engine in args.engines}
         if "ray cluster" in args.engines:
-            os.environ["RAY_AUTH_MODE"] = environments["ray cluster"]["RAY_AUTH_MODE"] = "token"
             environments["ray cluster"]["RAY_ADDRESS"] = stack.enter_context(cluster())
         source = make_source(folder / "source", args.photos)
         seconds: dict[str, float] = {}
@@ -102,18 +103,18 @@ def main() -> None:
         for engine in dict.fromkeys(["local", *args.engines]):
             start = time.perf_counter()
             run = start_pack(source, folder / "whole", engine, environments.get(engine, dict(os.environ)))
-            assert run.wait() == 0
+            if run.wait():
+                raise SystemExit(f"{engine}: expected an uninterrupted run to end well")
             seconds[engine] = time.perf_counter() - start
             expected = expected or files(folder / "whole")
-            assert files(folder / "whole") == expected
+            if files(folder / "whole") != expected:
+                raise SystemExit(f"{engine}: expected the files of the local engine, found others")
             shutil.rmtree(folder / "whole")
 
         def kill_once(engine: str, kill: int) -> dict[str, Any]:
             chance = random.Random(f"{args.seed} {engine} {kill}")
-            finished, delay = (
-                chance.randrange(NUM_SHARDS),
-                chance.uniform(0, 2 * seconds["local"] / NUM_SHARDS),
-            )
+            finished = chance.randrange(NUM_SHARDS)
+            delay = chance.uniform(0, 2 * seconds["local"] / NUM_SHARDS)
             run = start_pack(source, folder / "set", engine, environments[engine])
             while run.poll() is None and not is_at(folder / "set", finished):
                 time.sleep(0.002)
