@@ -7,7 +7,8 @@ once, with no wait for what the killed run left, and compares every file (shards
 plan, ledger) with those of an uninterrupted run of the local engine. `ray` starts a Ray of its own each time; on `ray
 cluster` the Ray goes on when the run is killed.
 
-What came out: see `same` and `shards_at_kill` in the result file; nothing was left over in any row.
+What came out: 60 kills, 20 of each, after 0 to 24 finished shards: every file the same in every row, and nothing left
+over.
 
 Run: python benchmarks/kill_pack.py   (some minutes)
 """
