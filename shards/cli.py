@@ -125,7 +125,15 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
     shards.add_argument("--shard-samples", type=int, metavar="N", help="samples of a shard instead of bytes")
     shards.add_argument("--seed", type=int, default=0, help="of the global shuffle (default: 0)")
     run = pack.add_argument_group("run")
-    run.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    run.add_argument("--workers", type=int, metavar="N", help="shards made at once (default: one a core)")
+    run.add_argument(
+        "--engine",
+        default="local",
+        choices=("local", "ray"),
+        help="local: processes of this machine (default); ray: the cluster that RAY_ADDRESS names (HOST:PORT or auto), "
+        "else Ray on this machine. The machines of a cluster must share SRC and DST: folders mounted everywhere under "
+        "the same path, or buckets",
+    )
     run.add_argument(
         "--max-bad",
         type=float,
@@ -178,6 +186,7 @@ def _run_pack(args: argparse.Namespace) -> int:
         class_names=class_names,
         tree=tree,
         workers=args.workers,
+        engine=args.engine,
     )
     if args.json:
         print_json(

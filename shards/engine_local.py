@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -13,10 +12,13 @@ from typing import Any
 import cv2
 
 from .errors import SoftshardError
+from .parallel import end_with_parent
 from .shard_task import Job, PlannedShard, ShardTask, make_shard
 
 
-def run_locally(job: Job, shards: Iterable[PlannedShard], workers: int) -> Iterator[dict[str, Any]]:
+def run_locally(
+    job: Job, shards: Iterable[PlannedShard], workers: int
+) -> Generator[dict[str, Any], None, None]:
     """Make shards; yields their receipts as they are finished, in no fixed order.
 
     Args:
@@ -66,17 +68,9 @@ _worker_job: Job | None = None
 
 def _start_worker(job: Job) -> None:
     global _worker_job
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     cv2.setNumThreads(0)  # one process a core; OpenCV's own threads would only get in each other's way
     _worker_job = job
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for ever, and write beside the run that continues."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _make_shard_in_worker(task: ShardTask) -> dict[str, Any]:

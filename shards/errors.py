@@ -6,6 +6,8 @@ bug (anything else). Messages read `where: expected, found; likely cause; what t
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class SoftshardError(Exception):
     """Base of every error that softshard raises on purpose."""
@@ -50,3 +52,7 @@ class MissingExtraError(SoftshardError, ImportError):
             f"{feature} needs the module {cause.name!r}, which is not installed. "
             f"Run: pip install 'softshard[{extra}]' (in a clone: pip install '.[{extra}]')"
         )
+        self._arguments = feature, extra, cause
+
+    def __reduce__(self) -> Any:  # so that a worker process can raise it
+        return MissingExtraError, self._arguments

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -35,6 +36,7 @@ from .storage import open_storage
 from .tree import LabelTree
 from .writer import ShardRecord
 
+ENGINES = ("local", "ray")
 ALWAYS_ALLOWED_BAD = 10
 
 
@@ -69,6 +71,7 @@ def pack(
     class_names: Sequence[str] | None = None,
     tree: LabelTree | None = None,
     workers: int | None = None,
+    engine: str = "local",
 ) -> PackSummary:
     """Pack an image collection into `destination/train` and, where asked for, `destination/val`.
 
@@ -79,7 +82,11 @@ def pack(
         options: see PackOptions.
         class_names: the class list; by default the tree's classes, or the folders that are kept.
         tree: label tree whose hierarchical label vectors are packed; its classes are the class list.
-        workers: processes; by default one a core.
+        workers: shards made at once; by default one a core, of the machine or of the cluster.
+        engine: `local` for processes of this machine. `ray`: on the Ray that this process is connected to, else on
+            the cluster that the environment variable RAY_ADDRESS names, else on a Ray of this machine, for as long
+            as it takes. The machines of a cluster see the source, the destination and the label maps under the
+            same names, in a bucket or in folders that they share, and have the same versions installed.
 
     Returns:
         What was read, packed and left out.
@@ -87,11 +94,15 @@ def pack(
     Raises:
         DataError: too many bad inputs, nothing to pack, or a server is away.
         UsageError: `destination` holds another run or lies inside the source, or another process is writing
-            there.
+            there; no cluster at RAY_ADDRESS, or a machine of it that does not see a folder or has another pixel stack.
+        MissingExtraError: the engine is `ray`, which is not installed.
+        SoftshardError: processes died again and again; the shards that are finished stay.
     """
     options = options or PackOptions()
     if workers is not None and workers < 1:
         raise UsageError(f"workers: expected 1 or more, found {workers}")
+    if engine not in ENGINES:
+        raise UsageError(f"engine: expected one of {', '.join(ENGINES)}, found {engine!r}")
     target = open_destination(destination)
     _check_apart(source, target)
     _check_free(target)
@@ -106,7 +117,7 @@ def pack(
         samples_per_shard = _settle_plan(target, plan, options, job)
         shards = _planned_shards(target, plan, samples_per_shard)
         limit = max(ALWAYS_ALLOWED_BAD, int(options.max_bad * plan.num_samples))
-        receipts = _make_shards(target, shards, job, workers, plan.num_samples, limit)
+        receipts = _make_shards(target, shards, job, engine, workers, plan.num_samples, limit)
         return _finish(target, plan, options, job, receipts, tree, listing)
 
 
@@ -206,6 +217,7 @@ def _make_shards(
     destination: Destination,
     shards: list[PlannedShard],
     job: Job,
+    engine: str,
     workers: int | None,
     num_samples: int,
     limit: int,
@@ -237,10 +249,21 @@ def _make_shards(
                 else:
                     count(shard.name, receipt)
         if missing:
-            num_workers = min(workers or len(os.sched_getaffinity(0)), len(missing))
-            for receipt in run_locally(job, missing, num_workers):
-                count(receipt["name"], receipt)
+            # Closed here and now: an error's trace would keep its tasks running when the folder's lock is gone.
+            with closing(_run(engine, job, missing, workers)) as made:
+                for receipt in made:
+                    count(receipt["name"], receipt)
     return receipts
+
+
+def _run(
+    engine: str, job: Job, shards: list[PlannedShard], workers: int | None
+) -> Generator[dict[str, Any], None, None]:
+    if engine == "ray":
+        from .engine_ray import run_on_ray
+
+        return run_on_ray(job, shards, workers)
+    return run_locally(job, shards, min(workers or len(os.sched_getaffinity(0)), len(shards)))
 
 
 def _too_many(bad: list[BadInput], limit: int, destination: Destination) -> str:

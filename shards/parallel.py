@@ -96,12 +96,14 @@ _call: Callable[[Any], Any]
 
 def _start_process(function: Callable[[Any, Any], Any], shared: Any) -> None:
     global _call
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     _call = lambda item: function(shared, item)  # noqa: E731
 
 
-def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for ever."""
+def end_with_parent() -> None:
+    """End this process with its parent: one whose parent was killed would wait for ever, and write beside the run that
+    continues.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

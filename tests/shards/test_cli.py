@@ -187,7 +187,7 @@ def test_a_table_gives_the_tree(capsys, tmp_path, class_list):
     assert "expected relations of WordNet" in err
 
 
-@pytest.mark.parametrize("module", ["torch", "nvidia.dali", "timm"])
+@pytest.mark.parametrize("module", ["torch", "nvidia.dali", "timm", "ray"])
 def test_packing_does_not_import(module, source, tmp_path):
     code = (
         "import sys; from softshard.shards.cli import main; "
