@@ -20,12 +20,14 @@ import torch
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
 from softshard.shards.cli import main
 from softshard.shards.errors import DataError, UsageError
-from softshard.training import models as models_module
 from softshard.training import relabel, semantic_softmax, single_label
-from softshard.training import train as train_module
+from softshard.training import start as start_module
+from softshard.training import step as step_module
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.evaluate import evaluate
+from softshard.training.label_space import LabelSpace
 from softshard.training.models import create_model, export_weights
+from softshard.training.start import load_start
 from softshard.training.train import train
 
 LEAVES = ("cat", "dog", "crow", "gull")
@@ -149,7 +151,7 @@ class Killed(Exception):
 def kill_at_step(monkeypatch, step):
     """Let the process die in the middle of the given step of the run."""
     taken = 0
-    plain = train_module.model_input
+    plain = step_module.model_input
 
     def model_input(images, normalise):
         nonlocal taken
@@ -158,7 +160,7 @@ def kill_at_step(monkeypatch, step):
             raise Killed
         return plain(images, normalise)
 
-    monkeypatch.setattr(train_module, "model_input", model_input)
+    monkeypatch.setattr(step_module, "model_input", model_input)
 
 
 @pytest.mark.parametrize("killed_at", [3, 6, 7, 9])
@@ -184,7 +186,7 @@ def test_a_killed_run_continues_bit_for_bit(killed_at, shards, tmp_path, monkeyp
 def test_sigterm_saves_and_the_run_continues_bit_for_bit(at, shards, tmp_path, monkeypatch):
     recipe = tiny(relabel(), epochs=2)
     whole = run(recipe, shards, tmp_path / "whole", val=str(shards / "val"))
-    plain, taken = train_module.model_input, []
+    plain, taken = step_module.model_input, []
 
     def model_input(images, normalise):
         taken.append(1)
@@ -193,7 +195,7 @@ def test_sigterm_saves_and_the_run_continues_bit_for_bit(at, shards, tmp_path, m
         return plain(images, normalise)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "model_input", model_input)
+        patch.setattr(step_module, "model_input", model_input)
         stopped = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), log_steps=2)
     assert (stopped.stopped_by, stopped.steps, stopped.weights) == (signal.SIGTERM, at, None)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -243,6 +245,14 @@ def test_weights_of_another_architecture_are_refused(shards, tmp_path):
         run(tiny(single_label()), shards, tmp_path / "out", init_from=tmp_path / "weights.pt")
 
 
+def load(name, source, num_classes=6, **options):
+    """Load weights into a new model; returns both the report and the model."""
+    model = create_model(name, num_classes, 32)
+    names = tuple(f"class {i}" for i in range(num_classes))
+    labels = LabelSpace(names, "a" * 64, None)
+    return load_start(model, name, source, image_size=32, labels=labels, dataset="shards", **options), model
+
+
 def test_weights_with_code_in_them_are_refused_and_not_run(tmp_path):
     class Evil:
         def __reduce__(self):
@@ -250,20 +260,20 @@ def test_weights_with_code_in_them_are_refused_and_not_run(tmp_path):
 
     torch.save({"state_dict": Evil()}, tmp_path / "weights.pt")
     with pytest.raises(DataError, match=r"weights\.pt: expected weights, found a file that cannot be read"):
-        create_model("test_resnet", 6, 32, init_from=tmp_path / "weights.pt")
+        load("test_resnet", tmp_path / "weights.pt")
     assert not (tmp_path / "ran").exists()
 
 
 def test_code_in_weights_is_refused_whatever_timms_default_is(tmp_path, monkeypatch):
     asked = []
 
-    def load(path, **options):
+    def load_weights(path, **options):
         asked.append(options)
         return timm.create_model("test_resnet").state_dict()
 
-    monkeypatch.setattr(models_module, "load_weights", load)
+    monkeypatch.setattr(start_module, "load_weights", load_weights)
     torch.save({}, tmp_path / "weights.pt")
-    create_model("test_resnet", 6, 32, init_from=tmp_path / "weights.pt")
+    load("test_resnet", tmp_path / "weights.pt")
     assert asked == [{"weights_only": True}]
 
 
@@ -283,13 +293,13 @@ def test_an_architecture_without_weights_is_named():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(shards, tmp_path, monkeypatch):
-    plain, taken = train_module.model_input, []
+    plain, taken = step_module.model_input, []
 
     def model_input(images, normalise):
         taken.append(1)
         return plain(images, normalise) * (float("nan") if len(taken) == 9 else 1.0)
 
-    monkeypatch.setattr(train_module, "model_input", model_input)
+    monkeypatch.setattr(step_module, "model_input", model_input)
     with pytest.raises(
         DataError, match=r"step 8 \(epoch 1\): expected a finite loss, found nan; .*(cat|dog|crow|gull)_"
     ):
