@@ -16,6 +16,7 @@ from .schedule import first_other_rate
 def check_call(
     recipe: Recipe,
     checkpoint_path: Path,
+    *,
     resume: bool,
     starts_from_weights: bool,
     device: str,

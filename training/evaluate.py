@@ -141,6 +141,6 @@ def named_batches(loader: Loader) -> Iterator[Batch]:
     try:
         yield from loader
     except DataError as error:
-        if loader.dataset in str(error):
+        if str(error).startswith(loader.dataset):
             raise
         raise DataError(f"{loader.dataset}: {error}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -196,8 +196,8 @@ class StepLog:
         return mean
 
 
-def open_board(folder: Path, step: int) -> Any:
-    """A SummaryWriter of TensorBoard's; events beyond `step`, which will come again, are hidden.
+def board_writer() -> Callable[[Path, int], Any]:
+    """Opens a folder for TensorBoard: called with it and the steps taken so far, of which later events are hidden.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
@@ -206,7 +206,7 @@ def open_board(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
         raise MissingExtraError("train --tensorboard", "tensorboard", error) from error
-    return SummaryWriter(str(folder), purge_step=step + 1)
+    return lambda folder, step: SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def _start_csv(path: Path, step: int) -> None:

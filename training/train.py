@@ -41,7 +41,7 @@ from .recipes import Recipe
 from .schedule import create_schedule
 from .start import load_start
 from .step import TrainStep
-from .steplog import StepLog, open_board
+from .steplog import StepLog, board_writer
 
 BOARD_NAME = "tensorboard"
 INIT_NAME = "init.json"
@@ -142,14 +142,15 @@ def train(
     check_call(
         recipe,
         checkpoint_path,
-        resume,
-        start_weights is not None,
-        device,
-        rank,
-        world_size,
-        log_steps,
-        checkpoint_steps,
+        resume=resume,
+        starts_from_weights=start_weights is not None,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+        log_steps=log_steps,
+        checkpoint_steps=checkpoint_steps,
     )
+    open_board = board_writer() if tensorboard else None
     checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
     is_main = rank == 0
     say = (log or _print_to_stderr) if is_main else _say_nothing
@@ -258,7 +259,7 @@ def train(
             take_step.load_state_dict({"model_ema": saved.model_ema, "scaler": saved.scaler})
         metrics_path = checkpoint_path.with_name(METRICS_NAME) if is_main else None
         board = None
-        if tensorboard and is_main:
+        if open_board is not None and is_main:
             board = open_board(checkpoint_path.with_name(BOARD_NAME), step)
             stack.callback(board.close)
         steps = StepLog(
