@@ -88,7 +88,7 @@ def load_start(
         DataError: the file cannot be read, the weights are another architecture's, or their head is for another
             class list or tree.
     """
-    found, found_labels = _read(source, image_size)
+    found, found_labels = _read(source, name, image_size)
     if found_labels is not None and not new_head:
         _refuse_other_labels(source, found_labels, dataset, labels)
     expected: dict[str, Tensor] = model.state_dict()
@@ -110,12 +110,12 @@ def load_start(
         source=str(source),
         loaded={key: list(tensor.shape) for key, tensor in expected.items() if key in loaded},
         new={key: list(tensor.shape) for key, tensor in expected.items() if key not in loaded},
-        not_used={key: list(found[key].shape) for key in sorted(left_out)},
+        not_used={key: list(found[key].shape) for key in found if key in left_out},
         loaded_share=sum(sizes[key] for key in loaded) / sum(sizes.values()),
     )
 
 
-def _read(source: str | Path, image_size: int) -> tuple[dict[str, Tensor], LabelSpace | None]:
+def _read(source: str | Path, name: str, image_size: int) -> tuple[dict[str, Tensor], LabelSpace | None]:
     path = Path(source)
     if path.is_file():
         try:
@@ -134,6 +134,9 @@ def _read(source: str | Path, image_size: int) -> tuple[dict[str, Tensor], Label
             f"--init-from: expected a file of weights, found nothing at {source}; nor does timm {timm.__version__} "
             "know a model of that name"
         )
+    architecture = name.partition(".")[0]
+    if str(source).partition(".")[0] != architecture:  # said before anything is downloaded
+        raise UsageError(f"--init-from: expected weights of timm's {architecture!r}, found the name {source}")
     config: Any = timm.get_pretrained_cfg(str(source))
     # Its own head, to be treated as a file's is.
     model = create_model(str(source), config.num_classes, image_size, pretrained=True)

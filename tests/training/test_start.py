@@ -138,6 +138,10 @@ def test_names_that_are_neither_a_file_nor_timms_are_refused(tmp_path):
         UsageError, match=r"found nothing at resnet51x; nor does timm .* know a model of that name"
     ):
         load("resnet51x")
+    with pytest.raises(
+        UsageError, match=r"expected weights of timm's 'test_resnet', found the name resnet50\.a1_in1k"
+    ):
+        load("resnet50.a1_in1k")
     with pytest.raises(UsageError, match="expected a file of weights, found the folder"):
         load(tmp_path)
 
