@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .losses import SemanticSoftmaxLoss, SingleLabelLoss, SoftTargetLoss
     from .metrics import SemanticAccuracy, TopKAccuracy
-    from .recipes import Recipe, relabel, semantic_softmax, single_label
+    from .recipes import Recipe, relabel, semantic_softmax, single_label, small, transfer
 
 __all__ = [
     "Recipe",
@@ -20,6 +20,8 @@ __all__ = [
     "relabel",
     "semantic_softmax",
     "single_label",
+    "small",
+    "transfer",
 ]
 
 _MODULES = {
@@ -32,6 +34,8 @@ _MODULES = {
     "relabel": "recipes",
     "semantic_softmax": "recipes",
     "single_label": "recipes",
+    "small": "recipes",
+    "transfer": "recipes",
 }
 
 

@@ -1,13 +1,14 @@
 """Checkpoints: all that a run needs to continue on its next batch, in one file that appears whole.
 
 The file is what torch.save writes, and torch.load(weights_only=True) reads it: it holds tensors, numbers,
-strings and lists of them, no code. `timm.create_model(..., checkpoint_path=...)` finds the weights under
-`model`.
+strings and lists of them, no code. `timm.create_model(..., checkpoint_path=...)` finds the weights: under
+`model_ema` where the recipe averages them, else under `model`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pickle
 import zipfile
@@ -20,10 +21,15 @@ import torch
 
 from ..shards.errors import DataError
 from ..shards.files import TEMPORARY_SUFFIX, replace_durably
+from ..shards.images import ImageRecipe
+from ..shards.manifest import Manifest
+from ..shards.schema import MANIFEST_NAME
+from ..shards.tree import LabelTree
+from .label_space import LabelSpace
 from .recipes import Recipe
 
 CHECKPOINT_NAME = "checkpoint.pt"
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 
 
 @dataclass(kw_only=True)
@@ -33,7 +39,9 @@ class Checkpoint:
     Attributes:
         model_name: timm's name of the architecture.
         recipe: as it ran, with every override.
-        model: the model's state dict.
+        model: the model's state dict, as it trains on.
+        model_ema: that of the averaged weights, which are evaluated and exported; None without an average.
+        scaler: state of the loss scaling of float16, or None.
         optimizer: the optimizer's state dict.
         step: steps taken since the run began; also the position in the learning rate schedule.
         epoch: the epoch that the next batch belongs to.
@@ -42,9 +50,11 @@ class Checkpoint:
         classes_sha256: fingerprint of the class list.
         tree_sha256: fingerprint of the label tree, or None.
         tree_json: the label tree as JSON text, or None.
+        stored_images: how the data set stored its images (fields of ImageRecipe), or None where it does not say.
         rng: for every rank the states of its random generators: `cpu` and, on a GPU, `cuda`.
         loss_sum: sum of the losses of the epoch's steps so far.
         loss_steps: how many they are.
+        skipped: steps so far that overflowed in float16 and changed nothing.
         history: one dict per finished epoch: `epoch`, `loss` (mean over its steps) and the validation's
             numbers.
     """
@@ -52,6 +62,8 @@ class Checkpoint:
     model_name: str
     recipe: Recipe
     model: dict[str, torch.Tensor]
+    model_ema: dict[str, torch.Tensor] | None
+    scaler: dict[str, Any] | None
     optimizer: dict[str, Any]
     step: int
     epoch: int
@@ -60,31 +72,53 @@ class Checkpoint:
     classes_sha256: str
     tree_sha256: str | None
     tree_json: str | None
+    stored_images: dict[str, Any] | None
     rng: list[dict[str, torch.Tensor]]
     loss_sum: float
     loss_steps: int
+    skipped: int
     history: list[dict[str, Any]]
 
-    def check_data(self, path: Path, dataset: str, classes_sha256: str, tree_sha256: str | None) -> None:
+    @property
+    def best_model(self) -> dict[str, torch.Tensor]:
+        """The weights to evaluate: the average where there is one."""
+        return self.model if self.model_ema is None else self.model_ema
+
+    @property
+    def best_weights(self) -> str:
+        """Which weights these are: `ema` or `model`."""
+        return "model" if self.model_ema is None else "ema"
+
+    @property
+    def tree(self) -> LabelTree | None:
+        return None if self.tree_json is None else LabelTree.from_json(json.loads(self.tree_json))
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """What the model's outputs stand for."""
+        return LabelSpace(self.class_names, self.classes_sha256, self.tree)
+
+    def check_data(self, path: Path, dataset: str, found: LabelSpace) -> None:
         """Refuse a data set with another class list or another label tree.
 
-        Mixing two versions of a class list gives a model that looks trained and is wrong.
-
         Raises:
-            DataError: with both fingerprints of everything that differs.
+            DataError: with both fingerprints of everything that differs, and how.
         """
-        problems = []
-        if classes_sha256 != self.classes_sha256:
-            problems.append(f"class list: expected {self.classes_sha256}, found {classes_sha256}")
-        # Without a tree on one side there are no levels to mix up.
-        if None not in (tree_sha256, self.tree_sha256) and tree_sha256 != self.tree_sha256:
-            problems.append(f"label tree: expected {self.tree_sha256}, found {tree_sha256}")
+        problems = self.label_space.differences(found)
         if problems:
             raise DataError(
                 f"{path} and data set {dataset!r} do not belong together: {'; '.join(problems)}; the data "
                 "set was packed with another class list or tree. Use the data set that the model was trained "
                 "on, or pack it again with the same --classes and --tree"
             )
+
+
+def stored_images(manifest: Manifest) -> dict[str, Any] | None:
+    """How a data set stored its images, as fields of ImageRecipe; None where its manifest does not say."""
+    names = [field.name for field in dataclasses.fields(ImageRecipe)]
+    if not all(name in manifest.recipe for name in names):
+        return None
+    return {name: manifest.recipe[name] for name in names}
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -105,6 +139,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         DataError: there is no such file, it is cut short or damaged, or it is no checkpoint of softshard's.
     """
+    _refuse_what_is_plainly_else(path)
     try:
         # torch.save writes a zip archive with checksums, which torch.load does not look at.
         with zipfile.ZipFile(path) as archive:
@@ -151,3 +186,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "the checkpoint was written by another version, or changed"
         ) from error
     return Checkpoint(**{name: fields[name] for name in names})
+
+
+def _refuse_what_is_plainly_else(path: Path) -> None:
+    """Name the common mix-ups: a folder, exported weights."""
+    wanted = f"{path}: expected the file {CHECKPOINT_NAME} that softshard train writes"
+    if path.is_dir():
+        if (path / CHECKPOINT_NAME).is_file():
+            raise DataError(f"{wanted}, found the folder it is in. Give {path / CHECKPOINT_NAME}")
+        if (path / MANIFEST_NAME).is_file():
+            raise DataError(f"{wanted}, found the folder of a data set. The checkpoint comes first")
+        raise DataError(f"{wanted}, found a folder without one")
+    if path.suffix == ".safetensors" and path.is_file():
+        beside = path.with_name(CHECKPOINT_NAME)
+        there = f"Give {beside}" if beside.is_file() else "Give the checkpoint of the same run"
+        raise DataError(
+            f"{wanted}, found weights alone, which do not say how their images are prepared. {there}; "
+            "train --init-from and timm read weights"
+        )

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from ..loaders.loader import Loader
 from ..shards.errors import DataError, UsageError
 from .checkpoint import Checkpoint
+from .label_space import LabelSpace
 from .recipes import Recipe
+from .schedule import first_other_rate
 
 
 def check_call(
     recipe: Recipe,
     checkpoint_path: Path,
+    *,
     resume: bool,
+    starts_from_weights: bool,
+    device: str,
     rank: int,
     world_size: int,
     log_steps: int,
@@ -30,6 +36,23 @@ def check_call(
     if recipe.global_batch % world_size:
         problems.append(
             f"global batch: expected a multiple of the {world_size} processes, found {recipe.global_batch}"
+        )
+    elif recipe.global_batch // world_size % recipe.accumulate:
+        problems.append(
+            f"accumulate: expected a divisor of the {recipe.global_batch // world_size} samples of each process, "
+            f"found {recipe.accumulate}"
+        )
+    if recipe.precision == "float16" and not device.startswith("cuda"):
+        problems.append(
+            "precision: expected float32 or bfloat16 on a CPU, which has no fast float16, found float16. "
+            "Run with --precision bfloat16 or --device cuda"
+        )
+    continues = resume and checkpoint_path.exists()
+    if (recipe.freeze or recipe.new_head) and not starts_from_weights and not continues:
+        problems.append(
+            f"recipe {recipe.name!r}: expected trained weights to begin with, since it "
+            + ("freezes all but the head" if recipe.freeze else "keeps all but their head")
+            + ", found none. Give --init-from or --pretrained"
         )
     if log_steps < 1:
         problems.append(f"log_steps: expected at least 1, found {log_steps}")
@@ -63,13 +86,12 @@ def check_same_classes(dataset: str, loader: Loader, val: str, val_loader: Loade
     Raises:
         DataError: with both fingerprints.
     """
-    problems = []
-    for what, expected, found in (
-        ("class list", loader.manifest.classes_sha256, val_loader.manifest.classes_sha256),
-        ("label tree", loader.manifest.tree_sha256, val_loader.manifest.tree_sha256),
-    ):
-        if expected != found:
-            problems.append(f"{what}: expected {expected}, found {found}")
+    problems = LabelSpace.of(loader.manifest, loader.tree).differences(
+        LabelSpace.of(val_loader.manifest, val_loader.tree)
+    )
+    if (loader.tree is None) != (val_loader.tree is None):
+        shown = ["a label tree" if each.tree else "no label tree" for each in (loader, val_loader)]
+        problems.append(f"expected {shown[0]}, found {shown[1]}")
     if problems:
         raise DataError(f"{val} does not belong to {dataset}: {'; '.join(problems)}; pack both in one run")
 
@@ -79,12 +101,20 @@ def check_resume(
 ) -> None:
     """Refuse to continue a run with another data set, recipe or model.
 
+    More epochs than it began with are fine where the steps that were taken had the learning rates they would have
+    had with more.
+
     Raises:
         DataError: another class list or tree.
         UsageError: other options; every one is named.
     """
-    saved.check_data(path, dataset, loader.manifest.classes_sha256, loader.manifest.tree_sha256)
-    problems = saved.recipe.differences(recipe)
+    saved.check_data(path, dataset, LabelSpace.of(loader.manifest, loader.tree))
+    as_long = dataclasses.replace(recipe, epochs=saved.recipe.epochs)
+    problems = saved.recipe.differences(as_long)
+    if recipe.epochs != saved.recipe.epochs:
+        reason = None if problems else _why_not_as_long(saved, recipe, len(loader))
+        if problems or reason:
+            problems.append(f"epochs: {saved.recipe.epochs}, not {recipe.epochs}{reason or ''}")
     if saved.model_name != model:
         problems.append(f"model: {saved.model_name!r}, not {model!r}")
     if problems:
@@ -92,3 +122,18 @@ def check_resume(
             f"{path}: expected the call that began this run, found other options: {'; '.join(problems)}. "
             "Repeat the first call with --resume, or begin a new run in another --out"
         )
+
+
+def _why_not_as_long(saved: Checkpoint, recipe: Recipe, steps_per_epoch: int) -> str | None:
+    """Why a run cannot have the recipe's number of epochs instead of its own, or None where it can."""
+    if recipe.epochs < saved.recipe.epochs:
+        return " (a run can be given more epochs, not fewer)"
+    parting = first_other_rate(saved.recipe, recipe, steps_per_epoch, saved.step)
+    if parting is None:
+        return None
+    step, rate, other_rate = parting
+    return (
+        f" (the schedule {recipe.schedule!r} spreads over all epochs: step {step} was taken with the learning rate "
+        f"{rate:.3g}, in {recipe.epochs} epochs it would have been {other_rate:.3g}; only a constant rate can go on. "
+        "To train longer, begin a new run with --init-from)"
+    )

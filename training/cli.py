@@ -1,4 +1,4 @@
-"""The commands of softshard.training: `demo`, `maps make`, `train` and `evaluate`.
+"""The commands of softshard.training: `demo`, `maps make`, `train`, `evaluate` and `predict`.
 
 `softshard pack` imports this module too, so torch, timm and DALI are imported only when a command runs. This
 is also the only place that reads torchrun's environment.
@@ -10,23 +10,29 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..shards.errors import MissingExtraError, UsageError
-from .recipes import RECIPES
+from .recipes import PRECISIONS, PRESETS, RECIPES, Recipe, with_settings
 
+if TYPE_CHECKING:
+    from .predict import Guess, Prediction
+
+EXIT_BAD_DATA = 1
 EXIT_SIGNAL = 128  # a run that a signal stopped exits with this plus its number, as shells expect
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register demo, maps, train and evaluate."""
+    """Register demo, maps, train, evaluate and predict."""
     _add_demo(subparsers)
     _add_maps(subparsers)
     _add_train(subparsers)
     _add_evaluate(subparsers)
+    _add_predict(subparsers)
 
 
 def _add_demo(subparsers: argparse._SubParsersAction) -> None:
@@ -68,7 +74,9 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "train",
         help="train a timm model on a data set",
         description="Train a timm model. "
-        "On several GPUs: torchrun --nproc-per-node N --no-python softshard train ...",
+        "On several GPUs: torchrun --nproc-per-node N --no-python softshard train ... "
+        "What decides the result stands in the recipe: RECIPE names it, --preset small shrinks it, --set and the "
+        "options below change it.",
     )
     command.add_argument("recipe", choices=sorted(RECIPES), metavar="RECIPE", help=", ".join(sorted(RECIPES)))
     command.add_argument("dataset", metavar="DATASET", help="folder of a data set")
@@ -80,12 +88,29 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     start = command.add_mutually_exclusive_group()
     start.add_argument("--pretrained", action="store_true", help="begin with timm's own weights")
     start.add_argument(
-        "--init-from", metavar="FILE", help="begin with these weights; a head of another size is left out"
+        "--init-from",
+        metavar="FILE|TIMM_NAME",
+        help="begin with these weights: a checkpoint, safetensors, or timm's such as resnet50.a1_in1k. A head for a "
+        "class list known to be another is refused; one of another size and unknown origin is left out",
+    )
+    command.add_argument(
+        "--new-head",
+        action="store_true",
+        help="begin with a new head whatever the weights bring (the recipe transfer always does)",
+    )
+    command.add_argument(
+        "--freeze", action="store_true", help="train the head only; the rest stays as it was loaded"
     )
     command.add_argument(
         "--resume",
         action="store_true",
         help="continue from the checkpoint in --out; begin where there is none",
+    )
+    command.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        default="paper",
+        help="paper: the recipe as published (default); small: 128 pixels, batch 64, 20 epochs for one small machine",
     )
     command.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
     command.add_argument(
@@ -96,6 +121,32 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--lr", type=float, help="highest learning rate, instead of the recipe's")
     command.add_argument("--image-size", type=int, metavar="PIXELS", help="instead of the recipe's")
+    command.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the forward pass, instead of the recipe's float32; bfloat16 on a GPU made since 2020, float16 (with "
+        "loss scaling) on an older one",
+    )
+    command.add_argument(
+        "--accumulate",
+        type=int,
+        metavar="N",
+        help="cut each process's part of the global batch into N micro-batches, for less memory",
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change any other field of the recipe, such as ema_decay=0.9998, clip_norm=1, schedule=cosine; may be "
+        "repeated",
+    )
+    command.add_argument(
+        "--compile", action="store_true", help="run the model through torch.compile (needs a C++ compiler)"
+    )
+    command.add_argument(
+        "--tensorboard", action="store_true", help="write the numbers of metrics.csv for TensorBoard, too"
+    )
     command.add_argument(
         "--seed", type=int, default=0, help="of weights, dropout, order and crops (default: 0)"
     )
@@ -122,6 +173,30 @@ def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=_run_evaluate)
+
+
+def _add_predict(subparsers: argparse._SubParsersAction) -> None:
+    command = subparsers.add_parser(
+        "predict",
+        help="what a checkpoint says of images, level by level",
+        description="Predict images, or those of a data set. With a label tree: the path from the root and the best "
+        "classes of each level, with their probabilities within the level. Images that cannot be read are reported "
+        "on standard error; the exit code is then 1.",
+    )
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of softshard train")
+    command.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE|DATASET",
+        help="image files, as softshard pack reads them; or one folder of a data set",
+    )
+    command.add_argument(
+        "--top", type=int, default=3, metavar="K", help="classes listed of each level (default: 3)"
+    )
+    command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
+    command.add_argument("--json", action="store_true", help="print a JSON object a line, one for each image")
+    command.set_defaults(run=_run_predict)
 
 
 def _run_demo(args: argparse.Namespace) -> int:
@@ -162,16 +237,9 @@ def _run_maps_make(args: argparse.Namespace) -> int:
 
 
 def _run_train(args: argparse.Namespace) -> int:
-    recipe = RECIPES[args.recipe]()
-    overrides = {
-        "epochs": args.epochs,
-        "global_batch": args.global_batch,
-        "lr": args.lr,
-        "image_size": args.image_size,
-    }
-    recipe = dataclasses.replace(
-        recipe, **{name: value for name, value in overrides.items() if value is not None}
-    )
+    recipe = _recipe(args)
+    if args.compile:
+        _check_compiler()
     rank, world_size, local_rank = (_torchrun(name, default) for name, default in _TORCHRUN.items())
     with _needs_extra("softshard train"):
         from .train import train
@@ -189,10 +257,40 @@ def _run_train(args: argparse.Namespace) -> int:
         rank=rank,
         world_size=world_size,
         num_threads=args.threads,
+        compile=args.compile,
+        tensorboard=args.tensorboard,
         log_steps=args.log_steps,
         checkpoint_steps=args.checkpoint_steps,
     )
     return 0 if result.stopped_by is None else EXIT_SIGNAL + result.stopped_by
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that a command line names, with everything it changes."""
+    recipe = with_settings(PRESETS[args.preset](RECIPES[args.recipe]()), args.set)
+    overrides = {
+        "epochs": args.epochs,
+        "global_batch": args.global_batch,
+        "lr": args.lr,
+        "image_size": args.image_size,
+        "precision": args.precision,
+        "accumulate": args.accumulate,
+        "freeze": args.freeze or None,
+        "new_head": args.new_head or None,
+    }
+    return dataclasses.replace(
+        recipe, **{name: value for name, value in overrides.items() if value is not None}
+    )
+
+
+def _check_compiler() -> None:
+    """torch.compile looks for one only at the first step, and says so in a page of text."""
+    candidates = [os.environ.get("CXX"), "g++", "clang++", "c++"]
+    if not any(name and shutil.which(name) for name in candidates):
+        raise UsageError(
+            "--compile: expected a C++ compiler (g++, clang++ or $CXX), found none. Install one, or run without "
+            "--compile"
+        )
 
 
 def _run_evaluate(args: argparse.Namespace) -> int:
@@ -210,6 +308,42 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     )
     print(json.dumps(numbers, indent=1) if args.json else _table(numbers))
     return 0
+
+
+def _run_predict(args: argparse.Namespace) -> int:
+    with _needs_extra("softshard predict"):
+        from .predict import Predictor, is_data_set
+    predictor = Predictor(
+        args.checkpoint, top=args.top, device=_device(args.device, local_rank=0), num_threads=args.threads
+    )
+    bad = 0
+
+    def report(error: Exception) -> None:
+        nonlocal bad
+        bad += 1
+        print(f"softshard: {error}", file=sys.stderr)
+
+    if any(is_data_set(path) for path in args.images):
+        if len(args.images) > 1:
+            raise UsageError("predict: expected image files or one data set, found a data set among others")
+        predictions = predictor.data_set(args.images[0])
+    else:
+        predictions = predictor.files(args.images, report)
+    for prediction in predictions:
+        print(json.dumps(prediction.to_json()) if args.json else _prediction_text(prediction), flush=True)
+    return EXIT_BAD_DATA if bad else 0
+
+
+def _prediction_text(prediction: Prediction) -> str:
+    def text(guess: Guess) -> str:
+        named = guess.shown if guess.shown == guess.name else f"{guess.shown} ({guess.name})"
+        return f"{named} {guess.probability:.1%}"
+
+    lines = [prediction.image, f"  path     {' > '.join(map(text, prediction.path))}"]
+    for level, guesses in enumerate(prediction.best):
+        label = f"level {level}" if len(prediction.best) > 1 else "best"
+        lines.append(f"  {label:<8} {', '.join(map(text, guesses))}")
+    return "\n".join(lines)
 
 
 # torchrun's variables and what they are without it.

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
+from ..loaders.batch import Batch
 from ..loaders.crops import Augment
 from ..loaders.loader import Loader
+from ..shards.errors import DataError
 from .checkpoint import load_checkpoint
+from .label_space import LabelSpace
 from .metrics import SemanticAccuracy, TopKAccuracy, leaf_classes
 from .models import load_trained_model
 from .recipes import Recipe
+from .step import model_input
 
 
 def evaluate(
@@ -26,7 +31,7 @@ def evaluate(
     num_threads: int | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint on a whole data set, every sample once.
+    """Evaluate a checkpoint on a whole data set, every sample once, in float32.
 
     Args:
         checkpoint: a file that `train` wrote.
@@ -37,7 +42,8 @@ def evaluate(
         progress: show a progress bar on standard error.
 
     Returns:
-        The numbers of `evaluate_model`, and `model`, `step`, `recipe`, `dataset`.
+        The numbers of `evaluate_model`, and `model`, `step`, `recipe`, `dataset`, and `weights`: `ema` where the
+        recipe averages them, else `model`.
 
     Raises:
         DataError: the checkpoint or the data set is damaged, or they do not belong together.
@@ -48,7 +54,7 @@ def evaluate(
     with evaluation_loader(
         saved.recipe, dataset, batch_size=batch_size, device=device, num_threads=num_threads
     ) as loader:
-        saved.check_data(path, dataset, loader.manifest.classes_sha256, loader.manifest.tree_sha256)
+        saved.check_data(path, dataset, LabelSpace.of(loader.manifest, loader.tree))
         numbers = evaluate_model(
             model.to(device), loader, normalise=saved.recipe.normalise, progress=progress
         )
@@ -57,6 +63,7 @@ def evaluate(
         "recipe": saved.recipe.name,
         "step": saved.step,
         "dataset": dataset,
+        "weights": saved.best_weights,
         **numbers,
     }
 
@@ -81,7 +88,14 @@ def evaluate_model(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for batch in tqdm(loader, desc="evaluate", unit="step", leave=False, disable=not progress):
+        for batch in tqdm(
+            named_batches(loader),
+            total=len(loader),
+            desc="evaluate",
+            unit="step",
+            leave=False,
+            disable=not progress,
+        ):
             logits = model(model_input(batch.images, normalise)).float()
             accuracy.update(logits, batch.classes, batch.valid)
             if semantic is not None:
@@ -122,6 +136,11 @@ def evaluation_loader(
     )
 
 
-def model_input(images: Tensor, normalise: bool) -> Tensor:
-    """Images as the model wants them: as they came where the loader normalised them, else uint8 to [0, 1]."""
-    return images if normalise else images.float() / 255.0
+def named_batches(loader: Loader) -> Iterator[Batch]:
+    """The loader's batches; its errors, which name a shard, say in which data set it lies."""
+    try:
+        yield from loader
+    except DataError as error:
+        if str(error).startswith(loader.dataset):
+            raise
+        raise DataError(f"{loader.dataset}: {error}") from error

@@ -36,6 +36,7 @@ from ..shards.wordnet import WNID_PATTERN
 from ..shards.writer import ShardRecord, ShardWriter
 from .checkpoint import load_checkpoint
 from .dense import DenseTeacher, top_k_map
+from .label_space import LabelSpace
 from .models import create_model, load_trained_model
 
 
@@ -87,7 +88,7 @@ def load_teacher(
     saved = load_checkpoint(path)
     if saved.model_name != name:
         raise DataError(f"{path}: expected a checkpoint of {name}, found one of {saved.model_name}")
-    saved.check_data(path, manifest.name, manifest.classes_sha256, None)
+    saved.check_data(path, manifest.name, LabelSpace.of(manifest))
     model = load_trained_model(path, saved, size)
     mean, std = (MEAN, STD) if saved.recipe.normalise else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Models from timm, and the weights they begin with and end as."""
+"""Models from timm: built, frozen, exported, and built again from a checkpoint. start.py gives them weights."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from safetensors.torch import save
-from timm.models import load_state_dict as load_weights
-from torch import Tensor, nn
+from torch import nn
 
 from ..shards.errors import DataError, UsageError
 from ..shards.files import write_atomically
@@ -24,7 +22,6 @@ def create_model(
     image_size: int,
     *,
     pretrained: bool = False,
-    init_from: str | Path | None = None,
 ) -> nn.Module:
     """A timm model with num_classes outputs.
 
@@ -32,13 +29,11 @@ def create_model(
         name: timm's name of the architecture.
         num_classes: C.
         image_size: pixels of both sides, for architectures that are built for one size.
-        pretrained: begin with timm's own weights for this name, downloaded once.
-        init_from: begin with the weights in this file (safetensors, or a file of torch.save's that holds no
-            code); a head for another number of classes is left out.
+        pretrained: begin with timm's own weights for this name, downloaded once; its head for another number of
+            classes is left out.
 
     Raises:
-        UsageError: there is no such architecture, both beginnings were asked for, or timm's weights cannot be had.
-        DataError: the weights cannot be read or are another architecture's.
+        UsageError: there is no such architecture, or timm's weights cannot be had.
     """
     if not timm.is_model(name):
         near = timm.list_models(f"{name[:6]}*")[:5]
@@ -46,8 +41,6 @@ def create_model(
             f"model: expected a name that timm {timm.__version__} knows, found {name!r}"
             + (f"; near it: {', '.join(near)}" if near else "")
         )
-    if pretrained and init_from is not None:
-        raise UsageError("model: expected either pretrained weights or --init-from, found both")
     config = timm.get_pretrained_cfg(name)
     size: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
     if pretrained and not timm.is_model_pretrained(name):
@@ -65,9 +58,38 @@ def create_model(
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Run once where there is a "
             "network, or give weights in a file (train --init-from FILE, maps make --checkpoint FILE)"
         ) from error
-    if init_from is not None:
-        _load_all_but_another_head(model, name, Path(init_from))
     return model
+
+
+def head_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """What the names of the classifier's weights begin with, such as `fc.`; some models have two classifiers."""
+    classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    return tuple(f"{name}." for name in classifiers)
+
+
+def freeze_backbone(model: nn.Module, name: str) -> None:
+    """Leave only the classifier to train.
+
+    Raises:
+        UsageError: timm does not say where the model's classifier is.
+    """
+    heads = head_prefixes(model)
+    for weight, parameter in model.named_parameters():
+        parameter.requires_grad_(weight.startswith(heads))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(
+            f"model {name}: expected a classifier to train while the rest is frozen, found none that timm names. "
+            "Train all of it: --set freeze=false"
+        )
+
+
+def set_training(model: nn.Module, *, frozen: bool) -> None:
+    """Training mode; where the backbone is frozen, for the head only: batch norm elsewhere keeps its statistics."""
+    model.train(not frozen)
+    if frozen:
+        for head in head_prefixes(model):
+            model.get_submodule(head.removesuffix(".")).train()
 
 
 def export_weights(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
@@ -90,14 +112,14 @@ def export_weights(path: Path, model: nn.Module, metadata: Mapping[str, str]) ->
 
 
 def load_trained_model(path: Path, saved: Checkpoint, image_size: int) -> nn.Module:
-    """The model of a checkpoint, for images of `image_size` pixels.
+    """The model of a checkpoint, for images of `image_size` pixels; with averaged weights where it has them.
 
     Raises:
         DataError: the weights do not fit the architecture, or not at that size.
     """
     model = create_model(saved.model_name, len(saved.class_names), image_size)
     try:
-        model.load_state_dict(saved.model)
+        model.load_state_dict(saved.best_model)
     except RuntimeError as error:
         trained = saved.recipe.image_size
         cause = (
@@ -111,36 +133,3 @@ def load_trained_model(path: Path, saved: Checkpoint, image_size: int) -> nn.Mod
             f"others, trained on {trained} pixels ({reason[:200]}); {cause}"
         ) from error
     return model
-
-
-def _load_all_but_another_head(model: nn.Module, name: str, path: Path) -> None:
-    if not path.is_file():
-        raise UsageError(f"--init-from: expected a file of weights, found nothing at {path}")
-    try:
-        found: dict[str, Tensor] = load_weights(
-            str(path), weights_only=True
-        )  # not the default of timm 1.0.15
-    except Exception as error:  # whatever the two readers raise on damaged files
-        raise DataError(f"{path}: expected weights, found a file that cannot be read ({error})") from error
-    expected = model.state_dict()
-    classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
-    head = {f"{classifier}.{part}" for classifier in classifiers for part in ("weight", "bias")}
-    left_out = {key for key in head & found.keys() if found[key].shape != expected[key].shape}
-    found = {key: tensor for key, tensor in found.items() if key not in left_out}
-    problems = [f"no {key}" for key in expected.keys() - found.keys() - left_out]
-    problems += [f"an unknown {key}" for key in found.keys() - expected.keys()]
-    problems += [
-        f"{key} {tuple(found[key].shape)} for {tuple(expected[key].shape)}"
-        for key in expected.keys() & found.keys()
-        if found[key].shape != expected[key].shape
-    ]
-    if problems:
-        shown = "; ".join(sorted(problems)[:5])
-        raise DataError(
-            f"{path}: expected weights of timm's {name!r}, found {shown}"
-            + (f" and {len(problems) - 5} more differences" if len(problems) > 5 else "")
-            + "; they are another architecture's, or for another image size"
-        )
-    with torch.no_grad():
-        model.load_state_dict(found, strict=False)

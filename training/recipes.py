@@ -4,22 +4,26 @@ A recipe is a small frozen dataclass returned by a function; its defaults are th
 with `dataclasses.replace(semantic_softmax(), epochs=10)`: a misspelt name is a TypeError.
 
 Every field is applied by `train`. What the papers also do and `train` does not do yet has no field here:
-Cutout and RandAugment (Ridnik et al. 2021); colour jitter, lighting and CutMix (Yun et al. 2021); mixed
-precision.
+Cutout and RandAugment (Ridnik et al. 2021); colour jitter, lighting and CutMix (Yun et al. 2021).
+
+Both papers trained in mixed precision on GPUs that had it. Here every recipe begins as `float32`, which runs
+everywhere and is what the exactness promises are tested with: say `precision="bfloat16"` on a GPU.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..shards.errors import UsageError
 
 LOSSES = ("single-label", "semantic-softmax", "soft-target")
 TARGETS = ("none", "relabel")
-SCHEDULES = ("one-cycle", "cosine")
+SCHEDULES = ("one-cycle", "cosine", "constant")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,9 @@ class Recipe:
         lr: the highest learning rate, for `global_batch`; it is not scaled when that changes.
         weight_decay: left out for biases and other 1-d weights.
         momentum: for optimizers that have one.
-        schedule: `one-cycle` (cosine up, cosine down to lr * warmup_from / 10,000) or `cosine` (linear up,
-            cosine down to 0); both change the learning rate at every step.
+        schedule: `one-cycle` (cosine up, cosine down to lr * warmup_from / 10,000), `cosine` (linear up,
+            cosine down to 0) or `constant` (linear up, then `lr`), a rate for every step. Only a constant rate
+            without warm-up knows no end, so that a run can be given more epochs later.
         warmup: share of all steps in which the learning rate rises.
         warmup_from: learning rate of the first step, as a share of `lr`.
         epochs: passes over the data set.
@@ -48,6 +53,15 @@ class Recipe:
             image is squished.
         flip: mirror half of the images.
         normalise: subtract ImageNet's mean and divide by its standard deviation; else pixels are in [0, 1].
+        precision: of the forward pass: `float32`, or under autocast `bfloat16` or `float16` (with loss scaling;
+            steps that overflow are skipped). Weights, loss and evaluation are float32 in any case.
+        accumulate: micro-batches that a rank's part of the global batch is cut into, for less memory. The same
+            result for a model without batch norm, whose statistics are those of a micro-batch.
+        ema_decay: keep a moving average of the weights, new = decay * old + (1 - decay) * weights after every
+            step; it is what is evaluated and exported. None for none.
+        clip_norm: largest norm of the gradient over all weights; None for no limit.
+        freeze: train the head only; everything else stays as it was loaded, batch norm statistics included.
+        new_head: begin with a new head, whatever the weights bring that training begins with.
     """
 
     name: str
@@ -69,6 +83,12 @@ class Recipe:
     momentum: float = 0.9
     levels: int | None = None
     weight_clamp: float | None = 20.0
+    precision: str = "float32"
+    accumulate: int = 1
+    ema_decay: float | None = None
+    clip_norm: float | None = None
+    freeze: bool = False
+    new_head: bool = False
 
     def __post_init__(self) -> None:
         problems = []
@@ -80,11 +100,13 @@ class Recipe:
             problems.append("targets: expected soft targets for the loss 'soft-target', found 'none'")
         if self.schedule not in SCHEDULES:
             problems.append(f"schedule: expected one of {SCHEDULES}, found {self.schedule!r}")
+        if self.precision not in PRECISIONS:
+            problems.append(f"precision: expected one of {PRECISIONS}, found {self.precision!r}")
         for name, value in vars(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
             if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
                 problems.append(f"{name}: expected finite numbers, found {value}")
-        for field in ("epochs", "global_batch", "image_size"):
+        for field in ("epochs", "global_batch", "image_size", "accumulate"):
             if getattr(self, field) < 1:
                 problems.append(f"{field}: expected at least 1, found {getattr(self, field)}")
         for field in ("smoothing", "warmup"):
@@ -92,6 +114,10 @@ class Recipe:
                 problems.append(f"{field}: expected a number in [0, 1), found {getattr(self, field)}")
         if self.lr <= 0.0:
             problems.append(f"lr: expected more than 0, found {self.lr}")
+        if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
+            problems.append(f"ema_decay: expected a number in [0, 1), found {self.ema_decay}")
+        if self.clip_norm is not None and self.clip_norm <= 0.0:
+            problems.append(f"clip_norm: expected more than 0, found {self.clip_norm}")
         if self.crop_scale is not None and not 0.0 < self.crop_scale[0] <= self.crop_scale[1] <= 1.0:
             problems.append(f"crop_scale: expected 0 < least <= most <= 1, found {self.crop_scale}")
         if problems:
@@ -104,6 +130,19 @@ class Recipe:
             for field in dataclasses.fields(self)
             if getattr(self, field.name) != getattr(other, field.name)
         ]
+
+    def how(self) -> str:
+        """How a step is taken, as far as it is not the plain way."""
+        parts = [self.precision]
+        if self.accumulate > 1:
+            parts.append(f"{self.accumulate} micro-batches a step")
+        if self.ema_decay is not None:
+            parts.append(f"weights averaged with decay {self.ema_decay}")
+        if self.clip_norm is not None:
+            parts.append(f"gradients clipped to norm {self.clip_norm}")
+        if self.freeze:
+            parts.append("only the head trains")
+        return ", ".join(parts)
 
 
 def single_label() -> Recipe:
@@ -159,8 +198,107 @@ def relabel() -> Recipe:
     )
 
 
+def transfer() -> Recipe:
+    """A trained model for other classes: a new head, 50 epochs, cosine with 3 epochs of warm-up, an average of
+    the weights with decay 0.995 (Ridnik et al. 2021, transfer).
+
+    Global batch: ours, since the data sets are small; loss, optimizer and learning rate as in pretraining.
+    `freeze=True` trains the head only.
+    """
+    return dataclasses.replace(
+        single_label(),
+        name="transfer",
+        schedule="cosine",
+        warmup=3 / 50,
+        warmup_from=0.0,
+        epochs=50,
+        global_batch=128,
+        ema_decay=0.995,
+        new_head=True,
+    )
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "single-label": single_label,
     "semantic-softmax": semantic_softmax,
     "relabel": relabel,
+    "transfer": transfer,
 }
+
+
+def small(recipe: Recipe) -> Recipe:
+    """The same for one small machine and an afternoon: 128 pixels, at most 64 images a step and 20 epochs.
+
+    SGD's learning rate shrinks with the batch (Goyal et al. 2017); Adam's stays, being small already. Not the
+    papers' numbers, so not their results.
+    """
+    global_batch = min(64, recipe.global_batch)
+    linear = recipe.optimizer in ("sgd", "momentum")
+    return dataclasses.replace(
+        recipe,
+        name=f"{recipe.name}-small",
+        epochs=min(20, recipe.epochs),
+        global_batch=global_batch,
+        image_size=min(128, recipe.image_size),
+        lr=recipe.lr * global_batch / recipe.global_batch if linear else recipe.lr,
+    )
+
+
+PRESETS: dict[str, Callable[[Recipe], Recipe]] = {"paper": lambda recipe: recipe, "small": small}
+
+
+def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """A recipe with some fields changed, as the command line gives them.
+
+    Args:
+        recipe: to begin with.
+        settings: `field=value` each: `ema_decay=0.999`, `crop_scale=0.25,1`, `levels=none`, `flip=true`.
+
+    Raises:
+        UsageError: no such field, or a value that does not fit it; every problem is named.
+    """
+    types = typing.get_type_hints(Recipe)
+    del types["name"]
+    changes, problems = {}, []
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or name not in types:
+            problems.append(f"{setting!r}: expected FIELD=VALUE with a field of {', '.join(sorted(types))}")
+            continue
+        try:
+            changes[name] = _parse(text, types[name])
+        except ValueError:
+            problems.append(f"{setting!r}: expected {_shown(types[name])}, found {text!r}")
+    if problems:
+        raise UsageError("recipe: " + "; ".join(problems))
+    return dataclasses.replace(recipe, **changes)
+
+
+def _parse(text: str, kind: typing.Any) -> object:
+    """A field's value from its text; ValueError where it does not fit."""
+    kinds = typing.get_args(kind) if type(None) in typing.get_args(kind) else (kind,)
+    if text == "none" and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    if kind is bool:
+        return {"true": True, "false": False}[text] if text in ("true", "false") else _no(text)
+    if typing.get_origin(kind) is tuple:
+        numbers = tuple(float(part) for part in text.split(","))
+        return numbers if len(numbers) == len(typing.get_args(kind)) else _no(text)
+    return kind(text)
+
+
+def _no(text: str) -> typing.NoReturn:
+    raise ValueError(text)
+
+
+def _shown(kind: typing.Any) -> str:
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a word",
+        type(None): "none",
+    }
+    kinds = typing.get_args(kind) if type(None) in typing.get_args(kind) else (kind,)
+    return " or ".join(names.get(kind, "two numbers with a comma") for kind in kinds)

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import torch
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
 from .recipes import Recipe
+
+_COMPARED_STEPS = 1000
 
 
 def create_schedule(recipe: Recipe, optimizer: Optimizer, total_steps: int) -> Scheduler:
@@ -21,6 +25,8 @@ def create_schedule(recipe: Recipe, optimizer: Optimizer, total_steps: int) -> S
     if recipe.schedule == "one-cycle":
         return OneCycleScheduler(optimizer, total_steps, recipe.warmup, recipe.warmup_from)
     warmup_steps = round(recipe.warmup * total_steps)
+    if recipe.schedule == "constant":
+        return ConstantScheduler(optimizer, warmup_steps, recipe.warmup_from)
     return CosineLRScheduler(
         optimizer,
         # The cosine begins where the warm-up ends (warmup_prefix), as in ReLabel's published code.
@@ -66,6 +72,53 @@ class OneCycleScheduler(Scheduler):
             way = (t - self.top_step) / (self.last_step - self.top_step)
             share = _cosine(1.0, self.final_share, min(way, 1.0))
         return [base * share for base in self.base_values]
+
+
+class ConstantScheduler(Scheduler):
+    """Linear up to the learning rate, which then stays.
+
+    Args:
+        optimizer: its groups' `lr` is the rate.
+        warmup_steps: steps that go up.
+        warmup_from: the first learning rate as a share of the rate, where there is a warm-up.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup_steps: int, warmup_from: float) -> None:
+        self.warmup_steps = warmup_steps
+        self.warmup_from = warmup_from
+        super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
+
+    def _get_lr(self, t: int) -> list[float]:
+        way = t / self.warmup_steps if t < self.warmup_steps else 1.0
+        return [base * (self.warmup_from + (1.0 - self.warmup_from) * way) for base in self.base_values]
+
+
+def first_other_rate(
+    recipe: Recipe, other: Recipe, steps_per_epoch: int, steps: int
+) -> tuple[int, float, float] | None:
+    """Where two recipes' learning rates part, looking at a thousand of the first `steps` steps.
+
+    Returns:
+        (step, the recipe's rate, the other's), or None where they agree.
+    """
+    looked_at = np.unique(np.linspace(0, max(0, steps - 1), _COMPARED_STEPS, dtype=np.int64)).tolist()
+    if not steps:
+        return None
+    pairs = zip(*(_rates(each, steps_per_epoch, looked_at) for each in (recipe, other)), strict=True)
+    for step, (rate, other_rate) in zip(looked_at, pairs, strict=True):
+        if not math.isclose(rate, other_rate, rel_tol=1e-9):
+            return step, rate, other_rate
+    return None
+
+
+def _rates(recipe: Recipe, steps_per_epoch: int, steps: list[int]) -> list[float]:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=recipe.lr)
+    schedule = create_schedule(recipe, optimizer, recipe.epochs * steps_per_epoch)
+    rates = []
+    for step in steps:
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
 
 
 def _cosine(start: float, end: float, way: float) -> float:

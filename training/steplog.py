@@ -9,19 +9,49 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ..shards.errors import DataError
+from ..shards.errors import DataError, MissingExtraError
 
 T = TypeVar("T")
 
-METRICS_COLUMNS = ("step", "epoch", "loss", "lr", "images_per_s", "data_wait_share")
+# Loss scaling begins at 2^16 and halves with every overflow: after so many in a row it is below 1, and what
+# overflows is not its doing.
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """A line of `metrics.csv`: the steps since the line before.
+
+    Attributes:
+        step: steps taken since the run began.
+        epoch: of these steps.
+        loss: mean over these steps; NaN where all of them overflowed.
+        lr: learning rate of the latest.
+        images_per_s: of all ranks together, from the first wait for data on.
+        data_wait_share: share of that time in which rank 0 waited for data.
+        skipped: steps that overflowed in float16 and changed nothing, since the run began.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    lr: float
+    images_per_s: float
+    data_wait_share: float
+    skipped: int
+
+
+METRICS_COLUMNS = tuple(field.name for field in fields(LogLine))
+_FORMATS = {"loss": ".8g", "lr": ".8g", "images_per_s": ".1f", "data_wait_share": ".3f"}
 
 
 class StepLog:
@@ -34,6 +64,8 @@ class StepLog:
         world_size: how many ranks take part.
         loss_sum: sum of the losses of the current epoch so far.
         loss_steps: how many they are.
+        skipped: steps so far that overflowed in float16.
+        board: a SummaryWriter of torch's, which gets the same numbers, or None.
     """
 
     def __init__(
@@ -44,6 +76,8 @@ class StepLog:
         world_size: int,
         loss_sum: float,
         loss_steps: int,
+        skipped: int = 0,
+        board: Any = None,
     ) -> None:
         self.path = path
         self.step = step
@@ -51,7 +85,11 @@ class StepLog:
         self.world_size = world_size
         self.loss_sum = loss_sum
         self.loss_steps = loss_steps
+        self.skipped = skipped
+        self._skipped_in_a_row = 0
+        self._board = board
         self._losses: list[Tensor] = []
+        self._were_skipped: list[bool] = []
         self._keys: list[list[str]] = []
         self._waited_s = 0.0
         self._started: float | None = None
@@ -71,13 +109,31 @@ class StepLog:
             self._waited_s += time.perf_counter() - began
             yield batch
 
-    def add(self, loss: Tensor, keys: list[str]) -> None:
-        """Note a step: this rank's part of the global loss (a detached scalar) and its samples' keys."""
+    def add(self, loss: Tensor, keys: list[str], skipped: bool = False) -> None:
+        """Note a step.
+
+        Args:
+            loss: this rank's part of the global loss, a detached scalar.
+            keys: of its samples.
+            skipped: whether float16 overflowed, on all ranks alike, so that the step changed nothing.
+
+        Raises:
+            DataError: too many steps in a row overflowed.
+        """
         self._losses.append(loss)
         self._keys.append(keys)
+        self._were_skipped.append(skipped)
         self.step += 1
+        self.skipped += skipped
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise DataError(
+                f"step {self.step - 1}: expected gradients that float16 can hold, found {MAX_SKIPPED_IN_A_ROW} "
+                "steps in a row that overflowed whatever the loss was scaled by; the model diverges, or is not made "
+                "for float16. Begin again with a lower --lr, or with --precision bfloat16"
+            )
 
-    def flush(self, epoch: int, lr: float, stop: int) -> tuple[float, int]:
+    def flush(self, epoch: int, lr: float, stop: int) -> tuple[LogLine, int]:
         """Wait for the steps since the last flush, on all ranks.
 
         Args:
@@ -86,10 +142,11 @@ class StepLog:
             stop: number of the signal that asks this rank to stop, 0 for none.
 
         Returns:
-            (loss of the latest step, the signal that any rank was asked to stop by or 0).
+            (the line written, the signal that any rank was asked to stop by or 0).
 
         Raises:
-            DataError: a loss is infinite or NaN; says which step and which samples.
+            DataError: a loss is infinite or NaN, and not because float16 overflowed; says which step and which
+                samples.
         """
         own = torch.stack(self._losses).double()
         total = own.clone()
@@ -97,29 +154,40 @@ class StepLog:
         if self.world_size > 1:
             dist.all_reduce(total)
             dist.all_reduce(signals, op=dist.ReduceOp.MAX)
-        losses = total.tolist()
-        first_step = self.step - len(losses)
-        for i, (loss, part) in enumerate(zip(losses, own.tolist(), strict=True)):
-            if not math.isfinite(loss):
+        first_step, num_steps = self.step - len(total), len(total)
+        losses = []
+        for i, (loss, part) in enumerate(zip(total.tolist(), own.tolist(), strict=True)):
+            if math.isfinite(loss):
+                losses.append(loss)
+            elif not self._were_skipped[i]:
                 raise _not_finite(first_step + i, epoch, loss, part, self._keys[i])
-        if self.path is not None:
-            elapsed_s = time.perf_counter() - (self._started or 0.0)
-            with self.path.open("a", newline="") as file:
-                csv.writer(file).writerow(
-                    (
-                        self.step,
-                        epoch,
-                        f"{sum(losses) / len(losses):.8g}",
-                        f"{lr:.8g}",
-                        f"{len(losses) * self.global_batch / elapsed_s:.1f}",
-                        f"{self._waited_s / elapsed_s:.3f}",
-                    )
-                )
+        elapsed_s = time.perf_counter() - (self._started or 0.0)
+        line = LogLine(
+            step=self.step,
+            epoch=epoch,
+            loss=sum(losses) / len(losses) if losses else math.nan,
+            lr=lr,
+            images_per_s=num_steps * self.global_batch / elapsed_s,
+            data_wait_share=self._waited_s / elapsed_s,
+            skipped=self.skipped,
+        )
+        self._write(line)
         self.loss_sum += sum(losses)
         self.loss_steps += len(losses)
-        self._losses, self._keys = [], []
+        self._losses, self._keys, self._were_skipped = [], [], []
         self._waited_s, self._started = 0.0, None
-        return losses[-1], int(signals.item())
+        return line, int(signals.item())
+
+    def _write(self, line: LogLine) -> None:
+        values = asdict(line)
+        if self.path is not None:
+            with self.path.open("a", newline="") as file:
+                csv.writer(file).writerow(
+                    format(value, _FORMATS.get(name, "")) for name, value in values.items()
+                )
+        if self._board is not None:
+            for name in METRICS_COLUMNS[2:]:  # step is the axis, and epoch follows from it
+                self._board.add_scalar(name, values[name], line.step)
 
     def close_epoch(self) -> float | None:
         """Mean loss over the epoch's steps, and begin to count anew."""
@@ -128,11 +196,24 @@ class StepLog:
         return mean
 
 
+def board_writer() -> Callable[[Path, int], Any]:
+    """Opens a folder for TensorBoard: called with it and the steps taken so far, of which later events are hidden.
+
+    Raises:
+        MissingExtraError: tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("train --tensorboard", "tensorboard", error) from error
+    return lambda folder, step: SummaryWriter(str(folder), purge_step=step + 1)
+
+
 def _start_csv(path: Path, step: int) -> None:
     rows: list[list[str]] = []
     if step and path.exists():
         with path.open(newline="") as file:
-            # A line that a killed run left half written has no six columns, or no number in front.
+            # A line that a killed run left half written has too few columns, or no number in front.
             rows = [
                 row
                 for row in csv.reader(file)

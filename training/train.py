@@ -3,11 +3,12 @@
     set up -> data -> model -> loss, optimizer, schedule -> continue a run -> epochs of steps -> export
 
 timm builds the model, the optimizer and the schedule; torchrun starts the processes; the loader says which
-batch is next. A step is a function of (recipe, data, seed, step) and of what a checkpoint holds, so a run
-that is killed continues on its next batch with the numbers it would have had.
+batch is next; step.py takes a step. A step is a function of (recipe, data, seed, step) and of what a checkpoint
+holds, so a run that is killed continues on its next batch with the numbers it would have had.
 
-Files in the output folder: `checkpoint.pt` (the latest), `metrics.csv` (a line per `log_steps` steps), and,
-when the run has finished, `summary.json` and `model.safetensors` (the weights alone, for timm).
+Files in the output folder: `checkpoint.pt` (the latest), `metrics.csv` (a line per `log_steps` steps),
+`tensorboard/` (the same, on request), `init.json` (which weights the run began with and which not) and, when the
+run has finished, `summary.json` and `model.safetensors` (the weights alone, for timm).
 """
 
 from __future__ import annotations
@@ -23,24 +24,27 @@ from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
-from torch import Tensor, nn
-from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
-from ..loaders.batch import Batch
 from ..loaders.crops import Augment
 from ..loaders.loader import Loader
-from .checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint
+from ..shards.errors import UsageError
+from ..shards.files import write_atomically
+from .checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint, stored_images
 from .checks import check_call, check_data, check_resume, check_same_classes
-from .evaluate import evaluate_model, evaluation_loader, model_input
-from .losses import SemanticSoftmaxLoss, SingleLabelLoss, SoftTargetLoss
-from .models import create_model, export_weights
+from .evaluate import evaluate_model, evaluation_loader, named_batches
+from .label_space import LabelSpace
+from .models import create_model, export_weights, freeze_backbone
+from .objective import create_loss
 from .processes import process_group, rng_states, set_rng_state, stop_signal
+from .progress import Progress
 from .recipes import Recipe
 from .schedule import create_schedule
-from .steplog import StepLog
+from .start import load_start
+from .step import TrainStep
+from .steplog import StepLog, board_writer
 
+BOARD_NAME = "tensorboard"
+INIT_NAME = "init.json"
 METRICS_NAME = "metrics.csv"
 SUMMARY_NAME = "summary.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -55,7 +59,7 @@ class TrainResult:
         weights: the exported weights, or None where the run was stopped before its end.
         steps: steps since the run began, those before a --resume included.
         history: one dict per finished epoch: `epoch`, `loss` (mean over its steps) and, with a validation
-            set, the numbers of `evaluate_model`.
+            set, `weights` (`ema` or `model`: whose numbers follow) and the numbers of `evaluate_model`.
         stopped_by: number of the signal that stopped the run, or None where it finished.
     """
 
@@ -83,6 +87,8 @@ def train(
     rank: int = 0,
     world_size: int = 1,
     num_threads: int | None = None,
+    compile: bool = False,
+    tensorboard: bool = False,
     log_steps: int = 10,
     checkpoint_steps: int | None = None,
     log: Callable[[str], None] | None = None,
@@ -98,7 +104,7 @@ def train(
         epochs: instead of the recipe's.
         global_batch: instead of the recipe's: samples per step over all ranks.
         pretrained: begin with timm's own weights.
-        init_from: begin with the weights in this file.
+        init_from: begin with the weights in this file, or with timm's of this name (see `load_start`).
         resume: continue from `out`'s checkpoint; begin where there is none, so that one command line does for
             the first start and every later one.
         seed: of the first weights, of dropout and of the loader.
@@ -107,6 +113,8 @@ def train(
         world_size: how many processes train together; with more than one, torch.distributed's rendezvous
             variables (MASTER_ADDR, MASTER_PORT) must be set, as torchrun does.
         num_threads: the loader's.
+        compile: run the model through torch.compile, which needs a C++ compiler.
+        tensorboard: write what `metrics.csv` gets for TensorBoard, too.
         log_steps: steps between two lines of `metrics.csv`. Between them the host does not wait for the
             device, so a signal or a loss that is not finite is noticed only then.
         checkpoint_steps: steps between two checkpoints, beside the one after every epoch.
@@ -119,6 +127,7 @@ def train(
         UsageError: options that contradict each other or the data set.
         DataError: the data set or the checkpoint is bad, or they do not belong together; or the loss became
             infinite or NaN.
+        MissingExtraError: tensorboard is not installed.
     """
     # 1. Set up.
     recipe = dataclasses.replace(
@@ -127,11 +136,25 @@ def train(
         global_batch=recipe.global_batch if global_batch is None else global_batch,
     )
     checkpoint_path = Path(out) / CHECKPOINT_NAME
-    check_call(recipe, checkpoint_path, resume, rank, world_size, log_steps, checkpoint_steps)
+    if pretrained and init_from is not None:
+        raise UsageError("model: expected either pretrained weights or --init-from, found both")
+    start_weights = model if pretrained else init_from
+    check_call(
+        recipe,
+        checkpoint_path,
+        resume=resume,
+        starts_from_weights=start_weights is not None,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+        log_steps=log_steps,
+        checkpoint_steps=checkpoint_steps,
+    )
+    open_board = board_writer() if tensorboard else None
     checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
     is_main = rank == 0
     say = (log or _print_to_stderr) if is_main else _say_nothing
-    progress = is_main and sys.stderr.isatty()
+    on_terminal = is_main and sys.stderr.isatty()
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(device)
@@ -176,26 +199,36 @@ def train(
             f"{recipe.name}: global batch {recipe.global_batch} ({recipe.global_batch // world_size} on each "
             f"of {world_size} processes), {steps_per_epoch} steps an epoch from {loader.num_samples} "
             f"samples ({loader.num_left_out} samples left out of each epoch by drop), {recipe.epochs} epochs, "
-            f"{total_steps} steps; {loader.num_classes} classes"
+            f"{total_steps} steps; {loader.num_classes} classes; {recipe.how()}"
         )
 
         # 3. Model: the same on every rank. From here on the ranks draw different numbers for their dropout.
         saved = load_checkpoint(checkpoint_path) if resume and checkpoint_path.exists() else None
         begins = saved is None
         torch.manual_seed(seed)
-        plain_model = create_model(
-            model,
-            loader.num_classes,
-            recipe.image_size,
-            pretrained=pretrained and begins,
-            init_from=init_from if begins else None,
-        )
+        plain_model = create_model(model, loader.num_classes, recipe.image_size)
+        labels = LabelSpace.of(loader.manifest, loader.tree)
+        if begins and start_weights is not None:
+            report = load_start(
+                plain_model,
+                model,
+                start_weights,
+                image_size=recipe.image_size,
+                labels=labels,
+                dataset=dataset,
+                new_head=recipe.new_head,
+            )
+            say(f"{report.line()}; all of it: {checkpoint_path.with_name(INIT_NAME)}")
+            if is_main:
+                _write_json(checkpoint_path.with_name(INIT_NAME), report.to_json())
+        if recipe.freeze:
+            freeze_backbone(plain_model, model)
         plain_model.to(device)
         plain_model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         torch.manual_seed(seed + rank)
 
         # 4. Loss, optimizer, schedule.
-        loss_module = _create_loss(recipe, loader).to(device)
+        loss_module = create_loss(recipe, loader.tree).to(device)
         optimizer = create_optimizer_v2(
             plain_model,
             opt=recipe.optimizer,
@@ -206,7 +239,7 @@ def train(
         schedule = create_schedule(recipe, optimizer, total_steps)
 
         # 5. Continue where the run was stopped.
-        step, epoch, loss_sum, loss_steps = 0, 0, 0.0, 0
+        step, epoch, loss_sum, loss_steps, skipped = 0, 0, 0.0, 0, 0
         history: list[dict[str, Any]] = []
         if saved is not None:
             check_resume(saved, checkpoint_path, dataset, recipe, model, loader)
@@ -215,15 +248,26 @@ def train(
             loader.load_state_dict(saved.loader)
             set_rng_state(saved.rng, rank, world_size, on_gpu)
             step, epoch, loss_sum, loss_steps = saved.step, saved.epoch, saved.loss_sum, saved.loss_steps
-            history = saved.history
+            skipped, history = saved.skipped, saved.history
             say(f"continues from {checkpoint_path}: {step} of {total_steps} steps are done")
         elif resume:
             say(f"no {checkpoint_path} yet, so the run begins")
-        train_model: nn.Module = plain_model
-        if world_size > 1:
-            train_model = DistributedDataParallel(plain_model)
+        take_step = TrainStep(
+            recipe, plain_model, loss_module, optimizer, world_size=world_size, compile=compile
+        )
+        if saved is not None:
+            take_step.load_state_dict({"model_ema": saved.model_ema, "scaler": saved.scaler})
         metrics_path = checkpoint_path.with_name(METRICS_NAME) if is_main else None
-        steps = StepLog(metrics_path, step, recipe.global_batch, world_size, loss_sum, loss_steps)
+        board = None
+        if open_board is not None and is_main:
+            board = open_board(checkpoint_path.with_name(BOARD_NAME), step)
+            stack.callback(board.close)
+        steps = StepLog(
+            metrics_path, step, recipe.global_batch, world_size, loss_sum, loss_steps, skipped, board
+        )
+        progress = Progress(say, bar=on_terminal, total_steps=total_steps)
+        stack.callback(progress.end_epoch)
+        tree_json = None if loader.tree is None else json.dumps(loader.tree.to_json())
 
         def save() -> None:
             """Called by all ranks together, when all losses so far are known to be finite."""
@@ -242,11 +286,14 @@ def train(
                         class_names=list(loader.manifest.class_names),
                         classes_sha256=loader.manifest.classes_sha256,
                         tree_sha256=loader.manifest.tree_sha256,
-                        tree_json=None if loader.tree is None else json.dumps(loader.tree.to_json()),
+                        tree_json=tree_json,
+                        stored_images=stored_images(loader.manifest),
                         rng=rng,
                         loss_sum=steps.loss_sum,
                         loss_steps=steps.loss_steps,
+                        skipped=steps.skipped,
                         history=history,
+                        **take_step.state_dict(),
                     ),
                 )
 
@@ -254,48 +301,33 @@ def train(
         stopped_by = 0
         while epoch < recipe.epochs and not stopped_by:
             loader.set_epoch(epoch)
-            train_model.train()
-            bar = tqdm(
-                total=steps_per_epoch,
-                initial=loader.step,
-                desc=f"epoch {epoch}",
-                unit="step",
-                disable=not progress,
-            )
-            for batch in steps.timed(loader):
+            take_step.train()
+            progress.begin_epoch(epoch, steps_per_epoch, loader.step)
+            for batch in steps.timed(named_batches(loader)):
                 schedule.step_update(steps.step)
-                num_valid = batch.valid.sum()
-                if world_size > 1:
-                    dist.all_reduce(num_valid)
-                logits = train_model(model_input(batch.images, recipe.normalise))
-                loss = loss_module(logits, _target(recipe, batch), batch.valid, num_valid.clamp(min=1))
-                optimizer.zero_grad(set_to_none=True)
-                # Gradients are averaged over the ranks; times the world size that is the mean over samples.
-                (loss * world_size).backward()
-                optimizer.step()
-                steps.add(loss.detach(), batch.keys)
-                bar.update()
+                loss, overflowed = take_step(batch)
+                steps.add(loss, batch.keys, overflowed)
+                progress.advance()
 
                 checkpoint_due = checkpoint_steps is not None and steps.step % checkpoint_steps == 0
                 epoch_ends = steps.step % steps_per_epoch == 0
                 if checkpoint_due or epoch_ends or steps.step % log_steps == 0:
                     lr = optimizer.param_groups[0]["lr"]
-                    latest_loss, stopped_by = steps.flush(epoch, lr, signal_received())
-                    bar.set_postfix(loss=f"{latest_loss:.4f}", refresh=False)
+                    line, stopped_by = steps.flush(epoch, lr, signal_received())
+                    progress.show(line)
                     if checkpoint_due or stopped_by:
                         save()
                     if stopped_by:
                         break
-            bar.close()
+            progress.end_epoch()
             if stopped_by:
                 break
             entry: dict[str, Any] = {"epoch": epoch, "loss": steps.close_epoch()}
             if val_loader is not None:
-                if world_size > 1:  # each rank's batch norms have seen other samples; rank 0's are saved
-                    for buffer in plain_model.buffers():
-                        dist.broadcast(buffer, src=0)
+                take_step.share_buffers()
+                entry["weights"] = take_step.best_weights
                 entry |= evaluate_model(
-                    plain_model, val_loader, normalise=recipe.normalise, progress=progress
+                    take_step.best_model, val_loader, normalise=recipe.normalise, progress=on_terminal
                 )
             history.append(entry)
             say(_epoch_line(entry))
@@ -315,9 +347,12 @@ def train(
             metadata = {
                 "model": model,
                 "recipe": recipe.name,
-                "classes_sha256": loader.manifest.classes_sha256,
+                "weights": take_step.best_weights,
+                "classes_sha256": labels.classes_sha256,
+                "class_names": json.dumps(list(labels.class_names)),
+                **({} if tree_json is None else {"tree_json": tree_json}),
             }
-            export_weights(weights_path, plain_model, metadata)
+            export_weights(weights_path, take_step.best_model, metadata)
             summary = {
                 "recipe": dataclasses.asdict(recipe),
                 "model": model,
@@ -330,34 +365,26 @@ def train(
                 "processes": world_size,
                 "steps_per_epoch": steps_per_epoch,
                 "steps": steps.step,
+                "skipped": steps.skipped,
+                "weights": take_step.best_weights,
                 "history": history,
             }
-            checkpoint_path.with_name(SUMMARY_NAME).write_text(json.dumps(summary, indent=2) + "\n")
+            _write_json(checkpoint_path.with_name(SUMMARY_NAME), summary)
         say(f"finished after {steps.step} steps: {checkpoint_path.parent}")
         return TrainResult(checkpoint_path, weights_path, steps.step, history, None)
 
 
-def _create_loss(recipe: Recipe, loader: Loader) -> nn.Module:
-    if recipe.loss == "semantic-softmax":
-        assert loader.tree is not None  # check_data has seen to it
-        return SemanticSoftmaxLoss(loader.tree, recipe.smoothing, recipe.weight_clamp, recipe.levels)
-    if recipe.loss == "soft-target":
-        return SoftTargetLoss()
-    return SingleLabelLoss(recipe.smoothing)
-
-
-def _target(recipe: Recipe, batch: Batch) -> Tensor:
-    target = {"semantic-softmax": batch.levels, "soft-target": batch.targets, "single-label": batch.classes}[
-        recipe.loss
-    ]
-    assert target is not None
-    return target
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _epoch_line(entry: dict[str, Any]) -> str:
     shares = ("semantic_accuracy", "leaf_top1", "top1", "top5", "chance")
     shown = [f"{name} {entry[name]:.2%}" for name in shares if entry.get(name) is not None]
-    return ", ".join([f"epoch {entry['epoch']}: loss {entry['loss']:.4f}", *shown])
+    if shown and entry["weights"] == "ema":
+        shown[0] = f"averaged weights: {shown[0]}"
+    loss = "-" if entry["loss"] is None else f"{entry['loss']:.4f}"
+    return ", ".join([f"epoch {entry['epoch']}: loss {loss}", *shown])
 
 
 def _print_to_stderr(line: str) -> None:

@@ -1,14 +1,20 @@
 """Checkpoints appear whole, come back equal, and are refused when damaged or of other data."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from softshard.shards import LabelTree
 from softshard.shards.errors import DataError
 from softshard.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from softshard.training.label_space import LabelSpace
 from softshard.training.recipes import relabel
+
+TREE = LabelTree.from_table(("cat", "dog"), [("cat", "mammal"), ("dog", "mammal"), ("mammal", "animal")])
+CLASSES = TREE.classes
 
 
 def make_checkpoint(**changes):
@@ -20,17 +26,21 @@ def make_checkpoint(**changes):
         model_name="test_resnet",
         recipe=relabel(),
         model={"weight": parameter.detach()},
+        model_ema=None,
+        scaler=None,
         optimizer=optimizer.state_dict(),
         step=17,
         epoch=2,
         loader={"fingerprint": "f" * 64, "epoch": 2, "samples": [5, 7]},
-        class_names=["cat", "dog"],
+        class_names=list(CLASSES),
         classes_sha256="a" * 64,
-        tree_sha256="b" * 64,
-        tree_json="{}",
+        tree_sha256=TREE.fingerprint,
+        tree_json=json.dumps(TREE.to_json()),
+        stored_images=None,
         rng=[{"cpu": torch.get_rng_state()}],
         loss_sum=3.5,
         loss_steps=4,
+        skipped=0,
         history=[{"epoch": 0, "loss": 1.5, "per_level": [0.5, None]}],
     )
     return dataclasses.replace(checkpoint, **changes)
@@ -116,7 +126,7 @@ def test_other_files_of_torch_are_refused(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "expected checkpoint version 1, found 99"),
+        ({"version": 99}, "expected checkpoint version 2, found 99"),
         ({"recipe": {"name": "relabel", "colour": 1}}, "expected a recipe of this version of softshard"),
         ({"recipe": {**vars(relabel()), "loss": "bce"}}, "loss: expected one of"),
         ({"recipe": {**vars(relabel()), "lr": "0.1"}}, "expected a recipe of this version of softshard"),
@@ -131,12 +141,64 @@ def test_checkpoints_of_another_version_are_refused(tmp_path, change, message):
         load_checkpoint(path)
 
 
-def test_another_class_list_and_another_tree_are_refused_with_both_fingerprints():
+def test_a_data_set_without_a_tree_still_has_the_same_classes():
+    make_checkpoint().check_data(Path("checkpoint.pt"), "shards/val", LabelSpace(CLASSES, "a" * 64, None))
+
+
+def test_another_class_list_and_another_tree_are_refused_with_both_fingerprints_and_what_differs():
+    other = LabelTree.from_table(("cat", "gull"), [("cat", "pet"), ("gull", "bird")])
     with pytest.raises(DataError) as error:
-        make_checkpoint().check_data(Path("checkpoint.pt"), "shards/val", "c" * 64, "d" * 64)
-    for text in ("checkpoint.pt", "shards/val", "a" * 64, "b" * 64, "c" * 64, "d" * 64):
+        make_checkpoint().check_data(
+            Path("checkpoint.pt"), "shards/val", LabelSpace(("cat", "gull"), "c" * 64, other)
+        )
+    for text in (
+        "checkpoint.pt and data set 'shards/val'", f"expected {'a' * 64}, found {'c' * 64}",
+        f"expected {TREE.fingerprint}, found {other.fingerprint}",
+        "4 classes, not 2; the first that differs is class 1: 'dog', not 'gull'",
+        "another parent for 1 of the classes in both, the first of them 'cat': 'mammal', not 'pet'",
+    ):  # fmt: skip
         assert text in str(error.value)
 
 
-def test_a_data_set_without_a_tree_still_has_the_same_classes():
-    make_checkpoint().check_data(Path("checkpoint.pt"), "shards/val", "a" * 64, None)
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (
+            ("dog", "cat", "animal", "mammal"),
+            "the same 4 classes in another order; the first .* class 0: 'cat', not 'dog'",
+        ),
+        (("cat", "dog"), "4 classes, not 2; the first 2 agree, only one of them has 'mammal'"),
+        (CLASSES, "both 4 classes of the same names"),
+    ],
+)
+def test_how_class_lists_differ_is_said(names, text):
+    with pytest.raises(DataError, match=text):
+        make_checkpoint().check_data(Path("checkpoint.pt"), "val", LabelSpace(names, "c" * 64, None))
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "message"),
+    [
+        (["run/checkpoint.pt"], "run", "found the folder it is in. Give .*run/checkpoint.pt"),
+        (["run/manifest.json"], "run", "found the folder of a data set"),
+        (["run/other"], "run", "found a folder without one"),
+        (
+            ["run/model.safetensors", "run/checkpoint.pt"],
+            "run/model.safetensors",
+            "found weights alone.*Give .*run/checkpoint.pt",
+        ),
+        (
+            ["model.safetensors"],
+            "model.safetensors",
+            "found weights alone.*Give the checkpoint of the same run",
+        ),
+    ],
+)
+def test_folders_and_exported_weights_are_told_from_checkpoints(files, given, message, tmp_path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(
+        DataError, match=f"{given}: expected the file checkpoint.pt that softshard train writes, {message}"
+    ):
+        load_checkpoint(tmp_path / given)

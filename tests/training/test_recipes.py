@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from softshard.shards.errors import UsageError
-from softshard.training.recipes import RECIPES, relabel, semantic_softmax, single_label
-from softshard.training.schedule import create_schedule
+from softshard.training.recipes import (
+    PRESETS,
+    RECIPES,
+    relabel,
+    semantic_softmax,
+    single_label,
+    small,
+    transfer,
+    with_settings,
+)
+from softshard.training.schedule import create_schedule, first_other_rate
 
 
 def learning_rates(recipe, total_steps):
@@ -38,6 +47,68 @@ def test_relabel_has_the_papers_numbers():
     assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.momentum) == ("sgd", 0.1, 1e-4, 0.9)
     assert (recipe.schedule, recipe.epochs, recipe.warmup * recipe.epochs) == ("cosine", 300, 5)
     assert (recipe.global_batch, recipe.crop_scale, recipe.flip) == (1024, (0.08, 1.0), True)
+
+
+def test_transfer_has_the_papers_numbers():
+    recipe = transfer()
+    assert (recipe.epochs, recipe.ema_decay, recipe.schedule) == (50, 0.995, "cosine")
+    assert recipe.warmup * recipe.epochs == pytest.approx(3)
+    assert (recipe.loss, recipe.new_head, recipe.freeze) == ("single-label", True, False)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_the_small_preset_shrinks_every_recipe_and_nothing_else(name):
+    recipe = RECIPES[name]()
+    shrunk = small(recipe)
+    changed = {line.partition(":")[0] for line in recipe.differences(shrunk)}
+    assert changed <= {"name", "epochs", "global_batch", "image_size", "lr"}
+    assert (shrunk.global_batch, shrunk.image_size, shrunk.epochs) == (64, 128, 20)
+    # SGD's step per image stays; Adam's rate does.
+    assert shrunk.lr == pytest.approx(0.1 * 64 / 1024 if name == "relabel" else 3e-4)
+    assert PRESETS["paper"](recipe) == recipe
+
+
+def test_settings_change_fields_by_their_types():
+    settings = [
+        "ema_decay=0.999",
+        "crop_scale=0.25,1",
+        "levels=5",
+        "weight_clamp=none",
+        "flip=true",
+        "schedule=cosine",
+    ]
+    recipe = with_settings(semantic_softmax(), settings)
+    assert (recipe.ema_decay, recipe.crop_scale, recipe.levels) == (0.999, (0.25, 1.0), 5)
+    assert (recipe.weight_clamp, recipe.flip, recipe.schedule) == (None, True, "cosine")
+
+
+def test_wrong_settings_are_all_named():
+    with pytest.raises(UsageError) as error:
+        with_settings(
+            relabel(),
+            ["colour=1", "epochs=1.5", "flip=yes", "lr=none", "crop_scale=1", "levels=x", "epochs", "name=x"],
+        )
+    for text in (
+        "'colour=1': expected FIELD=VALUE", "'epochs=1.5': expected a whole number, found '1.5'",
+        "'flip=yes': expected true or false", "'lr=none': expected a number, found 'none'",
+        "'crop_scale=1': expected two numbers with a comma or none", "'levels=x': expected a whole number or none",
+        "'epochs': expected FIELD=VALUE", "'name=x': expected FIELD=VALUE",
+    ):  # fmt: skip
+        assert text in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"precision": "float8"}, "precision: expected one of"),
+        ({"accumulate": 0}, "accumulate: expected at least 1"),
+        ({"ema_decay": 1.0}, r"ema_decay: expected a number in \[0, 1\)"),
+        ({"clip_norm": 0.0}, "clip_norm: expected more than 0"),
+    ],
+)
+def test_impossible_steps_are_refused(changes, field):
+    with pytest.raises(UsageError, match=field):
+        dataclasses.replace(relabel(), **changes)
 
 
 def test_single_label_differs_from_semantic_softmax_in_its_loss_only():
@@ -104,3 +175,27 @@ def test_cosine_rises_in_a_line_from_zero_and_falls_to_zero():
     assert rates[:11] == pytest.approx([0.1 * step / 10 for step in range(11)])
     assert rates[55] == pytest.approx(0.05)
     assert 0 < rates[-1] < 1e-4
+
+
+def test_constant_rises_in_a_line_and_stays():
+    rates = learning_rates(
+        dataclasses.replace(relabel(), schedule="constant", warmup=0.1, warmup_from=0.5), 100
+    )
+    assert rates[:10] == pytest.approx([0.05 + 0.05 * step / 10 for step in range(10)])
+    assert rates[10:] == pytest.approx([0.1] * 90)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "steps", "same"),
+    [
+        ("one-cycle", 0.1, 7, False),
+        ("cosine", 0.0, 2, False),
+        ("constant", 0.5, 7, False),
+        ("constant", 0.0, 7000, True),
+        ("cosine", 0.0, 0, True),
+    ],
+)
+def test_more_epochs_change_the_rates_of_steps_already_taken_or_not(schedule, warmup, steps, same):
+    recipe = dataclasses.replace(relabel(), schedule=schedule, warmup=warmup, epochs=10)
+    parting = first_other_rate(recipe, dataclasses.replace(recipe, epochs=11), 1000, steps)
+    assert (parting is None) == same

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,53 +18,20 @@ import safetensors.torch
 import timm
 import torch
 
-from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
+from softshard.shards import pack
 from softshard.shards.cli import main
 from softshard.shards.errors import DataError, UsageError
-from softshard.training import models as models_module
 from softshard.training import relabel, semantic_softmax, single_label
-from softshard.training import train as train_module
+from softshard.training import start as start_module
+from softshard.training import step as step_module
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.evaluate import evaluate
+from softshard.training.label_space import LabelSpace
 from softshard.training.models import create_model, export_weights
+from softshard.training.start import load_start
 from softshard.training.train import train
 
-LEAVES = ("cat", "dog", "crow", "gull")
-TREE = [("cat", "mammal"), ("dog", "mammal"), ("crow", "bird"), ("gull", "bird")]
-COLOURS = {"cat": (200, 40, 40), "dog": (40, 200, 40), "crow": (40, 40, 200), "gull": (200, 200, 40)}
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    """48 + 12 photographs of four leaf classes, each of one colour and noise, with a tree and label maps."""
-    folder = tmp_path_factory.mktemp("tiny")
-    rng = np.random.default_rng(0)
-    tree = LabelTree.from_table(LEAVES, TREE)
-    for name in LEAVES:
-        (folder / "images" / name).mkdir(parents=True)
-        (folder / "maps" / name).mkdir(parents=True)
-        for i in range(15):
-            pixels = np.clip(np.array(COLOURS[name]) + rng.normal(0, 60, (32, 32, 3)), 0, 255).astype(
-                np.uint8
-            )
-            cv2.imwrite(str(folder / "images" / name / f"{i:02}.jpg"), pixels)
-            ids = np.stack([rng.permutation(6)[:3] for _ in range(4)], axis=1).reshape(3, 2, 2)
-            label_map = encode_label_map(rng.normal(0, 3, (3, 2, 2)), ids, num_classes=6)
-            (folder / "maps" / name / f"{i:02}.lmap").write_bytes(label_map)
-    options = PackOptions(
-        image=ImageRecipe(size=32), val_per_class=3, shard_samples=20, label_maps=folder / "maps"
-    )
-    pack(folder / "images", folder / "shards", options, tree=tree, workers=1)
-    return folder / "shards"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums over threads would not be bit-identical, and tiny models are faster without them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(recipe, **changes):
@@ -149,7 +117,7 @@ class Killed(Exception):
 def kill_at_step(monkeypatch, step):
     """Let the process die in the middle of the given step of the run."""
     taken = 0
-    plain = train_module.model_input
+    plain = step_module.model_input
 
     def model_input(images, normalise):
         nonlocal taken
@@ -158,12 +126,21 @@ def kill_at_step(monkeypatch, step):
             raise Killed
         return plain(images, normalise)
 
-    monkeypatch.setattr(train_module, "model_input", model_input)
+    monkeypatch.setattr(step_module, "model_input", model_input)
 
 
-@pytest.mark.parametrize("killed_at", [3, 6, 7, 9])
-def test_a_killed_run_continues_bit_for_bit(killed_at, shards, tmp_path, monkeypatch):
-    recipe = tiny(semantic_softmax(), epochs=2)
+@pytest.mark.parametrize(
+    ("killed_at", "changes"),
+    [
+        (3, {}),
+        (6, {}),
+        (7, {}),
+        (9, {}),
+        (9, {"ema_decay": 0.9, "clip_norm": 1.0, "precision": "bfloat16"}),
+    ],
+)
+def test_a_killed_run_continues_bit_for_bit(killed_at, changes, shards, tmp_path, monkeypatch):
+    recipe = tiny(semantic_softmax(), epochs=2, **changes)
     whole = run(recipe, shards, tmp_path / "whole")
     with monkeypatch.context() as patch:
         kill_at_step(patch, killed_at)
@@ -184,7 +161,7 @@ def test_a_killed_run_continues_bit_for_bit(killed_at, shards, tmp_path, monkeyp
 def test_sigterm_saves_and_the_run_continues_bit_for_bit(at, shards, tmp_path, monkeypatch):
     recipe = tiny(relabel(), epochs=2)
     whole = run(recipe, shards, tmp_path / "whole", val=str(shards / "val"))
-    plain, taken = train_module.model_input, []
+    plain, taken = step_module.model_input, []
 
     def model_input(images, normalise):
         taken.append(1)
@@ -193,7 +170,7 @@ def test_sigterm_saves_and_the_run_continues_bit_for_bit(at, shards, tmp_path, m
         return plain(images, normalise)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "model_input", model_input)
+        patch.setattr(step_module, "model_input", model_input)
         stopped = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), log_steps=2)
     assert (stopped.stopped_by, stopped.steps, stopped.weights) == (signal.SIGTERM, at, None)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -217,6 +194,40 @@ def test_resume_with_other_options_is_refused(shards, tmp_path):
     run(tiny(single_label(), epochs=1), shards, tmp_path)
     with pytest.raises(UsageError, match=r"epochs: 1, not 2.*model: 'test_resnet', not 'test_vit'"):
         run(tiny(single_label(), epochs=2), shards, tmp_path, resume=True, model="test_vit")
+
+
+def test_a_schedule_that_knows_its_end_cannot_be_given_more_epochs(shards, tmp_path):
+    run(tiny(single_label(), epochs=1), shards, tmp_path)
+    with pytest.raises(
+        UsageError,
+        match=r"epochs: 1, not 2 \(the schedule 'one-cycle' spreads over all epochs: step \d was taken with the "
+        r"learning rate .*, in 2 epochs it would have been .*begin a new run with --init-from",
+    ):
+        run(tiny(single_label(), epochs=2), shards, tmp_path, resume=True)
+
+
+def test_a_constant_rate_can_be_given_more_epochs_but_not_fewer(shards, tmp_path):
+    recipe = tiny(single_label(), schedule="constant", warmup=0.0, ema_decay=0.9)
+    whole = run(recipe, shards, tmp_path / "whole")
+    run(dataclasses.replace(recipe, epochs=2), shards, tmp_path / "parts")
+    longer = run(recipe, shards, tmp_path / "parts", resume=True)
+    assert (longer.steps, longer.history) == (18, whole.history)
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
+    with pytest.raises(UsageError, match=r"epochs: 3, not 2 \(a run can be given more epochs, not fewer\)"):
+        run(dataclasses.replace(recipe, epochs=2), shards, tmp_path / "parts", resume=True)
+
+
+def test_an_error_of_a_shard_says_in_which_data_set_it_lies(shards, tmp_path):
+    run(tiny(single_label(), epochs=1), shards, tmp_path / "out")
+    shutil.copytree(shards / "val", tmp_path / "val")
+    (shard,) = (tmp_path / "val").glob("*.tar")
+    content = bytearray(shard.read_bytes())
+    start = content.index(b"\xff\xd8\xff")
+    content[start : start + 8] = b"no JPEG!"
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=f"{tmp_path / 'val'}.*{shard.name}: sample '.*', component 'jpg'"):
+        evaluate(tmp_path / "out" / "checkpoint.pt", str(tmp_path / "val"))
 
 
 def test_a_folder_with_a_checkpoint_is_not_overwritten(shards, tmp_path):
@@ -243,6 +254,14 @@ def test_weights_of_another_architecture_are_refused(shards, tmp_path):
         run(tiny(single_label()), shards, tmp_path / "out", init_from=tmp_path / "weights.pt")
 
 
+def load(name, source, num_classes=6, **options):
+    """Load weights into a new model; returns both the report and the model."""
+    model = create_model(name, num_classes, 32)
+    names = tuple(f"class {i}" for i in range(num_classes))
+    labels = LabelSpace(names, "a" * 64, None)
+    return load_start(model, name, source, image_size=32, labels=labels, dataset="shards", **options), model
+
+
 def test_weights_with_code_in_them_are_refused_and_not_run(tmp_path):
     class Evil:
         def __reduce__(self):
@@ -250,20 +269,20 @@ def test_weights_with_code_in_them_are_refused_and_not_run(tmp_path):
 
     torch.save({"state_dict": Evil()}, tmp_path / "weights.pt")
     with pytest.raises(DataError, match=r"weights\.pt: expected weights, found a file that cannot be read"):
-        create_model("test_resnet", 6, 32, init_from=tmp_path / "weights.pt")
+        load("test_resnet", tmp_path / "weights.pt")
     assert not (tmp_path / "ran").exists()
 
 
 def test_code_in_weights_is_refused_whatever_timms_default_is(tmp_path, monkeypatch):
     asked = []
 
-    def load(path, **options):
+    def load_weights(path, **options):
         asked.append(options)
         return timm.create_model("test_resnet").state_dict()
 
-    monkeypatch.setattr(models_module, "load_weights", load)
+    monkeypatch.setattr(start_module, "load_weights", load_weights)
     torch.save({}, tmp_path / "weights.pt")
-    create_model("test_resnet", 6, 32, init_from=tmp_path / "weights.pt")
+    load("test_resnet", tmp_path / "weights.pt")
     assert asked == [{"weights_only": True}]
 
 
@@ -283,13 +302,13 @@ def test_an_architecture_without_weights_is_named():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(shards, tmp_path, monkeypatch):
-    plain, taken = train_module.model_input, []
+    plain, taken = step_module.model_input, []
 
     def model_input(images, normalise):
         taken.append(1)
         return plain(images, normalise) * (float("nan") if len(taken) == 9 else 1.0)
 
-    monkeypatch.setattr(train_module, "model_input", model_input)
+    monkeypatch.setattr(step_module, "model_input", model_input)
     with pytest.raises(
         DataError, match=r"step 8 \(epoch 1\): expected a finite loss, found nan; .*(cat|dog|crow|gull)_"
     ):
@@ -340,45 +359,6 @@ def test_evaluation_sees_every_sample_once_for_every_batch_size(shards, tmp_path
     assert found[0]["majority"] == 1 / 4
 
 
-COMMAND = "import sys\nfrom softshard.shards.cli import main\nsys.exit(main())\n"
-
-
-def command(tmp_path, *arguments, processes=1, **environment):
-    script = tmp_path / "softshard_command.py"
-    script.write_text(COMMAND)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), str(script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        timeout=120,
-    )
-
-
-def test_two_processes_under_torchrun_learn_what_one_does(shards, tmp_path):
-    losses = []
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        done = command(
-            tmp_path, "train", "semantic-softmax", shards / "train", "--val", shards / "val", "--out", out,
-            "--model", "test_convnext", "--epochs", 2, "--global-batch", 8, "--image-size", 32,
-            "--device", "cpu", "--log-steps", 1, "--threads", 1, processes=processes,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert f"{8 // processes} on each of {processes} processes" in done.stderr
-        losses.append([float(line["loss"]) for line in metric_lines(out)])
-    assert len(losses[0]) == 12
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    histories = [json.loads((tmp_path / n / "summary.json").read_text())["history"] for n in ("1", "2")]
-    assert [entry["samples"] for entry in histories[1]] == [12, 12]
-    # Two processes continue where one was, at the same batches.
-    assert (
-        load_checkpoint(tmp_path / "2" / "checkpoint.pt").loader
-        == load_checkpoint(tmp_path / "1" / "checkpoint.pt").loader
-    )
-
-
 def test_evaluate_command_prints_a_table_or_json(shards, tmp_path, capsys):
     run(tiny(semantic_softmax(), epochs=1), shards, tmp_path / "out")
     arguments = ["evaluate", str(tmp_path / "out" / "checkpoint.pt"), str(shards / "val"), "--device", "cpu"]
@@ -386,6 +366,34 @@ def test_evaluate_command_prints_a_table_or_json(shards, tmp_path, capsys):
     assert "semantic_accuracy" in capsys.readouterr().out
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 12
+
+
+def test_train_command_changes_the_recipe_as_it_is_told(shards, tmp_path, capsys):
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "weights.pt")
+    out = tmp_path / "out"
+    code = main([
+        "train", "transfer", str(shards / "train"), "--model", "test_resnet", "--out", str(out), "--device", "cpu",
+        "--init-from", str(tmp_path / "weights.pt"), "--preset", "small", "--epochs", "1", "--global-batch", "8",
+        "--precision", "bfloat16", "--accumulate", "2", "--freeze", "--set", "clip_norm=2", "--set", "ema_decay=none",
+    ])  # fmt: skip
+    assert code == 0
+    recipe = load_checkpoint(out / "checkpoint.pt").recipe
+    assert (recipe.name, recipe.image_size, recipe.epochs, recipe.global_batch) == (
+        "transfer-small",
+        128,
+        1,
+        8,
+    )
+    assert (recipe.precision, recipe.accumulate, recipe.freeze, recipe.new_head) == (
+        "bfloat16",
+        2,
+        True,
+        True,
+    )
+    assert (recipe.clip_norm, recipe.ema_decay) == (2.0, None)
+    shown = capsys.readouterr().err
+    assert "bfloat16, 2 micro-batches a step, gradients clipped to norm 2.0, only the head trains" in shown
+    assert "new: fc.weight" in shown
 
 
 @pytest.mark.parametrize(
@@ -397,6 +405,28 @@ def test_evaluate_command_prints_a_table_or_json(shards, tmp_path, capsys):
             ["train", "relabel", "nowhere", "--model", "m", "--out", "o", "--epochs", "0"],
             2,
             "epochs: expected",
+        ),
+        (
+            [
+                "train",
+                "relabel",
+                "nowhere",
+                "--model",
+                "m",
+                "--out",
+                "o",
+                "--set",
+                "colour=1",
+                "--set",
+                "flip=2",
+            ],
+            2,
+            "'colour=1': expected FIELD=VALUE with a field of accumulate, ",
+        ),
+        (
+            ["train", "relabel", "nowhere", "--model", "m", "--out", "o", "--precision", "float16"],
+            2,
+            "precision: expected float32 or bfloat16 on a CPU",
         ),
         (
             ["train", "relabel", "nowhere", "--model", "m", "--out", "o", "--lr", "nan"],

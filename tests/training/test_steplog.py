@@ -1,0 +1,105 @@
+"""What a person sees of a run: lines, bars, TensorBoard; the same numbers as in metrics.csv."""
+
+import builtins
+import csv
+import dataclasses
+
+import pytest
+
+from softshard.shards.errors import MissingExtraError
+from softshard.training import single_label
+from softshard.training.progress import Progress
+from softshard.training.steplog import LogLine
+from softshard.training.train import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def run(shards, out, **options):
+    recipe = dataclasses.replace(single_label(), epochs=2, global_batch=8, image_size=32)
+    options = {"model": "test_resnet", "log_steps": 2, "log": lambda line: None, **options}
+    return train(recipe, str(shards / "train"), out=out, **options)
+
+
+def metric_lines(out):
+    with (out / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def board_scalars(folder):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = event_accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    return {
+        tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]
+    }
+
+
+def line(step, epoch, **changes):
+    return LogLine(**{
+        "step": step, "epoch": epoch, "loss": 1.5, "lr": 0.01, "images_per_s": 1234.5, "data_wait_share": 0.25,
+        "skipped": 0, **changes,
+    })  # fmt: skip
+
+
+def test_without_a_terminal_a_line_comes_at_first_and_then_now_and_then():
+    lines = []
+    progress = Progress(lines.append, bar=False, total_steps=30, line_every_s=3600)
+    for step in range(1, 13):
+        if step % 10 == 1:
+            progress.begin_epoch(step // 10, 10, 0)
+        progress.advance()
+        progress.show(line(step, (step - 1) // 10))
+    assert lines == [
+        "epoch 0, step 1 of 10 (1 of 30 in all): loss 1.5000, lr 0.01, 1,234 images/s, 25% of the time waiting for data"
+    ]
+    progress = Progress(lines.append, bar=False, total_steps=30, line_every_s=0)
+    progress.begin_epoch(1, 10, 0)
+    progress.show(line(12, 1, skipped=3))
+    assert lines[1].startswith("epoch 1, step 2 of 10 (12 of 30 in all)")
+    assert lines[1].endswith(", 3 steps skipped")
+
+
+def test_on_a_terminal_there_is_a_bar_and_no_line(capsys):
+    lines = []
+    progress = Progress(lines.append, bar=True, total_steps=30)
+    progress.begin_epoch(0, 10, 4)
+    progress.advance()
+    progress.show(line(5, 0))
+    progress.end_epoch()
+    assert lines == []
+    assert "5/10" in capsys.readouterr().err
+
+
+def test_a_run_without_a_terminal_says_how_fast_it_is(shards, tmp_path):
+    lines = []
+    run(shards, tmp_path, log=lines.append)
+    (shown,) = [text for text in lines if "images/s" in text]
+    assert shown.startswith("epoch 0, step 2 of 6 (2 of 12 in all): loss ")
+
+
+def test_tensorboard_gets_the_numbers_of_the_csv_and_a_continued_run_no_step_twice(shards, tmp_path):
+    run(shards, tmp_path, tensorboard=True)
+    columns = metric_lines(tmp_path)
+    scalars = board_scalars(tmp_path / "tensorboard")
+    assert set(scalars) == columns[0].keys() - {"step", "epoch"}
+    for name, values in scalars.items():
+        assert list(values) == [2, 4, 6, 8, 10, 12]
+        assert list(values.values()) == pytest.approx(
+            [float(row[name]) for row in columns], rel=1e-3, abs=1e-3
+        )
+    run(shards, tmp_path, tensorboard=True, resume=True)
+    assert board_scalars(tmp_path / "tensorboard") == scalars
+
+
+def test_a_missing_tensorboard_is_named_with_the_command_that_brings_it(shards, tmp_path, monkeypatch):
+    plain = builtins.__import__
+
+    def without_tensorboard(name, *args, **options):
+        if name.startswith("torch.utils.tensorboard"):
+            raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
+        return plain(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without_tensorboard)
+    with pytest.raises(MissingExtraError, match=r"pip install 'softshard\[tensorboard\]'"):
+        run(shards, tmp_path, tensorboard=True)

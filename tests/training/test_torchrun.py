@@ -1,0 +1,104 @@
+"""The commands in processes of their own: torchrun's two do what one does; a killed run goes on."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from softshard.training.checkpoint import load_checkpoint
+
+# The softshard command, which dies at the given micro-batch of the given rank: by SIGKILL, nothing cleans up.
+COMMAND = """
+import os, signal, sys
+from softshard.shards.cli import main
+kill_at = int(os.environ.get("TEST_KILL_AT", "0"))
+if kill_at and os.environ.get("RANK", "0") == os.environ.get("TEST_KILL_RANK", "0"):
+    from softshard.training import step
+    plain, taken = step.model_input, []
+    def model_input(images, normalise):
+        taken.append(1)
+        if len(taken) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(images, normalise)
+    step.model_input = model_input
+sys.exit(main())
+"""
+
+
+def train(tmp_path, shards, out, *arguments, processes=1, **environment):
+    script = tmp_path / "softshard_command.py"
+    script.write_text(COMMAND)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [
+        "train", "semantic-softmax", shards / "train", "--val", shards / "val", "--out", out,
+        "--model", "test_convnext", "--global-batch", 8, "--image-size", 32, "--set", "ema_decay=0.9",
+        "--device", "cpu", "--log-steps", 1, "--threads", 1, *arguments,
+    ]  # fmt: skip
+    return subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), str(script), *map(str, command)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        timeout=180,
+    )
+
+
+def losses(out):
+    with (out / "metrics.csv").open(newline="") as file:
+        return [float(line["loss"]) for line in csv.DictReader(file)]
+
+
+def history(out):
+    return json.loads((out / "summary.json").read_text())["history"]
+
+
+OPTIONS = {1: ("--epochs", 9), 2: ("--epochs", 9, "--accumulate", 2, "--checkpoint-steps", 4)}
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory):
+    """The folders of two runs that nothing disturbs: of one process, and of two that cut each half in two again."""
+    folder = tmp_path_factory.mktemp("whole")
+    for processes in (1, 2):
+        out = folder / str(processes)
+        done = train(folder, shards, out, *OPTIONS[processes], processes=processes)
+        assert done.returncode == 0, done.stderr
+        assert f"{8 // processes} on each of {processes} processes" in done.stderr
+    return {1: folder / "1", 2: folder / "2"}
+
+
+def test_two_processes_learn_in_54_steps_what_one_does(whole):
+    assert len(losses(whole[1])) == 54
+    assert losses(whole[2]) == pytest.approx(losses(whole[1]), rel=1e-4)
+    assert [entry["samples"] for entry in history(whole[2])] == [12] * 9
+    assert {entry["weights"] for entry in history(whole[2])} == {"ema"}
+    # Two processes continue where one was, at the same batches.
+    saved = [load_checkpoint(whole[processes] / "checkpoint.pt") for processes in (1, 2)]
+    assert saved[0].loader == saved[1].loader
+
+
+def test_two_processes_killed_in_mid_epoch_continue_with_the_same_curve(whole, shards, tmp_path):
+    # Step 11, the fifth of the second epoch, between its two micro-batches.
+    killed = train(
+        tmp_path, shards, tmp_path / "run", *OPTIONS[2], processes=2, TEST_KILL_AT="22", TEST_KILL_RANK="1"
+    )
+    assert killed.returncode != 0
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").step == 8
+    done = train(tmp_path, shards, tmp_path / "run", *OPTIONS[2], "--resume", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "8 of 54 steps are done" in done.stderr
+    assert losses(tmp_path / "run") == losses(whole[2])
+    assert history(tmp_path / "run") == history(whole[2])
+
+
+def test_a_process_killed_by_sigkill_is_continued_by_two(whole, shards, tmp_path):
+    options = (*OPTIONS[1], "--checkpoint-steps", 4)
+    killed = train(tmp_path, shards, tmp_path / "run", *options, TEST_KILL_AT="11")
+    assert killed.returncode == -signal.SIGKILL
+    done = train(tmp_path, shards, tmp_path / "run", *options, "--resume", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole[1]), rel=1e-4)

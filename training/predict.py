@@ -1,0 +1,247 @@
+"""`softshard predict`: what a trained model says of images, level by level.
+
+An image goes the way it would have gone through a data set: stored as the training set's images were, decoded
+and squished as in evaluation. So an image file and the sample it was packed as give the same prediction.
+
+Shape letters: N batch, C classes, L hierarchy levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..loaders.decode import MEAN, STD, CpuDecoder
+from ..shards.errors import DataError, ImageError, UsageError
+from ..shards.files import read_limited
+from ..shards.images import ImageRecipe, store_image
+from ..shards.jpeg import read_jpeg_header
+from ..shards.schema import JPG, MANIFEST_NAME
+from ..shards.tree import LabelTree
+from .checkpoint import Checkpoint, load_checkpoint
+from .evaluate import evaluation_loader, named_batches
+from .models import load_trained_model
+from .step import model_input
+
+# Losses that compare classes within a level only: a softmax over all classes would mean nothing.
+LEVEL_LOSSES = ("semantic-softmax",)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class and how probable the model holds it.
+
+    Attributes:
+        level: of the class in the label tree, None without a tree.
+        index: class index.
+        name: as in the class list, such as a wnid.
+        shown: the name for people.
+        probability: among the classes of its level; where the model has one softmax over all classes, among
+            those, and in a path that of the class and everything below it.
+    """
+
+    level: int | None
+    index: int
+    name: str
+    shown: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        image: the file, or the sample's key.
+        path: from a root of the label tree down to a class; the best class alone without a tree.
+        best: the most probable classes, most probable first: a list for each level where the model was trained
+            level by level, else one list over all classes.
+    """
+
+    image: str
+    path: list[Guess]
+    best: list[list[Guess]]
+
+    def to_json(self) -> dict[str, Any]:
+        """`image`, `path` and `best`; a class is its `level`, `index`, `name`, `shown` and `probability`."""
+        return {
+            "image": self.image,
+            "path": [vars(guess) for guess in self.path],
+            "best": [[vars(guess) for guess in guesses] for guesses in self.best],
+        }
+
+
+class Predictor:
+    """A checkpoint's model, ready to be asked.
+
+    Args:
+        checkpoint: a file that `train` wrote; averaged weights are used where it has them.
+        top: classes listed of each level, or of all classes.
+        device: where the model runs.
+        num_threads: that decode.
+
+    Raises:
+        DataError: the checkpoint is damaged, or is none.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        *,
+        top: int = 3,
+        device: str | torch.device = "cpu",
+        num_threads: int | None = None,
+    ) -> None:
+        if top < 1:
+            raise UsageError(f"top: expected at least 1, found {top}")
+        path = Path(checkpoint)
+        self.saved = load_checkpoint(path)
+        self.top = top
+        self.device = torch.device(device)
+        self.num_threads = num_threads
+        self._model: nn.Module = load_trained_model(path, self.saved, self.saved.recipe.image_size)
+        self._model.to(self.device).eval()
+        self._read_off = _Reader(self.saved, top)
+
+    def data_set(self, dataset: str, *, batch_size: int = 64) -> Iterator[Prediction]:
+        """Predict the images of a data set in its order; their own labels are not looked at.
+
+        Raises:
+            DataError: the data set is damaged.
+        """
+        recipe = self.saved.recipe
+        with evaluation_loader(
+            recipe, dataset, batch_size=batch_size, device=self.device, num_threads=self.num_threads
+        ) as loader:
+            for batch in named_batches(loader):
+                num = int(batch.valid.sum())  # padding comes last
+                yield from self._ask(batch.images[:num], batch.keys[:num])
+
+    def files(
+        self, paths: Sequence[str], bad: Callable[[ImageError], None], *, batch_size: int = 64
+    ) -> Iterator[Prediction]:
+        """Predict image files.
+
+        Args:
+            paths: local paths or fsspec URLs of JPEGs, PNGs and what else `softshard pack` reads.
+            bad: gets the error of each file that cannot be used, in its turn; the others are predicted.
+            batch_size: images a step.
+        """
+        recipe = self.saved.recipe
+        stored = self.saved.stored_images
+        images = ImageRecipe(resize="none") if stored is None else ImageRecipe(**stored)
+        decoder = CpuDecoder(
+            batch_size,
+            recipe.image_size,
+            "float32" if recipe.normalise else "uint8",
+            MEAN,
+            STD,
+            self.num_threads or 1,
+        )
+        try:
+            for first in range(0, len(paths), batch_size):
+                names, jpegs = [], []
+                for path in paths[first : first + batch_size]:
+                    try:
+                        jpegs.append(np.frombuffer(store_image(_read(path), images, path).jpeg, np.uint8))
+                        names.append(path)
+                    except ImageError as error:
+                        bad(error)
+                if jpegs:
+                    decoder.submit(jpegs, _whole(jpegs), np.zeros(len(jpegs), bool))
+                    yield from self._ask(decoder.take(np.arange(len(jpegs)), len(jpegs)), names)
+        finally:
+            decoder.close()
+
+    def _ask(self, images: Tensor, names: Sequence[str]) -> Iterator[Prediction]:
+        with torch.inference_mode():
+            logits = self._model(model_input(images.to(self.device), self.saved.recipe.normalise))
+        yield from (self._read_off(name, row) for name, row in zip(names, logits.double().cpu(), strict=True))
+
+
+class _Reader:
+    """Reads predictions off logits."""
+
+    def __init__(self, saved: Checkpoint, top: int) -> None:
+        self.tree: LabelTree | None = saved.tree
+        self.names = saved.class_names
+        self.shown = saved.class_names if self.tree is None else self.tree.names
+        self.top = top
+        self.by_level = saved.recipe.loss in LEVEL_LOSSES and self.tree is not None
+        self.groups = [torch.arange(len(self.names))]
+        if self.by_level and self.tree is not None:
+            groups = [torch.tensor(members) for members in self.tree.level_classes]
+            self.groups = groups[: saved.recipe.levels]  # those below were never trained
+            self.children: dict[int, list[int]] = {}
+            for child, parent in enumerate(self.tree.parents.tolist()):
+                self.children.setdefault(parent, []).append(child)
+
+    def __call__(self, image: str, logits: Tensor) -> Prediction:
+        """Logits float64 [C] of one image."""
+        probabilities = torch.full_like(logits, torch.nan)  # of classes of no group
+        best = []
+        for group in self.groups:
+            probabilities[group] = logits[group].softmax(0)
+            order = probabilities[group].argsort(descending=True, stable=True)[: self.top]
+            best.append([self._guess(index, probabilities) for index in group[order].tolist()])
+        if self.by_level:
+            path, shares = self._descent(probabilities), probabilities
+        else:
+            path, shares = self._ancestry(best[0][0].index), self._with_what_is_below(probabilities)
+        return Prediction(image, [self._guess(index, shares) for index in path], best)
+
+    def _descent(self, probabilities: Tensor) -> list[int]:
+        """From the most probable root to its most probable child and on, down to a class that has none.
+
+        A softmax over a level says nothing of whether the label reaches that level, so there is no place to stop:
+        where the probabilities fall, the image says no more.
+        """
+        path, below = [], self.children.get(-1, [])
+        while below := [index for index in below if not torch.isnan(probabilities[index])]:
+            path.append(max(below, key=lambda index: probabilities[index].item()))
+            below = self.children.get(path[-1], [])
+        return path
+
+    def _ancestry(self, index: int) -> list[int]:
+        path = [index]
+        while self.tree is not None and self.tree.parents[path[0]] >= 0:
+            path.insert(0, int(self.tree.parents[path[0]]))
+        return path
+
+    def _with_what_is_below(self, probabilities: Tensor) -> Tensor:
+        """For every class its own probability plus those of its descendants."""
+        sums = probabilities.clone()
+        if self.tree is not None:
+            for index in np.argsort(-self.tree.levels, kind="stable").tolist():
+                if self.tree.parents[index] >= 0:
+                    sums[self.tree.parents[index]] += sums[index]
+        return sums
+
+    def _guess(self, index: int, probabilities: Tensor) -> Guess:
+        level = None if self.tree is None else int(self.tree.levels[index])
+        return Guess(level, index, self.names[index], self.shown[index], probabilities[index].item())
+
+
+def is_data_set(path: str) -> bool:
+    """Whether a path is a data set's folder, and not an image."""
+    return (Path(path) / MANIFEST_NAME).is_file()
+
+
+def _read(path: str) -> bytes:
+    try:
+        return read_limited(path, JPG.max_bytes)
+    except (OSError, DataError) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        raise ImageError(f"{path}: expected an image file, found: {reason}") from error
+
+
+def _whole(jpegs: Sequence[np.ndarray]) -> np.ndarray:
+    """int32 [M, 4] windows (top, left, height, width in pixels) of whole images."""
+    headers = [read_jpeg_header(jpeg.tobytes(), "image") for jpeg in jpegs]
+    return np.array([(0, 0, header.height, header.width) for header in headers], np.int32)

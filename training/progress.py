@@ -1,0 +1,70 @@
+"""How far a run is, for the person who waits: a bar on a terminal, elsewhere a line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from .steplog import LogLine
+
+LINE_EVERY_S = 60.0
+
+
+class Progress:
+    """Shows the steps of an epoch.
+
+    Args:
+        say: gets the lines.
+        bar: whether standard error is a terminal and this is rank 0.
+        total_steps: of the whole run.
+        line_every_s: seconds from one line to the next; the first comes with the first numbers.
+    """
+
+    def __init__(
+        self, say: Callable[[str], None], *, bar: bool, total_steps: int, line_every_s: float = LINE_EVERY_S
+    ) -> None:
+        self._say = say
+        self._with_bar = bar
+        self._total_steps = total_steps
+        self._line_every_s = line_every_s
+        self._next_line = 0.0
+        self._steps_per_epoch = 0
+        self._bar: tqdm | None = None
+
+    def begin_epoch(self, epoch: int, steps_per_epoch: int, done: int) -> None:
+        """An epoch begins, or goes on after `done` of its steps."""
+        self._steps_per_epoch = steps_per_epoch
+        self._bar = tqdm(
+            total=steps_per_epoch,
+            initial=done,
+            desc=f"epoch {epoch}",
+            unit="step",
+            disable=not self._with_bar,
+        )
+
+    def advance(self) -> None:
+        """A step was taken."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def show(self, line: LogLine) -> None:
+        """Numbers are there."""
+        speed = f"{line.images_per_s:,.0f} images/s, {line.data_wait_share:.0%} of the time waiting for data"
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {line.loss:.4f}, {speed}", refresh=False)
+        if not self._with_bar and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + self._line_every_s
+            step = line.step - line.epoch * self._steps_per_epoch
+            self._say(
+                f"epoch {line.epoch}, step {step} of {self._steps_per_epoch} ({line.step} of "
+                f"{self._total_steps} in all): loss {line.loss:.4f}, lr {line.lr:.3g}, {speed}"
+                + (f", {line.skipped} steps skipped" if line.skipped else "")
+            )
+
+    def end_epoch(self) -> None:
+        """The epoch is over, or the run stops."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
