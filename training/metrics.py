@@ -19,7 +19,7 @@ from torch import distributed as dist
 
 from ..shards.errors import UsageError
 from ..shards.tree import LabelTree
-from .losses import LevelClasses
+from .level_layout import LevelClasses
 
 
 class SemanticAccuracy:
