@@ -37,10 +37,9 @@ def level_cross_entropy(
 
 
 class _LevelCrossEntropy(torch.autograd.Function):
-    """One exponential per logit, kept for the gradient; all else is done level by level on [N, N_k] views.
+    """One softmax per level, kept for the gradient, which is written out for all levels at once.
 
-    Autograd over a softmax per level would copy every level three times, and over 12 levels the small tensors
-    in between cost as much as the exponentials.
+    Left to autograd, a cross-entropy per level copies every level several times forward and backward.
     """
 
     @staticmethod
@@ -53,17 +52,17 @@ class _LevelCrossEntropy(torch.autograd.Function):
         level_weights: tuple[float, ...],
         smoothing: float,
     ) -> Tensor:
-        values = arranged.clone()
-        views = values.split(level_sizes, dim=1)
-        for view in views:
-            view.sub_(view.amax(dim=1, keepdim=True))
-        losses = values.gather(1, columns).mul_(smoothing - 1.0)
+        levels = arranged.split(level_sizes, dim=1)
+        shares = [level.softmax(dim=1) for level in levels]
+        highest = torch.stack([level.amax(dim=1) for level in levels], dim=1)
+        # The softmax of the highest logit is 1 / sum exp(z - highest): never 0, however far off the target is.
+        log_sums = -torch.stack([share.amax(dim=1) for share in shares], dim=1).log()
+        losses = log_sums - (1.0 - smoothing) * (arranged.gather(1, columns) - highest)
         if smoothing:  # else a logit of -inf would give 0 * inf
-            losses.sub_(torch.stack([view.sum(dim=1) * (smoothing / view.shape[1]) for view in views], dim=1))
-        values.exp_()
-        sums = torch.stack([view.sum(dim=1) for view in views], dim=1)
-        losses.add_(sums.log()).masked_fill_(~has_target, 0.0)
-        ctx.save_for_backward(values, sums, columns, has_target)
+            means = torch.stack([level.mean(dim=1) for level in levels], dim=1)
+            losses = losses - smoothing * (means - highest)
+        losses = losses.masked_fill(~has_target, 0.0)
+        ctx.save_for_backward(columns, has_target, *shares)
         ctx.constants = (level_sizes, level_weights, smoothing)
         # A weight is a Python number: a tensor of them would be rounded by a module's .half().
         return torch.stack([w * loss for w, loss in zip(level_weights, losses.unbind(1), strict=True)]).sum(0)
@@ -71,14 +70,13 @@ class _LevelCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        exponentials, sums, columns, has_target = ctx.saved_tensors
+        columns, has_target, *shares = ctx.saved_tensors
         level_sizes, level_weights, smoothing = ctx.constants
         weights = torch.stack([gradients[0] * weight for weight in level_weights], dim=1)
-        weights.masked_fill_(~has_target, 0.0)
-        scales = weights / sums
-        gradient = exponentials.clone()  # backward may run again
+        weights = weights.masked_fill(~has_target, 0.0)
+        gradient = torch.cat(shares, dim=1)  # a copy: backward may run again
         for level, view in enumerate(gradient.split(level_sizes, dim=1)):
-            view.mul_(scales[:, level, None])
+            view.mul_(weights[:, level, None])
             if smoothing:
                 view.sub_(weights[:, level, None] * (smoothing / view.shape[1]))
         gradient.scatter_add_(1, columns, weights * (smoothing - 1.0))
