@@ -6,21 +6,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .distillation import SemanticKDLoss, TeacherLevels, teacher_levels
+    from .level_layout import LevelLayout, LevelOrder
     from .losses import SemanticSoftmaxLoss, SingleLabelLoss, SoftTargetLoss
-    from .metrics import SemanticAccuracy, TopKAccuracy
-    from .recipes import Recipe, relabel, semantic_softmax, single_label, small, transfer
+from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
+from .multi_label import AsymmetricLoss, BinaryCrossEntropyLoss
+from .recipes import Recipe, relabel, semantic_softmax, single_label, small, transfer
 
 __all__ = [
+    "AsymmetricLoss",
+    "BinaryCrossEntropyLoss",
+    "LevelLayout",
+    "LevelOrder",
     "Recipe",
     "SemanticAccuracy",
+    "SemanticKDLoss",
     "SemanticSoftmaxLoss",
     "SingleLabelLoss",
     "SoftTargetLoss",
+    "TeacherLevels",
     "TopKAccuracy",
+    "TreeDistance",
     "relabel",
     "semantic_softmax",
     "single_label",
     "small",
+    "teacher_levels",
     "transfer",
 ]
 
@@ -28,8 +39,16 @@ _MODULES = {
     "SemanticSoftmaxLoss": "losses",
     "SingleLabelLoss": "losses",
     "SoftTargetLoss": "losses",
+    "BinaryCrossEntropyLoss": "multi_label",
+    "AsymmetricLoss": "multi_label",
+    "SemanticKDLoss": "distillation",
+    "TeacherLevels": "distillation",
+    "teacher_levels": "distillation",
+    "LevelLayout": "level_layout",
+    "LevelOrder": "level_layout",
     "SemanticAccuracy": "metrics",
     "TopKAccuracy": "metrics",
+    "TreeDistance": "metrics",
     "Recipe": "recipes",
     "relabel": "recipes",
     "semantic_softmax": "recipes",

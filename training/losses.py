@@ -24,8 +24,10 @@ from torch.nn import functional as F
 
 from ..shards.errors import UsageError
 from ..shards.tree import LabelTree
+from .level_layout import LevelClasses, LevelLayout
+from .level_softmax import level_cross_entropy
 
-LevelClasses = Sequence[np.ndarray | Sequence[int]]
+BALANCES = ("classes", "images")
 
 
 class SemanticSoftmaxLoss(nn.Module):
@@ -43,6 +45,10 @@ class SemanticSoftmaxLoss(nn.Module):
         clamp: largest W_k (20 in the published code, which the paper does not mention); None for no limit.
         levels: how many levels are trained, from the root; None for all. The weights count the others too.
             The published code leaves out the deepest level of its fall11 tree: `levels=11`.
+        balance: what O_k counts: `classes`, as published, or `images`, for data sets whose classes differ much
+            in size.
+        class_counts: int [C], images of each class; for `balance="images"` alone.
+        level_order: the logits come in level order: see `LevelOrder`. The labels do not change.
 
     Attributes:
         level_weights: tuple of float, W_k for the trained levels.
@@ -54,30 +60,23 @@ class SemanticSoftmaxLoss(nn.Module):
         smoothing: float = 0.2,
         clamp: float | None = 20.0,
         levels: int | None = None,
+        *,
+        balance: str = "classes",
+        class_counts: np.ndarray | Sequence[int] | None = None,
+        level_order: bool = False,
     ) -> None:
         super().__init__()
-        if tree is None:  # what `loader.tree` is then
-            raise UsageError(
-                "SemanticSoftmaxLoss: expected a label tree, found None; the data set has none. "
-                "Run: softshard tree build, then softshard pack --tree"
-            )
-        level_classes = tree.level_classes if isinstance(tree, LabelTree) else tree
-        # A tree cut by `--levels` still knows the sizes of the levels below the cut.
-        level_sizes = tree.level_sizes if isinstance(tree, LabelTree) else [len(ids) for ids in level_classes]
+        self.layout = LevelLayout(tree, levels=levels, level_order=level_order, owner="SemanticSoftmaxLoss")
+        assert tree is not None  # the layout refused it
         _check_smoothing(smoothing)
-        num_levels = len(level_classes) if levels is None else levels
-        if not 1 <= num_levels <= len(level_classes):
-            raise UsageError(
-                f"SemanticSoftmaxLoss: expected levels between 1 and {len(level_classes)} (the depth of the "
-                f"tree), found {levels}"
-            )
         self.smoothing = smoothing
-        self.level_weights = semantic_level_weights(level_sizes, clamp)[:num_levels]
-        self.num_levels = num_levels
-        for level in range(num_levels):
-            ids = torch.tensor(np.asarray(level_classes[level], dtype=np.int64))
-            # Buffers follow .to(device); they come from the tree, so a checkpoint need not hold them.
-            self.register_buffer(f"classes_{level}", ids, persistent=False)
+        counts = _level_counts(tree, balance, class_counts)
+        self.level_weights = semantic_level_weights(counts, clamp)[: self.num_levels]
+
+    @property
+    def num_levels(self) -> int:
+        """How many levels are trained."""
+        return self.layout.num_levels
 
     def forward(
         self,
@@ -90,29 +89,18 @@ class SemanticSoftmaxLoss(nn.Module):
 
         Args:
             logits: floating [N, C].
-            levels: int64 [N, L]: on each level the index within that level's classes, -1 for none.
+            levels: int64 [N, L]: on each level the index within that level's classes, -1 for none. Or int64
+                [N], class indices, where the loss was made from a LabelTree.
             valid: see the module.
             num_valid: see the module.
 
         Returns:
             float32 scalar (float64 for float64 logits).
         """
-        if levels.ndim != 2 or levels.shape[1] < self.num_levels:
-            raise UsageError(
-                f"SemanticSoftmaxLoss: expected levels [N, {self.num_levels}] or wider, "
-                f"found {tuple(levels.shape)}; the data set was packed with another tree"
-            )
-        per_sample = logits.new_zeros(len(logits), dtype=_loss_dtype(logits))
-        for level, weight in enumerate(self.level_weights):
-            ids = self.get_buffer(f"classes_{level}")
-            per_sample = per_sample + weight * F.cross_entropy(
-                logits[:, ids].to(per_sample.dtype),
-                levels[:, level],
-                ignore_index=-1,
-                reduction="none",
-                label_smoothing=self.smoothing,
-            )
-        return _mean(per_sample, valid, num_valid)
+        targets = self.layout.targets(levels)
+        arranged = self.layout.arrange(logits).to(loss_dtype(logits))
+        per_sample = level_cross_entropy(arranged, targets, self.layout, self.level_weights, self.smoothing)
+        return mean_over_valid(per_sample, valid, num_valid)
 
     def extra_repr(self) -> str:
         return f"levels={self.num_levels}, smoothing={self.smoothing}"
@@ -139,13 +127,13 @@ class SingleLabelLoss(nn.Module):
     ) -> Tensor:
         """Loss of a batch: logits floating [N, C], classes int64 [N]; a scalar as in SemanticSoftmaxLoss."""
         per_sample = F.cross_entropy(
-            logits.to(_loss_dtype(logits)),
+            logits.to(loss_dtype(logits)),
             classes,
             ignore_index=-1,  # the class of a padded slot
             reduction="none",
             label_smoothing=self.smoothing,
         )
-        return _mean(per_sample, valid, num_valid)
+        return mean_over_valid(per_sample, valid, num_valid)
 
 
 class SoftTargetLoss(nn.Module):
@@ -164,23 +152,34 @@ class SoftTargetLoss(nn.Module):
                 f"SoftTargetLoss: expected targets {tuple(logits.shape)}, found {tuple(targets.shape)}; "
                 "the model was built for another class list"
             )
-        dtype = _loss_dtype(logits)
+        dtype = loss_dtype(logits)
         per_sample = F.cross_entropy(logits.to(dtype), targets.to(dtype), reduction="none")
-        return _mean(per_sample, valid, num_valid)
+        return mean_over_valid(per_sample, valid, num_valid)
 
 
-def semantic_level_weights(level_sizes: Sequence[int], clamp: float | None = 20.0) -> tuple[float, ...]:
-    """W_k = O_0 / O_k with O_k = sum_{j >= k} N_j (Ridnik et al. 2021, eq. 6), at most `clamp`."""
-    tail_sums = np.cumsum(np.asarray(level_sizes, dtype=np.int64)[::-1])[::-1]
-    if not len(tail_sums) or tail_sums[-1] < 1:
+def semantic_level_weights(level_counts: Sequence[int], clamp: float | None = 20.0) -> tuple[float, ...]:
+    """W_k = O_0 / O_k with O_k = sum_{j >= k} N_j (Ridnik et al. 2021, eq. 6), at most `clamp`.
+
+    Args:
+        level_counts: N_k, the classes (or images) of every level.
+        clamp: largest weight, also that of levels below which nothing was counted; None for no limit.
+
+    Raises:
+        UsageError: nothing was counted, or nothing from some level on and there is no limit.
+    """
+    tail_sums = np.cumsum(np.asarray(level_counts, dtype=np.int64)[::-1])[::-1]
+    if not len(tail_sums) or tail_sums[0] < 1 or (clamp is None and tail_sums[-1] < 1):
         raise UsageError(
-            f"level weights: expected at least one class on every level, found {list(level_sizes)}"
+            f"level weights: expected at least one class on every level (or image, without a clamp), "
+            f"found {list(level_counts)}"
         )
-    weights = tail_sums[0] / tail_sums
+    weights = tail_sums[0] / np.maximum(tail_sums, 1)
+    weights[tail_sums == 0] = np.inf
     return tuple(float(weight if clamp is None else min(weight, clamp)) for weight in weights)
 
 
-def _mean(per_sample: Tensor, valid: Tensor | None, num_valid: Tensor | int | None) -> Tensor:
+def mean_over_valid(per_sample: Tensor, valid: Tensor | None, num_valid: Tensor | int | None) -> Tensor:
+    """Sum of the valid samples' losses [N] over their number: the contract of this module, for any loss."""
     if valid is not None:
         per_sample = per_sample.masked_fill(~valid, 0.0)
     if num_valid is None:
@@ -189,8 +188,39 @@ def _mean(per_sample: Tensor, valid: Tensor | None, num_valid: Tensor | int | No
     return per_sample.sum() / num_valid
 
 
-def _loss_dtype(logits: Tensor) -> torch.dtype:
+def loss_dtype(logits: Tensor) -> torch.dtype:
+    """In which a loss is computed: float32 for half precision and float32, float64 for float64."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _level_counts(
+    tree: LabelTree | LevelClasses, balance: str, class_counts: np.ndarray | Sequence[int] | None
+) -> list[int]:
+    """Classes or images of every level; a tree cut by `--levels` still knows the levels below the cut."""
+    if balance not in BALANCES:
+        raise UsageError(f"SemanticSoftmaxLoss: balance: expected one of {BALANCES}, found {balance!r}")
+    if (class_counts is None) == (balance == "images"):
+        raise UsageError(
+            "SemanticSoftmaxLoss: class_counts: expected with balance='images' and without 'classes', "
+            f"found {'none' if class_counts is None else 'some'} with {balance!r}"
+        )
+    if class_counts is None:
+        return list(tree.level_sizes) if isinstance(tree, LabelTree) else [len(ids) for ids in tree]
+    counts = np.asarray(class_counts, dtype=np.int64)
+    if isinstance(tree, LabelTree):
+        num_classes, level_of = len(tree.classes), tree.levels
+    else:
+        num_classes = max(int(np.max(ids)) for ids in tree) + 1
+        level_of = np.full(num_classes, len(tree))  # one level more, for classes on none
+        for level, ids in enumerate(tree):
+            level_of[np.asarray(ids)] = level
+    if counts.shape != (num_classes,) or counts.min() < 0:
+        raise UsageError(
+            f"SemanticSoftmaxLoss: class_counts: expected {num_classes} numbers of images, found "
+            f"{list(counts.shape)}, the lowest {counts.min(initial=0)}"
+        )
+    by_level = np.bincount(level_of, weights=counts).astype(np.int64).tolist()
+    return by_level if isinstance(tree, LabelTree) else by_level[: len(tree)]
 
 
 def _check_smoothing(smoothing: float) -> None:

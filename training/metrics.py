@@ -2,7 +2,7 @@
 
 Shape letters: N batch, C classes, L hierarchy levels.
 
-Both classes work alike: `update` adds a batch's counts, `reduce` sums them over the ranks, `compute` turns
+All classes work alike: `update` adds a batch's counts, `reduce` sums them over the ranks, `compute` turns
 them into numbers (the first moment the host waits for the device). Counts, not means of means, are kept, so
 uneven batches and padded slots do no harm.
 """
@@ -19,7 +19,7 @@ from torch import distributed as dist
 
 from ..shards.errors import UsageError
 from ..shards.tree import LabelTree
-from .losses import LevelClasses
+from .level_layout import LevelClasses
 
 
 class SemanticAccuracy:
@@ -33,8 +33,11 @@ class SemanticAccuracy:
     def __init__(self, tree: LabelTree | LevelClasses) -> None:
         level_classes = tree.level_classes if isinstance(tree, LabelTree) else tree
         self.level_classes = [torch.tensor(np.asarray(ids, dtype=np.int64)) for ids in level_classes]
+        self.level_sizes = [len(ids) for ids in level_classes]
+        self.starts = torch.tensor([0, *self.level_sizes[:-1]]).cumsum(0)
         self.right = torch.zeros(len(level_classes), dtype=torch.int64)
-        self.pairs = torch.zeros(len(level_classes), dtype=torch.int64)
+        # How often each class was a target on its level, level by level.
+        self.per_class = torch.zeros(sum(self.level_sizes), dtype=torch.int64)
 
     @torch.no_grad()
     def update(self, logits: Tensor, levels: Tensor, valid: Tensor | None = None) -> None:
@@ -52,31 +55,48 @@ class SemanticAccuracy:
             )
         if self.right.device != logits.device:
             self.level_classes = [ids.to(logits.device) for ids in self.level_classes]
-            self.right, self.pairs = self.right.to(logits.device), self.pairs.to(logits.device)
+            self.starts, self.right = self.starts.to(logits.device), self.right.to(logits.device)
+            self.per_class = self.per_class.to(logits.device)
         counted = levels >= 0
         if valid is not None:
             counted = counted & valid[:, None]
         best = torch.stack([logits[:, ids].argmax(dim=1) for ids in self.level_classes], dim=1)
         self.right += ((best == levels) & counted).sum(dim=0)
-        self.pairs += counted.sum(dim=0)
+        # A padded slot may hold any index, so it must not be used to look anything up.
+        places = self.starts + levels.masked_fill(~counted, 0)
+        self.per_class.scatter_add_(0, places.flatten(), counted.flatten().to(torch.int64))
 
     def reduce(self) -> None:
         """Sum the counts over the ranks of torch.distributed; afterwards every rank computes the same."""
-        _sum_over_ranks(self.right, self.pairs)
+        _sum_over_ranks(self.right, self.per_class)
 
     def compute(self) -> dict[str, Any]:
         """The numbers so far.
 
         Returns:
-            `semantic_accuracy`: over all pairs; `semantic_macro`: mean over the levels that have targets;
-            `per_level`: one share per level. Shares lie in [0, 1] and are None where nothing was counted.
+            `semantic_accuracy`: over all pairs, as published.
+            `semantic_choice`: over the pairs on levels of two classes or more. A level of one class is right
+            whatever the model says: every tree with a single root has one, and each of its samples a pair there.
+            `semantic_macro`: mean over the levels that have targets.
+            `semantic_chance`: the semantic accuracy to expect of a guess on every level; `semantic_majority`:
+            that of always answering with each level's commonest class.
+            `per_level`: one share per level.
+            Shares lie in [0, 1] and are None where nothing was counted.
         """
-        right, pairs = self.right.tolist(), self.pairs.tolist()
+        right = self.right.tolist()
+        targets = self.per_class.cpu().split(self.level_sizes)
+        pairs = [int(level.sum()) for level in targets]
+        commonest = [int(level.max()) for level in targets]
         per_level = [_share(part, whole) for part, whole in zip(right, pairs, strict=True)]
         reached = [share for share in per_level if share is not None]
+        choices = [level for level, size in enumerate(self.level_sizes) if size > 1]
+        guessed = sum(whole / size for whole, size in zip(pairs, self.level_sizes, strict=True))
         return {
             "semantic_accuracy": _share(sum(right), sum(pairs)),
+            "semantic_choice": _share(sum(right[k] for k in choices), sum(pairs[k] for k in choices)),
             "semantic_macro": _share(sum(reached), len(reached)),
+            "semantic_chance": _share(guessed, sum(pairs)),
+            "semantic_majority": _share(sum(commonest), sum(pairs)),
             "per_level": per_level,
         }
 
@@ -149,6 +169,93 @@ class TopKAccuracy:
             "leaf_chance": _share(1, self.num_leaves),
             "majority": _share(int(self.per_class.max()), samples),
         }
+
+
+class TreeDistance:
+    """How far off the answers are: edges of the label tree between the predicted class and the right one.
+
+    The way leads up to the lowest common ancestor and down again: 0 for the right class, 1 for its parent, 2 for
+    a sister. Roots hang under a common node of their own, so two roots are 2 edges apart. Two counts, as in
+    TopKAccuracy: of all samples, the best of all classes; of leaf samples, the best of the leaf classes.
+
+    Args:
+        tree: a LabelTree; a cut of its levels does not count here.
+    """
+
+    def __init__(self, tree: LabelTree) -> None:
+        self.paths = torch.tensor(ancestor_paths(tree))
+        self.is_leaf = torch.zeros(len(tree.classes), dtype=torch.bool)
+        self.is_leaf[torch.tensor(leaf_classes(tree))] = True
+        # Edges, wrong answers, samples; row 0 among all classes, row 1 among leaves.
+        self.counts = torch.zeros(2, 3, dtype=torch.int64)
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, classes: Tensor, valid: Tensor | None = None) -> None:
+        """Count a batch: logits floating [N, C], classes int64 [N], valid bool [N] or None."""
+        if logits.ndim != 2 or logits.shape[1] != len(self.paths):
+            raise UsageError(
+                f"TreeDistance: expected logits [N, {len(self.paths)}], found {tuple(logits.shape)}; "
+                "the model was built for another class list"
+            )
+        if self.counts.device != logits.device:
+            self.paths, self.is_leaf = self.paths.to(logits.device), self.is_leaf.to(logits.device)
+            self.counts = self.counts.to(logits.device)
+        valid = torch.ones_like(classes, dtype=torch.bool) if valid is None else valid
+        classes = classes.masked_fill(~valid, 0)
+        for row, among in enumerate((logits, logits.masked_fill(~self.is_leaf, -torch.inf))):
+            counted = valid if row == 0 else valid & self.is_leaf[classes]
+            edges = count_edges(self.paths, among.argmax(dim=1), classes)
+            found = torch.stack([edges, edges > 0, torch.ones_like(edges)], dim=1)
+            self.counts[row] += found.masked_fill(~counted[:, None], 0).sum(dim=0)
+
+    def reduce(self) -> None:
+        """Sum the counts over the ranks of torch.distributed; afterwards every rank computes the same."""
+        _sum_over_ranks(self.counts)
+
+    def compute(self) -> dict[str, float | None]:
+        """The numbers so far, in edges: no shares.
+
+        Returns:
+            `tree_distance`: mean over all samples; `tree_distance_of_errors`: mean over the wrong answers alone,
+            which tells how bad an error is from how many there are; `leaf_...`: the same among leaves. None where
+            nothing was counted.
+        """
+        (edges, wrong, samples), (leaf_edges, leaf_wrong, leaf_samples) = self.counts.tolist()
+        return {
+            "tree_distance": _share(edges, samples),
+            "tree_distance_of_errors": _share(edges, wrong),
+            "leaf_tree_distance": _share(leaf_edges, leaf_samples),
+            "leaf_tree_distance_of_errors": _share(leaf_edges, leaf_wrong),
+        }
+
+
+def count_edges(paths: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Edges between two classes of a label tree: 1 MB of paths instead of a [C, C] table.
+
+    Args:
+        paths: int64 [C, D], from `ancestor_paths`.
+        first: int64 [N], class indices.
+        second: int64 [N], class indices.
+
+    Returns:
+        int64 [N].
+    """
+    first, second = paths[first], paths[second]
+    common = ((first == second) & (first >= 0)).sum(dim=1)
+    return (first >= 0).sum(dim=1) + (second >= 0).sum(dim=1) - 2 * common
+
+
+def ancestor_paths(tree: LabelTree) -> np.ndarray:
+    """int64 [C, D], D levels of the uncut tree: class index of the ancestor on every level, from the root to the
+    class itself; -1 below it."""
+    levels, rows = tree.levels, np.arange(len(tree.classes))
+    paths = np.full((len(rows), len(tree.level_sizes)), -1, np.int64)
+    ancestors = rows
+    while len(rows):
+        paths[rows, levels[ancestors]] = ancestors
+        ancestors = tree.parents[ancestors]
+        rows, ancestors = rows[ancestors >= 0], ancestors[ancestors >= 0]
+    return paths
 
 
 def leaf_classes(tree: LabelTree) -> np.ndarray:

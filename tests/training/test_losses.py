@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from softshard.shards.errors import UsageError
+from softshard.shards.tree import LabelTree
 from softshard.training.losses import (
     SemanticSoftmaxLoss,
     SingleLabelLoss,
@@ -89,6 +90,99 @@ def test_semantic_softmax_and_its_gradient_equal_a_loop_over_samples(clamp, num_
     torch.testing.assert_close(fast_gradient, slow_gradient, rtol=1e-10, atol=1e-14)
 
 
+def toy_tree(levels=None):
+    pairs = [("vertebrate", "animal"), ("bird", "vertebrate"), ("fish", "vertebrate"), ("tree", "plant")]
+    classes = ["animal", "vertebrate", "bird", "fish", "plant", "tree", "oak"]
+    return LabelTree.from_table(classes, [*pairs, ("oak", "tree")], levels=levels)
+
+
+@pytest.mark.parametrize("options", [{}, {"smoothing": 0.0}, {"levels": 2}, {"clamp": None}])
+def test_class_indices_stand_for_their_levels(options):
+    loss = SemanticSoftmaxLoss(toy_tree(), **options)
+    by_class = loss(TOY_LOGITS, torch.tensor([2, 4, 5]))
+    assert torch.equal(by_class, loss(TOY_LOGITS, TOY_TARGETS))
+
+
+def test_a_padded_class_index_has_no_level():
+    loss = SemanticSoftmaxLoss(toy_tree())
+    padded = loss(TOY_LOGITS, torch.tensor([2, -1, 5]))
+    assert torch.equal(padded, loss(TOY_LOGITS, torch.tensor([[0, 0, 0], [-1, -1, -1], [1, 1, -1]])))
+
+
+def test_classes_below_a_cut_have_no_gradient():
+    logits = TOY_LOGITS.clone().requires_grad_()
+    loss = SemanticSoftmaxLoss(toy_tree(levels=2))
+    assert loss.level_weights == (1.0, 7 / 5)  # the level below the cut is counted
+    loss(logits, TOY_TARGETS[:, :2]).backward()
+    assert (logits.grad[:, [2, 3, 6]] == 0).all()
+    assert (logits.grad[:, [0, 1, 4, 5]] != 0).any(dim=0).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("levels", [2, None])
+def test_the_written_out_gradient_is_that_of_the_loss(smoothing, levels):
+    loss = SemanticSoftmaxLoss(toy_tree(), smoothing=smoothing, levels=levels)
+    logits = TOY_LOGITS.clone().requires_grad_()
+    valid = torch.tensor([True, True, False])
+    assert torch.autograd.gradcheck(lambda z: loss(z, TOY_TARGETS), logits)
+    assert torch.autograd.gradcheck(lambda z: loss(z, TOY_TARGETS, valid), logits)
+
+
+def test_a_second_derivative_is_refused():
+    logits = TOY_LOGITS.clone().requires_grad_()
+    loss = SemanticSoftmaxLoss(TOY_LEVELS)(logits, TOY_TARGETS)
+    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        gradient.sum().backward()
+
+
+def test_backward_twice_gives_the_same_gradient():
+    logits = TOY_LOGITS.clone().requires_grad_()
+    loss = SemanticSoftmaxLoss(TOY_LEVELS)(logits, TOY_TARGETS)
+    first = torch.autograd.grad(loss, logits, retain_graph=True)
+    assert torch.equal(first[0], torch.autograd.grad(loss, logits)[0])
+
+
+def test_levels_far_apart_neither_overflow_nor_vanish():
+    # float32 holds exp of -87 to 88: one maximum for all levels would lose the lower ones.
+    logits = TOY_LOGITS.float()
+    shifted = logits + torch.tensor([0.0, 300, -300, -300, 0, 300, -300])
+    loss = SemanticSoftmaxLoss(TOY_LEVELS)
+    torch.testing.assert_close(loss(shifted, TOY_TARGETS), loss(logits, TOY_TARGETS), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_gradient_has_the_dtype_of_the_logits(dtype):
+    logits = TOY_LOGITS.to(dtype).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    for values in (logits, exact):
+        SemanticSoftmaxLoss(TOY_LEVELS)(values, TOY_TARGETS).backward()
+    assert logits.grad.dtype == dtype
+    tolerance = {torch.float16: 1e-3, torch.bfloat16: 1e-2, torch.float32: 1e-6}[dtype]
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=tolerance, atol=tolerance / 10)
+
+
+def test_a_loss_turned_to_half_precision_keeps_its_weights():
+    loss = SemanticSoftmaxLoss(TOY_LEVELS).half()
+    assert f"{loss(TOY_LOGITS, TOY_TARGETS).item():.10f}" == "1.2350507210"
+
+
+def test_levels_of_many_images_weigh_less():
+    counts = [40, 20, 10, 0, 10, 10, 10]  # animal, vertebrate, bird, fish, plant, tree, oak
+    loss = SemanticSoftmaxLoss(toy_tree(), balance="images", class_counts=counts)
+    assert loss.level_weights == (1.0, 100 / 50, 100 / 20)
+    cut = SemanticSoftmaxLoss(toy_tree(levels=2), balance="images", class_counts=counts)
+    assert cut.level_weights == (1.0, 100 / 50)
+    known_levels = SemanticSoftmaxLoss(TOY_LEVELS, balance="images", class_counts=counts)
+    assert known_levels.level_weights == loss.level_weights
+
+
+def test_a_level_without_images_weighs_as_much_as_the_clamp():
+    assert semantic_level_weights([5, 5, 0]) == (1.0, 2.0, 20.0)
+    with pytest.raises(UsageError, match=r"at least one class on every level .*without a clamp.*\[5, 5, 0\]"):
+        semantic_level_weights([5, 5, 0], None)
+
+
 def test_a_flat_tree_is_plain_softmax():
     logits, classes = torch.randn(5, 8), torch.tensor([0, 7, 3, 3, 1])
     semantic = SemanticSoftmaxLoss([range(8)], smoothing=0.2)(logits, classes[:, None])
@@ -167,6 +261,19 @@ def test_losses_have_nothing_in_their_state_dict():
             r"expected targets \(3, 7\), found \(3, 6\)",
         ),
         (lambda: semantic_level_weights([]), "at least one class on every level"),
+        (lambda: SemanticSoftmaxLoss(TOY_LEVELS, balance="pixels"), "balance: expected one of"),
+        (lambda: SemanticSoftmaxLoss(TOY_LEVELS, balance="images"), "class_counts: expected with"),
+        (lambda: SemanticSoftmaxLoss(TOY_LEVELS, class_counts=[1] * 7), "found some with 'classes'"),
+        (
+            lambda: SemanticSoftmaxLoss(TOY_LEVELS, balance="images", class_counts=[1] * 6),
+            r"expected 7 numbers of images, found \[6\]",
+        ),
+        (lambda: SemanticSoftmaxLoss([[0, 1], [1, 2]]), "a class on two"),
+        (
+            lambda: SemanticSoftmaxLoss(toy_tree())(torch.ones(3, 8), TOY_TARGETS),
+            r"expected logits \[N, 7\], found \(3, 8\); the model was built for another class list",
+        ),
+        (lambda: SemanticSoftmaxLoss(TOY_LEVELS)(TOY_LOGITS, TOY_TARGETS[:, 0]), "classes need a LabelTree"),
     ],
 )
 def test_wrong_calls_say_what_was_expected(call, message):

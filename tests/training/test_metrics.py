@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from softshard.shards.errors import UsageError
-from softshard.training.metrics import SemanticAccuracy, TopKAccuracy
+from softshard.shards.tree import LabelTree
+from softshard.training.metrics import (
+    SemanticAccuracy,
+    TopKAccuracy,
+    TreeDistance,
+    ancestor_paths,
+    count_edges,
+)
 
 LEVELS = [[0, 3], [1, 4], [2, 5]]
 
@@ -34,11 +41,33 @@ def test_semantic_accuracy_equals_counting_by_hand():
     accuracy.update(logits, levels)
     right, pairs = counted_by_hand(logits, levels)
     shares = [r / p for r, p in zip(right, pairs, strict=True)]
-    assert accuracy.compute() == {
-        "semantic_accuracy": sum(right) / sum(pairs),
-        "semantic_macro": sum(shares) / 3,
-        "per_level": shares,
-    }
+    numbers = accuracy.compute()
+    assert numbers["semantic_accuracy"] == sum(right) / sum(pairs)
+    assert numbers["semantic_macro"] == sum(shares) / 3
+    assert numbers["per_level"] == shares
+
+
+def test_a_level_of_one_class_is_no_choice():
+    accuracy = SemanticAccuracy([[0], [1, 2, 3]])
+    logits = torch.tensor([[0.0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1]])
+    accuracy.update(logits, torch.tensor([[0, 0], [0, 1], [0, 1], [0, -1]]))
+    numbers = accuracy.compute()
+    assert numbers["semantic_accuracy"] == 5 / 7  # four times level 0, and one of three
+    assert numbers["semantic_choice"] == 1 / 3
+    assert numbers["semantic_chance"] == pytest.approx((4 + 3 / 3) / 7)
+    assert numbers["semantic_majority"] == (4 + 2) / 7
+
+
+def test_always_answering_the_commonest_classes_reaches_the_majority():
+    _, levels = random_batch(3)
+    commonest = [np.bincount(column[column >= 0]).argmax() for column in levels.numpy().T]
+    logits = torch.zeros(len(levels), 6)
+    for ids, best in zip(LEVELS, commonest, strict=True):
+        logits[:, ids[best]] = 1.0
+    accuracy = SemanticAccuracy(LEVELS)
+    accuracy.update(logits, levels)
+    numbers = accuracy.compute()
+    assert numbers["semantic_accuracy"] == numbers["semantic_majority"] > numbers["semantic_chance"] == 0.5
 
 
 def test_uneven_and_padded_batches_count_every_sample_once():
@@ -55,11 +84,8 @@ def test_uneven_and_padded_batches_count_every_sample_once():
 def test_a_level_without_targets_is_left_out_of_the_macro_mean():
     accuracy = SemanticAccuracy(LEVELS)
     accuracy.update(torch.tensor([[1.0, 0, 0, 0, 0, 0]]), torch.tensor([[0, -1, -1]]))
-    assert accuracy.compute() == {
-        "semantic_accuracy": 1.0,
-        "semantic_macro": 1.0,
-        "per_level": [1.0, None, None],
-    }
+    assert accuracy.compute()["semantic_macro"] == 1.0
+    assert accuracy.compute()["per_level"] == [1.0, None, None]
 
 
 def test_nothing_counted_has_no_accuracy():
@@ -97,16 +123,97 @@ def test_a_padded_slot_may_hold_any_class():
     assert accuracy.compute()["samples"] == 0
 
 
+def forest(max_levels=None):
+    """animal > vertebrate > (bird, fish); plant > tree > oak; stone."""
+    pairs = [
+        ("vertebrate", "animal"),
+        ("bird", "vertebrate"),
+        ("fish", "vertebrate"),
+        ("tree", "plant"),
+        ("oak", "tree"),
+        ("stone", ""),
+    ]
+    classes = ["animal", "vertebrate", "bird", "fish", "plant", "tree", "oak", "stone"]
+    return LabelTree.from_table(classes, pairs, levels=max_levels)
+
+
+def edges_by_walking(tree, first, second):
+    def chain(node):
+        while node >= 0:
+            yield node
+            node = int(tree.parents[node])
+        yield -1  # the common node above all roots
+
+    first, second = list(chain(first)), list(chain(second))
+    return min(i + j for i, a in enumerate(first) for j, b in enumerate(second) if a == b)
+
+
+def test_edges_between_all_classes_equal_a_walk_over_the_parents():
+    tree = forest()
+    paths = torch.tensor(ancestor_paths(tree))
+    first, second = (
+        grid.flatten() for grid in torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    )
+    expected = [edges_by_walking(tree, a, b) for a, b in zip(first.tolist(), second.tolist(), strict=True)]
+    assert count_edges(paths, first, second).tolist() == expected
+    assert expected[2 * 8 + 3] == 2  # bird and fish
+    assert expected[0 * 8 + 7] == 2  # animal and stone, two roots
+
+
+def test_a_cut_of_the_levels_does_not_bring_classes_nearer():
+    np.testing.assert_array_equal(ancestor_paths(forest(max_levels=2)), ancestor_paths(forest()))
+
+
+def test_tree_distance_counts_all_samples_the_wrong_ones_and_the_leaves():
+    distance = TreeDistance(forest())
+    predicted = torch.tensor([2, 3, 5, 6, 0])
+    truth = torch.tensor([2, 2, 6, 2, -1])  # right, a sister, the parent, another root; padding
+    logits = torch.nn.functional.one_hot(predicted, 8).float() + torch.tensor([0, 0, 0, 0.1, 0, 0, 0, 0])
+    distance.update(logits, truth, torch.tensor([1, 1, 1, 1, 0]).bool())
+    # Among the leaves bird, fish, oak and stone the third answer is fish: up to the common node and down.
+    assert distance.compute() == {
+        "tree_distance": (0 + 2 + 1 + 6) / 4,
+        "tree_distance_of_errors": (2 + 1 + 6) / 3,
+        "leaf_tree_distance": (0 + 2 + 6 + 6) / 4,
+        "leaf_tree_distance_of_errors": (2 + 6 + 6) / 3,
+    }
+
+
+def test_no_error_has_no_distance():
+    distance = TreeDistance(forest())
+    distance.update(torch.eye(8), torch.arange(8))
+    assert distance.compute()["tree_distance"] == 0.0
+    assert distance.compute()["tree_distance_of_errors"] is None
+
+
+def _metrics_of(batches):
+    semantic, top_k, distance = SemanticAccuracy(LEVELS), TopKAccuracy(6), TreeDistance(_tree_of_levels())
+    for logits, levels, valid in batches:
+        classes = levels.masked_fill(levels < 0, 0)[:, 0] * 3
+        semantic.update(logits, levels, valid)
+        top_k.update(logits, classes, valid)
+        distance.update(logits, classes, valid)
+    return semantic, top_k, distance
+
+
+def _tree_of_levels():
+    return LabelTree.from_table(list("abcdef"), [("b", "a"), ("c", "b"), ("e", "d"), ("f", "e")])
+
+
 def _count_on_one_of_two_ranks(rank, address, queue):
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     logits, levels = random_batch(2)
-    part = slice(0, 29) if rank == 0 else slice(29, 40)
-    accuracy, top_k = SemanticAccuracy(LEVELS), TopKAccuracy(6)
-    accuracy.update(logits[part], levels[part])
-    top_k.update(logits[part], levels[part, 0])
-    accuracy.reduce()
-    top_k.reduce()
-    queue.put((rank, accuracy.compute(), top_k.compute()))
+    # Rank 0 has three batches, the last one short; rank 1 one batch, padded.
+    parts = [slice(0, 12), slice(12, 24), slice(24, 29)] if rank == 0 else [slice(29, 40)]
+    batches = [(logits[part], levels[part], None) for part in parts]
+    if rank == 1:
+        padding = torch.full((4, 3), -1)
+        padded = (torch.cat([batches[0][0], torch.ones(4, 6)]), torch.cat([batches[0][1], padding]))
+        batches = [(*padded, torch.arange(15) < 11)]
+    metrics = _metrics_of(batches)
+    for metric in metrics:
+        metric.reduce()
+    queue.put((rank, [metric.compute() for metric in metrics]))
     torch.distributed.destroy_process_group()
 
 
@@ -121,10 +228,9 @@ def test_reduce_sums_the_counts_of_all_ranks(tmp_path):
     for process in ranks:
         process.join()
     logits, levels = random_batch(2)
-    accuracy, top_k = SemanticAccuracy(LEVELS), TopKAccuracy(6)
-    accuracy.update(logits, levels)
-    top_k.update(logits, levels[:, 0])
-    assert found == [(rank, accuracy.compute(), top_k.compute()) for rank in range(2)]
+    expected = [metric.compute() for metric in _metrics_of([(logits, levels, None)])]
+    assert found == [(rank, expected) for rank in range(2)]
+    assert expected[2]["tree_distance_of_errors"] > 1
 
 
 def test_wrong_shapes_are_refused():
@@ -132,3 +238,5 @@ def test_wrong_shapes_are_refused():
         SemanticAccuracy(LEVELS).update(torch.zeros(2, 6), torch.zeros(2, 2, dtype=torch.int64))
     with pytest.raises(UsageError, match=r"expected logits \[N, 6\], found \(2, 5\)"):
         TopKAccuracy(6).update(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(UsageError, match=r"expected logits \[N, 8\], found \(2, 6\)"):
+        TreeDistance(forest()).update(torch.zeros(2, 6), torch.zeros(2, dtype=torch.int64))
