@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
+from .cli_maps import add_maps
 from .cli_tree import add_tree
 from .errors import DataError, SoftshardError
 from .schema import DEFAULT_SHARD_BYTES, MIB
@@ -86,8 +87,9 @@ def print_json(value: object) -> None:
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register tree, pack, verify, stats and reshard."""
+    """Register tree, maps, pack, verify, stats and reshard."""
     add_tree(subparsers)
+    add_maps(subparsers)
     _add_pack(subparsers)
 
     command = subparsers.add_parser("verify", help="check a data set and list every problem")

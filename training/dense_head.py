@@ -156,4 +156,6 @@ def token_grid(num: int, image_hw: tuple[int, int]) -> tuple[int, int] | None:
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
     """The largest difference, in units of the largest expected value; NaN where there is one in either."""
-    return float((found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-12))
+    return float(
+        (found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-12)
+    )
