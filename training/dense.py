@@ -128,9 +128,7 @@ class DenseTeacher:
         if head.pooled_NF is None:
             raise _refusal(self.name, "its head does not run its classifier")
         if len(names) > 1 or (names and norm_as_affine(head.between[0], head.pooled_NF) is None):
-            raise _refusal(
-                self.name, f"there is {' and '.join(names)} between its last map and its classifier"
-            )
+            raise _refusal(self.name, f"there is {', '.join(names)} between its last map and its classifier")
         num_prefix = int(getattr(self.model, "num_prefix_tokens", 0))
         cells = cells_of(features, head.pooled_NF, image_hw, num_prefix, self._tolerance)
         if isinstance(cells, str):
