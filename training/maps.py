@@ -133,7 +133,7 @@ def make_label_maps(
         "lz4": pixel_stack()["lz4"],
     }
     with ExitStack() as stack:
-        group = None
+        group: Any = None
         if world_size > 1:
             stack.enter_context(process_group("gloo", rank, world_size))
             group = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)

@@ -80,12 +80,12 @@ def transposed(dataset, out):
 def mapped(tmp_path_factory):
     """(folder with maps as they should be, the same with swapped ones, the teacher's checkpoint)."""
     folder = tmp_path_factory.mktemp("check")
-    photos = write_demo_photos(folder / "photos", train_windows=50, val_windows=2, ancestor_share=0)
+    photos = write_demo_photos(folder / "photos", train_windows=16, val_windows=2, ancestor_share=0)
     classes = sorted(path.name for path in (photos.root / "train").iterdir())
     options = PackOptions(image=ImageRecipe(size=SIDE, upscale=True))
     pack(photos.root / "train", folder / "single", options, class_names=classes, workers=1)
     recipe = replace(
-        single_label(), smoothing=0.0, image_size=SIDE, global_batch=32, epochs=5,
+        single_label(), smoothing=0.0, image_size=SIDE, global_batch=16, epochs=2,
         optimizer="adamw", lr=4e-3, weight_decay=0.02, schedule="one-cycle", crop_scale=(0.25, 1.0),
     )  # fmt: skip
     trained = train(
@@ -120,7 +120,7 @@ def test_few_images_are_no_evidence(mapped):
     assert check(mapped[0], mapped, num_images=5)["verdict"] == "undecided"
 
 
-def test_maps_that_are_their_own_transpose_are_undecided(mapped, tmp_path, monkeypatch):
+def test_maps_that_are_their_own_transpose_are_undecided(mapped, monkeypatch):
     decode = maps_check.decode_label_maps
 
     def symmetric(*args):
