@@ -21,6 +21,9 @@ def teacher(name, **options):
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.normal_(0.5, 0.3)
+        classifier = model.get_classifier()
+        if isinstance(classifier, nn.Linear):  # some begin as zeros
+            classifier.weight.normal_(0, 0.1)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_()
