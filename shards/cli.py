@@ -16,6 +16,7 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 
 from .cli_data_sets import add_data_sets
+from .cli_maps import add_maps
 from .cli_tree import add_tree
 from .cli_values import EXIT_BAD_DATA, EXIT_FINE, EXIT_INTERRUPTED, EXIT_WRONG_CALL, byte_size, print_json
 from .errors import DataError, SoftshardError
@@ -67,8 +68,9 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register tree, pack, verify, stats and reshard."""
+    """Register tree, maps, pack, verify, stats and reshard."""
     add_tree(subparsers)
+    add_maps(subparsers)
     _add_pack(subparsers)
     add_data_sets(subparsers)
 

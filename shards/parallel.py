@@ -1,4 +1,4 @@
-"""Work spread over threads or processes of this machine, with results in the order of the work."""
+"""Work spread over threads or processes of this machine."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import Any, TypeVar
 
 from .errors import SoftshardError, UsageError
@@ -46,8 +54,14 @@ def in_threads(function: Callable[[S], T], items: Iterable[S], workers: int) -> 
 
 
 def in_processes(
-    function: Callable[[Any, S], T], shared: Any, items: Iterable[S], workers: int
-) -> Iterator[T]:
+    function: Callable[[Any, S], T],
+    shared: Any,
+    items: Iterable[S],
+    workers: int,
+    *,
+    in_order: bool = True,
+    prepare: Callable[[], object] | None = None,
+) -> Generator[T, None, None]:
     """`function(shared, item)` for every item, in processes; one worker is this process.
 
     Args:
@@ -55,6 +69,8 @@ def in_processes(
         shared: sent to each process once.
         items: looked at a few at a time.
         workers: processes.
+        in_order: False gives results as they come, so that no process waits for a slow one.
+        prepare: called once in each process that is started; of a module too.
 
     Raises:
         SoftshardError: a process died.
@@ -63,17 +79,19 @@ def in_processes(
         for item in items:
             yield function(shared, item)
         return
-    # Spawned, not forked: a fork of a process with threads (fsspec's, a notebook's) can deadlock.
+    # Spawned, not forked: a fork of a process with threads (fsspec's, OpenCV's, a notebook's) can deadlock.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_process, initargs=(function, shared)
+        workers, mp_context=context, initializer=_start_process, initargs=(function, shared, prepare)
     )
+    give = _in_order if in_order else _as_they_come
     try:
-        yield from _in_order(pool, _call_in_process, items, 2 * workers)
+        yield from give(pool, _call_in_process, items, 2 * workers)
     except BrokenProcessPool as error:
         raise SoftshardError(
-            "expected worker processes to live, found one that died (killed, out of memory, or started by a "
-            "script outside of `if __name__ == '__main__':`). Run it again, with fewer workers if memory was short"
+            "expected worker processes to live, found one that died (killed, out of memory, or started by a script "
+            "outside of `if __name__ == '__main__':`). What is finished is kept: run it again to continue, with fewer "
+            "workers if memory was short"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -91,16 +109,34 @@ def _in_order(
         yield waiting.popleft().result()
 
 
+def _as_they_come(
+    pool: Executor, function: Callable[[S], T], items: Iterable[S], most_waiting: int
+) -> Iterator[T]:
+    queue = iter(items)
+    running: set[Future[T]] = set()
+    while True:
+        running |= {pool.submit(function, item) for item in islice(queue, most_waiting - len(running))}
+        if not running:
+            return
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield future.result()
+
+
 _call: Callable[[Any], Any]
 
 
-def _start_process(function: Callable[[Any, Any], Any], shared: Any) -> None:
+def _start_process(
+    function: Callable[[Any, Any], Any], shared: Any, prepare: Callable[[], object] | None
+) -> None:
     global _call
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    if prepare is not None:
+        prepare()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _call = lambda item: function(shared, item)  # noqa: E731
 
 
-def end_with_parent() -> None:
+def _end_with_parent() -> None:
     """End this process with its parent: one whose parent was killed would wait for ever, and write beside the run that
     continues.
     """

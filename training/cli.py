@@ -1,4 +1,4 @@
-"""The commands of softshard.training: `demo`, `maps make`, `train`, `evaluate` and `predict`.
+"""The commands of softshard.training: `demo`, `train`, `evaluate`, `predict`, and those of `cli_maps`.
 
 `softshard pack` imports this module too, so torch, timm and DALI are imported only when a command runs. This
 is also the only place that reads torchrun's environment.
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..shards.errors import MissingExtraError, UsageError
+from .cli_maps import add_maps
 from .recipes import PRECISIONS, PRESETS, RECIPES, Recipe, with_settings
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ EXIT_SIGNAL = 128  # a run that a signal stopped exits with this plus its number
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
     """Register demo, maps, train, evaluate and predict."""
     _add_demo(subparsers)
-    _add_maps(subparsers)
+    add_maps(subparsers)
     _add_train(subparsers)
     _add_evaluate(subparsers)
     _add_predict(subparsers)
@@ -46,27 +47,6 @@ def _add_demo(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument("--seed", type=int, default=0, help="of everything (default: 0)")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
     command.set_defaults(run=_run_demo)
-
-
-def _add_maps(subparsers: argparse._SubParsersAction) -> None:
-    maps = subparsers.add_parser("maps", help="make label maps")
-    actions = maps.add_subparsers(title="actions", metavar="ACTION", required=True)
-    make = actions.add_parser("make", help="run a teacher over a data set and pack its label maps")
-    make.add_argument("dataset", metavar="DATASET", help="folder of a data set")
-    make.add_argument("destination", metavar="DST", help="new folder: the same data set with label maps")
-    make.add_argument("--teacher", required=True, metavar="TIMM_NAME", help="architecture, such as resnet50")
-    make.add_argument(
-        "--checkpoint", metavar="FILE", help="what `softshard train` wrote (default: timm's own weights)"
-    )
-    make.add_argument(
-        "--size", type=int, default=475, metavar="PIXELS", help="images are squished to it (475)"
-    )
-    make.add_argument("--top", type=int, default=5, metavar="K", help="classes kept per cell (default: 5)")
-    make.add_argument("--scores", default="float16", choices=("float16", "uint8"), help="(default: float16)")
-    make.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a step (default: 32)")
-    make.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    make.add_argument("--threads", type=int, metavar="N", help="decoding threads")
-    make.set_defaults(run=_run_maps_make)
 
 
 def _add_train(subparsers: argparse._SubParsersAction) -> None:
@@ -203,36 +183,6 @@ def _run_demo(args: argparse.Namespace) -> int:
     with _needs_extra("softshard demo", extra="demo"):
         from .demo import run_demo
     run_demo(args.out, args.images, seed=args.seed, num_threads=args.threads)
-    return 0
-
-
-def _run_maps_make(args: argparse.Namespace) -> int:
-    with _needs_extra("softshard maps make"):
-        from ..loaders.fetch import check_local
-        from .maps import load_teacher, make_label_maps
-    from ..shards.manifest import Manifest
-
-    check_local(args.dataset)
-    teacher = load_teacher(
-        args.teacher, Manifest.load(args.dataset), size=args.size, checkpoint=args.checkpoint
-    )
-    made = make_label_maps(
-        args.dataset,
-        args.destination,
-        teacher,
-        size=args.size,
-        top=args.top,
-        scores=args.scores,
-        batch_size=args.batch_size,
-        device=_device(args.device, local_rank=0),
-        num_threads=args.threads,
-    )
-    maps = made.label_maps
-    assert maps is not None
-    print(
-        f"{made.num_samples:,} label maps, top {maps.top} of {maps.num_classes} classes on {maps.rows} x "
-        f"{maps.columns} cells; {made.num_bytes / made.num_samples:,.0f} bytes a sample: {args.destination}"
-    )
     return 0
 
 

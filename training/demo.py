@@ -30,7 +30,7 @@ from ..shards.verify import verify
 from .demo_page import write_page
 from .demo_photos import PHOTOS, read_photo, write_demo_photos
 from .evaluate import evaluate
-from .maps import load_teacher, make_label_maps
+from .maps import MapOptions, load_teacher, make_label_maps
 from .recipes import RECIPES, Recipe, relabel, semantic_softmax, single_label
 from .train import train
 
@@ -174,7 +174,7 @@ def run_demo(
         train_set,
         out / "relabelled",
         load_teacher(MODEL, manifest, size=TEACHER_PX, checkpoint=checkpoint),
-        size=TEACHER_PX,
+        MapOptions(size=TEACHER_PX),
         num_threads=num_threads,
     )
     assert mapped.label_maps is not None

@@ -1,14 +1,24 @@
 """A teacher's dense prediction: class logits for every cell of its last map (Yun et al. 2021, sec. 3).
 
-The teacher's pooling layer is left out and its final linear layer runs as a 1x1 convolution with the same
-weights. Pooling and a linear layer commute, so the mean over the cells *is* the teacher's own answer; this is
-checked on every batch, because it fails exactly where a head has something between the two.
+The teacher's pooling layer is left out and its final linear layer runs on every cell. Pooling and a linear layer
+commute, so the mean over the cells *is* the teacher's own answer; this is checked on every batch.
+
+    features -> mean over cells ->  norm  -> linear -> answer          the model's own head
+    features                    -> *a + b -> linear -> dense logits    the same, cell by cell
+
+A norm between pooling and classifier (ConvNeXt, ViTs that pool their patches) is not linear, but its statistics are
+those of the pooled vector, one mean and one variance an image. With them fixed it is `x * a + b`, and this is
+applied to every cell: the mean stays exactly the answer, and a cell that differs from the rest of its image still
+stands out. A norm with each cell's own statistics would neither average to the answer nor be what the classifier
+was trained on.
 
 Shape letters: N batch, F features, C classes, K kept per cell, P Q rows and columns of cells.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,32 +26,43 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..shards.errors import UsageError
+from .dense_head import WatchedHead, cells_of, norm_as_affine, relative_difference, watch_head
 
 # How far the mean over cells may be from the model's answer, relative to its largest logit. float32 stays
-# near 1e-6; half precision rounds every cell.
+# near 1e-6; half precision rounds every cell, and cuDNN's convolutions round to TF32 by default.
 MEAN_TOLERANCE = 1e-4
-HALF_MEAN_TOLERANCE = 1e-2
+ROUNDED_MEAN_TOLERANCE = 1e-2
+
+AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class DenseTeacher:
-    """Runs a timm model whose head is global average pooling, then one linear layer.
+    """Runs a timm model whose head is global average pooling, at most one norm, and one linear layer.
 
-    Heads with a norm, a hidden layer or an activation in between (ConvNeXt, MobileNetV3), other poolings and
-    models that work on tokens (ViT) are refused: the mean over their cells is not their answer.
+    CNNs with channels first or last, ConvNeXt and its kin, and vision transformers and mixers that pool their
+    patches. Other heads are refused with the reason: a class token has no place in the image, a hidden layer or an
+    activation behind the pooling (MobileNetV3) has no counterpart in a cell, other poolings are no mean.
 
     Args:
         model: built by timm.create_model; put into eval mode here, so dropout is off.
+        amp: `bfloat16` or `float16`: the layers before the head run in mixed precision, the head in float32.
 
     Raises:
         UsageError: the model has no linear classifier.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, amp: str | None = None) -> None:
+        if amp is not None and amp not in AMP_DTYPES:
+            raise UsageError(f"amp: expected one of {', '.join(AMP_DTYPES)}, found {amp!r}")
         self.model: Any = model.eval()  # what is called below is timm's, not nn.Module's
         self.name = type(model).__name__
+        self.amp = amp
         classifier = self.model.get_classifier() if hasattr(model, "get_classifier") else None
         if not isinstance(classifier, nn.Linear | nn.Conv2d):
-            raise _refusal(self.name, f"its classifier is {type(classifier).__name__}, not one linear layer")
+            found = type(classifier).__name__
+            if isinstance(classifier, tuple):
+                found = f"{len(classifier)} heads, as of a distilled model"
+            raise _refusal(self.name, f"its classifier is {found}, not one linear layer")
         if isinstance(classifier, nn.Conv2d) and classifier.kernel_size != (1, 1):
             raise _refusal(self.name, f"its classifier is a {classifier.kernel_size} convolution")
         self.classifier = classifier
@@ -57,48 +78,102 @@ class DenseTeacher:
             [N, C, P, Q] logits; P runs along the image's rows, Q along its columns.
 
         Raises:
-            UsageError: the head is not average pooling and one linear layer.
+            UsageError: the head is another one, or the model cannot run images of this size.
         """
-        features = self.model.forward_features(images)
-        num_features = self.classifier.weight.shape[1]
-        if features.ndim != 4:
-            raise _refusal(
-                self.name, f"its features are tokens {tuple(features.shape)}, not a map [N, F, P, Q]"
-            )
-        features_NFPQ = features
-        if features.shape[1] != num_features and features.shape[3] == num_features:
-            features_NFPQ = features.permute(0, 3, 1, 2)  # Swin and its kin work channels-last
-        if features_NFPQ.shape[1] != num_features:
-            raise _refusal(
-                self.name,
-                f"its classifier takes {num_features} features, its last map has {features_NFPQ.shape[1]}: "
-                "there is another layer between them",
-            )
+        features = self._features(images)
+        head = watch_head(self.model, self.classifier, features)
+        cells = self._cells(features, head, (images.shape[2], images.shape[3]))
+        scale = shift = None
+        if head.between:
+            scale, shift = self._affine(head)
+            cells = cells * scale.reshape(len(scale) if scale.ndim == 2 else 1, 1, 1, -1)
         # A 1x1 convolution, spelt as the linear layer it is: cuDNN's convolutions round to TF32 by default,
         # matrix products do not.
         weight_CF = self.classifier.weight.flatten(1)
-        dense_NPQC = F.linear(features_NFPQ.permute(0, 2, 3, 1), weight_CF, self.classifier.bias)
+        dense_NPQC = F.linear(cells, weight_CF, self.classifier.bias)
+        if shift is not None:
+            offset = F.linear(shift.expand(len(cells), -1), weight_CF)
+            dense_NPQC += offset[:, None, None]
         dense_NCPQ = dense_NPQC.permute(0, 3, 1, 2)
-        self._check_mean(dense_NCPQ, self.model.forward_head(features))
+        self._check_mean(dense_NCPQ, head.answer_NC)
         return dense_NCPQ
+
+    def _features(self, images: Tensor) -> Tensor:
+        dtype = AMP_DTYPES.get(self.amp or "")
+        context = nullcontext() if dtype is None else torch.autocast(images.device.type, dtype)
+        try:
+            with context:
+                features = self.model.forward_features(images)
+        except (AssertionError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            if isinstance(error, RuntimeError) and not any(word in reason for word in ("shape", "size of")):
+                raise  # out of memory, a broken GPU
+            raise UsageError(
+                f"teacher {self.name}: expected to run images of {images.shape[2]} x {images.shape[3]} pixels, found that "
+                f"it cannot ({reason[:200]}). Choose a --size that its patches and windows divide"
+            ) from error
+        if not isinstance(features, Tensor):
+            raise _refusal(self.name, f"its features are {type(features).__name__}, not one map")
+        return features.to(self.classifier.weight.dtype)
+
+    @property
+    def _tolerance(self) -> float:
+        weight = self.classifier.weight
+        rounded = weight.dtype.itemsize < 4 or (isinstance(self.classifier, nn.Conv2d) and weight.is_cuda)
+        return ROUNDED_MEAN_TOLERANCE if rounded else MEAN_TOLERANCE
+
+    def _cells(self, features: Tensor, head: WatchedHead, image_hw: tuple[int, int]) -> Tensor:
+        """[N, P, Q, F], whose mean over the cells is the head's pooled vector."""
+        names = [type(module).__name__ for module in head.between]
+        if head.pooled_NF is None:
+            raise _refusal(self.name, "its head does not run its classifier")
+        if len(names) > 1 or (names and norm_as_affine(head.between[0], head.pooled_NF) is None):
+            raise _refusal(self.name, f"there is {', '.join(names)} between its last map and its classifier")
+        num_prefix = int(getattr(self.model, "num_prefix_tokens", 0))
+        cells = cells_of(features, head.pooled_NF, image_hw, num_prefix, self._tolerance)
+        if isinstance(cells, str):
+            raise _refusal(self.name, cells)
+        return cells
+
+    def _affine(self, head: WatchedHead) -> tuple[Tensor, Tensor]:
+        assert head.pooled_NF is not None
+        affine = norm_as_affine(head.between[0], head.pooled_NF)
+        assert affine is not None
+        return affine
 
     def _check_mean(self, dense_NCPQ: Tensor, own_NC: Tensor) -> None:
         mean_NC = dense_NCPQ.float().mean(dim=(2, 3))
-        own_NC = own_NC.float()
         if mean_NC.shape == own_NC.shape:
-            off = float((mean_NC - own_NC).abs().max() / own_NC.abs().max().clamp(min=1e-12))
-            tolerance = HALF_MEAN_TOLERANCE if dense_NCPQ.dtype.itemsize < 4 else MEAN_TOLERANCE
-            if off <= tolerance:  # false for NaN
+            off = relative_difference(mean_NC, own_NC)
+            if off <= self._tolerance:  # false for NaN
                 return
             found = f"the mean over its cells is {off:.1e} (relative) from its own answer"
         else:
             found = f"its answer has shape {tuple(own_NC.shape)}, its cells' mean {tuple(mean_NC.shape)}"
-        raise _refusal(self.name, f"{found}: its head is not average pooling and one linear layer")
+        raise _refusal(self.name, found)
 
 
 def dense_logits(model: nn.Module, images: Tensor) -> Tensor:
     """DenseTeacher for one batch: images [N, 3, H, W] to logits [N, C, P, Q]."""
     return DenseTeacher(model)(images)
+
+
+def mean_of_teachers(dense_NCPQ: Sequence[Tensor], names: Sequence[str]) -> Tensor:
+    """The mean of several teachers' dense logits.
+
+    Raises:
+        UsageError: they are on other grids: resampling would move what a cell says.
+    """
+    shapes = [tuple(dense.shape[1:]) for dense in dense_NCPQ]
+    if len(set(shapes)) > 1:
+        grids = ", ".join(
+            f"{name} {rows} x {columns}" for name, (_, rows, columns) in zip(names, shapes, strict=True)
+        )
+        raise UsageError(
+            f"teachers: expected dense predictions on one grid of cells, found {grids}. Choose teachers of one stride, or "
+            "run them one by one"
+        )
+    return dense_NCPQ[0] if len(dense_NCPQ) == 1 else torch.stack(list(dense_NCPQ)).mean(dim=0)
 
 
 def top_k_map(dense_NCPQ: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
@@ -120,6 +195,6 @@ def top_k_map(dense_NCPQ: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
 
 def _refusal(name: str, reason: str) -> UsageError:
     return UsageError(
-        f"teacher {name}: expected a head of global average pooling and one linear layer, found that "
-        f"{reason}. Choose another teacher, for instance a ResNet, RegNet or EfficientNet"
+        f"teacher {name}: expected a head of global average pooling, at most one norm and one linear layer, found that "
+        f"{reason}. Choose another teacher, for instance a ResNet, RegNet, EfficientNet or ConvNeXt"
     )

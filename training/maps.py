@@ -1,280 +1,254 @@
-"""`softshard maps make`: a teacher's label maps for every image of a data set (Yun et al. 2021, sec. 3).
+"""`softshard maps make`: teachers' label maps for every image of a data set (Yun et al. 2021, sec. 3).
 
-The loader decodes each whole image, squished to the teacher's size, in the data set's order; the teacher
-predicts densely; the K best classes of every cell go into a new data set beside the components that were
-there, whose bytes are copied.
+    shard -> decode, squished to the teacher's size -> dense logits -> mean of teachers -> K best -> encode -> shard
+
+The components that were there are copied byte by byte; or the maps go to side shards of their own. A shard of the
+result depends on the shard of the source and on the options alone, so several processes share the shards, and a
+run that was killed continues with those that have no receipt.
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import timm
 import torch
-from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-from torch import nn
+from torch import distributed as dist
 
-from ..loaders.batch import Batch
-from ..loaders.crops import Augment
-from ..loaders.decode import MEAN, STD
 from ..loaders.fetch import check_local
-from ..loaders.loader import Loader
-from ..shards.errors import DataError, UsageError
+from ..shards.destination import open_destination
+from ..shards.errors import SoftshardError, UsageError
 from ..shards.images import pixel_stack
-from ..shards.labelmap import encode_label_map
+from ..shards.labelmap import SCORE_ENCODINGS, encode_label_map
+from ..shards.labelmap_side import (
+    SideMaps,
+    attach,
+    check_sidecars,
+    components_with_maps,
+    finish,
+    settle,
+)
 from ..shards.manifest import LabelMapInfo, Manifest
 from ..shards.progress import progress_bar
-from ..shards.reader import read_shard
-from ..shards.schema import CLASSES_NAME, LMAP, MANIFEST_NAME, TIMM_INFO_NAME, TREE_NAME, component_rank
-from ..shards.wordnet import WNID_PATTERN
-from ..shards.writer import ShardRecord, ShardWriter
-from .checkpoint import load_checkpoint
-from .dense import DenseTeacher, top_k_map
-from .label_space import LabelSpace
-from .models import create_model, load_trained_model
+from ..shards.schema import LMAP
+from ..shards.writer import ShardRecord
+from .dense import DenseTeacher, mean_of_teachers, top_k_map
+from .maps_images import TeacherImages
+from .maps_teacher import Teacher, load_teacher, load_teachers
+from .processes import process_group
+
+__all__ = ["MapOptions", "Teacher", "load_teacher", "load_teachers", "make_label_maps"]
+
+# The slowest process may be far behind: torch's own half an hour is a shard or two.
+_LONGEST_WAIT = timedelta(days=7)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """A trained classifier and how it wants its images.
+class MapOptions:
+    """How label maps are made.
 
     Attributes:
-        model: in eval mode.
-        name: timm's name of the architecture.
-        mean: channel means of its images (values 0 to 1).
-        std: channel standard deviations.
-        weights_sha256: of the file its weights came from, or None for timm's own.
+        size: pixels that images are squished to, both sides.
+        top: K, classes kept per cell.
+        scores: `float16`, or `uint8` (affine per map).
+        batch_size: images a step.
+        amp: `bfloat16` or `float16`: the layers before the head in mixed precision; None for float32.
+        side: write side shards instead of a whole data set.
     """
 
-    model: nn.Module
-    name: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    weights_sha256: str | None
+    size: int = 475
+    top: int = 5
+    scores: str = "float16"
+    batch_size: int = 32
+    amp: str | None = None
+    side: bool = False
 
-
-def load_teacher(
-    name: str, manifest: Manifest, *, size: int, checkpoint: str | Path | None = None
-) -> Teacher:
-    """Build a teacher for a data set's classes.
-
-    Args:
-        name: timm's name of the architecture.
-        manifest: of the data set; the teacher's classes must be its classes.
-        size: pixels of both sides of the teacher's images.
-        checkpoint: what `softshard train` wrote (its class list is compared with the data set's); without it
-            timm's own weights are used, whose classes are compared where timm has their list of wnids. Where it
-            has none, a UserWarning says that the order could not be checked.
-
-    Raises:
-        DataError: the checkpoint is of another architecture, class list or image size; or timm's weights are
-            for other classes or for another order of them.
-        UsageError: timm's weights have another number of classes, or cannot be had.
-    """
-    if checkpoint is None:
-        config: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-        if config is not None:
-            _check_own_classes(name, config.num_classes, manifest)
-        model = create_model(name, manifest.num_classes, size, pretrained=True)
-        mean, std = (config.mean, config.std) if config is not None else (MEAN, STD)
-        return Teacher(model.eval(), name, mean, std, None)
-    path = Path(checkpoint)
-    saved = load_checkpoint(path)
-    if saved.model_name != name:
-        raise DataError(f"{path}: expected a checkpoint of {name}, found one of {saved.model_name}")
-    saved.check_data(path, manifest.name, LabelSpace.of(manifest))
-    model = load_trained_model(path, saved, size)
-    mean, std = (MEAN, STD) if saved.recipe.normalise else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    with open(path, "rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
-    return Teacher(model.eval(), name, mean, std, weights)
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.top < 1 or self.batch_size < 1:
+            raise UsageError(
+                f"label maps: expected size, top and batch_size from 1, found {self.size}, {self.top} and {self.batch_size}"
+            )
+        if self.scores not in SCORE_ENCODINGS:
+            raise UsageError(
+                f"label maps: expected scores of {', '.join(SCORE_ENCODINGS)}, found {self.scores!r}"
+            )
 
 
 def make_label_maps(
     dataset: str | Path,
     destination: str | Path,
-    teacher: Teacher,
+    teachers: Teacher | Sequence[Teacher],
+    options: MapOptions | None = None,
     *,
-    size: int = 475,
-    top: int = 5,
-    scores: str = "float16",
-    batch_size: int = 32,
     device: str = "cpu",
     num_threads: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Manifest:
-    """Copy a data set with a label map added to every sample.
+    """Copy a data set with a label map added to every sample, or write the maps into side shards.
+
+    On a CPU the same call gives the same bytes with any number of processes, if torch has the same number of threads in
+    each (torchrun sets OMP_NUM_THREADS=1).
 
     Args:
         dataset: folder of the data set; label maps that it has are replaced.
-        destination: a new or empty folder.
-        teacher: what predicts.
-        size: pixels that images are squished to, both sides.
-        top: K, classes kept per cell.
-        scores: `float16`, or `uint8` (affine per map).
-        batch_size: images a step.
-        device: where the teacher runs.
-        num_threads: the loader's.
+        destination: a new folder or fsspec URL, or that of an earlier run of the same call, which is continued.
+        teachers: what predicts; the dense logits of several are averaged.
+        options: see MapOptions.
+        device: where the teachers run.
+        num_threads: of the decoder, and as many that encode.
+        rank: of this process, of `world_size` that share the work; all see one destination. With several,
+            torch.distributed must be set up, or its environment variables (torchrun does that).
+        world_size: their number.
 
     Returns:
-        The new data set's manifest.
+        The manifest of the data set with label maps; with `side`, what it would be.
 
     Raises:
-        UsageError: the destination is in use, a folder is a URL, or the teacher's head cannot be run densely.
-        DataError: the data set is damaged. What was written so far is deleted then.
+        UsageError: the destination holds something else, the data set is a URL, a teacher's head cannot be run
+            densely, or the teachers' grids differ.
+        DataError: the data set is damaged. Shards that are finished stay, and the same call continues.
     """
+    options = options or MapOptions()
+    teachers = [teachers] if isinstance(teachers, Teacher) else list(teachers)
+    if not teachers:
+        raise UsageError("label maps: expected a teacher, found none")
     check_local(dataset)
-    if "://" in str(destination):
-        raise UsageError(
-            f"{destination}: expected a local folder, found a URL; write to a local folder and copy that"
-        )
-    dataset, destination = Path(dataset), Path(destination)
-    if destination.exists() and not destination.is_dir():
-        raise UsageError(f"{destination}: expected a new or empty folder, found a file")
-    if destination.exists() and any(destination.iterdir()):
-        raise UsageError(
-            f"{destination}: expected a new or empty folder, found files in it; without a {MANIFEST_NAME} they may be "
-            "left over from a run that was killed, and can be deleted then. Delete them or give another DST"
-        )
+    dataset, target = Path(dataset), open_destination(destination)
     source = Manifest.load(dataset)
-    copied = [CLASSES_NAME, *([TREE_NAME] if source.tree_sha256 else [])]
-    for name in copied:
-        if not (dataset / name).is_file():
-            raise DataError(
-                f"{dataset / name}: expected a file of the data set, found none; it was not copied whole. "
-                f"Run: softshard verify {dataset}"
+    check_sidecars(dataset, source)
+    dense = [DenseTeacher(teacher.model.to(device), options.amp) for teacher in teachers]
+    label_maps = _prove(teachers, dense, source, options, device)
+    content = {
+        "maps": {"dataset": source.fingerprint, "batch_size": options.batch_size, "side": options.side},
+        "label_maps": {**vars(label_maps), "teacher": dict(label_maps.teacher)},
+        "lz4": pixel_stack()["lz4"],
+    }
+    with ExitStack() as stack:
+        group: Any = None
+        if world_size > 1:
+            stack.enter_context(process_group("gloo", rank, world_size))
+            group = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+
+        def begin() -> tuple[str, set[str]]:
+            target.make()
+            stack.enter_context(target.hold())
+            return settle(target, content, source)
+
+        plan_sha256, done = _from_first(begin, rank, group)
+        missing = [i for i, record in enumerate(source.shards) if record.name not in done]
+        images = stack.enter_context(
+            TeacherImages(
+                dataset,
+                source,
+                size=options.size,
+                batch_size=options.batch_size,
+                device=device,
+                num_threads=num_threads,
             )
-    dense = DenseTeacher(teacher.model.to(device))
-    destination.mkdir(parents=True, exist_ok=True)
-    try:
-        return _write_mapped(
-            dataset, destination, teacher, dense, copied,
-            size=size, top=top, scores=scores, batch_size=batch_size, device=device, num_threads=num_threads,
-        )  # fmt: skip
-    except BaseException:  # Ctrl-C, too: half a data set would only stand in the next run's way
-        shards = [Path(shard.name) for shard in source.shards]
-        written = [*shards, *(shard.with_suffix(".idx") for shard in shards)]
-        for name in (*written, *copied, TIMM_INFO_NAME, MANIFEST_NAME):
-            (destination / name).unlink(missing_ok=True)
-        raise
-
-
-def _check_own_classes(name: str, num_classes: int, manifest: Manifest) -> None:
-    """Refuse weights of timm's whose outputs are not the data set's classes in the data set's order."""
-    if num_classes != manifest.num_classes:
-        raise UsageError(
-            f"teacher {name}: expected weights for the data set's {manifest.num_classes} classes, found "
-            f"{num_classes}. Give the teacher you trained on them with --checkpoint"
         )
-    subset = infer_imagenet_subset({"num_classes": num_classes})
-    if subset is None:
-        warnings.warn(
-            f"teacher {name}: timm has no class list for its {num_classes} outputs, so that they are the classes of "
-            f"{manifest.name!r} in the same order could not be checked",
-            stacklevel=3,
-        )
-        return
-    for index, (output, found) in enumerate(
-        zip(ImageNetInfo(subset).label_names(), manifest.class_names, strict=True)
-    ):
-        if output == found:
-            continue
-        where = f"teacher {name}: its outputs are the wnids of {subset}; class {index}"
-        if WNID_PATTERN.fullmatch(found):
-            cause = "it is another class list, or another order"
-        else:
-            cause = "only classes that are named by wnid can be compared; pack with --classes and folders named by wnid"
-        raise DataError(
-            f"{where}: expected {output!r}, found {found!r} in the data set; {cause}. "
-            "Or give the teacher you trained on these classes with --checkpoint"
-        )
+        pool = stack.enter_context(ThreadPoolExecutor(num_threads or len(os.sched_getaffinity(0))))
+        suffixes = (LMAP.suffix,) if options.side else components_with_maps(source)
+        own = missing[rank::world_size]
+        total = sum(source.shards[number].samples for number in own)
+        with progress_bar(total, "label maps", "img") as bar:
+            for number in own:
+                maps = _encoded_maps(images, number, teachers, dense, options, source.num_classes, pool)
+                attach(target, dataset, source.shards[number], suffixes, maps, plan_sha256)
+                bar.update(source.shards[number].samples)
+        if group is not None:
+            dist.barrier(group)
+
+        def save_side(records: tuple[ShardRecord, ...]) -> None:
+            SideMaps(source.name, source.fingerprint, label_maps, records).save(target)
+
+        def end() -> Manifest:
+            save = save_side if options.side else None
+            return finish(target, dataset, source, label_maps, plan_sha256, save)
+
+        return _from_first(end, rank, group)
 
 
-def _write_mapped(
-    dataset: Path,
-    destination: Path,
-    teacher: Teacher,
-    dense: DenseTeacher,
-    copied: list[str],
-    *,
-    size: int,
-    top: int,
-    scores: str,
-    batch_size: int,
+def _from_first(call: Callable[[], T], rank: int, group: Any) -> T:
+    """What rank 0's call returns, on every rank; or its error, so that nobody waits for the others."""
+    outcome: list[Any] = [None]
+    if rank == 0:
+        try:
+            outcome = [call()]
+        except SoftshardError as error:
+            outcome = [error]
+    if group is not None:
+        dist.broadcast_object_list(outcome, src=0, group=group)
+    if isinstance(outcome[0], SoftshardError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _prove(
+    teachers: Sequence[Teacher],
+    dense: Sequence[DenseTeacher],
+    source: Manifest,
+    options: MapOptions,
     device: str,
-    num_threads: int | None,
-) -> Manifest:
-    records: list[ShardRecord] = []
-    shape: tuple[int, int, int] | None = None
-    with Loader(
-        dataset,
-        batch_size=batch_size,
-        device=device,
-        augment=Augment.evaluation(size=size),
-        dtype="float32",
-        mean=teacher.mean,
-        std=teacher.std,
-        shuffle=False,
-        last_batch="pad",
-        num_threads=num_threads,
-    ) as loader:
-        manifest = loader.manifest
-        suffixes = [suffix for suffix in manifest.components if suffix != LMAP.suffix] + [LMAP.suffix]
-        maps = _encoded_maps(loader, dense, top, scores)
-        with progress_bar(loader.num_samples, "label maps", "img") as bar:
-            for shard in manifest.shards:
-                with ShardWriter(destination / shard.name, suffixes) as writer:
-                    for sample in read_shard(dataset / shard.name):
-                        key, data, shape = next(maps)
-                        if key != sample.key:  # both read the manifest's order
-                            raise DataError(
-                                f"{shard.name}: expected sample {key!r} next, found {sample.key!r}"
-                            )
-                        writer.write(sample.key, {**sample.parts, LMAP.suffix: data})
-                        bar.update()
-                assert writer.record is not None
-                records.append(writer.record)
-        for name in copied:
-            shutil.copyfile(dataset / name, destination / name)
-    assert shape is not None
-    made = replace(
-        manifest,
-        components=tuple(sorted(suffixes, key=component_rank)),
-        label_maps=LabelMapInfo(
-            *shape,
-            num_classes=manifest.num_classes,
-            teacher={
-                "model": teacher.name,
-                "size": size,
-                "scores": scores,
-                "weights_sha256": teacher.weights_sha256,
-                "torch": torch.__version__,
-            },
-        ),
-        pixel_stack={**manifest.pixel_stack, "lz4": pixel_stack()["lz4"]},
-        shards=tuple(records),
+) -> LabelMapInfo:
+    """Run the teachers on noise before anything is written: a head that is refused is refused here."""
+    noise = torch.randn(2, 3, options.size, options.size, generator=torch.Generator().manual_seed(0))
+    logits = [model(noise.to(device)) for model in dense]
+    for teacher, predicted in zip(teachers, logits, strict=True):
+        if predicted.shape[1] != source.num_classes:
+            raise UsageError(
+                f"teacher {teacher.name}: expected {source.num_classes} classes as the data set has, found "
+                f"{predicted.shape[1]}"
+            )
+    mean = mean_of_teachers(logits, [teacher.name for teacher in teachers])
+    facts: dict[str, Any] = {
+        "model": " + ".join(teacher.name for teacher in teachers),
+        "teachers": [teacher.facts() for teacher in teachers],
+        "size": options.size,
+        "scores": options.scores,
+        "precision": f"{options.amp} amp" if options.amp else "float32",
+        "device": torch.device(device).type,
+        "torch": torch.__version__,
+    }
+    if len(teachers) == 1:
+        facts["weights_sha256"] = teachers[0].weights_sha256
+    return LabelMapInfo(
+        top=min(options.top, source.num_classes),
+        rows=mean.shape[2],
+        columns=mean.shape[3],
+        num_classes=source.num_classes,
+        teacher=facts,
     )
-    made.save(destination)
-    return made
 
 
 def _encoded_maps(
-    loader: Loader, dense: DenseTeacher, top: int, scores: str
-) -> Iterator[tuple[str, bytes, tuple[int, int, int]]]:
-    """Key, encoded map and [K, P, Q] of every sample, in the data set's order."""
-    batch: Batch
-    for batch in loader:
-        best, ids = top_k_map(dense(batch.images), min(top, loader.num_classes))
+    images: TeacherImages,
+    number: int,
+    teachers: Sequence[Teacher],
+    dense: Sequence[DenseTeacher],
+    options: MapOptions,
+    num_classes: int,
+    pool: ThreadPoolExecutor,
+) -> Iterator[tuple[str, bytes]]:
+    """Key and encoded map of every sample of a shard, in its order."""
+    names = [teacher.name for teacher in teachers]
+    for places, batch in images.whole(number):
+        logits = [model(teacher.normalise(batch)) for teacher, model in zip(teachers, dense, strict=True)]
+        best, ids = top_k_map(mean_of_teachers(logits, names), min(options.top, num_classes))
         best_NKPQ, ids_NKPQ = best.cpu().numpy(), ids.cpu().numpy()
-        for i, key in enumerate(batch.keys):
-            if key:  # padding has none
-                data = encode_label_map(
-                    best_NKPQ[i], ids_NKPQ[i], num_classes=loader.num_classes, score_encoding=scores
-                )
-                _, *shape = best_NKPQ.shape
-                yield key, data, (shape[0], shape[1], shape[2])
+
+        def encode(i: int, best_NKPQ: Any = best_NKPQ, ids_NKPQ: Any = ids_NKPQ) -> bytes:
+            return encode_label_map(
+                best_NKPQ[i], ids_NKPQ[i], num_classes=num_classes, score_encoding=options.scores
+            )
+
+        for (shard, place), data in zip(places, pool.map(encode, range(len(places))), strict=True):
+            yield shard.index.keys[place], data

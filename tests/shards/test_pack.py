@@ -297,7 +297,7 @@ def test_a_worker_that_dies_is_reported_with_what_to_do(tmp_path, long_run):
     os.kill(next(child for child, command in commands.items() if "spawn_main" in command), signal.SIGKILL)
     text = long_run.communicate(timeout=60)[1]
     assert long_run.returncode == 2
-    assert "expected its processes to live, found one that died (killed, out of memory" in text
+    assert "expected worker processes to live, found one that died (killed, out of memory" in text
     assert "finished shards are kept. Run it again to continue" in text
     assert "Traceback" not in text
 

@@ -1,6 +1,9 @@
 """A real teacher over a real, tiny data set: the maps are its dense prediction, everything else stays as it was."""
 
+import os
 import shutil
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 
@@ -25,13 +28,16 @@ from softshard.shards import (
     verify,
 )
 from softshard.shards.cli import main
+from softshard.shards.labelmap_side import join_label_maps
 from softshard.training import maps as maps_module
+from softshard.training import maps_teacher
 from softshard.training.dense import dense_logits
-from softshard.training.maps import Teacher, load_teacher, make_label_maps
+from softshard.training.maps import MapOptions, Teacher, load_teacher, load_teachers, make_label_maps
 from softshard.training.recipes import single_label
 from softshard.training.train import train
 
 SIZE = 96  # three by three cells of the teacher below
+OPTIONS = MapOptions(size=SIZE, top=2, batch_size=2)
 NO_SHIFT = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
@@ -63,7 +69,7 @@ def teacher():
 @pytest.fixture(scope="module")
 def made(dataset, teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "out"
-    manifest = make_label_maps(dataset, folder, teacher, size=SIZE, top=2, batch_size=4, num_threads=1)
+    manifest = make_label_maps(dataset, folder, teacher, OPTIONS, num_threads=1)
     return folder, manifest
 
 
@@ -111,42 +117,179 @@ def test_the_loader_pools_the_maps_that_were_made(made):
 
 def test_the_same_teacher_gives_the_same_bytes(dataset, teacher, made, tmp_path):
     _, manifest = made
-    again = make_label_maps(
-        dataset, tmp_path / "again", teacher, size=SIZE, top=2, batch_size=4, num_threads=2
-    )
+    again = make_label_maps(dataset, tmp_path / "again", teacher, OPTIONS, num_threads=2)
     assert [shard.sha256 for shard in again.shards] == [shard.sha256 for shard in manifest.shards]
 
 
 def test_a_destination_with_files_in_it_is_refused(dataset, teacher, tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
-    with pytest.raises(UsageError, match="expected a new or empty folder, found files in it"):
-        make_label_maps(dataset, tmp_path, teacher, size=SIZE)
-
-
-def test_the_refusal_says_that_a_killed_run_may_have_left_the_files(dataset, teacher, tmp_path):
-    (tmp_path / "train-000000.tar").write_bytes(b"half")
-    with pytest.raises(UsageError, match="left over from a run that was killed, and can be deleted"):
-        make_label_maps(dataset, tmp_path, teacher, size=SIZE)
+    with pytest.raises(UsageError, match=r"expected an empty or new folder, found 'mine.txt'"):
+        make_label_maps(dataset, tmp_path, teacher, OPTIONS)
 
 
 @pytest.mark.parametrize("error", [DataError("damaged"), KeyboardInterrupt()])
-def test_an_interrupted_run_leaves_nothing_and_can_be_repeated(
-    dataset, teacher, tmp_path, monkeypatch, error
+def test_an_interrupted_run_continues_with_the_shards_that_are_missing(
+    dataset, teacher, made, tmp_path, monkeypatch, error
 ):
-    plain, written = maps_module.encode_label_map, []
+    plain, encoded = maps_module.encode_label_map, []
 
     def encode(*args, **options):
-        written.append(1)
-        if len(written) == 8:  # in the third of three shards
+        encoded.append(1)
+        if len(encoded) == 8:  # in the third of three shards
             raise error
         return plain(*args, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(maps_module, "encode_label_map", encode)
-        with pytest.raises(type(error)):
-            make_label_maps(dataset, tmp_path / "out", teacher, size=SIZE, batch_size=3, num_threads=1)
-    assert list((tmp_path / "out").iterdir()) == []
-    make_label_maps(dataset, tmp_path / "out", teacher, size=SIZE, num_threads=1)
+    out = tmp_path / "out"
+    monkeypatch.setattr(maps_module, "encode_label_map", encode)
+    with pytest.raises(type(error)):
+        make_label_maps(dataset, out, teacher, OPTIONS, num_threads=1)
+    assert len(list(out.glob("*.tar"))) == 2
+    assert not (out / "manifest.json").exists()
+    encoded[:] = [1] * 10
+    assert make_label_maps(dataset, out, teacher, OPTIONS, num_threads=1) == made[1]
+    assert len(encoded) == 10 + 3  # the shards that were finished are not made again
+
+
+def test_another_calls_folder_is_refused_with_what_differs(dataset, teacher, made):
+    folder, _ = made
+    with pytest.raises(UsageError, match=r"of another run \(label_maps differ\)\. Write into a new folder"):
+        make_label_maps(dataset, folder, teacher, replace(OPTIONS, top=1))
+
+
+def test_a_shard_whose_bytes_have_changed_is_refused(dataset, teacher, tmp_path):
+    shutil.copytree(dataset, tmp_path / "train")
+    shard = tmp_path / "train" / Manifest.load(dataset).shards[1].name
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1  # in the zeros at the end, which no reader looks at
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=f"{shard.name}: expected SHA-256 .*bytes have changed"):
+        make_label_maps(tmp_path / "train", tmp_path / "out", teacher, OPTIONS, num_threads=1)
+
+
+def test_maps_can_be_written_to_a_url(dataset, teacher, made):
+    manifest = make_label_maps(dataset, "memory://maps-make", teacher, OPTIONS, num_threads=1)
+    assert manifest == made[1]
+    assert Manifest.load("memory://maps-make") == manifest
+
+
+def test_several_teachers_are_averaged(dataset, teacher, tmp_path):
+    torch.manual_seed(1)
+    other = timm.create_model("test_resnet", num_classes=5)
+    half = (0.5, 0.5, 0.5)
+    second = Teacher(other, "test_resnet", half, half, None)
+    manifest = make_label_maps(
+        dataset, tmp_path / "out", [teacher, second], replace(OPTIONS, top=5), num_threads=1
+    )
+    facts = manifest.label_maps.teacher
+    assert facts["model"] == "resnet10t + test_resnet"
+    assert [each["model"] for each in facts["teachers"]] == ["resnet10t", "test_resnet"]
+    options = dict(augment=Augment.evaluation(SIZE), dtype="float32", shuffle=False, last_batch="pad")
+    expected = 0
+    for each in (teacher, second):
+        with Loader(dataset, batch_size=9, num_threads=1, mean=each.mean, std=each.std, **options) as loader:
+            batch = next(iter(loader))
+        with torch.inference_mode():
+            expected = expected + dense_logits(each.model, batch.images) / 2
+    parts = samples(tmp_path / "out")
+    for i, key in enumerate(batch.keys):
+        scores, ids = decode_label_map(parts[key]["lmap"])
+        found = torch.zeros(5, 3, 3).scatter(
+            0, torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(scores)
+        )
+        torch.testing.assert_close(found, expected[i], atol=2e-3, rtol=2e-3)
+
+
+def test_teachers_of_other_grids_are_refused_before_anything_is_written(dataset, teacher, tmp_path):
+    finer = timm.create_model("test_vit2", num_classes=5, img_size=SIZE)
+    second = Teacher(finer, "test_vit2", NO_SHIFT["mean"], NO_SHIFT["std"], None)
+    with pytest.raises(UsageError, match="on one grid of cells, found resnet10t 3 x 3, test_vit2 6 x 6"):
+        make_label_maps(dataset, tmp_path / "out", [teacher, second], OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+COMMAND = (
+    "import sys\nfrom softshard.shards.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+)
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+COMMAND = (
+    "import sys\nfrom softshard.shards.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+)
+
+
+def under_torchrun(tmp_path, *words):
+    """The command in two processes."""
+    (tmp_path / "command.py").write_text(COMMAND)
+    return subprocess.run(
+        [sys.executable, *TORCHRUN, str(tmp_path / "command.py"), *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_two_processes_make_the_same_bytes_as_one(dataset, checkpoint, tmp_path, monkeypatch):
+    options = ["--teacher", "test_resnet", "--checkpoint", checkpoint, "--size", 64, "--top", 3]
+    options += ["--device", "cpu", "--threads", 1, "--batch-size", 2]
+    done = under_torchrun(tmp_path, "maps", "make", dataset, tmp_path / "two", *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("9 label maps, top 3 of 5 classes") == 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert main(["maps", "make", str(dataset), str(tmp_path / "one"), *map(str, options)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / out).iterdir() if path.is_file()}
+        for out in ("one", "two")
+    )
+    assert one == two
+    assert "manifest.json" in one
+
+
+def test_an_error_of_the_first_process_ends_all(dataset, checkpoint, tmp_path):
+    options = ["--teacher", "test_resnet", "--checkpoint", checkpoint, "--size", 64, "--device", "cpu"]
+    done = under_torchrun(tmp_path, "maps", "make", dataset, tmp_path, *options)
+    assert done.returncode != 0
+    assert done.stderr.count("expected an empty or new folder, found 'command.py'") == 2
+
+
+def test_side_shards_joined_give_the_same_data_set(dataset, teacher, made, tmp_path):
+    side, joined = tmp_path / "side", tmp_path / "joined"
+    make_label_maps(dataset, side, teacher, replace(OPTIONS, side=True), num_threads=1)
+    assert not (side / "manifest.json").exists()
+    assert all(set(parts) == {"lmap"} for parts in samples(side).values())
+    assert main(["maps", "join", str(dataset), str(side), str(joined)]) == 0
+    assert Manifest.load(joined) == made[1]
+    assert samples(joined) == samples(made[0])
+    assert verify(joined, decode=True).problems == []
+    assert join_label_maps(dataset, side, joined) == made[1]  # again: all is there
+
+
+def test_side_shards_of_another_data_set_are_not_joined(dataset, teacher, made, tmp_path, capsys):
+    make_label_maps(dataset, tmp_path / "side", teacher, replace(OPTIONS, side=True), num_threads=1)
+    assert main(["maps", "join", str(made[0]), str(tmp_path / "side"), str(tmp_path / "out")]) == 1
+    assert "expected label maps of the data set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "found no label_maps.json, which is written last"),
+        ("[]", "expected a description of side shards"),
+        ('{"format": "softshard-label-maps", "version": 2}', "expected version 1, found 2"),
+        ('{"format": "tar", "version": 1}', "found: ValueError"),
+    ],
+)
+def test_side_shards_without_their_description_are_refused(dataset, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "label_maps.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        join_label_maps(dataset, tmp_path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["classes.npy", "tree.json"])
@@ -154,23 +297,34 @@ def test_a_data_set_without_one_of_its_files_is_refused(dataset, teacher, tmp_pa
     shutil.copytree(dataset, tmp_path / "train")
     (tmp_path / "train" / name).unlink()
     with pytest.raises(DataError, match=f"{name}: expected a file of the data set, found none"):
-        make_label_maps(tmp_path / "train", tmp_path / "out", teacher, size=SIZE)
+        make_label_maps(tmp_path / "train", tmp_path / "out", teacher, OPTIONS)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/train", "memory://train"])
-def test_a_url_is_refused(dataset, teacher, tmp_path, url, capsys):
+def test_a_data_set_behind_a_url_is_refused(tmp_path, url, capsys):
     assert main(["maps", "make", url, str(tmp_path / "out"), "--teacher", "resnet50"]) == 2
     assert f"{url}: expected a local folder, found a URL" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="expected a local folder, found a URL"):
-        make_label_maps(dataset, url, teacher, size=SIZE)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"top": 0}, "from 1, found 96, 0 and 2"),
+        ({"scores": "int4"}, "expected scores of float16, uint8, found 'int4'"),
+    ],
+)
+def test_wrong_options_are_refused(wrong, message):
+    with pytest.raises(UsageError, match=message):
+        replace(OPTIONS, **wrong)
 
 
 def test_a_teacher_whose_head_cannot_run_densely_is_refused_with_the_reason(dataset, tmp_path):
     model = timm.create_model("mobilenetv3_small_050", num_classes=5).eval()
     teacher = Teacher(model, "mobilenetv3_small_050", NO_SHIFT["mean"], NO_SHIFT["std"], None)
-    with pytest.raises(UsageError, match="expected a head of global average pooling and one linear layer"):
-        make_label_maps(dataset, tmp_path / "out", teacher, size=SIZE)
+    with pytest.raises(UsageError, match="there is Conv2d, Hardswish between"):
+        make_label_maps(dataset, tmp_path / "out", teacher, OPTIONS)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +382,7 @@ def own_weights(dataset, monkeypatch, class_names, num_outputs=1000):
     config = replace(timm.get_pretrained_cfg("test_resnet"), num_classes=num_outputs)
     monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: config)
     monkeypatch.setattr(
-        maps_module,
+        maps_teacher,
         "create_model",
         lambda name, num_classes, size, **_: timm.create_model(name, num_classes=num_classes),
     )
@@ -237,7 +391,11 @@ def own_weights(dataset, monkeypatch, class_names, num_outputs=1000):
 
 def test_timms_own_weights_teach_a_data_set_of_their_classes_in_their_order(dataset, monkeypatch):
     with warnings.catch_warnings(action="error"):
-        assert own_weights(dataset, monkeypatch, SYNSETS).weights_sha256 is None
+        own = own_weights(dataset, monkeypatch, SYNSETS)
+    assert own.weights_sha256 == maps_teacher.state_sha256(own.model)
+    with torch.no_grad():
+        next(own.model.parameters()).view(-1)[0] += 1
+    assert own.weights_sha256 != maps_teacher.state_sha256(own.model)
 
 
 @pytest.mark.parametrize(
@@ -266,8 +424,30 @@ def test_outputs_that_timm_has_no_class_list_for_are_used_with_a_warning(dataset
         own_weights(dataset, monkeypatch, names, num_outputs=5)
 
 
-def test_a_checkpoint_of_an_architecture_for_one_size_is_refused_at_another(dataset, tmp_path):
+@pytest.fixture(scope="module")
+def trained_vit(dataset, tmp_path_factory):
     recipe = replace(single_label(), epochs=1, global_batch=3, image_size=32)
-    trained = train(recipe, str(dataset), model="test_vit", out=tmp_path, log=lambda line: None).checkpoint
+    out = tmp_path_factory.mktemp("vit")
+    return train(recipe, str(dataset), model="test_vit", out=out, log=lambda line: None).checkpoint
+
+
+def test_position_embeddings_are_resampled_for_another_size(dataset, trained_vit):
+    manifest = Manifest.load(dataset)
+    own_size = load_teacher("test_vit", manifest, checkpoint=trained_vit)
+    assert own_size.model.patch_embed.img_size == (32, 32)
+    larger = load_teacher("test_vit", manifest, size=64, checkpoint=trained_vit)
+    assert larger.model(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+    assert own_size.weights_sha256 == larger.weights_sha256
+
+
+def test_an_architecture_that_timm_cannot_resample_is_refused_at_another_size(
+    dataset, trained_vit, monkeypatch
+):
+    monkeypatch.setattr(timm.models.vision_transformer, "checkpoint_filter_fn", lambda state, model: state)
     with pytest.raises(DataError, match=r"for images of 64 pixels.*built for one size\. Run with --size 32"):
-        load_teacher("test_vit", Manifest.load(dataset), size=64, checkpoint=trained)
+        load_teacher("test_vit", Manifest.load(dataset), size=64, checkpoint=trained_vit)
+
+
+def test_each_teacher_wants_a_checkpoint_or_none_does(dataset):
+    with pytest.raises(UsageError, match=r"expected a --checkpoint for each of 2 teachers.*found 1"):
+        load_teachers(["resnet10t", "test_resnet"], ["a.pt"], Manifest.load(dataset), size=32)

@@ -1,0 +1,165 @@
+"""The commands `softshard maps make` and `softshard maps check`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+from ..shards.cli_maps import maps_actions
+
+
+def add_maps(subparsers: argparse._SubParsersAction) -> None:
+    """Register `maps make` and `maps check`."""
+    actions = maps_actions(subparsers)
+    _add_make(actions)
+    _add_check(actions)
+
+
+def _add_make(actions: argparse._SubParsersAction) -> None:
+    make = actions.add_parser(
+        "make",
+        help="run a teacher over a data set and pack its label maps",
+        description="Run one or more timm models densely over a data set and add their label maps to it; images are not "
+        "encoded again. A run that was killed continues when it is given again. On several GPUs or processes: "
+        "torchrun --nproc-per-node N --no-python softshard maps make ...",
+    )
+    make.add_argument("dataset", metavar="DATASET", help="folder of a data set")
+    make.add_argument(
+        "destination",
+        metavar="DST",
+        help="new folder, or fsspec URL that can be written: the same data set with label maps",
+    )
+    _add_teacher(make, required=True, several="; given again, the dense logits of all are averaged")
+    make.add_argument(
+        "--size", type=int, default=475, metavar="PIXELS", help="images are squished to it (475)"
+    )
+    make.add_argument("--top", type=int, default=5, metavar="K", help="classes kept per cell (default: 5)")
+    make.add_argument("--scores", default="float16", choices=("float16", "uint8"), help="(default: float16)")
+    make.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a step (default: 32)")
+    make.add_argument(
+        "--amp",
+        choices=("bfloat16", "float16"),
+        help="mixed precision for all but the head (default: float32)",
+    )
+    make.add_argument(
+        "--side",
+        action="store_true",
+        help="write side shards with the label maps alone; `softshard maps join` makes a data set of both",
+    )
+    make.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    make.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
+    make.set_defaults(run=_run_make)
+
+
+def _add_check(actions: argparse._SubParsersAction) -> None:
+    check = actions.add_parser(
+        "check",
+        help="tell whether the label maps' rows and columns are swapped, and how well they agree with the labels",
+        description="Compare a data set's label maps with its labels (top-1 of the map pooled over the whole image) and, "
+        "with a teacher, with what the teacher says of crops beside the diagonal: pooled as the maps are stored and "
+        "with rows and columns swapped.",
+    )
+    check.add_argument("dataset", metavar="DATASET", help="folder of a data set with label maps")
+    _add_teacher(check, required=False, several="; without one only the labels are compared")
+    check.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="the teacher's crops are squished to it (default: what it was trained on)",
+    )
+    check.add_argument(
+        "--images", type=int, default=500, metavar="N", help="images shown to the teacher (default: 500)"
+    )
+    check.add_argument(
+        "--seed", type=int, default=0, help="of the choice of images and the bootstrap (default: 0)"
+    )
+    check.add_argument("--batch-size", type=int, default=64, metavar="N", help="crops a step (default: 64)")
+    check.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    check.add_argument("--threads", type=int, metavar="N", help="decoding threads")
+    check.add_argument("--json", action="store_true", help="print the result as JSON")
+    check.set_defaults(run=_run_check)
+
+
+def _add_teacher(command: argparse.ArgumentParser, *, required: bool, several: str) -> None:
+    command.add_argument(
+        "--teacher",
+        required=required,
+        action="append",
+        metavar="TIMM_NAME",
+        help=f"architecture, such as resnet50{several}",
+    )
+    command.add_argument(
+        "--checkpoint",
+        action="append",
+        metavar="FILE",
+        help="what `softshard train` wrote, one for each teacher in their order (default: timm's own weights)",
+    )
+
+
+def _run_make(args: argparse.Namespace) -> int:
+    from . import cli
+
+    with cli._needs_extra("softshard maps make"):
+        from ..loaders.fetch import check_local
+        from .maps import MapOptions, load_teachers, make_label_maps
+    from ..shards.manifest import Manifest
+    from ..shards.storage import public_name
+
+    check_local(args.dataset)
+    options = MapOptions(args.size, args.top, args.scores, args.batch_size, args.amp, args.side)
+    rank, world_size, local_rank = (cli._torchrun(name, default) for name, default in cli._TORCHRUN.items())
+    device = cli._device(args.device, local_rank)
+    made = make_label_maps(
+        args.dataset,
+        args.destination,
+        load_teachers(args.teacher, args.checkpoint or [], Manifest.load(args.dataset), size=args.size),
+        options,
+        device=device,
+        num_threads=args.threads or max(1, len(os.sched_getaffinity(0)) // world_size),
+        rank=rank,
+        world_size=world_size,
+    )
+    maps = made.label_maps
+    assert maps is not None
+    if rank == 0:
+        print(
+            f"{made.num_samples:,} label maps, top {maps.top} of {maps.num_classes} classes on {maps.rows} x "
+            f"{maps.columns} cells; {made.num_bytes / made.num_samples:,.0f} bytes a sample: "
+            f"{public_name(args.destination)}"
+        )
+        if args.side:
+            print(f"Run: softshard maps join {args.dataset} {public_name(args.destination)} DST")
+    return 0
+
+
+def _run_check(args: argparse.Namespace) -> int:
+    from . import cli
+
+    with cli._needs_extra("softshard maps check"):
+        from ..loaders.fetch import check_local
+        from .maps_check import check_label_map_labels, check_orientation, format_check
+        from .maps_teacher import load_teachers
+    from ..shards.errors import UsageError
+    from ..shards.manifest import Manifest
+
+    check_local(args.dataset)
+    if args.teacher and len(args.teacher) > 1:
+        raise UsageError(f"--teacher: expected one to check with, found {len(args.teacher)}")
+    manifest = Manifest.load(args.dataset)
+    result: dict = {"labels": check_label_map_labels(args.dataset, manifest)}
+    if args.teacher:
+        (teacher,) = load_teachers(args.teacher, args.checkpoint or [], manifest, size=args.size)
+        result["orientation"] = check_orientation(
+            args.dataset,
+            manifest,
+            teacher,
+            size=args.size,
+            num_images=args.images,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            device=cli._device(args.device, local_rank=0),
+            num_threads=args.threads,
+        )
+    print(json.dumps(result, indent=1) if args.json else format_check(result))
+    return 0

@@ -1,0 +1,259 @@
+"""`softshard maps check`: do label maps lie the right way round, and do they agree with the labels?
+
+ReLabel's published pooling hands RoIAlign boxes as (y, x) where it takes (x, y), so label maps exist in both
+orientations, and a mirrored map does not look wrong: it is a plausible map of another crop. Crops beside the
+diagonal tell: a teacher looks at the crop itself, and the map is pooled over it as stored and with rows and columns
+swapped. Whichever agrees more with the teacher, over many images, is right.
+
+Shape letters: N images, W windows of an image, C classes, K kept per cell, P Q rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..loaders.fetch import ShardFiles
+from ..loaders.pooling import pool_label_maps
+from ..loaders.samples import Place, check_label_maps
+from ..shards.errors import UsageError
+from ..shards.labelmap import decode_label_maps
+from ..shards.manifest import Manifest, load_sidecar
+from ..shards.progress import progress_bar
+from ..shards.schema import LMAP
+from .maps_images import TeacherImages
+from .maps_teacher import Teacher
+
+# (x0, y0, x1, y1): two sizes above the diagonal, and the same below it. Mirrored, each is another one.
+WINDOWS = np.array(
+    [(0.5, 0.0, 1.0, 0.5), (0.0, 0.5, 0.5, 1.0), (0.55, 0.05, 0.95, 0.45), (0.05, 0.55, 0.45, 0.95)],
+    np.float32,
+)
+MIN_IMAGES = 10  # fewer say nothing about their spread
+RESAMPLES = 2000
+INTERVAL = (2.5, 97.5)  # percentiles
+WORST_CLASSES = 10
+
+_WHOLE = np.array([[0, 0, 1, 1]], np.float32)
+_MAPS_AT_ONCE = 256
+
+
+def check_label_map_labels(dataset: str | Path, manifest: Manifest) -> dict[str, Any]:
+    """How often the best class of the map, pooled over the whole image, is the image's label.
+
+    Returns:
+        `num_images`, `top1`, and the classes with the lowest top-1: `class`, `top1`, `num_images`.
+
+    Raises:
+        UsageError: the data set has no label maps.
+        DataError: it is damaged.
+    """
+    check_label_maps(str(dataset), manifest)
+    classes = load_sidecar(dataset, manifest)
+    right = np.zeros(len(classes), bool)
+    files = ShardFiles(dataset, manifest)
+    column = manifest.components.index(LMAP.suffix)
+    at = 0
+    with progress_bar(len(classes), "labels", "img") as bar:
+        for number, record in enumerate(manifest.shards):
+            shard = files[number]
+            for start in range(0, record.samples, _MAPS_AT_ONCE):
+                places = range(start, min(start + _MAPS_AT_ONCE, record.samples))
+                pooled_NC = pool_label_maps(
+                    [shard.member(place, column) for place in places],
+                    np.repeat(_WHOLE, len(places), axis=0),
+                    num_classes=manifest.num_classes,
+                    softmax=False,
+                    wheres=[shard.where(place, LMAP.suffix) for place in places],
+                )
+                right[at : at + len(places)] = (
+                    pooled_NC.argmax(dim=1).numpy() == classes[at : at + len(places)]
+                )
+                at += len(places)
+                bar.update(len(places))
+    files.close()
+    counts = np.bincount(classes, minlength=manifest.num_classes)
+    hits = np.bincount(classes, right, manifest.num_classes)
+    present = np.flatnonzero(counts)
+    worst = present[np.argsort(hits[present] / counts[present], kind="stable")][:WORST_CLASSES]
+    return {
+        "num_images": len(classes),
+        "top1": float(right.mean()),
+        "worst_classes": [
+            {
+                "class": manifest.class_names[i],
+                "top1": float(hits[i] / counts[i]),
+                "num_images": int(counts[i]),
+            }
+            for i in worst.tolist()
+        ],
+    }
+
+
+def check_orientation(
+    dataset: str | Path,
+    manifest: Manifest,
+    teacher: Teacher,
+    *,
+    size: int | None = None,
+    num_images: int = 500,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: str = "cpu",
+    num_threads: int | None = None,
+) -> dict[str, Any]:
+    """Which way round the label maps agree more with what a teacher says of crops beside the diagonal.
+
+    The measure is the cross-entropy of the pooled map's probabilities under the teacher's, in nats, a mean over the
+    windows of an image. The interval is a bootstrap over images.
+
+    Args:
+        dataset: folder of a data set with label maps.
+        manifest: its manifest.
+        teacher: any classifier of the data set's classes; its head does not matter.
+        size: pixels that crops are squished to; by default what the teacher is known to take.
+        num_images: how many images, chosen at random; all where there are fewer.
+        seed: of the choice and of the bootstrap; the same seed gives the same numbers.
+        batch_size: crops a step.
+        device: where the teacher runs.
+        num_threads: of the decoder.
+
+    Returns:
+        `verdict` (`right`: rows run down the image; `swapped`; or `undecided`, when the interval holds zero),
+        `advantage` (cross-entropy with swapped rows and columns minus as stored) with its `interval`, `as_stored` and
+        `swapped` (mean `cross_entropy`, and `top1` agreement with the teacher), and `num_images`.
+
+    Raises:
+        UsageError: the data set has no label maps, or an option is wrong.
+        DataError: it is damaged.
+    """
+    check_label_maps(str(dataset), manifest)
+    if num_images < 1 or batch_size < 1 or seed < 0:
+        raise UsageError(
+            f"maps check: expected images and batch size from 1 and a seed from 0, found {num_images}, {batch_size} and "
+            f"{seed}"
+        )
+    rng = np.random.default_rng(seed)
+    num = min(num_images, manifest.num_samples)
+    chosen = np.sort(rng.choice(manifest.num_samples, num, replace=False))
+    model = teacher.model.to(device).eval()
+    entropies, agreements = [], []
+    per_batch = max(1, batch_size // len(WINDOWS))
+    with (
+        TeacherImages(
+            dataset,
+            manifest,
+            size=size or _own_size(teacher),
+            batch_size=per_batch * len(WINDOWS),
+            device=device,
+            num_threads=num_threads,
+        ) as images,
+        progress_bar(num, "crops", "img") as bar,
+        torch.inference_mode(),
+    ):
+        for places, crops in images.windows(_batches(images.files, manifest, chosen, per_batch)):
+            said_MC = model(teacher.normalise(crops)).float().softmax(dim=1).cpu()
+            entropy, agreement = _compare(places[:: len(WINDOWS)], manifest, said_MC)
+            entropies.append(entropy)
+            agreements.append(agreement)
+            bar.update(len(entropy))
+    entropy_N2, agreement_N2 = np.concatenate(entropies), np.concatenate(agreements)
+    advantage_N = entropy_N2[:, 1] - entropy_N2[:, 0]
+    low, high = bootstrap_interval(advantage_N, rng)
+    verdict = "undecided"
+    if num >= MIN_IMAGES:
+        verdict = "right" if low > 0 else "swapped" if high < 0 else "undecided"
+    return {
+        "verdict": verdict,
+        "num_images": num,
+        "advantage": float(advantage_N.mean()),
+        "interval": [low, high],
+        **{
+            name: {
+                "cross_entropy": float(entropy_N2[:, i].mean()),
+                "top1": float(agreement_N2[:, i].mean()),
+            }
+            for i, name in enumerate(("as_stored", "swapped"))
+        },
+    }
+
+
+def bootstrap_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """A 95% percentile interval of the mean of values, float [N], resampled with replacement."""
+    means = [float(values[rng.integers(0, len(values), len(values))].mean()) for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, INTERVAL)
+    return float(low), float(high)
+
+
+def format_check(result: dict[str, Any]) -> str:
+    """The result as a person reads it."""
+    labels = result["labels"]
+    lines = [
+        f"labels: the best class of the whole map is the label for {labels['top1']:.2%} of {labels['num_images']:,} images",
+        "  least often: "
+        + ", ".join(
+            f"{worst['class']} {worst['top1']:.0%} of {worst['num_images']:,}"
+            for worst in labels["worst_classes"]
+        ),
+    ]
+    found = result.get("orientation")
+    if found is None:
+        return "\n".join([*lines, "rows and columns: not looked at. Give a --teacher"])
+    meaning = {
+        "right": "right: rows run down the image, columns across it",
+        "swapped": "swapped. Import them again with --transpose, or train with swap_xy",
+        "undecided": "undecided: the interval holds zero. Use more --images or a better teacher",
+    }[found["verdict"]]
+    low, high = found["interval"]
+    lines += [
+        f"rows and columns: {meaning}",
+        f"  against a teacher on {len(WINDOWS)} crops of {found['num_images']:,} images: cross-entropy "
+        f"{found['as_stored']['cross_entropy']:.4f} as stored, {found['swapped']['cross_entropy']:.4f} swapped; difference "
+        f"{found['advantage']:+.4f} (95% {low:+.4f} to {high:+.4f})",
+        f"  same best class as the teacher: {found['as_stored']['top1']:.2%} as stored, {found['swapped']['top1']:.2%} "
+        "swapped",
+    ]
+    return "\n".join(lines)
+
+
+def _own_size(teacher: Teacher) -> int:
+    config: dict[str, Any] = getattr(teacher.model, "pretrained_cfg", None) or {}
+    return int(config.get("input_size", (3, 224, 224))[-1])
+
+
+def _batches(
+    files: ShardFiles, manifest: Manifest, chosen: np.ndarray, per_batch: int
+) -> Iterator[tuple[list[Place], np.ndarray]]:
+    """Places, each W times in a row, and their windows; `chosen` ascends, so each shard is opened once."""
+    starts = np.cumsum([0, *(record.samples for record in manifest.shards)])
+    for first in range(0, len(chosen), per_batch):
+        places: list[Place] = []
+        for sample in chosen[first : first + per_batch].tolist():
+            number = int(np.searchsorted(starts, sample, side="right")) - 1
+            places += [(files[number], sample - int(starts[number]))] * len(WINDOWS)
+        yield places, np.tile(WINDOWS, (len(places) // len(WINDOWS), 1))
+
+
+def _compare(places: list[Place], manifest: Manifest, said_MC: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Cross-entropy and agreement of some images' maps with the teacher, as stored and swapped: float [N, 2] each."""
+    column = manifest.components.index(LMAP.suffix)
+    scores, ids = decode_label_maps(
+        [shard.member(place, column) for shard, place in places],
+        [shard.where(place, LMAP.suffix) for shard, place in places],
+    )
+    # Every map once for each of its windows.
+    scores, ids = (np.repeat(array, len(WINDOWS), axis=0) for array in (scores, ids))
+    crops = np.tile(WINDOWS, (len(places), 1))
+    entropies, agreements = [], []
+    for maps in ((scores, ids), (scores.swapaxes(2, 3), ids.swapaxes(2, 3))):
+        pooled_MC = pool_label_maps(maps, crops, num_classes=manifest.num_classes, softmax=False)
+        entropy_M = -(said_MC * pooled_MC.log_softmax(dim=1)).sum(dim=1)
+        same_M = (said_MC.argmax(dim=1) == pooled_MC.argmax(dim=1)).float()
+        entropies.append(entropy_M.reshape(-1, len(WINDOWS)).mean(dim=1).double().numpy())
+        agreements.append(same_M.reshape(-1, len(WINDOWS)).mean(dim=1).double().numpy())
+    return np.stack(entropies, axis=1), np.stack(agreements, axis=1)
