@@ -298,7 +298,7 @@ def test_a_worker_that_dies_is_reported_with_what_to_do(tmp_path, long_run):
     text = long_run.communicate(timeout=60)[1]
     assert long_run.returncode == 2
     assert "expected worker processes to live, found one that died (killed, out of memory" in text
-    assert "finished shards are kept. Run it again to continue" in text
+    assert "What is finished is kept: run it again to continue" in text
     assert "Traceback" not in text
 
 
