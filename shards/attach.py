@@ -122,18 +122,30 @@ class Added:
         return added
 
 
-def check_tree(tree: LabelTree, manifest: Manifest) -> None:
-    """Refuse a tree of other classes.
+def check_tree(tree: LabelTree, manifest: Manifest, maps_stay: bool) -> None:
+    """Refuse a tree of other classes; inner nodes that it numbers after the data set's classes are welcome.
+
+    Args:
+        tree: to be added.
+        manifest: of the data set.
+        maps_stay: whether samples have label maps that are kept, over the classes as they are.
 
     Raises:
         DataError: the tree's classes are not the data set's class list; fingerprints of both are named.
     """
-    if tree.classes != manifest.class_names:
+    if tree.classes == manifest.class_names:
+        return
+    if tree.classes[: manifest.num_classes] != manifest.class_names:
         raise DataError(
             f"label tree {tree.fingerprint[:12]}: expected the class list {manifest.classes_sha256[:12]} of "
             f"{manifest.num_classes} classes that the data set has, found {class_list_sha256(tree.classes)[:12]} of "
-            f"{len(tree.classes)}; build the tree from that list, without inner nodes that are not in it. "
-            "Run: softshard tree build"
+            f"{len(tree.classes)}; build the tree from that list. Run: softshard tree build --classes DATASET"
+        )
+    if maps_stay:
+        raise DataError(
+            f"label tree {tree.fingerprint[:12]}: expected the {manifest.num_classes} classes that the label maps are "
+            f"over, found {len(tree.classes) - manifest.num_classes} inner nodes beside them; add --drop lmap and make "
+            "the maps again, or build the tree with --inner none"
         )
 
 

@@ -29,15 +29,15 @@ def load_class_list(spec: str | Path) -> tuple[str, ...]:
     """Read a class list.
 
     Args:
-        spec: a name of `KNOWN_LISTS`, or a file of class names, one per line, UTF-8 with or without a
-            byte-order mark. White space around a name does not count. A file that is called like a known list
-            is given as `./imagenet-1k`.
+        spec: a name of `KNOWN_LISTS`; a file of class names, one per line, UTF-8 with or without a byte-order
+            mark (white space around a name does not count; a file that is called like a known list is given as
+            `./imagenet-1k`); or a folder: that of a packed data set, or one of class folders or class tars.
 
     Returns:
         Class names; their place is the class index.
 
     Raises:
-        UsageError: neither a known name nor a file.
+        UsageError: neither a known name, a file, nor such a folder.
         DataError: blank lines, a name twice, no names, or not UTF-8; every bad line is named.
         MissingExtraError: a known name, and timm is not installed.
     """
@@ -45,12 +45,27 @@ def load_class_list(spec: str | Path) -> tuple[str, ...]:
     if spec in KNOWN_LISTS:
         return _read_names(_timm_info_dir(spec) / KNOWN_LISTS[spec])
     path = Path(spec)
+    if path.is_dir():
+        return _folder_classes(path)
     if not path.is_file():
         raise UsageError(
-            f"{spec}: expected a file of class names or a known list, found neither; "
+            f"{spec}: expected a file of class names, a folder of classes or a known list, found none; "
             f"known lists are {', '.join(KNOWN_LISTS)}"
         )
     return _read_names(path)
+
+
+def _folder_classes(folder: Path) -> tuple[str, ...]:
+    # These modules stand on this one.
+    from .manifest import Manifest
+    from .schema import MANIFEST_NAME
+    from .sources import open_source
+
+    for dataset in (folder, folder / "train"):
+        if (dataset / MANIFEST_NAME).is_file():
+            return Manifest.load(dataset).class_names
+    listing = open_source(folder)
+    return listing.class_names or tuple(entry.name for entry in listing.folders)
 
 
 def class_list_sha256(names: Iterable[str]) -> str:

@@ -52,7 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"softshard: {error}", file=sys.stderr)
         return EXIT_WRONG_CALL
     except KeyboardInterrupt:
-        print("softshard: interrupted", file=sys.stderr)
+        print(
+            "softshard: interrupted. What is finished is kept: packing, resharding and label maps continue when the same "
+            "command is given again, training with --resume",
+            file=sys.stderr,
+        )
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone; the interpreter's own flush at the end must not fail.
@@ -107,7 +111,11 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
     images = pack.add_argument_group("images")
     images.add_argument("--size", type=int, metavar="PX", help="stored size (default: 224)")
     images.add_argument("--resize", choices=("squish", "short-edge", "none"), help="(default: squish)")
-    images.add_argument("--upscale", action="store_true", help="enlarge images smaller than the size")
+    images.add_argument(
+        "--upscale",
+        action="store_true",
+        help="enlarge images smaller than the size in both sides, which else stay as they are",
+    )
     images.add_argument("--quality", type=int, default=90, metavar="Q", help="JPEG quality (default: 90)")
     images.add_argument(
         "--copy-fitting",
@@ -141,7 +149,12 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
         type=float,
         default=0.001,
         metavar="SHARE",
-        help="bad inputs that stop the run (default: 0.001; ten always may be)",
+        help="share of bad inputs that stops the run (default: 0.001; ten always may be, with 0 none)",
+    )
+    run.add_argument(
+        "--retry-bad",
+        action="store_true",
+        help="make shards again that bad inputs were left out of: after mending them in place",
     )
     run.add_argument(
         "--dry-run", action="store_true", help="print what would be packed, and write nothing to DST"
@@ -188,6 +201,7 @@ def _run_pack(args: argparse.Namespace) -> int:
         class_names=class_names,
         tree=tree,
         workers=args.workers,
+        retry_bad=args.retry_bad,
         engine=args.engine,
     )
     if args.json:
@@ -212,12 +226,18 @@ def _run_pack(args: argparse.Namespace) -> int:
         )
         return EXIT_FINE
     print(f"read {summary.read:,} = packed {summary.packed:,} + bad {summary.bad:,}")
+    if summary.shards_kept:
+        total = sum(len(manifest.shards) for manifest in summary.manifests.values())
+        print(f"  {summary.shards_kept:,} of {total:,} shards were there already")
     for name, manifest in summary.manifests.items():
         print(
             f"  {public_name(args.destination)}/{name}: {manifest.num_samples:,} samples of {manifest.num_classes:,} "
             f"classes in {len(manifest.shards):,} shards, "
             f"{manifest.num_bytes / manifest.num_samples:,.0f} bytes a sample"
         )
+    own = set(tree.classes[tree.num_listed :]) if tree else set()
+    inner = [name for name in summary.without_images if name in own]
+    leaves = [name for name in summary.without_images if name not in own]
     if summary.bad:
         print(f"  bad inputs, with reasons: {public_name(args.destination)}/bad.jsonl")
     for what, names in (
@@ -225,7 +245,8 @@ def _run_pack(args: argparse.Namespace) -> int:
             "folders left out (too few images, or not in the class list)",
             [name for name, _ in summary.dropped],
         ),
-        ("classes of the list without images", summary.without_images),
+        ("inner nodes of the tree, without images of their own", inner),
+        ("classes of the list without images", leaves),
         ("files that are not images", summary.ignored),
     ):
         if names:

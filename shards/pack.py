@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .classes import class_list_sha256
 from .destination import Destination, LocalDestination, RemoteDestination, open_destination
 from .engine_local import run_locally
 from .errors import DataError, UsageError
+from .files import canonical_json
 from .listing import Listing
 from .listing_file import KeptListing
 from .manifest import LabelMapInfo, Manifest, save_sidecar
@@ -30,7 +31,7 @@ from .pack_plan import SIZE_SAMPLE, PackOptions, make_job, mean_sample_bytes, pl
 from .plan import Plan, some
 from .progress import progress_bar
 from .receipts import read_receipts, settle_plan
-from .schema import LEDGER_NAME, LISTING_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
+from .schema import LEDGER_NAME, LISTING_NAME, MANIFEST_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
 from .shard_task import RECEIPT_KEYS, BadInput, Job, PlannedShard
 from .storage import open_storage
 from .tree import LabelTree
@@ -52,6 +53,7 @@ class PackSummary:
         without_images: names of the class list without any image.
         ignored: files that are not images by their suffix.
         manifests: split name to manifest.
+        shards_kept: shards that an earlier run had made.
     """
 
     read: int
@@ -61,6 +63,7 @@ class PackSummary:
     without_images: tuple[str, ...]
     ignored: tuple[str, ...]
     manifests: dict[str, Manifest]
+    shards_kept: int = field(default=0, compare=False)
 
 
 def pack(
@@ -72,6 +75,7 @@ def pack(
     tree: LabelTree | None = None,
     workers: int | None = None,
     engine: str = "local",
+    retry_bad: bool = False,
 ) -> PackSummary:
     """Pack an image collection into `destination/train` and, where asked for, `destination/val`.
 
@@ -87,6 +91,9 @@ def pack(
             the cluster that the environment variable RAY_ADDRESS names, else on a Ray of this machine, for as long
             as it takes. The machines of a cluster see the source, the destination and the label maps under the
             same names, in a bucket or in folders that they share, and have the same versions installed.
+
+        retry_bad: make shards again that bad inputs were left out of. A run that continues trusts names, not
+            bytes: this is for inputs that were mended in place.
 
     Returns:
         What was read, packed and left out.
@@ -114,11 +121,14 @@ def pack(
         if earlier is None:
             kept.save(listing)
         job = make_job(listing, plan, options, tree)
-        samples_per_shard = _settle_plan(target, plan, options, job)
+        samples_per_shard = _settle_plan(target, plan, options, job, tree)
         shards = _planned_shards(target, plan, samples_per_shard)
-        limit = max(ALWAYS_ALLOWED_BAD, int(options.max_bad * plan.num_samples))
-        receipts = _make_shards(target, shards, job, engine, workers, plan.num_samples, limit)
-        return _finish(target, plan, options, job, receipts, tree, listing)
+        limit = max(ALWAYS_ALLOWED_BAD, int(options.max_bad * plan.num_samples)) if options.max_bad else 0
+        receipts, num_kept = _make_shards(
+            target, shards, job, engine, workers, plan.num_samples, limit, retry_bad
+        )
+        summary = _finish(target, plan, options, job, receipts, tree, listing)
+        return replace(summary, shards_kept=num_kept)
 
 
 def _check_apart(source: str | Path, destination: Destination) -> None:
@@ -142,7 +152,9 @@ def _check_free(destination: Destination) -> None:
         raise UsageError(f"{destination.name}: expected an empty or new folder, found {some(others)}")
 
 
-def _settle_plan(destination: Destination, plan: Plan, options: PackOptions, job: Job) -> int:
+def _settle_plan(
+    destination: Destination, plan: Plan, options: PackOptions, job: Job, tree: LabelTree | None
+) -> int:
     """Write `plan.json`, or compare it with the one of an earlier run; returns the samples of a shard."""
     samples_per_shard = 0
 
@@ -154,17 +166,29 @@ def _settle_plan(destination: Destination, plan: Plan, options: PackOptions, job
             "samples_per_shard": samples_per_shard,
             "map_shape": job.map_shape,
             "pixel_stack": dict(job.pixel_stack),
-            "options": options.to_json(),
+            "options": _told(options, plan, tree),
             "samples": {split.name: len(split) for split in plan.splits},
             "dropped": [list(item) for item in plan.dropped],
         }
         return json.dumps(values, indent=1).encode("ascii")
 
     earlier = settle_plan(destination, content)
-    return samples_per_shard if earlier is None else _check_earlier_plan(destination.name, earlier, plan, job)
+    if earlier is None:
+        return samples_per_shard
+    return _check_earlier_plan(destination.name, earlier, plan, job, _told(options, plan, tree))
 
 
-def _check_earlier_plan(where: str, content: bytes, plan: Plan, job: Job) -> int:
+def _told(options: PackOptions, plan: Plan, tree: LabelTree | None) -> dict[str, Any]:
+    """What the plan depends on, so that a run with another plan can be told what is different."""
+    return {
+        **options.to_json(),
+        "tree": tree.fingerprint[:12] if tree else None,
+        "class list": class_list_sha256(plan.class_names)[:12],
+        "images": plan.num_samples,
+    }
+
+
+def _check_earlier_plan(where: str, content: bytes, plan: Plan, job: Job, told: Mapping[str, Any]) -> int:
     """Compare the plan of an earlier run with ours; returns its samples of a shard."""
     try:
         earlier = json.loads(content)
@@ -178,10 +202,17 @@ def _check_earlier_plan(where: str, content: bytes, plan: Plan, job: Job) -> int
             "Pack into a new folder"
         ) from error
     if plan_sha256 != plan.sha256:
+        before = earlier.get("options")
+        before = before if isinstance(before, dict) else {}
+        changes = [
+            f"{name.replace('_', '-')} was {before[name]}, is {now}"
+            for name, now in json.loads(canonical_json(told)).items()
+            if name in before and before[name] != now
+        ]
+        changed = "; ".join(changes) or "files of the source have other names"
         raise UsageError(
             f"{where}: expected the plan {plan.sha256[:12]} of this source and these options, "
-            f"found {plan_sha256[:12]} of an earlier run; the source or an option has changed. "
-            "Pack into a new folder"
+            f"found {plan_sha256[:12]} of an earlier run: {changed}. Give the same again, or pack into a new folder"
         )
     if earlier_stack != dict(job.pixel_stack):
         raise UsageError(
@@ -221,8 +252,12 @@ def _make_shards(
     workers: int | None,
     num_samples: int,
     limit: int,
-) -> dict[str, dict[str, Any]]:
-    """Make the shards that have no receipt yet; returns all receipts, by the shard's name.
+    retry_bad: bool,
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """Make the shards that have no receipt yet.
+
+    Returns:
+        All receipts, by the shard's name, and how many of them were there.
 
     Raises:
         DataError: more than `limit` inputs are bad.
@@ -244,16 +279,19 @@ def _make_shards(
             names = [shard.name for shard in planned]
             earlier = read_receipts(folder, names, job.plan_sha256, RECEIPT_KEYS)
             for shard, receipt in zip(planned, earlier, strict=True):
-                if receipt is None:
+                if receipt is None or (retry_bad and receipt["bad"]):
                     missing.append(shard)
                 else:
                     count(shard.name, receipt)
+        num_kept = len(receipts)
         if missing:
+            for folder in {shard.folder.name: shard.folder for shard in missing}.values():
+                folder.remove(MANIFEST_NAME)  # no longer complete
             # Closed here and now: an error's trace would keep its tasks running when the folder's lock is gone.
             with closing(_run(engine, job, missing, workers)) as made:
                 for receipt in made:
                     count(receipt["name"], receipt)
-    return receipts
+    return receipts, num_kept
 
 
 def _run(

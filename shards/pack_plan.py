@@ -39,7 +39,7 @@ class PackOptions:
         shard_bytes: wanted size of a shard.
         shard_samples: samples of a shard instead; nothing is measured then.
         seed: of the global shuffle.
-        max_bad: share of unusable inputs that stops the run; ten are always allowed.
+        max_bad: share of unusable inputs that stops the run; ten are always allowed, with 0 none.
     """
 
     image: ImageRecipe = field(default_factory=ImageRecipe)

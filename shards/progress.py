@@ -1,20 +1,69 @@
-"""Progress bars: on standard error, for people only."""
+"""How far long work is, on standard error: a bar on a terminal, elsewhere a line a minute for the log."""
 
 from __future__ import annotations
 
 import sys
+import time
+from types import TracebackType
+from typing import Protocol, Self
 
 from tqdm import tqdm
 
+_LINE_EVERY_S = 60.0
 
-def progress_bar(total: int | None, label: str, unit: str) -> tqdm:
-    """A bar that shows itself on a terminal and nowhere else.
+
+class Progress(Protocol):
+    """What work is counted on."""
+
+    def update(self, n: float = 1, /) -> object: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> object: ...
+
+
+def progress_bar(total: int | None, label: str, unit: str) -> Progress:
+    """Show how far work is, with its rate and the time left.
 
     Args:
         total: how many units there are, or None.
         label: what is being done.
         unit: what is counted, such as `img`.
     """
-    return tqdm(
-        total=total, desc=label, unit=unit, file=sys.stderr, disable=not sys.stderr.isatty(), unit_scale=True
-    )
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=label, unit=unit, file=sys.stderr, unit_scale=True)
+    return _Lines(total, label, unit)
+
+
+class _Lines:
+    """A line now and then; none of work that takes less than a minute."""
+
+    def __init__(self, total: int | None, label: str, unit: str) -> None:
+        self._total, self._label, self._unit = total, label, unit
+        self._done = 0.0
+        self._start = self._last = time.monotonic()
+
+    def update(self, n: float = 1, /) -> None:
+        self._done += n
+        now = time.monotonic()
+        if now - self._last >= _LINE_EVERY_S:
+            self._last = now
+            print(self._line(now - self._start), file=sys.stderr, flush=True)
+
+    def _line(self, elapsed_s: float) -> str:
+        rate = self._done / elapsed_s
+        text = f"softshard: {self._label}: {self._done:,.0f}"
+        if self._total is not None:
+            text += f" of {self._total:,}"
+        text += f" {self._unit}, {tqdm.format_interval(elapsed_s)}, {rate:,.1f} {self._unit}/s"
+        if self._total is not None and rate > 0:
+            text += f", {tqdm.format_interval(max(0.0, self._total - self._done) / rate)} left"
+        return text
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        pass

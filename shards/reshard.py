@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from .attach import Added, check_maps, check_tree
+from .classes import class_list_sha256
 from .destination import Destination, open_destination
 from .errors import DataError, UsageError
 from .files import canonical_json, sha256_hex
@@ -107,14 +108,16 @@ def reshard(
     name = result_name([manifest for _, manifest in sources], target, options)
     check_fit(sources, options)
     if options.tree is not None:
-        check_tree(options.tree, sources[0][1])
+        first = sources[0][1]
+        maps_stay = LMAP.suffix in first.components and LMAP.suffix not in options.left_out
+        check_tree(options.tree, first, maps_stay)
     classes = np.concatenate([_checked_classes(folder, manifest) for folder, manifest in sources])
     kept = kept_samples(sources[0][1], classes, options)
     with progress_bar(sum(manifest.num_bytes for _, manifest in sources), "check sources", "B") as bar:
         with_paths = options.label_maps is not None
         table = index_samples(sources, options.left_out, bar.update, workers=workers, with_paths=with_paths)
     check_keys(table, kept)
-    added = _check_added(options, table, kept, sources[0][1].num_classes, workers)
+    added = _check_added(options, table, kept, len(_class_names(sources[0][1], options)), workers)
     if options.shuffle is not None:
         kept = kept[permutation(options.shuffle, PURPOSE_RESHARD, 0, 0, len(kept))]
     sample_bytes = table.kept_bytes + added.tar_bytes(len(table.kept_bytes))
@@ -141,6 +144,11 @@ def _checked_classes(dataset: str | Path, manifest: Manifest) -> np.ndarray:
     classes = load_sidecar(dataset, manifest)
     check_sidecar(dataset, manifest)
     return classes
+
+
+def _class_names(manifest: Manifest, options: ReshardOptions) -> tuple[str, ...]:
+    """The class list of the result; a tree may number inner nodes after the data set's classes."""
+    return manifest.class_names if options.tree is None else options.tree.classes
 
 
 def _check_added(
@@ -197,11 +205,12 @@ def _finish(run: _Run, records: Sequence[ShardRecord], classes: np.ndarray) -> M
         tree.save(run.destination.at(TREE_NAME))
     label_maps = run.added.maps.info if run.added.maps is not None else first.label_maps
     manifests = [manifest for _, manifest in run.sources]
+    class_names = _class_names(first, run.options)
     result = Manifest(
         name=run.name,
         components=tuple(suffixes),
-        class_names=first.class_names,
-        classes_sha256=first.classes_sha256,
+        class_names=class_names,
+        classes_sha256=class_list_sha256(class_names),
         tree_sha256=tree.fingerprint if tree else None,
         num_levels=tree.num_levels if tree else 0,
         label_maps=label_maps if LMAP.suffix in suffixes else None,

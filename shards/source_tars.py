@@ -1,4 +1,4 @@
-"""Sources inside tars: a folder of class tars, and class tars inside one tar. Nothing is ever extracted.
+"""Sources inside tars: a folder of class tars, and class tars or class folders in one tar. Nothing is extracted.
 
     n01440764.tar                        fall11_whole.tar
         n01440764_18.JPEG                    n01440764.tar
@@ -204,6 +204,47 @@ def list_tar_of_tars(storage: Storage, seen: Seen = not_seen) -> Listing:
                 problems.append(str(error))
     classes = _checked(list(folders.values()), problems, storage.name)
     return Listing(storage.name, classes, (), tuple(sorted(ignored)), storage=storage)
+
+
+def list_tar_of_folders(storage: Storage, seen: Seen = not_seen) -> Listing:
+    """List class folders inside one tar: members `<class>/.../<image>`, or all of them below one more folder.
+
+    Raises:
+        DataError: a tar that cannot be read, an image outside of every folder, or no image at all.
+    """
+    found: dict[str, Location] = {}
+    ignored: list[str] = []
+    with storage.open() as file:
+        for member in tar_members(file, storage.name):
+            path = plain_name(member)
+            if path is None or not is_image_name(path):
+                if not member.isdir():
+                    ignored.append(member.name)
+                continue
+            if path in found:
+                ignored.append(path)  # as extracting it does: the later one replaces the earlier
+            found[path] = Location("", member.offset_data, member.size)
+            seen(1)
+    # A tar of the folder rather than of what is in it.
+    top = {path.partition("/")[0] for path in found}
+    cut = len(top.pop()) + 1 if len(top) == 1 and all(path.count("/") > 1 for path in found) else 0
+    classes: dict[str, dict[str, Location]] = {}
+    loose = []
+    for path, location in found.items():
+        name, slash, inner = path[cut:].partition("/")
+        if slash:
+            classes.setdefault(name, {})[inner] = location
+        else:
+            loose.append(
+                f"{storage.name}: {path}: expected <class>/<image>, found an image outside of every class folder"
+            )
+    folders = [
+        ClassFolder(name, name, sorted(files), Spans.pack([files[file] for file in sorted(files)]))
+        for name, files in classes.items()
+    ]
+    return Listing(
+        storage.name, _checked(folders, loose, storage.name), (), tuple(sorted(ignored)), storage=storage
+    )
 
 
 def _class_tar(

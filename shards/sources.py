@@ -3,6 +3,7 @@
     folder of class folders      SRC/<class>/<image>
     folder of class tars         SRC/<class>.tar
     class tars inside a tar      SRC = fall11_whole.tar
+    class folders inside a tar   SRC = photos.tar of <class>/<image>
     file list                    SRC = list.csv, list.tsv, list.jsonl: path, label and more columns
     WebDataset                   SRC/*.tar of samples with an image and a class
 
@@ -24,15 +25,16 @@ from .listing import Listing as Listing
 from .listing import Seen, in_order, is_image_name, not_seen
 from .schema import LEDGER_NAME, PLAN_NAME
 from .source_lists import LIST_SUFFIXES, list_file_list
-from .source_tars import list_class_tars, list_tar_of_tars, plain_name, tar_members
+from .source_tars import list_class_tars, list_tar_of_folders, list_tar_of_tars, plain_name, tar_members
 from .source_webdataset import LABEL_SUFFIXES, list_webdataset
 from .storage import Storage, open_storage
 
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 _MEMBERS_TO_TELL = 32  # of a tar: enough to see what it holds
 _TARS_TO_TELL = 8
 _KNOWN = (
-    "a folder of class folders, a folder of class tars, a tar of class tars, a WebDataset, or a .csv, .tsv or .jsonl "
-    "list of path and label"
+    "a folder of class folders or class tars, a tar of either, a WebDataset, or a .csv, .tsv or .jsonl list of path and "
+    "label"
 )
 
 
@@ -105,18 +107,17 @@ def _open_file(storage: Storage, class_names: Sequence[str] | None, seen: Seen) 
     path = storage.name.lower()
     if path.endswith(LIST_SUFFIXES):
         return list_file_list(storage, class_names, seen)
-    if any(
-        path.endswith(suffix)
-        for suffix in (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
-    ):
+    if path.endswith((".tar", *_COMPRESSED)):
         kind = _tar_kind(storage, "")
         if kind == "tars":
             return list_tar_of_tars(storage, seen)
+        if kind == "folders":
+            return list_tar_of_folders(storage, seen)
         if kind == "webdataset":
             return _list_folder(storage, "webdataset", ("",), class_names, seen)
         raise UsageError(
-            f"{storage.name}: expected members <class>.tar or samples with an image and a class, found neither; it is "
-            "not known which class an image has. Give the folder of class tars"
+            f"{storage.name}: expected members <class>.tar, <class>/<image> or samples with an image and a class, found "
+            "images alone; it is not known which class they have. Give the folder of class tars"
         )
     raise UsageError(f"{storage.name}: expected {_KNOWN}; found a file of another kind")
 
@@ -144,7 +145,11 @@ def _folder_kind(storage: Storage, below: str) -> str:
 
 
 def _tar_kind(storage: Storage, path: str) -> str:
-    """`tars`, `webdataset` or `images`, from the first members."""
+    """`tars`, `webdataset`, `folders` or `images`, from the first members.
+
+    Raises:
+        UsageError: images with files of the same name beside them, none of which is a class.
+    """
     where = f"{storage.name.rstrip('/')}/{path}" if path else storage.name
     with storage.open(path) as file:
         names = [plain_name(member) for member in islice(tar_members(file, where), _MEMBERS_TO_TELL)]
@@ -153,7 +158,16 @@ def _tar_kind(storage: Storage, path: str) -> str:
         return "tars"
     keys = {name.partition(".")[0] for name in seen if is_image_name(name)}
     labels = {name.partition(".")[0] for name in seen if name.endswith(LABEL_SUFFIXES)}
-    return "webdataset" if keys & labels else "images"
+    if keys & labels:
+        return "webdataset"
+    others = [name for name in seen if not is_image_name(name)]
+    if len(keys & {name.partition(".")[0] for name in others}) > len(keys) / 2:
+        # A WebDataset after all; taken for a class tar, each shard would become a class.
+        raise UsageError(
+            f"{where}: expected the class of every sample in a member .cls or .json, found images with {others[0]!r} "
+            "and the like beside them. Write a .cls for every sample, or give a list of path and label"
+        )
+    return "folders" if keys and all("/" in name for name in seen if is_image_name(name)) else "images"
 
 
 def _list_folder(
@@ -197,6 +211,11 @@ def _class_folders(storage: Storage, below: str, seen: Seen) -> tuple[tuple[Clas
     hint = "Give the folder whose subfolders are the classes: SRC/<class>/<image>.jpg"
     if not folders:
         found = f"{beside} files" if beside else "an empty folder"
+        if packed := [path for path in ignored if path.endswith(_COMPRESSED)]:
+            raise DataError(
+                f"{where}: expected class folders or class tars, found compressed tars such as {packed[0]!r}; images are "
+                "read from their places in a tar. Decompress them first"
+            )
         raise DataError(f"{where}: expected class folders, found {found}. {hint}")
     if not any(len(folder.files) for folder in folders):
         raise DataError(f"{where}: expected images, found none in {len(folders)} class folders. {hint}")

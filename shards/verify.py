@@ -146,7 +146,7 @@ def _verify_folder(
     report: VerifyReport,
 ) -> None:
     problems = report.problems
-    name = dataset_name(folder).rpartition("/")[2]
+    name = dataset_name(folder)
     sidecar = None
     try:
         sidecar = load_sidecar(folder, manifest)
@@ -163,11 +163,11 @@ def _verify_folder(
     )
     names = [shard.name for shard in manifest.shards]
     if only is not None and only not in names:
-        problems.append(f"{only}: expected a shard of {name}'s manifest, found no such name there")
+        problems.append(f"{expected.where(only)}: expected a shard of the manifest, found no such name there")
         return
     if only is None:
         problems.extend(
-            f"{stray}: expected only the manifest's shards, found this one too"
+            f"{expected.where(stray)}: expected only the manifest's shards, found this one too"
             for stray in sorted(set(_tars(folder)) - set(names))
         )
     starts = accumulate((shard.samples for shard in manifest.shards), initial=0)
@@ -188,7 +188,7 @@ def _verify_folder(
             problems.extend(found.problems)
             findings.append(found)
             bar.update(shard.record.samples)
-    problems.extend(_keys_used_again([shard.record.name for shard in shards], findings))
+    problems.extend(_keys_used_again([expected.where(shard.record.name) for shard in shards], findings))
 
 
 def _num_processes(shards: list[ShardToCheck], workers: int | None) -> int:

@@ -20,7 +20,7 @@ from .labelmap import decode_label_map, read_map_header
 from .manifest import LabelMapInfo
 from .names import Names
 from .schema import CLS, HIER, JPG, KEY_PATTERN, LMAP, META
-from .shard_files import ShardFile, open_shard, read_index
+from .shard_files import ShardFile, dataset_name, inside, open_shard, read_index
 from .writer import ShardRecord
 
 
@@ -43,6 +43,10 @@ class Expected:
     label_maps: LabelMapInfo | None
     vectors: np.ndarray | None
     decode: bool
+
+    def where(self, name: str) -> str:
+        """A file of the data set, as messages name it."""
+        return dataset_name(inside(self.dataset, name))
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ def check_shard(expected: Expected, shard: ShardToCheck) -> ShardFindings:
     except FileNotFoundError:
         findings.found = False
         findings.problems.append(
-            f"{record.name}: expected a shard of {record.bytes} bytes, found none. Copy it again, or pack again"
+            f"{expected.where(record.name)}: expected a shard of {record.bytes} bytes, found none. Copy it again, or "
+            "pack again"
         )
     except DataError as error:  # the server is away
         findings.problems.append(str(error))
@@ -96,7 +101,7 @@ def check_shard(expected: Expected, shard: ShardToCheck) -> ShardFindings:
 
 def _check_file(expected: Expected, shard: ShardToCheck, file: ShardFile, findings: ShardFindings) -> None:
     record, problems = shard.record, findings.problems
-    name, classes = record.name, shard.classes
+    name, classes = expected.where(record.name), shard.classes
     if file.size != record.bytes:
         cut = f"{file.size}; the shard is cut short" if file.size < record.bytes else "more"
         problems.append(f"{name}: expected {record.bytes} bytes, found {cut}. Copy it again, or pack again")
@@ -139,11 +144,11 @@ def _read_parts(file: BinaryIO, index: ShardIndex, i: int) -> dict[str, bytes]:
 def _check_idx(
     expected: Expected, record: ShardRecord, index: ShardIndex, tar_bytes: int, problems: list[str]
 ) -> None:
-    name = index_name(record.name)
+    name = expected.where(index_name(record.name))
     try:
         text = read_index(expected.dataset, record, len(expected.components))
     except FileNotFoundError:
-        problems.append(f"{name}: expected the shard's index, found none")
+        problems.append(f"{name}: expected the shard's index, found none. Copy it again, or pack again")
         return
     except DataError as error:
         problems.append(str(error))

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from .distillation import SemanticKDLoss, TeacherLevels, teacher_levels
     from .level_layout import LevelLayout, LevelOrder
     from .losses import SemanticSoftmaxLoss, SingleLabelLoss, SoftTargetLoss
-from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
-from .multi_label import AsymmetricLoss, BinaryCrossEntropyLoss
-from .recipes import Recipe, relabel, semantic_softmax, single_label, small, transfer
+    from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
+    from .multi_label import AsymmetricLoss, BinaryCrossEntropyLoss
+    from .recipes import Recipe, relabel, semantic_softmax, single_label, small, transfer
 
 __all__ = [
     "AsymmetricLoss",

@@ -88,8 +88,8 @@ def test_verify_prints_every_problem_of_every_data_set_and_ends_with_one(capsys,
     lines = out.splitlines()
     assert (code, err) == (1, "")
     assert lines[0].startswith(f"{tmp_path / 'nowhere'}: expected a data set")
-    assert lines[1].startswith("train-000000.tar: expected a shard of ")
-    assert lines[2].startswith("val-000000.idx: expected the shard's index")
+    assert lines[1].startswith(f"{packed}/train/train-000000.tar: expected a shard of ")
+    assert lines[2].startswith(f"{packed}/val/val-000000.idx: expected the shard's index")
     assert lines[3] == "13 samples in 4 shards: 3 problems"
 
 

@@ -320,7 +320,7 @@ def test_a_worker_that_dies_is_reported_with_what_to_do(tmp_path, long_run):
 def test_a_changed_option_into_the_same_folder_is_refused(source, tmp_path, options, change):
     pack(source, tmp_path / "set", options, workers=1)
     before = files(tmp_path / "set")
-    with pytest.raises(UsageError, match=r"the source or an option has changed. Pack into a new folder"):
+    with pytest.raises(UsageError, match=r"of an earlier run: .* was .*, is .*\. Give the same again, or"):
         pack(source, tmp_path / "set", replace(options, **change), workers=1)
     assert files(tmp_path / "set") == before
 
@@ -329,15 +329,15 @@ def test_a_changed_source_tree_or_class_list_into_the_same_folder_is_refused(
     source, tmp_path, options, table_tree
 ):
     pack(source, tmp_path / "set", options, tree=table_tree, workers=1)
-    with pytest.raises(UsageError, match="has changed"):
+    with pytest.raises(UsageError, match=r"found .* of an earlier run: "):
         pack(source, tmp_path / "set", options, class_names=table_tree.classes, workers=1)
     cut = LabelTree.from_json(
         {**table_tree.to_json(), "max_levels": 1, "fingerprint": _fingerprint(table_tree)}
     )
-    with pytest.raises(UsageError, match="has changed"):
+    with pytest.raises(UsageError, match=r"found .* of an earlier run: "):
         pack(source, tmp_path / "set", options, tree=cut, workers=1)
     (source / "dog" / "new.jpg").write_bytes((source / "dog" / "dog_0.jpg").read_bytes())
-    with pytest.raises(UsageError, match="has changed"):
+    with pytest.raises(UsageError, match=r"found .* of an earlier run: "):
         pack(source, tmp_path / "set", options, tree=table_tree, workers=1)
 
 
@@ -507,3 +507,24 @@ def test_a_resume_with_maps_of_another_shape_is_refused(source, tmp_path, option
         match=r"expected label maps of \[K, P, Q\] \[3, 4, 5\] as in the earlier run, found \[3, 5, 5\]",
     ):
         pack(source, tmp_path / "set", with_maps(options, others), workers=1)
+
+
+def test_bad_inputs_that_were_mended_are_packed_when_asked_for(source, tmp_path, options):
+    bad = sorted(source.rglob("*.jpg"))[0]
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:40])
+    first = pack(source, tmp_path / "set", options, workers=1)
+    assert first.bad == 1
+    bad.write_bytes(whole)
+    again = pack(source, tmp_path / "set", options, workers=1)
+    assert (again.bad, again.shards_kept) == (1, 5)
+    mended = pack(source, tmp_path / "set", options, workers=1, retry_bad=True)
+    assert (mended.bad, mended.shards_kept) == (0, 4)
+    pack(source, tmp_path / "expected", options, workers=1)
+    assert files(tmp_path / "set") == files(tmp_path / "expected")
+
+
+def test_with_a_budget_of_nothing_one_bad_input_stops_the_run(source, tmp_path, options):
+    sorted(source.rglob("*.jpg"))[0].write_bytes(b"")
+    with pytest.raises(DataError, match="expected at most 0 bad inputs, found 1"):
+        pack(source, tmp_path / "set", replace(options, max_bad=0), workers=1)

@@ -205,7 +205,7 @@ def test_class_folders_beside_class_tars_cannot_be_told(tmp_path):
 def test_a_tar_of_bare_images_and_another_file_cannot_be_told(tmp_path):
     make_tar(tmp_path / "a.tar", {"1.jpg": b"x"})
     (tmp_path / "a.txt").touch()
-    with pytest.raises(UsageError, match="it is not known which class an image has"):
+    with pytest.raises(UsageError, match="it is not known which class they have"):
         open_source(tmp_path / "a.tar")
     with pytest.raises(UsageError, match="found a file of another kind"):
         open_source(tmp_path / "a.txt")
@@ -218,3 +218,50 @@ def test_class_tars_without_images_are_an_error(tmp_path):
     make_tar(tmp_path / "tars" / "a.tar", {"1.txt": b"x"})
     with pytest.raises(DataError, match="expected class tars of images, found none in 1 tars"):
         pack(tmp_path / "tars", tmp_path / "set", PackOptions())
+
+
+@pytest.mark.parametrize("top", ["", "photos/"])
+def test_a_tar_of_class_folders_gives_what_the_folders_give(source, tmp_path, options, top):
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        for path in sorted(source.rglob("*.jpg"), reverse=True):
+            tar.add(path, arcname=f"{top}{path.relative_to(source)}")
+    listing = open_source(tmp_path / "all.tar")
+    expected = open_source(source)
+    assert [(f.name, f.path, f.files) for f in listing.folders] == [
+        (f.name, f.path, f.files) for f in expected.folders
+    ]
+    pack(source, tmp_path / "folders", options, workers=1)
+    pack(tmp_path / "all.tar", tmp_path / "tar", options, workers=1)
+    for shard in sorted((tmp_path / "folders").rglob("*.tar")):
+        assert shard.read_bytes() == (tmp_path / "tar" / shard.relative_to(tmp_path / "folders")).read_bytes()
+
+
+def test_an_image_outside_of_the_class_folders_of_a_tar_is_named(source, tmp_path):
+    image = next(source.rglob("*.jpg"))
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add(image, arcname="cat/1.jpg")
+        tar.add(image, arcname="cat/2.jpg")
+        for i in range(40):
+            tar.add(image, arcname=f"dog/{i}.jpg")
+        tar.add(image, arcname="stray.jpg")
+    with pytest.raises(
+        DataError, match=r"stray\.jpg: expected <class>/<image>, found an image outside of every"
+    ):
+        open_source(tmp_path / "all.tar")
+
+
+def test_samples_with_a_text_beside_each_image_are_not_taken_for_class_tars(source, tmp_path):
+    image = next(source.rglob("*.jpg"))
+    (tmp_path / "a.txt").write_text("cat")
+    for shard in ("x-0", "x-1"):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            tar.add(image, arcname="a.jpg")
+            tar.add(tmp_path / "a.txt", arcname="a.txt")
+    with pytest.raises(UsageError, match=r"expected the class of every sample in a member \.cls or \.json"):
+        open_source(tmp_path)
+
+
+def test_compressed_class_tars_are_told_what_they_are(tmp_path):
+    (tmp_path / "n01440764.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(DataError, match=r"found compressed tars such as 'n01440764\.tar\.gz'; .* Decompress"):
+        open_source(tmp_path)

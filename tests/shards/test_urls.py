@@ -14,6 +14,7 @@ from softshard.shards import DataError, Manifest, ReshardOptions, UsageError, re
 from softshard.shards.cli import main
 from softshard.shards.gather import index_samples
 from softshard.shards.stats import data_set_stats
+from softshard.shards.storage import public_name
 
 
 @pytest.fixture(autouse=True)
@@ -315,7 +316,7 @@ def test_bytes_that_change_on_their_way_are_noticed(faulty, packed_once):
 
     url, _ = faulty(packed_once, spoil)
     problems = verify(f"{url}/train", workers=1).problems
-    assert problems[0].startswith("train-000001.idx: expected SHA-256 ")
+    assert problems[0].startswith(f"{public_name(url)}/train/train-000001.idx: expected SHA-256 ")
 
 
 @pytest.mark.parametrize("command", ["verify", "stats", "reshard"])

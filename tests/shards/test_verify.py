@@ -47,7 +47,8 @@ def put(suffix, value, sample=0):
 
 
 def problems(folder, **options):
-    return verify(folder, **options).problems
+    """The problems, their files named without the data set's folder."""
+    return [problem.replace(f"{folder}/", "") for problem in verify(folder, **options).problems]
 
 
 def test_a_good_data_set_has_no_problems(packed_once):
@@ -66,7 +67,7 @@ def test_one_shard_can_be_checked_alone(packed):
 def test_a_shard_that_is_not_in_the_manifest_is_reported(packed):
     shutil.copy(packed / "train" / SHARD, packed / "train" / "other.tar")
     assert problems(packed / "train" / "other.tar") == [
-        "other.tar: expected a shard of train's manifest, found no such name there"
+        f"{packed / 'train'}/other.tar: expected a shard of the manifest, found no such name there"
     ]
     assert problems(packed / "train") == [
         "other.tar: expected only the manifest's shards, found this one too"
@@ -123,7 +124,7 @@ def test_a_flipped_byte_of_any_file_is_reported(packed):
     [
         (SHARD, f"{SHARD}: expected a shard of [0-9]+ bytes, found none. Copy it again, or pack again"),
         ("train-000001.idx", "train-000001.idx: expected the shard's index, found none"),
-        ("classes.npy", "train/classes.npy: expected every sample's class as int32, found: "),
+        ("classes.npy", "classes.npy: expected every sample's class as int32, found: "),
         ("tree.json", "train: .*tree.json: cannot be read"),
     ],
 )
@@ -154,7 +155,7 @@ def test_a_tree_of_other_classes_is_reported_once_and_not_taken_for_the_labels(p
     content["tree"]["sha256"] = other.fingerprint
     (packed / "train" / "manifest.json").write_text(json.dumps(content))
     assert problems(packed / "train") == [
-        "train: expected the tree's classes to be the manifest's class list, found others"
+        f"{packed / 'train'}: expected the tree's classes to be the manifest's class list, found others"
     ]
 
 
@@ -296,7 +297,9 @@ def test_a_manifest_that_cannot_be_read_does_not_hide_the_other_data_set(packed)
     (packed / "val" / "val-000000.idx").unlink()
     found = problems(packed)
     assert "expected format version 1.x, found 2.0" in found[0]
-    assert found[1] == "val-000000.idx: expected the shard's index, found none"
+    assert (
+        found[1] == "val/val-000000.idx: expected the shard's index, found none. Copy it again, or pack again"
+    )
 
 
 # ---- What is no data set

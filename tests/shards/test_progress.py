@@ -1,0 +1,36 @@
+"""Progress where standard error is no terminal: a line a minute, nothing for short work."""
+
+import pytest
+
+from softshard.shards import progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_short_work_prints_nothing(capsys):
+    with progress.progress_bar(10, "pack", "img") as bar:
+        bar.update(10)
+    assert capsys.readouterr().err == ""
+
+
+def test_long_work_prints_a_line_a_minute_with_rate_and_time_left(clock, capsys):
+    with progress.progress_bar(1200, "pack", "img") as bar:
+        for _ in range(6):
+            clock[0] += 20
+            bar.update(20)
+    assert capsys.readouterr().err.splitlines() == [
+        "softshard: pack: 60 of 1,200 img, 01:00, 1.0 img/s, 19:00 left",
+        "softshard: pack: 120 of 1,200 img, 02:00, 1.0 img/s, 18:00 left",
+    ]
+
+
+def test_work_of_unknown_length_has_no_time_left(clock, capsys):
+    with progress.progress_bar(None, "list", "img") as bar:
+        clock[0] += 60
+        bar.update(30)
+    assert capsys.readouterr().err == "softshard: list: 30 img, 01:00, 0.5 img/s\n"
