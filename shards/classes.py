@@ -12,7 +12,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .errors import DataError, MissingExtraError, UsageError
+from .files import read_text
+from .schema import MIB
+from .storage import is_remote, public_name
 from .wordnet import WNID_PATTERN, hypernyms, lemmas, wordnet
+
+_MAX_LIST_BYTES = 64 * MIB
 
 # Files of timm's wheel, in timm/data/_info. `imagenet-21k` is the fall11 release as it was: 21,841 classes.
 # Google's list has two more, Microsoft's another one.
@@ -37,13 +42,15 @@ def load_class_list(spec: str | Path) -> tuple[str, ...]:
         Class names; their place is the class index.
 
     Raises:
-        UsageError: neither a known name, a file, nor such a folder.
+        UsageError: neither a known name, a file or URL, nor such a folder.
         DataError: blank lines, a name twice, no names, or not UTF-8; every bad line is named.
         MissingExtraError: a known name, and timm is not installed.
     """
     spec = str(spec)
     if spec in KNOWN_LISTS:
         return _read_names(_timm_info_dir(spec) / KNOWN_LISTS[spec])
+    if is_remote(spec):
+        return _parse_names(read_text(spec, _MAX_LIST_BYTES), public_name(spec))
     path = Path(spec)
     if path.is_dir():
         return _folder_classes(path)
@@ -121,14 +128,10 @@ def noun_senses(names: Sequence[str], num: int = 40) -> list[str]:
 
 
 def _read_names(path: Path) -> tuple[str, ...]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: expected UTF-8 text, found byte {error.object[error.start]:#04x}"
-        ) from error
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read; {error.strerror}") from error
+    return _parse_names(read_text(str(path), _MAX_LIST_BYTES), str(path))
+
+
+def _parse_names(text: str, path: str) -> tuple[str, ...]:
     # Not str.splitlines: that also splits at form feeds and Unicode's separators.
     lines = text.removesuffix("\n").split("\n")
     if lines == [""]:

@@ -13,12 +13,19 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points, version
-from pathlib import Path
 
 from .cli_data_sets import add_data_sets
 from .cli_maps import add_maps
 from .cli_tree import add_tree
-from .cli_values import EXIT_BAD_DATA, EXIT_FINE, EXIT_INTERRUPTED, EXIT_WRONG_CALL, byte_size, print_json
+from .cli_values import (
+    EXIT_BAD_DATA,
+    EXIT_FINE,
+    EXIT_INTERRUPTED,
+    EXIT_WRONG_CALL,
+    byte_size,
+    local_path,
+    print_json,
+)
 from .errors import DataError, SoftshardError
 from .schema import DEFAULT_SHARD_BYTES
 
@@ -63,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FINE
     except OSError as error:  # no permission, no space, a file where a folder is expected
-        print(f"softshard: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        where = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
+        print(f"softshard: {where}", file=sys.stderr)
         return EXIT_WRONG_CALL
 
 
@@ -104,7 +112,7 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
     )
     labels.add_argument(
         "--label-maps",
-        type=Path,
+        type=local_path,
         metavar="DIR",
         help="label maps: DIR/<image's path below SRC, without its ending>.lmap",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .cli_values import EXIT_BAD_DATA, EXIT_FINE, byte_size, print_json
+from .cli_values import EXIT_BAD_DATA, EXIT_FINE, byte_size, local_path, print_json
 from .errors import DataError
 from .schema import DEFAULT_SHARD_BYTES
 
@@ -89,7 +89,7 @@ def _add_reshard(subparsers: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "--label-maps",
-        type=Path,
+        type=local_path,
         metavar="DIR",
         help="label maps to add, or in place of those there: DIR/<original path, without its ending>.lmap, as for "
         "pack. All are checked first; nothing is written where one is missing or bad",

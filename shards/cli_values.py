@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from pathlib import Path
 
 from .schema import MIB
+from .storage import public_name
 
 EXIT_FINE, EXIT_BAD_DATA, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -24,3 +26,12 @@ def byte_size(text: str) -> int:
 def print_json(value: object) -> None:
     """A command's result for a program to read."""
     print(json.dumps(value, indent=1))
+
+
+def local_path(text: str) -> Path:
+    """A path of this machine, for argparse."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"expected a local path, found {public_name(text)!r}; copy it here first"
+        )
+    return Path(text)

@@ -23,6 +23,8 @@ from .retries import http_status, patiently
 from .schema import LISTING_NAME, PLAN_NAME
 from .storage import LocalStorage, RemoteStorage, open_storage, public_name
 
+# A file appears there when it is whole; elsewhere (sftp, hdfs, smb) it grows under its own name.
+_OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "r2", "memory")
 _LOCK_NAME = ".lock"
 _PRECONDITION_FAILED = 412  # the status of a write that was to make a file anew
 
@@ -123,10 +125,12 @@ def open_destination(where: str | Path | Destination) -> Destination:
     storage = open_storage(where)
     if isinstance(storage, LocalStorage):
         return LocalDestination(Path(storage.root))
-    if str(where).lower().startswith(("http://", "https://")):
+    protocol = str(where).partition("://")[0].lower()
+    if protocol not in _OBJECT_STORES:
         raise UsageError(
-            f"{storage.name}: expected a folder or a bucket to write to, found a web server, which is only read "
-            "from. Give a folder, or a URL such as s3://bucket/folder"
+            f"{storage.name}: expected a folder or a bucket to write to (protocols {', '.join(_OBJECT_STORES)}), found "
+            f"{protocol!r}, where a file is seen before it is whole or which is only read from. Write to one of those, "
+            "and copy the finished folder"
         )
     return RemoteDestination(str(where))
 

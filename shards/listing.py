@@ -20,6 +20,7 @@ IMAGE_SUFFIXES = frozenset(
 _MAX_PROBLEMS = 20
 _REMOTE_LISTERS = 16  # threads
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -30,7 +31,7 @@ def not_seen(num: int) -> None:
     """A `Seen` that nobody looks at."""
 
 
-def in_order(storage: Storage, call: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
+def in_order(storage: Storage, call: Callable[[S], T], names: Sequence[S]) -> Iterator[T]:
     """`call` for every name, in their order: one after the other, or many at once where each waits for a server."""
     if not storage.remote:
         yield from map(call, names)

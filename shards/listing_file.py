@@ -27,7 +27,7 @@ from .listing import ClassFolder, Listing, Spans
 from .names import Names
 from .schema import LISTING_NAME, MAX_LISTING_BYTES
 from .source_lists import LIST_SUFFIXES, folder_of_list
-from .storage import LocalStorage, RemoteStorage, Storage, open_storage
+from .storage import LocalStorage, RemoteStorage, Storage, open_storage, public_name
 
 _MAGIC = b"softlist"
 _VERSION = 1
@@ -85,7 +85,7 @@ class KeptListing:
 
     def save(self, listing: Listing) -> None:
         """Keep a listing; nothing is kept of a source that is always listed again."""
-        if self._stamp is None:
+        if self._stamp is None or not self._may_be_kept(listing):
             return
         staged = self._destination.stage(LISTING_NAME)
         try:
@@ -97,6 +97,13 @@ class KeptListing:
             staged.publish()
         finally:
             staged.discard()
+
+    def _may_be_kept(self, listing: Listing) -> bool:
+        folders = (*listing.folders, *listing.validation)
+        if self._storage.is_folder():  # tars may lie beside class folders, whose stamp is nothing
+            return all(folder.spans is not None for folder in folders)
+        # A list may name files by URLs with passwords or signatures, which stay in memory.
+        return not any(public_name(name) != name for folder in folders for name in folder.files)
 
 
 def source_stamp(storage: Storage) -> str | None:

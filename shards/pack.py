@@ -27,7 +27,7 @@ from .files import canonical_json
 from .listing import Listing
 from .listing_file import KeptListing
 from .manifest import LabelMapInfo, Manifest, save_sidecar
-from .pack_plan import SIZE_SAMPLE, PackOptions, make_job, mean_sample_bytes, plan_source
+from .pack_plan import PackOptions, estimate_shard, make_job, plan_source
 from .plan import Plan, some
 from .progress import progress_bar
 from .receipts import read_receipts, settle_plan
@@ -118,10 +118,14 @@ def pack(
     listing, plan = plan_source(source, options, class_names, tree, earlier)
     target.make()
     with target.hold():
-        if earlier is None:
+        # A plan that is there may be another one, whose listing must stay.
+        begins = not target.has(PLAN_NAME)
+        if earlier is None and begins:
             kept.save(listing)
         job = make_job(listing, plan, options, tree)
         samples_per_shard = _settle_plan(target, plan, options, job, tree)
+        if earlier is None and not begins:
+            kept.save(listing)
         shards = _planned_shards(target, plan, samples_per_shard)
         limit = max(ALWAYS_ALLOWED_BAD, int(options.max_bad * plan.num_samples)) if options.max_bad else 0
         receipts, num_kept = _make_shards(
@@ -160,7 +164,7 @@ def _settle_plan(
 
     def content() -> bytes:
         nonlocal samples_per_shard
-        samples_per_shard = options.shard_samples or _estimate_samples(plan, options, job)
+        samples_per_shard = options.shard_samples or estimate_shard(plan, options, job)[0]
         values = {
             "sha256": plan.sha256,
             "samples_per_shard": samples_per_shard,
@@ -194,8 +198,8 @@ def _check_earlier_plan(where: str, content: bytes, plan: Plan, job: Job, told: 
         earlier = json.loads(content)
         plan_sha256, earlier_stack = earlier["sha256"], earlier["pixel_stack"]
         samples_per_shard, map_shape = int(earlier["samples_per_shard"]), earlier["map_shape"]
-        if samples_per_shard < 1:
-            raise ValueError(f"{samples_per_shard} samples per shard")
+        if samples_per_shard < 1 or not isinstance(plan_sha256, str):
+            raise ValueError(f"{samples_per_shard} samples per shard of plan {plan_sha256!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{where}/{PLAN_NAME}: expected the plan of an earlier run, found: {error!r}; it is damaged. "
@@ -225,12 +229,6 @@ def _check_earlier_plan(where: str, content: bytes, plan: Plan, job: Job, told: 
             f"{list(job.map_shape or ())}. Give the same maps, or pack into a new folder"
         )
     return samples_per_shard
-
-
-def _estimate_samples(plan: Plan, options: PackOptions, job: Job) -> int:
-    """Samples that fill a shard, by the mean size of a few."""
-    size = mean_sample_bytes(plan, options, job)
-    return max(1, round(options.shard_bytes / size)) if size else SIZE_SAMPLE
 
 
 def _planned_shards(destination: Destination, plan: Plan, samples_per_shard: int) -> list[PlannedShard]:
@@ -267,6 +265,9 @@ def _make_shards(
 
     def count(name: str, receipt: dict[str, Any]) -> None:
         receipts[name] = receipt
+        receipt["classes"] = np.array(
+            receipt["classes"], np.int32
+        )  # of 14 million samples, Python's are large
         bad.extend(BadInput(**item) for item in receipt["bad"])
         bar.update(receipt["read"])
         if len(bad) > limit:
@@ -309,8 +310,8 @@ def _too_many(bad: list[BadInput], limit: int, destination: Destination) -> str:
     shown = "; ".join(f"{item.reason} [{item.kind}]" for item in bad[:5])
     return (
         f"{destination.name}: expected at most {limit} bad inputs, found {len(bad)}: {shown}; all are in "
-        f"{destination.name}/{LEDGER_NAME}. Mend or remove them and pack into a new folder, or run again with a "
-        "larger --max-bad to go on without them"
+        f"{destination.name}/{LEDGER_NAME}. Mend them in place and run again with --retry-bad, or run "
+        "again with a larger --max-bad to go on without them"
     )
 
 
@@ -340,7 +341,7 @@ def _finish(
             receipt = receipts[name]
             read += receipt["read"]
             bad.extend(BadInput(**item) for item in receipt["bad"])
-            classes.append(np.array(receipt["classes"], np.int32))
+            classes.append(receipt["classes"])
             if receipt["record"]:
                 records.append(ShardRecord(**receipt["record"]))
         sizes = folder.sizes()
@@ -375,9 +376,9 @@ def _finish(
         )
     write_ledger(destination, bad)
     destination.remove_leftovers()
-    destination.remove(LISTING_NAME)
     for name, manifest in manifests.items():
         manifest.save(destination.folder(name))
+    destination.remove(LISTING_NAME)
     return PackSummary(
         read=read,
         packed=sum(manifest.num_samples for manifest in manifests.values()),

@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 
 from .classes import class_list_sha256
-from .errors import DataError, UsageError
+from .errors import DataError, StorageError, UsageError
 from .images import ImageRecipe, pixel_stack
+from .index import padded
 from .labelmap import read_map_header
-from .listing import Listing
+from .listing import Listing, in_order
 from .philox import PURPOSE_PLAN, check_seed, permutation
-from .plan import Plan, make_plan
+from .plan import Plan, PlannedSample, make_plan
 from .progress import progress_bar
-from .schema import DEFAULT_SHARD_BYTES
+from .schema import DEFAULT_SHARD_BYTES, TAR_BLOCK_BYTES
 from .shard_task import Job, make_sample, map_path, read_map_file
 from .sources import open_source
 from .tree import LabelTree
 
+_MAPS_LOOKED_FOR = 16_384  # images; a wrong folder is told at once
 SIZE_SAMPLE = 256  # images encoded to estimate how many go into a shard
 
 
@@ -131,8 +133,12 @@ def _first_map_shape(plan: Plan, folder: Path | None) -> tuple[int, int, int] | 
     if not folder.is_dir():
         raise UsageError(f"{folder}: expected a folder of <class>/<stem>.lmap files, found none")
     damaged = ""
+    looked_at = 0
     for split in plan.splits:
         for start, stop in split.shard_bounds(SIZE_SAMPLE):
+            if looked_at >= _MAPS_LOOKED_FOR:
+                break
+            looked_at += stop - start
             for sample in split.samples(start, stop):
                 file = map_path(folder, sample.path)
                 if file.is_file():
@@ -141,20 +147,40 @@ def _first_map_shape(plan: Plan, folder: Path | None) -> tuple[int, int, int] | 
                     except DataError as error:
                         damaged = damaged or f"; {error}"  # the ledger names them all in the end
     raise DataError(
-        f"{folder}: expected <class>/<stem>.lmap for the source's images, found none that can be read "
-        f"(the names are the images' paths below the source, with another ending){damaged}"
+        f"{folder}: expected <class>/<stem>.lmap for the source's images, found none that can be read for the first "
+        f"{looked_at:,} of them (the names are the images' paths below the source, with another ending){damaged}"
     )
 
 
-def mean_sample_bytes(plan: Plan, options: PackOptions, job: Job) -> float:
-    """Mean bytes in a tar of up to 256 samples chosen by the seed; 0 where none can be read."""
+def estimate_shard(plan: Plan, options: PackOptions, job: Job) -> tuple[int, float]:
+    """Samples of a shard, and their mean bytes in a tar, from up to 256 samples chosen by the seed.
+
+    Returns:
+        (samples of a shard, bytes); 0 bytes where no sample could be read.
+
+    Raises:
+        StorageError: the source is away.
+    """
     split = plan.splits[0]
     order = permutation(options.seed, PURPOSE_PLAN, len(plan.splits), 0, len(split))
-    sizes = []
-    for sample in split.files.samples(split.numbers[order[:SIZE_SAMPLE]]):
+    samples = split.files.samples(split.numbers[order[:SIZE_SAMPLE]])
+
+    def tar_bytes(sample: PlannedSample) -> int:
         try:
             parts = make_sample(job, sample)
+        except StorageError:
+            raise
         except (DataError, OSError):
-            continue  # counted, and put into the ledger, when its shard is made
-        sizes.append(sum(512 + -(-len(data) // 512) * 512 for data in parts.values()))
-    return float(np.mean(sizes)) if sizes else 0.0
+            return 0  # counted, and put into the ledger, when its shard is made
+        return sum(TAR_BLOCK_BYTES + padded(len(data)) for data in parts.values())
+
+    sizes = []
+    with progress_bar(len(samples), "estimate", "img") as bar:
+        for size in in_order(job.storage, tar_bytes, samples):
+            bar.update(1)
+            if size:
+                sizes.append(size)
+    mean = float(np.mean(sizes)) if sizes else 0.0
+    if options.shard_samples is not None:
+        return options.shard_samples, mean
+    return (max(1, round(options.shard_bytes / mean)) if mean else SIZE_SAMPLE), mean

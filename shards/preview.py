@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .pack_plan import PackOptions, make_job, mean_sample_bytes, plan_source
+from .pack_plan import PackOptions, estimate_shard, make_job, plan_source
 from .tree import LabelTree
 
 _SHOWN = 10
@@ -83,6 +83,11 @@ class Preview:
                 f"  {name}: {split['samples']:,} samples in {split['shards']:,} shards, "
                 f"about {split['bytes'] / 1e6:,.1f} MB"
             )
+        if not self.sample_bytes:
+            lines.append(
+                "  none of up to 256 images could be read, so that sizes are not known; nothing was written"
+            )
+            return "\n".join(lines)
         lines.append(
             f"  about {self.sample_bytes:,} bytes a sample, at most {self.samples_per_shard:,} samples a shard; "
             "nothing was written"
@@ -105,8 +110,7 @@ def preview(
     """
     options = options or PackOptions()
     listing, plan = plan_source(source, options, class_names, tree)
-    size = mean_sample_bytes(plan, options, make_job(listing, plan, options, tree))
-    per_shard = options.shard_samples or max(1, round(options.shard_bytes / size) if size else 1)
+    per_shard, size = estimate_shard(plan, options, make_job(listing, plan, options, tree))
     splits = {
         split.name: {
             "samples": len(split),

@@ -42,11 +42,11 @@ def patiently(call: Callable[[], T], where: str, done: str = "read") -> T:
     while True:
         try:
             return call()
-        except FileNotFoundError as error:
-            raise FileNotFoundError(failure(where, error, done)) from None
         except StorageError:
             raise
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and not _never_asked(error):
+                raise FileNotFoundError(failure(where, error, done)) from None
             if is_final(error):
                 raise StorageError(failure(where, error, done)) from None
             waited_s = time.monotonic() - start
@@ -59,7 +59,7 @@ def patiently(call: Callable[[], T], where: str, done: str = "read") -> T:
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 
-def failure(where: str, error: Exception, done: str) -> str:
+def failure(where: str, error: Exception, done: str = "read") -> str:
     """`where: cannot be <done>: <error> <code>`; the error's own text may hold the whole URL, keys included."""
     code = (
         _s3_answer(error).get("Error", {}).get("Code")
@@ -85,6 +85,14 @@ def is_final(error: BaseException) -> bool:
         return True
     status = http_status(error)
     return status is not None and 400 <= status < 500 and status not in _SLOW_DOWN
+
+
+def _never_asked(error: FileNotFoundError) -> bool:
+    """Whether a file counts as missing because its server did not answer, as with fsspec's HTTP."""
+    cause = error.__cause__
+    if cause is None or isinstance(cause, FileNotFoundError) or http_status(cause) is not None:
+        return False
+    return isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp")
 
 
 def _is_refused(error: BaseException) -> bool:

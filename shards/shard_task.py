@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +16,7 @@ import numpy as np
 
 from .components import encode_levels
 from .destination import Destination
-from .errors import DataError, ImageError, UsageError
+from .errors import DataError, ImageError, StorageError, UsageError
 from .images import ImageRecipe, pixel_stack, store_image
 from .labelmap import read_map_header
 from .listing import Location
@@ -25,6 +27,18 @@ from .storage import Storage, is_remote, open_storage, public_name
 from .writer import ShardWriter
 
 _MAX_FILE_BYTES = 512 * MIB
+_OF_ONE_FILE = frozenset(
+    {
+        errno.ENOENT,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EINVAL,
+    }
+)
 RECEIPT_KEYS = ("name", "plan", "read", "record", "classes", "bad")
 
 
@@ -99,9 +113,16 @@ def make_shard(job: Job, task: ShardTask) -> dict[str, Any]:
         for sample in task.samples:
             try:
                 parts = make_sample(job, sample)
-            except (ImageError, OSError) as error:
-                kind = error.kind if isinstance(error, ImageError) else "unreadable"
-                bad.append(BadInput(sample.path, kind, str(error)))
+            except ImageError as error:
+                bad.append(BadInput(sample.path, error.kind, str(error)))
+                continue
+            except OSError as error:
+                if not _is_of_one_file(error, job.storage):
+                    raise StorageError(
+                        f"{public_name(sample.path)}: cannot be read: {error}; the disk or this machine is in trouble, not "
+                        "the image. What is finished is kept: run the same command again to continue"
+                    ) from error
+                bad.append(BadInput(sample.path, "unreadable", str(error)))
                 continue
             writer.write(sample.key, parts)
             classes.append(sample.class_index)
@@ -123,6 +144,13 @@ def make_shard(job: Job, task: ShardTask) -> dict[str, Any]:
     }
     write_receipt(task.folder, task.name, receipt)
     return receipt
+
+
+def _is_of_one_file(error: OSError, storage: Storage) -> bool:
+    """Whether an error is about one input, which goes into the ledger, and not about the place where all of them are."""
+    if error.errno is not None and error.errno not in _OF_ONE_FILE:
+        return False
+    return storage.remote or os.path.exists(storage.root)
 
 
 def make_sample(job: Job, sample: PlannedSample) -> dict[str, bytes]:

@@ -1,13 +1,14 @@
 """The listing that a run keeps while it lasts: the same as listing again, and only while the source is the same."""
 
 import os
+import shutil
 import sys
 import tarfile
 
 import numpy as np
 import pytest
 
-from softshard.shards import DataError, pack
+from softshard.shards import DataError, UsageError, pack
 from softshard.shards.destination import open_destination
 from softshard.shards.listing_file import KeptListing
 from softshard.shards.sources import open_source
@@ -125,3 +126,34 @@ def test_a_source_that_cannot_be_listed_leaves_no_folder(tmp_path):
     with pytest.raises(DataError):
         pack(tmp_path / "tars", tmp_path / "set")
     assert not (tmp_path / "set").exists()
+
+
+def test_a_list_with_signed_urls_is_not_kept(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("path,label\nhttp://bob:s3cret@127.0.0.1:9/a.jpg?X-Amz-Signature=abc,cat\n")
+    KeptListing(open_destination(tmp_path), path, None).save(open_source(path))
+    assert not (tmp_path / ".listing").exists()
+
+
+def test_a_tar_beside_class_folders_does_not_stand_for_them(source, tmp_path):
+    for part in ("train", "val"):
+        shutil.copytree(source, tmp_path / "both" / part)
+    (tmp_path / "both" / "notes.tar").write_bytes(bytes(10240))
+    KeptListing(open_destination(tmp_path), tmp_path / "both", None).save(open_source(tmp_path / "both"))
+    assert not (tmp_path / ".listing").exists()
+
+
+def test_a_refused_call_leaves_the_kept_listing_alone(tars, tmp_path, options, monkeypatch):
+    target = tmp_path / "set"
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["softshard.shards.pack"], "_make_shards", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pack(tars, target, options, workers=1)
+    before = (target / ".listing").read_bytes()
+    with pytest.raises(UsageError, match="of an earlier run"):
+        pack(tars, target, options, class_names=["dog", "bird", "oak"], workers=1)
+    assert (target / ".listing").read_bytes() == before

@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import json
 import os
@@ -18,6 +19,7 @@ from softshard.shards import (
     LabelTree,
     Manifest,
     PackOptions,
+    StorageError,
     UsageError,
     decode_label_map,
     encode_label_map,
@@ -128,7 +130,8 @@ def test_too_many_bad_images_stop_the_run_and_are_named(source, tmp_path, option
     assert "bird_" in text
     assert "[empty]" in text
     assert (
-        f"all are in {tmp_path / 'set' / 'bad.jsonl'}. Mend or remove them and pack into a new folder" in text
+        f"all are in {tmp_path / 'set' / 'bad.jsonl'}. Mend them in place and run again with --retry-bad"
+        in text
     )
     assert len((tmp_path / "set" / "bad.jsonl").read_text().splitlines()) == 11
     assert not list((tmp_path / "set").glob("*/manifest.json"))
@@ -395,7 +398,7 @@ def test_a_place_that_the_worker_processes_do_not_share_is_noticed(source, optio
 
 
 def test_a_web_server_is_not_written_to(source, options):
-    with pytest.raises(UsageError, match="expected a folder or a bucket to write to, found a web server"):
+    with pytest.raises(UsageError, match=r"expected a folder or a bucket to write to .* found 'https'"):
         pack(source, "https://user:secret@example.org/set", options)
 
 
@@ -528,3 +531,39 @@ def test_with_a_budget_of_nothing_one_bad_input_stops_the_run(source, tmp_path, 
     sorted(source.rglob("*.jpg"))[0].write_bytes(b"")
     with pytest.raises(DataError, match="expected at most 0 bad inputs, found 1"):
         pack(source, tmp_path / "set", replace(options, max_bad=0), workers=1)
+
+
+def test_a_disk_that_fails_is_not_a_bad_image_and_the_run_continues(source, tmp_path, options, monkeypatch):
+    pack(source, tmp_path / "expected", options, workers=1)
+    task = sys.modules["softshard.shards.shard_task"]
+    real, reads = task.read_image, []
+
+    def failing(storage, location, path):
+        reads.append(path)
+        if len(reads) > 9:
+            raise OSError(errno.EIO, "Input/output error", path)
+        return real(storage, location, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "read_image", failing)
+        with pytest.raises(StorageError, match="the disk or this machine is in trouble, not the image"):
+            pack(source, tmp_path / "set", options, workers=1)
+    assert pack(source, tmp_path / "set", options, workers=1).bad == 0
+    assert files(tmp_path / "set") == files(tmp_path / "expected")
+
+
+def test_a_source_that_goes_away_is_not_many_bad_images(source, tmp_path, options, monkeypatch):
+    task = sys.modules["softshard.shards.shard_task"]
+    real, reads = task.read_image, []
+
+    def unplugged(storage, location, path):
+        reads.append(path)
+        if len(reads) == 9:
+            source.rename(tmp_path / "unplugged")
+        return real(storage, location, path)
+
+    monkeypatch.setattr(task, "read_image", unplugged)
+    with pytest.raises(StorageError, match="the disk or this machine is in trouble"):
+        pack(source, tmp_path / "set", options, workers=1)
+    (tmp_path / "unplugged").rename(source)
+    assert pack(source, tmp_path / "set", options, workers=1).bad == 0

@@ -5,7 +5,7 @@ import re
 import fsspec
 import pytest
 
-from softshard.shards import DataError, UsageError, pack, verify
+from softshard.shards import DataError, StorageError, UsageError, pack, verify
 from softshard.shards.sources import open_source
 from softshard.shards.storage import LocalStorage, open_storage, public_name
 
@@ -126,3 +126,10 @@ def test_few_tars_stay_open(tmp_path, monkeypatch):
     for i in (0, 1, 2, 3, 4, 0, 4):
         assert storage.read(f"{i}.tar", 3, 2, 100) == bytes([i]) * 2
         assert len(storage._open) <= 2
+
+
+def test_a_web_server_that_is_away_is_not_a_missing_file(monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr("softshard.shards.retries.PATIENCE_S", 0.0)
+    with pytest.raises(StorageError, match="the server is away"):
+        open_source("http://127.0.0.1:9/all.tar")
