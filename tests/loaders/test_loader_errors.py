@@ -257,7 +257,7 @@ def test_a_shard_that_is_not_the_manifests_is_named_when_it_is_needed(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": "labels"}, "expected targets of none, relabel, found 'labels'"),
+        ({"targets": "labels"}, "expected targets of none, original, relabel, relabel-global, .*, found 'labels'"),
         ({"dtype": "bfloat16"}, "expected dtype of uint8, float16, float32, found 'bfloat16'"),
         ({"last_batch": "keep"}, "expected last_batch of drop, pad, found 'keep'"),
         ({"device": "gpu"}, "expected device 'cpu' or 'cuda', found 'gpu'"),
