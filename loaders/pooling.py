@@ -14,14 +14,14 @@ N maps, C classes, K classes kept per cell, P Q rows and columns of the map, G H
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ..shards.errors import UsageError
-from ..shards.labelmap import MapGroup, decode_map_groups
+from ..shards.labelmap import GROUP_ELEMENTS, MapGroup, decode_map_groups
 from .pooling_device import pool_on_device
 from .pooling_host import pool_on_host
 from .pooling_job import PoolingJob
@@ -122,7 +122,7 @@ def pool_top_classes(
     )
 
 
-def _pool(groups: Sequence[MapGroup], job: PoolingJob, device: torch.device) -> list[torch.Tensor]:
+def _pool(groups: Iterable[MapGroup], job: PoolingJob, device: torch.device) -> list[torch.Tensor]:
     return pool_on_host(groups, job) if device.type == "cpu" else pool_on_device(groups, job, device)
 
 
@@ -136,58 +136,75 @@ def _prepare(
     pooling: LabelPooling,
     flips: np.ndarray | torch.Tensor | None,
     classes: np.ndarray | torch.Tensor | None,
-) -> tuple[list[MapGroup], PoolingJob]:
-    """Decode, check, and compute the weights."""
+) -> tuple[Iterator[MapGroup], PoolingJob]:
+    """Check, compute the weights, and begin to decode."""
     if isinstance(maps, tuple) and len(maps) == 2 and not isinstance(maps[0], bytes | bytearray | memoryview):
-        groups = [_as_group(np.asarray(maps[0], np.float32), np.asarray(maps[1]))]
+        scores, ids = np.asarray(maps[0], np.float32), np.asarray(maps[1])
+        _check_arrays(scores, ids)
+        num, shape, groups = len(scores), scores.shape[1:], _as_groups(scores, ids)
     else:
         where = wheres if wheres is None or callable(wheres) else wheres.__getitem__
-        _, groups = decode_map_groups(maps, where)  # pyright: ignore[reportArgumentType]
-    num = sum(len(group.members) for group in groups)
-    boxes = _checked_crops(crops, num, groups[0].scores.shape)
+        shape, groups = decode_map_groups(maps, where)  # pyright: ignore[reportArgumentType]
+        num = len(maps)
+    boxes = _checked_crops(crops, (num, *shape))
     if not pooling.local:
         boxes = np.tile(WHOLE_IMAGE, (num, 1))
-    if pooling.swap_xy:
-        groups = [
-            group._replace(scores=group.scores.swapaxes(2, 3), places=group.places.swapaxes(2, 3))
-            for group in groups
-        ]
-    num_ids = num_classes if pooling.class_map is None else len(pooling.class_map)
-    for group in groups:
-        _check_ids(group, num_ids)
-    if pooling.class_map is not None:
-        groups = [_renamed(group, np.asarray(pooling.class_map), num_classes) for group in groups]
-    num_rows, num_columns = groups[0].scores.shape[2:]
+    top, num_rows, num_columns = (shape[0], shape[2], shape[1]) if pooling.swap_xy else shape
     bins = pooling.grid or (1, 1)
     rows = axis_weights(boxes[:, 1], boxes[:, 3], num_rows, bins[0])
     columns = axis_weights(boxes[:, 0], boxes[:, 2], num_columns, bins[1])
     if pooling.grid is not None and flips is not None:
         mirrored = np.asarray(flips, bool)
+        if mirrored.shape != (num,):
+            raise ValueError(f"label pooling: expected {num} flips, found {list(mirrored.shape)}")
         columns[mirrored] = columns[mirrored, ::-1]
     own = _own_classes(pooling, kind, classes, num, num_classes)
     floor = pooling.fill == "floor"
-    return groups, PoolingJob(rows, columns, num_classes, kind, floor, pooling.original, own, keep)
+    job = PoolingJob(top, rows, columns, num_classes, kind, floor, pooling.original, own, keep)
+    return _adapted(groups, pooling, num_classes), job
 
 
-def _as_group(scores: np.ndarray, ids: np.ndarray) -> MapGroup:
-    if scores.ndim != 4 or scores.shape != ids.shape or not len(scores):
+def _adapted(groups: Iterable[MapGroup], pooling: LabelPooling, num_classes: int) -> Iterator[MapGroup]:
+    """The maps with the image's axes and over the targets' classes."""
+    class_map = None if pooling.class_map is None else np.asarray(pooling.class_map)
+    if class_map is not None and class_map.max() >= num_classes:
+        raise UsageError(
+            f"label pooling: expected a class map to classes below {num_classes}, found {class_map.max()}"
+        )
+    for group in groups:
+        _check_ids(group, num_classes if class_map is None else len(class_map))
+        if pooling.swap_xy:
+            scores, places = group.scores.swapaxes(2, 3), group.places.swapaxes(2, 3)
+            group = group._replace(scores=scores, places=places)
+        yield group if class_map is None else _renamed(group, class_map, num_classes)
+
+
+def _check_arrays(scores: np.ndarray, ids: np.ndarray) -> None:
+    if scores.ndim != 4 or scores.shape != ids.shape or not scores.size:
         raise ValueError(
             f"label pooling: expected scores and ids of one shape [N, K, P, Q], found {list(scores.shape)} "
             f"and {list(ids.shape)}"
         )
     if ids.dtype.kind not in "iu":
         raise ValueError(f"label pooling: expected integer class ids, found {ids.dtype}")
-    num = len(scores)
-    return MapGroup(np.arange(num), scores, ids, None, np.zeros(num, np.int64))
 
 
-def _checked_crops(crops: np.ndarray | torch.Tensor, num: int, shape: Sequence[int]) -> np.ndarray:
+def _as_groups(scores: np.ndarray, ids: np.ndarray) -> Iterator[MapGroup]:
+    step = max(1, GROUP_ELEMENTS // scores[0].size)
+    for first in range(0, len(scores), step):
+        members = np.arange(first, min(first + step, len(scores)))
+        part = slice(first, first + step)
+        yield MapGroup(members, scores[part], ids[part], None, np.zeros_like(members))
+
+
+def _checked_crops(crops: np.ndarray | torch.Tensor, shape: Sequence[int]) -> np.ndarray:
+    """Crops for maps [N, K, P, Q]."""
     if isinstance(crops, torch.Tensor):
         crops = crops.detach().cpu().numpy()
     crops = np.ascontiguousarray(crops, np.float32)
-    if crops.shape != (num, 4):
+    if crops.shape != (shape[0], 4):
         raise ValueError(
-            f"label pooling: expected crops [{num}, 4] for maps {[num, *shape[1:]]}, found {list(crops.shape)}"
+            f"label pooling: expected crops [{shape[0]}, 4] for maps {list(shape)}, found {list(crops.shape)}"
         )
     x0, y0, x1, y1 = crops.T
     fine = (x0 >= 0) & (y0 >= 0) & (x1 <= 1) & (y1 <= 1) & (x0 < x1) & (y0 < y1)  # False for NaN
@@ -244,10 +261,6 @@ def _renamed(group: MapGroup, class_map: np.ndarray, num_classes: int) -> MapGro
 
     Where entries of a cell become one class, the first takes log(sum(exp)) of them, the others are dropped.
     """
-    if class_map.max() >= num_classes:
-        raise UsageError(
-            f"label pooling: expected a class map to classes below {num_classes}, found {class_map.max()}"
-        )
     ids = class_map[group.ids()]
     ids[ids < 0] = num_classes
     scores = group.scores

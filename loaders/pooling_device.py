@@ -5,7 +5,7 @@ N maps, C classes, K classes kept per cell, P Q rows and columns of the map, G H
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -15,14 +15,14 @@ from ..shards.labelmap import MapGroup
 from .pooling_job import PoolingJob
 
 
-def pool_on_device(groups: Sequence[MapGroup], job: PoolingJob, device: torch.device) -> list[torch.Tensor]:
+def pool_on_device(groups: Iterable[MapGroup], job: PoolingJob, device: torch.device) -> list[torch.Tensor]:
     """Pool N maps on a device; the dense map [N, C, P, Q] is never built.
 
     Returns:
         [float32 [N, G, H, C]], or with `keep` [float32 [N, G, H, m], int64 [N, G, H, m]].
     """
     num = job.shape[0]
-    host_scores = np.empty((num, *groups[0].scores.shape[1:]), np.float32)
+    host_scores = np.empty((num, *job.map_shape), np.float32)
     host_ids = np.empty(host_scores.shape, np.int32)
     for group in groups:
         host_scores[group.members] = group.scores

@@ -1,14 +1,15 @@
 """Label pooling in numpy.
 
-Most maps name a few hundred classes at most, through a table: their scores are added up by place in that
-table, and the softmax is taken over its entries and, once, over all other classes together.
+Groups of maps are small enough to stay in cache (labelmap.GROUP_ELEMENTS). Most maps name a few hundred classes
+at most, through a table: their scores are added up by place in that table, and the softmax is taken over its
+entries and, once, over all other classes together.
 
 N maps, C classes, K classes kept per cell, P Q rows and columns of the map, G H of the output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -16,40 +17,29 @@ import torch
 from ..shards.labelmap import MapGroup
 from .pooling_job import PoolingJob
 
-# Maps are pooled a few at a time: temporaries of this many float64 stay in cache and in memory that the
-# allocator keeps (fresh pages for a whole batch took longer than the arithmetic: five times as long in all).
-_CHUNK_ELEMENTS = 32_000
 
-
-def pool_on_host(groups: Sequence[MapGroup], job: PoolingJob) -> list[torch.Tensor]:
-    """Pool N maps.
+def pool_on_host(groups: Iterable[MapGroup], job: PoolingJob) -> list[torch.Tensor]:
+    """Pool N maps, group by group.
 
     Returns:
         [float32 [N, G, H, C]], or with `keep` [float32 [N, G, H, m], int64 [N, G, H, m]].
     """
-    num, *cells = job.shape
     width = job.num_classes if job.keep is None else job.keep
-    results = [torch.empty(num, *cells, width)]
-    if job.keep is not None:
-        results.append(torch.empty(num, *cells, width, dtype=torch.int64))
-    largest = max(groups[0].scores[0].size, cells[0] * cells[1] * job.num_classes)
-    step = max(1, _CHUNK_ELEMENTS // largest)
+    result = np.empty((*job.shape, width), np.float32)
+    ids = None if job.keep is None else np.empty(result.shape, np.int64)
     for group in groups:
-        whole = len(group.members) == num  # in order, so that targets are written where they belong
-        for first in range(0, len(group.members), step):
-            part = group.part(slice(first, first + step))
-            members = part.members
-            if whole and job.keep is None:
-                _pool(part, job, results[0].numpy()[first : first + step])
-                continue
-            out = np.empty((len(members), *cells, job.num_classes), np.float32)
-            _pool(part, job, out)
-            if job.keep is None:
-                results[0].numpy()[members] = out
-            else:
-                values, ids = torch.from_numpy(out).topk(job.keep)
-                results[0].numpy()[members], results[1].numpy()[members] = values.numpy(), ids.numpy()
-    return results
+        first, last = int(group.members[0]), int(group.members[-1]) + 1  # in ascending order
+        if ids is None and last - first == len(group.members):
+            _pool(group, job, result[first:last])  # into its place
+            continue
+        out = np.empty((len(group.members), *job.shape[1:], job.num_classes), np.float32)
+        _pool(group, job, out)
+        if ids is None:
+            result[group.members] = out
+        else:
+            values, places = torch.from_numpy(out).topk(width)
+            result[group.members], ids[group.members] = values.numpy(), places.numpy()
+    return [torch.from_numpy(array) for array in (result, ids) if array is not None]
 
 
 def _pool(group: MapGroup, job: PoolingJob, out_NGHC: np.ndarray) -> None:

@@ -11,6 +11,7 @@ class PoolingJob(NamedTuple):
     """N maps, C classes, G H output cells, P Q rows and columns of the map.
 
     Attributes:
+        top: K, classes kept per cell.
         rows: float32 [N, G, P], weights of the map's rows in each row of the output.
         columns: float32 [N, H, Q].
         num_classes: C; ids equal to it belong to dropped classes.
@@ -21,6 +22,7 @@ class PoolingJob(NamedTuple):
         keep: None, or how many of the largest values to keep.
     """
 
+    top: int
     rows: np.ndarray
     columns: np.ndarray
     num_classes: int
@@ -34,3 +36,8 @@ class PoolingJob(NamedTuple):
     def shape(self) -> tuple[int, int, int]:
         """(N, G, H)."""
         return len(self.rows), self.rows.shape[1], self.columns.shape[1]
+
+    @property
+    def map_shape(self) -> tuple[int, int, int]:
+        """(K, P, Q)."""
+        return self.top, self.rows.shape[2], self.columns.shape[2]

@@ -10,7 +10,7 @@ Shape letters: N maps, C classes, K classes kept per cell, P Q rows and columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import lz4.block
@@ -32,6 +32,7 @@ from .labelmap_header import (
 )
 
 __all__ = [
+    "GROUP_ELEMENTS",
     "MapGroup",
     "MapHeader",
     "decode_label_map",
@@ -41,6 +42,9 @@ __all__ = [
     "read_map_header",
 ]
 
+# Maps are decoded a few at a time: arrays of so many elements stay in cache and in memory that the allocator keeps
+# (fresh pages for a whole batch took four times as long as the arithmetic).
+GROUP_ELEMENTS = 32_000
 _MAX_WINDOW_BYTES = 32 * 1024 * 1024  # above the largest payload: no frame needs more
 
 
@@ -85,13 +89,6 @@ class MapGroup(NamedTuple):
     tables: np.ndarray | None
     sizes: np.ndarray
 
-    def part(self, chosen: slice) -> MapGroup:
-        """Some of the maps, as views."""
-        tables = None if self.tables is None else self.tables[chosen]
-        return MapGroup(
-            self.members[chosen], self.scores[chosen], self.places[chosen], tables, self.sizes[chosen]
-        )
-
     def ids(self) -> np.ndarray:
         """Class ids, [n, K, P, Q]."""
         if self.tables is None:
@@ -117,15 +114,16 @@ def read_map_header(data: bytes | memoryview, where: str = "label map") -> MapHe
 
 def decode_map_groups(
     maps: Sequence[bytes | memoryview], where: Callable[[int], str] | None = None
-) -> tuple[tuple[int, int, int], list[MapGroup]]:
-    """Decode N label maps of one shape, those of one encoding as one array.
+) -> tuple[tuple[int, int, int], Iterator[MapGroup]]:
+    """Decode N label maps of one shape, a few of one encoding at a time.
 
     Args:
         maps: N `lmap` values with the same K, P and Q; encodings may differ.
         where: the name of map i (shard, sample, component), for messages.
 
     Returns:
-        ((K, P, Q), groups); every map is in one group.
+        ((K, P, Q), groups). Headers and checksums have been checked; every map is in one of the groups, which
+        are decoded as they are asked for, and raise for what is wrong inside.
 
     Raises:
         DataError: see `decode_label_maps`.
@@ -143,13 +141,26 @@ def decode_map_groups(
             f"{where(i)}: expected [K, P, Q] {list(shape)} as before, found "
             f"{[int(top[i]), int(rows[i]), int(columns[i])]}"
         )
-    payloads = _expand(maps, heads, where)
+    return shape, _groups(maps, heads, shape, where)
+
+
+def _groups(
+    maps: Sequence[bytes | memoryview],
+    heads: np.ndarray,
+    shape: tuple[int, int, int],
+    where: Callable[[int], str],
+) -> Iterator[MapGroup]:
     kinds = heads["scores"] * np.uint8(16) + heads["ids"]
-    groups = []
+    step = max(1, GROUP_ELEMENTS // (shape[0] * shape[1] * shape[2]))
+    # A decompressor is not for two threads at once, and cheap beside a batch.
+    zstd = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+    codes, sizes = heads["compression"].tolist(), heads["payload"].tolist()
     for kind in np.unique(kinds):
-        members = np.flatnonzero(kinds == kind)
-        groups.append(_decode_group(members, [payloads[i] for i in members.tolist()], heads, shape, where))
-    return shape, groups
+        same = np.flatnonzero(kinds == kind)
+        for first in range(0, len(same), step):
+            members = same[first : first + step]
+            payloads = [_expand(maps[i], codes[i], sizes[i], zstd, where, i) for i in members.tolist()]
+            yield _decode_group(members, payloads, heads, shape, where)
 
 
 def decode_label_maps(
@@ -190,33 +201,31 @@ def decode_label_map(data: bytes | memoryview, where: str = "label map") -> tupl
 
 
 def _expand(
-    maps: Sequence[bytes | memoryview], heads: np.ndarray, where: Callable[[int], str]
-) -> list[bytes]:
-    """The payloads of N maps, of the sizes that their headers state."""
-    # A decompressor is not for two threads at once, and cheap beside a batch.
-    zstd = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
-    payloads = []
-    for i, (data, code, size) in enumerate(
-        zip(maps, heads["compression"].tolist(), heads["payload"].tolist(), strict=True)
-    ):
-        block, found = data[HEADER.size :], None
-        try:
-            if code == STORED:
-                payload = bytes(block)
-            elif code == LZ4:
-                payload = lz4.block.decompress(block, uncompressed_size=size)
-            else:
-                # The frame states a size of its own, and that much would be allocated.
-                found = zstandard.frame_content_size(block)
-                payload = zstd.decompress(block, allow_extra_data=False) if found == size else b""
-        except (lz4.block.LZ4BlockError, zstandard.ZstdError) as error:
-            kind = "an LZ4 block" if code == LZ4 else "a zstd frame"
-            raise DataError(f"{where(i)}: expected {kind}, found: {error}") from error
-        if len(payload) != size:
-            count = len(payload) if found is None else found
-            raise DataError(f"{where(i)}: expected {size} payload bytes, found {count}")
-        payloads.append(payload)
-    return payloads
+    data: bytes | memoryview,
+    code: int,
+    size: int,
+    zstd: zstandard.ZstdDecompressor,
+    where: Callable[[int], str],
+    i: int,
+) -> bytes:
+    """The payload of map i, of the size that its header states."""
+    block, found = data[HEADER.size :], None
+    try:
+        if code == STORED:
+            payload = bytes(block)
+        elif code == LZ4:
+            payload = lz4.block.decompress(block, uncompressed_size=size)
+        else:
+            # The frame states a size of its own, and that much would be allocated.
+            found = zstandard.frame_content_size(block)
+            payload = zstd.decompress(block, allow_extra_data=False) if found == size else b""
+    except (lz4.block.LZ4BlockError, zstandard.ZstdError) as error:
+        kind = "an LZ4 block" if code == LZ4 else "a zstd frame"
+        raise DataError(f"{where(i)}: expected {kind}, found: {error}") from error
+    if len(payload) != size:
+        count = len(payload) if found is None else found
+        raise DataError(f"{where(i)}: expected {size} payload bytes, found {count}")
+    return payload
 
 
 def _decode_group(
