@@ -21,7 +21,8 @@ class Batch:
         classes: int64 [N], class indices.
         levels: int64 [N, L], index within each level's classes, -1 where the label has no such level; None
             where the data set has no label tree.
-        targets: float32 [N, C], soft targets for the crop that was cut; None without `targets`.
+        targets: float32 [N, C], soft targets for the crop that was cut (with a grid [N, G, H, C]); None without
+            `targets`.
         crops: float32 [N, 4], (x0, y0, x1, y1) as fractions of the stored image.
         flips: bool [N], mirrored left to right after the crop.
         keys: N sample keys.

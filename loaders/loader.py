@@ -33,8 +33,8 @@ from .fetch import ShardFiles, check_local
 from .order import LAST_BATCHES, EpochOrder, check_geometry, num_steps, rank_slots
 from .pooling import pool_label_maps
 from .samples import Place, check_label_maps, read_classes, read_levels, read_sizes
+from .target_modes import TARGET_MODES, TARGETS, LabelPooling
 
-TARGETS = ("none", "relabel")
 STATE_VERSION = 1
 DEFAULT_WINDOW = 32_768
 
@@ -70,7 +70,9 @@ class Loader:
         dataset: folder of a data set (with a manifest).
         batch_size: N, samples of one batch of one rank; the global batch is N times `world_size`.
         device: `cpu`, or a CUDA device, where images are then decoded and label maps pooled.
-        targets: `none`, or `relabel` (each crop's pooled label map, softmaxed).
+        targets: `none`; `original` (the class, one-hot); `relabel` (each crop's pooled label map, softmaxed) and
+            its variants `relabel-global` (the whole image's), `relabel-single` (one-hot) and
+            `relabel-global-single`; or a LabelPooling with more options.
         augment: crop, size and flip; by default random resized crops of 224 pixels.
         dtype: of the images: `uint8`, or normalised `float16` or `float32`.
         mean: channel means (of values 0 to 1) that float images are normalised with.
@@ -97,7 +99,7 @@ class Loader:
         *,
         batch_size: int,
         device: str | torch.device = "cpu",
-        targets: str = "none",
+        targets: str | LabelPooling = "none",
         augment: Augment | None = None,
         dtype: str = "float32",
         mean: Sequence[float] = MEAN,
@@ -113,7 +115,7 @@ class Loader:
         prefetch: int = 2,
     ) -> None:
         for name, value, choices in (
-            ("targets", targets, TARGETS),
+            ("targets", "none" if isinstance(targets, LabelPooling) else targets, TARGETS),
             ("dtype", dtype, DTYPES),
             ("last_batch", last_batch, LAST_BATCHES),
         ):
@@ -134,8 +136,10 @@ class Loader:
         self.dataset = str(dataset)
         self.manifest = Manifest.load(dataset)
         self.tree = load_tree(dataset, self.manifest)
-        if targets == "relabel":
-            check_label_maps(self.dataset, self.manifest)
+        self._pooling = targets if isinstance(targets, LabelPooling) else TARGET_MODES.get(targets)
+        if self._pooling is not None:
+            renamed = self._pooling.class_map
+            check_label_maps(self.dataset, self.manifest, None if renamed is None else len(renamed))
         self.device = usable_device(device)
         self.batch_size = batch_size
         self.targets = targets
@@ -345,7 +349,7 @@ class Loader:
 
     def _finish(self, prepared: _Prepared, decoder: Decoder) -> Batch:
         """Pool a step's label maps, while its images are decoded, and wait for the images."""
-        targets = self._targets(prepared) if self.targets == "relabel" else None
+        targets = self._targets(prepared)
         with naming_the_sample(prepared.jpegs, prepared.places):
             images = decoder.take(prepared.slots, self.batch_size)
         valid = np.zeros(self.batch_size, bool)
@@ -369,21 +373,34 @@ class Loader:
             torch.cuda.current_stream(self.device).synchronize()
         return batch
 
-    def _targets(self, prepared: _Prepared) -> torch.Tensor:
-        if not prepared.places:
-            return torch.zeros(self.batch_size, self.num_classes, device=self.device)
+    def _targets(self, prepared: _Prepared) -> torch.Tensor | None:
+        if self._pooling is None and self.targets == "none":
+            return None
+        slots, classes = prepared.slots, prepared.classes[prepared.slots]
+        grid = () if self._pooling is None or self._pooling.grid is None else self._pooling.grid
+
+        def empty() -> torch.Tensor:
+            return torch.zeros(self.batch_size, *grid, self.num_classes, device=self.device)
+
+        if self._pooling is None or not prepared.places:
+            targets = empty()
+            targets[torch.from_numpy(slots).to(self.device), torch.from_numpy(classes).to(self.device)] = 1
+            return targets
         column = self._columns[LMAP.suffix]
         pooled = pool_label_maps(
             [shard.member(place, column) for shard, place in prepared.places],
-            prepared.crops[prepared.slots],
+            prepared.crops[slots],
             num_classes=self.num_classes,
             device=self.device,
-            wheres=[shard.where(place, LMAP.suffix) for shard, place in prepared.places],
+            wheres=lambda i: prepared.places[i][0].where(prepared.places[i][1], LMAP.suffix),
+            pooling=self._pooling,
+            flips=prepared.flips[slots],
+            classes=classes,
         )
-        if len(prepared.slots) == self.batch_size:
+        if len(slots) == self.batch_size:
             return pooled
-        targets = torch.zeros(self.batch_size, self.num_classes, device=self.device)
-        targets[torch.from_numpy(prepared.slots).to(self.device)] = pooled
+        targets = empty()
+        targets[torch.from_numpy(slots).to(self.device)] = pooled
         return targets
 
     def _stop(self) -> None:

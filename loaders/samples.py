@@ -17,8 +17,13 @@ from .fetch import OpenShard
 Place = tuple[OpenShard, int]
 
 
-def check_label_maps(dataset: str, manifest: Manifest) -> None:
+def check_label_maps(dataset: str, manifest: Manifest, num_renamed: int | None = None) -> None:
     """Refuse a data set whose label maps cannot be pooled into its own classes.
+
+    Args:
+        dataset: its folder, for messages.
+        manifest: of the data set.
+        num_renamed: classes that a class map takes to the data set's, or None without one.
 
     Raises:
         UsageError: it has no label maps.
@@ -26,13 +31,20 @@ def check_label_maps(dataset: str, manifest: Manifest) -> None:
     """
     if LMAP.suffix not in manifest.components or manifest.label_maps is None:
         raise UsageError(
-            f"{dataset}: expected label maps for targets='relabel', found components "
+            f"{dataset}: expected label maps for targets that pool them, found components "
             f"{list(manifest.components)}. Run: softshard maps make DATASET DST --teacher NAME"
         )
-    if manifest.label_maps.num_classes != manifest.num_classes:
+    if num_renamed is not None:
+        if manifest.label_maps.num_classes != num_renamed:
+            raise UsageError(
+                f"{dataset}: expected a class map of the {manifest.label_maps.num_classes} classes of the label "
+                f"maps, found one of {num_renamed}"
+            )
+    elif manifest.label_maps.num_classes != manifest.num_classes:
         raise DataError(
             f"{dataset}: expected label maps over the {manifest.num_classes} classes of the class list, "
-            f"found {manifest.label_maps.num_classes}; the teacher has another class list"
+            f"found {manifest.label_maps.num_classes}; the teacher has another class list. "
+            "LabelPooling(class_map=...) takes its classes to the data set's"
         )
 
 

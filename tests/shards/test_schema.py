@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 import softshard.shards
-from softshard.shards.labelmap import HEADER, header_table
+from softshard.shards.labelmap_header import HEADER, header_table
 from softshard.shards.schema import (
     COMPONENTS,
     FORMAT_VERSION,
