@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .crops import Augment
     from .loader import Loader
     from .pooling import SparseTargets, pool_label_maps, pool_top_classes
+    from .subset import Subset
     from .target_modes import LabelPooling
 
 _HOMES = {
@@ -21,6 +22,7 @@ _HOMES = {
     "LabelPooling": ".target_modes",
     "Loader": ".loader",
     "SparseTargets": ".pooling",
+    "Subset": ".subset",
     "pool_label_maps": ".pooling",
     "pool_top_classes": ".pooling",
 }
@@ -31,6 +33,7 @@ __all__ = [
     "LabelPooling",
     "Loader",
     "SparseTargets",
+    "Subset",
     "pool_label_maps",
     "pool_top_classes",
 ]

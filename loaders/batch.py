@@ -14,13 +14,15 @@ class Batch:
     """N samples of one step.
 
     Slots with `valid` False are padding: zeros for images and targets, -1 for class and levels, the whole
-    image as crop, no flip, an empty key.
+    image as crop, no flip, an empty key. Classes and levels are those of the loader's label space (its
+    `class_names` and `tree`).
 
     Attributes:
         images: [N, 3, H, W], channels-last in memory; uint8, or float16/float32 normalised, on the device.
         classes: int64 [N], class indices.
         levels: int64 [N, L], index within each level's classes, -1 where the label has no such level; None
-            where the data set has no label tree.
+            without label vectors. In a tree where classes have several parents int64 [N, A, L]: a row for each
+            path to the class, the longest first, then rows of -1.
         targets: float32 [N, C], soft targets for the crop that was cut (with a grid [N, G, H, C]); None without
             `targets`.
         crops: float32 [N, 4], (x0, y0, x1, y1) as fractions of the stored image.

@@ -176,6 +176,8 @@ def test_a_state_is_a_handful_of_plain_numbers(packed):
             "lanes": 2,
             "window": 30,
             "shuffle": True,
+            "labels": None,
+            "subset": None,
         }
 
 
