@@ -88,7 +88,7 @@ def kept_samples(
         seed: of that choice.
 
     Returns:
-        int64 [N], ascending; None where all are. 14 million samples take 0.1 s, with a fraction 4 s.
+        int64 [N], ascending; None where all are. For 14 million samples 0.1 s, with a fraction some seconds.
     """
     kept = None if keep_class.all() else np.flatnonzero(keep_class[read_classes()])
     if fraction == 1:
