@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batch import Batch
+    from .batch import Batch, TeacherLevels
     from .crops import Augment
     from .loader import Loader
     from .pooling import SparseTargets, pool_label_maps, pool_top_classes
@@ -23,6 +23,7 @@ _HOMES = {
     "Loader": ".loader",
     "SparseTargets": ".pooling",
     "Subset": ".subset",
+    "TeacherLevels": ".batch",
     "pool_label_maps": ".pooling",
     "pool_top_classes": ".pooling",
 }
@@ -34,6 +35,7 @@ __all__ = [
     "Loader",
     "SparseTargets",
     "Subset",
+    "TeacherLevels",
     "pool_label_maps",
     "pool_top_classes",
 ]

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
+
+
+class TeacherLevels(NamedTuple):
+    """What a teacher says of N images: the K_k = ceil(N_k / 20) best classes of every level, side by side.
+
+    `softshard.training.TeacherLevels(*batch.teacher)` is what SemanticKDLoss takes.
+
+    Attributes:
+        ids: int64 [N, K], index within its level, level by level, the most probable first.
+        probabilities: float16 [N, K], softmax within the level.
+    """
+
+    ids: torch.Tensor
+    probabilities: torch.Tensor
 
 
 @dataclass
@@ -29,6 +43,7 @@ class Batch:
         flips: bool [N], mirrored left to right after the crop.
         keys: N sample keys.
         valid: bool [N].
+        teacher: a distillation teacher's best classes per level, zeros in padding; None without `teacher=True`.
     """
 
     images: torch.Tensor
@@ -39,6 +54,7 @@ class Batch:
     flips: torch.Tensor
     keys: list[str]
     valid: torch.Tensor
+    teacher: TeacherLevels | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -65,6 +65,7 @@ class Loader:
             `num_classes`, `class_names` and `tree` are then those; samples of classes that are left out are not
             served. Crops and flips stay what they are. A class that no label map names has the logit 0 there, and
             classes that become one the logit of either.
+        teacher: read what a distillation teacher said of each image, stored in the shards, as `batch.teacher`.
         subset: None, or which part of the samples is served: some classes, a share of them.
         augment: crop, size and flip; by default random resized crops of 224 pixels.
         dtype: of the images: `uint8`, or normalised `float16` or `float32`.
@@ -94,6 +95,7 @@ class Loader:
         device: str | torch.device = "cpu",
         targets: str | LabelPooling = "none",
         labels: LabelSource | None = None,
+        teacher: bool = False,
         subset: Subset | None = None,
         augment: Augment | None = None,
         dtype: str = "float32",
@@ -149,6 +151,7 @@ class Loader:
             self.manifest,
             self._labels,
             targets=targets,
+            teacher=teacher,
             augment=self.augment,
             seed=seed,
             batch_size=batch_size,

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..shards.errors import DataError
+from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest
-from ..shards.schema import CLS, HIER, JPG, LMAP
-from .batch import Batch
+from ..shards.schema import CLS, HIER, JPG, KD, LMAP
+from ..shards.teacher_levels import decode_teacher_levels, num_kept
+from .batch import Batch, TeacherLevels
 from .crops import Augment, crop_fractions, draw_crops
 from .decode import Decoder, naming_the_sample
 from .fetch import ShardFiles
@@ -47,13 +48,15 @@ class BatchMaker:
         manifest: its manifest.
         labels: what classes and levels mean.
         targets: as the loader's.
+        teacher: whether to read the stored teacher.
         augment: what is cut from the images.
         seed: of crops and flips.
         batch_size: N.
         device: where batches are.
 
     Raises:
-        UsageError: targets that the data set has no label maps for.
+        UsageError: targets that the data set has no label maps for; a teacher that it does not have, or that is
+            about another tree than the labels'.
         DataError: label maps over other classes.
     """
 
@@ -64,6 +67,7 @@ class BatchMaker:
         labels: Labels,
         *,
         targets: str | LabelPooling,
+        teacher: bool,
         augment: Augment,
         seed: int,
         batch_size: int,
@@ -78,6 +82,7 @@ class BatchMaker:
             )
             pooling = labels.pooling(pooling)
         self._pooling = pooling
+        self._level_sizes = _teacher_level_sizes(str(dataset), manifest, labels) if teacher else None
         self._augment, self._seed = augment, seed
         self._batch_size, self._device = batch_size, device
         self._columns = {suffix: i for i, suffix in enumerate(manifest.components)}
@@ -149,6 +154,7 @@ class BatchMaker:
     def finish(self, begun: BegunBatch, decoder: Decoder) -> Batch:
         """Pool a batch's label maps, while its images are decoded, and wait for the images."""
         targets = self._targets(begun)
+        teacher = None if self._level_sizes is None else self._teacher(begun, self._level_sizes)
         with naming_the_sample(begun.jpegs, begun.places):
             images = decoder.take(begun.slots, self._batch_size)
         valid = np.zeros(self._batch_size, bool)
@@ -166,6 +172,7 @@ class BatchMaker:
             flips=tensor(begun.flips),
             keys=begun.keys,
             valid=tensor(valid),
+            teacher=None if teacher is None else TeacherLevels(*map(tensor, teacher)),
         )
         if self._device.type == "cuda":
             # The copies run on this thread's stream; whoever takes the batch may be on another.
@@ -202,6 +209,38 @@ class BatchMaker:
         targets[torch.from_numpy(slots).to(self._device)] = pooled
         return targets
 
+    def _teacher(self, begun: BegunBatch, level_sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, probabilities): int64 and float16 [N, K], zeros in empty slots."""
+        width = sum(num_kept(level_sizes))
+        ids = np.zeros((self._batch_size, width), np.int64)
+        probabilities = np.zeros((self._batch_size, width), np.float16)
+        ids[begun.slots], probabilities[begun.slots] = decode_teacher_levels(
+            [shard.member(place, self._columns[KD.suffix]) for shard, place in begun.places],
+            level_sizes,
+            [shard.where(place, KD.suffix) for shard, place in begun.places],
+        )
+        return ids, probabilities
+
     def close(self) -> None:
         """Let the shards go."""
         self._files.close()
+
+
+def _teacher_level_sizes(dataset: str, manifest: Manifest, labels: Labels) -> tuple[int, ...]:
+    """Classes of the levels that the stored teacher is about.
+
+    Raises:
+        UsageError: there is none, or it is about another tree than the labels'.
+    """
+    if KD.suffix not in manifest.components or manifest.tree_sha256 is None:
+        raise UsageError(
+            f"{dataset}: expected a label tree and the component 'kd' for teacher=True, found components "
+            f"{list(manifest.components)}. Distil from a live teacher instead"
+        )
+    if labels.tree is None or labels.tree.fingerprint != manifest.tree_sha256:
+        found = "none" if labels.tree is None else labels.tree.fingerprint[:12]
+        raise UsageError(
+            f"{dataset}: expected labels over the tree {manifest.tree_sha256[:12]}, whose levels the stored teacher is "
+            f"about, found {found}. Leave out labels or teacher=True, or distil from a live teacher"
+        )
+    return labels.tree.level_sizes[: labels.tree.num_levels]
