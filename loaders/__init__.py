@@ -9,14 +9,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batch import Batch
+    from .batch import Batch, TeacherLevels
     from .crops import Augment
     from .loader import Loader
-    from .pooling import pool_label_maps
+    from .pooling import SparseTargets, pool_label_maps, pool_top_classes
+    from .subset import Subset
+    from .target_modes import LabelPooling
 
-_HOMES = {"Augment": ".crops", "Batch": ".batch", "Loader": ".loader", "pool_label_maps": ".pooling"}
+_HOMES = {
+    "Augment": ".crops",
+    "Batch": ".batch",
+    "LabelPooling": ".target_modes",
+    "Loader": ".loader",
+    "SparseTargets": ".pooling",
+    "Subset": ".subset",
+    "TeacherLevels": ".batch",
+    "pool_label_maps": ".pooling",
+    "pool_top_classes": ".pooling",
+}
 
-__all__ = ["Augment", "Batch", "Loader", "pool_label_maps"]
+__all__ = [
+    "Augment",
+    "Batch",
+    "LabelPooling",
+    "Loader",
+    "SparseTargets",
+    "Subset",
+    "TeacherLevels",
+    "pool_label_maps",
+    "pool_top_classes",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
+
+
+class TeacherLevels(NamedTuple):
+    """What a teacher says of N images: the K_k = ceil(N_k / 20) best classes of every level, side by side.
+
+    `softshard.training.TeacherLevels(*batch.teacher)` is what SemanticKDLoss takes.
+
+    Attributes:
+        ids: int64 [N, K], index within its level, level by level, the most probable first.
+        probabilities: float16 [N, K], softmax within the level.
+    """
+
+    ids: torch.Tensor
+    probabilities: torch.Tensor
 
 
 @dataclass
@@ -14,18 +28,22 @@ class Batch:
     """N samples of one step.
 
     Slots with `valid` False are padding: zeros for images and targets, -1 for class and levels, the whole
-    image as crop, no flip, an empty key.
+    image as crop, no flip, an empty key. Classes and levels are those of the loader's label space (its
+    `class_names` and `tree`).
 
     Attributes:
         images: [N, 3, H, W], channels-last in memory; uint8, or float16/float32 normalised, on the device.
         classes: int64 [N], class indices.
         levels: int64 [N, L], index within each level's classes, -1 where the label has no such level; None
-            where the data set has no label tree.
-        targets: float32 [N, C], soft targets for the crop that was cut; None without `targets`.
+            without label vectors. In a tree where classes have several parents int64 [N, A, L]: a row for each
+            path to the class, the longest first, then rows of -1.
+        targets: float32 [N, C], soft targets for the crop that was cut (with a grid [N, G, H, C]); None without
+            `targets`.
         crops: float32 [N, 4], (x0, y0, x1, y1) as fractions of the stored image.
         flips: bool [N], mirrored left to right after the crop.
         keys: N sample keys.
         valid: bool [N].
+        teacher: a distillation teacher's best classes per level, zeros in padding; None without `teacher=True`.
     """
 
     images: torch.Tensor
@@ -36,6 +54,7 @@ class Batch:
     flips: torch.Tensor
     keys: list[str]
     valid: torch.Tensor
+    teacher: TeacherLevels | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

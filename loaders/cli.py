@@ -6,13 +6,15 @@ import argparse
 import json
 from pathlib import Path
 
+from .target_modes import TARGETS
+
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
     """Register bench."""
     bench = subparsers.add_parser("bench", help="measure the loader on a data set, beside decoding alone")
     bench.add_argument("dataset", metavar="DATASET", help="folder of a data set")
     bench.add_argument("--batch-size", type=int, default=128, metavar="N", help="(default: 128)")
-    bench.add_argument("--targets", default="none", choices=("none", "relabel"), help="(default: none)")
+    bench.add_argument("--targets", default="none", choices=TARGETS, help="(default: none)")
     bench.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     bench.add_argument(
         "--dtype", default="uint8", choices=("uint8", "float16", "float32"), help="(default: uint8)"

@@ -2,9 +2,10 @@
 
 This file puts the parts together:
 
-    order.py     which samples          crops.py    windows and flips    pooling.py      maps -> targets
-    fetch.py     their bytes            decode.py   bytes -> images      background.py   ahead, in a thread
-    samples.py   their sizes, labels    batch.py    what comes out
+    labels.py    what classes mean    subset.py      which samples are served    order.py    in which order
+    fetch.py     their bytes          samples.py     their sizes, labels         crops.py    windows and flips
+    decode.py    bytes -> images      pooling.py     maps -> targets             batch.py    what comes out
+    make_batch.py    samples -> a batch, of all these          background.py    ahead, in a thread
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -22,35 +22,22 @@ import numpy as np
 import torch
 
 from ..shards.errors import DataError, UsageError
-from ..shards.manifest import Manifest, load_tree
+from ..shards.manifest import Manifest, check_sidecar, load_sidecar, load_tree
 from ..shards.philox import check_seed
-from ..shards.schema import CLS, HIER, JPG, LMAP
+from ..shards.tree import LabelTree
 from .background import Background
 from .batch import Batch
-from .crops import Augment, crop_fractions, draw_crops
-from .decode import DTYPES, MEAN, STD, CpuDecoder, Decoder, GpuDecoder, naming_the_sample, usable_device
-from .fetch import ShardFiles, check_local
-from .order import LAST_BATCHES, EpochOrder, check_geometry, num_steps, rank_slots
-from .pooling import pool_label_maps
-from .samples import Place, check_label_maps, read_classes, read_levels, read_sizes
+from .crops import Augment
+from .decode import DTYPES, MEAN, STD, CpuDecoder, Decoder, GpuDecoder, usable_device
+from .fetch import check_local
+from .labels import Labels, LabelSource
+from .make_batch import BatchMaker, BegunBatch
+from .order import LAST_BATCHES, EpochOrder, check_geometry, count_kept, num_steps, rank_slots
+from .subset import Subset, kept_samples
+from .target_modes import TARGETS, LabelPooling
 
-TARGETS = ("none", "relabel")
 STATE_VERSION = 1
 DEFAULT_WINDOW = 32_768
-
-
-@dataclass
-class _Prepared:
-    """A batch whose images are still being decoded."""
-
-    slots: np.ndarray  # int64 [M], where the real samples stand in the batch
-    places: list[Place]  # their shards, and their places in them
-    classes: np.ndarray  # int64 [N]
-    levels: np.ndarray | None  # int64 [N, L]
-    crops: np.ndarray  # float32 [N, 4]
-    flips: np.ndarray  # bool [N]
-    keys: list[str]
-    jpegs: list[np.ndarray]
 
 
 class Loader:
@@ -70,7 +57,16 @@ class Loader:
         dataset: folder of a data set (with a manifest).
         batch_size: N, samples of one batch of one rank; the global batch is N times `world_size`.
         device: `cpu`, or a CUDA device, where images are then decoded and label maps pooled.
-        targets: `none`, or `relabel` (each crop's pooled label map, softmaxed).
+        targets: `none`; `original` (the class, one-hot); `relabel` (each crop's pooled label map, softmaxed) and
+            its variants `relabel-global` (the whole image's), `relabel-single` (one-hot) and
+            `relabel-global-single`; or a LabelPooling with more options.
+        labels: None, or what to read the data set with instead of its own labels, without rewriting it: a
+            LabelTree, class names (a subset or another order), or what `relabel` gives. Classes, levels, label maps,
+            `num_classes`, `class_names` and `tree` are then those; samples of classes that are left out are not
+            served. Crops and flips stay what they are. A class that no label map names has the logit 0 there, and
+            classes that become one the logit of either.
+        teacher: read what a distillation teacher said of each image, stored in the shards, as `batch.teacher`.
+        subset: None, or which part of the samples is served: some classes, a share of them.
         augment: crop, size and flip; by default random resized crops of 224 pixels.
         dtype: of the images: `uint8`, or normalised `float16` or `float32`.
         mean: channel means (of values 0 to 1) that float images are normalised with.
@@ -97,7 +93,10 @@ class Loader:
         *,
         batch_size: int,
         device: str | torch.device = "cpu",
-        targets: str = "none",
+        targets: str | LabelPooling = "none",
+        labels: LabelSource | None = None,
+        teacher: bool = False,
+        subset: Subset | None = None,
         augment: Augment | None = None,
         dtype: str = "float32",
         mean: Sequence[float] = MEAN,
@@ -113,7 +112,7 @@ class Loader:
         prefetch: int = 2,
     ) -> None:
         for name, value, choices in (
-            ("targets", targets, TARGETS),
+            ("targets", "none" if isinstance(targets, LabelPooling) else targets, TARGETS),
             ("dtype", dtype, DTYPES),
             ("last_batch", last_batch, LAST_BATCHES),
         ):
@@ -133,9 +132,8 @@ class Loader:
         check_local(dataset)
         self.dataset = str(dataset)
         self.manifest = Manifest.load(dataset)
-        self.tree = load_tree(dataset, self.manifest)
-        if targets == "relabel":
-            check_label_maps(self.dataset, self.manifest)
+        self._labels = Labels.of(self.manifest, load_tree(dataset, self.manifest), labels)
+        self.subset = subset
         self.device = usable_device(device)
         self.batch_size = batch_size
         self.targets = targets
@@ -148,15 +146,26 @@ class Loader:
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.epoch = 0
         self._prefetch = prefetch
+        self._maker = BatchMaker(
+            dataset,
+            self.manifest,
+            self._labels,
+            targets=targets,
+            teacher=teacher,
+            augment=self.augment,
+            seed=seed,
+            batch_size=batch_size,
+            device=self.device,
+        )
         self._counts = np.array([shard.samples for shard in self.manifest.shards], np.int64)
-        self._starts = np.concatenate([[0], np.cumsum(self._counts)])
-        self._files = ShardFiles(dataset, self.manifest)
-        self._columns = {suffix: i for i, suffix in enumerate(self.manifest.components)}
+        self._kept = self._choose_samples()
+        if self._kept is not None:
+            self._counts = count_kept(self._kept, self._counts)
         self._per_lane = batch_size * world_size // lanes  # samples of every lane in a step
-        if last_batch == "drop" and self.manifest.num_samples // lanes < self._per_lane:
+        if last_batch == "drop" and self.num_samples // lanes < self._per_lane:
             raise UsageError(
                 f"{dataset}: expected a global batch of samples, which is {self.global_batch} on {lanes} lanes, found "
-                f"{self.manifest.num_samples}. Use a smaller batch_size, or last_batch='pad'"
+                f"{self.num_samples}. Use a smaller batch_size, or last_batch='pad'"
             )
         self._taken = 0  # samples that every lane has given in this epoch
         self._resume = False  # whether the next iteration starts there
@@ -164,17 +173,51 @@ class Loader:
         self._running: Background[Batch] | None = None
         self._closed = False
 
+    def _choose_samples(self) -> np.ndarray | None:
+        """int64 [N], the samples that labels and subset leave, ascending; None where that is all of them."""
+        subset = self.subset or Subset()
+
+        def stored_classes() -> np.ndarray:
+            check_sidecar(self.dataset, self.manifest)
+            return load_sidecar(self.dataset, self.manifest)
+
+        kept = kept_samples(
+            self._labels.keep_class(subset.class_mask(self.class_names)),
+            stored_classes,
+            self.manifest.num_samples,
+            fraction=subset.fraction,
+            seed=subset.seed,
+        )
+        if kept is not None and not len(kept):
+            raise UsageError(
+                f"{self.dataset}: expected samples of the chosen classes, found none. Give labels or a subset with "
+                "classes that have samples: softshard stats counts them"
+            )
+        return kept
+
     @property
     def num_samples(self) -> int:
-        return self.manifest.num_samples
+        """Samples that are served: of the whole data set, or those that labels and subset leave."""
+        return self.manifest.num_samples if self._kept is None else len(self._kept)
 
     @property
     def num_classes(self) -> int:
-        return self.manifest.num_classes
+        """C of the labels that the data set is read with."""
+        return self._labels.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """C names, in the order of `batch.classes`."""
+        return self._labels.class_names
+
+    @property
+    def tree(self) -> LabelTree | None:
+        """Over these classes; `batch.levels` are its vectors. None without one."""
+        return self._labels.tree
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides what the data set gives; hashed once."""
+        """SHA-256 over everything that decides what the data set gives, whatever the labels; hashed once."""
         return self.manifest.fingerprint
 
     @property
@@ -221,20 +264,23 @@ class Loader:
             "lanes": self.lanes,
             "window": self.window,
             "shuffle": self.shuffle,
+            "labels": self._labels.fingerprint,
+            "subset": None if self.subset is None else self.subset.to_json(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where a state was taken; the world size, and the global batch, may be others.
 
         Raises:
-            UsageError: the state is of another data set, seed, number of lanes or window; both are named.
+            UsageError: the state is of another data set, seed, number of lanes, window, labels or subset; both
+                are named.
         """
         if state.get("version") != STATE_VERSION:
             raise UsageError(
                 f"loader state: expected version {STATE_VERSION}, found {state.get('version')!r}"
             )
         mine = self.state_dict()
-        for name in ("fingerprint", "seed", "lanes", "window", "shuffle"):
+        for name in ("fingerprint", "seed", "lanes", "window", "shuffle", "labels", "subset"):
             if state.get(name) != mine[name]:
                 raise UsageError(
                     f"loader state: expected {name} {mine[name]!r} of this loader, found "
@@ -279,21 +325,23 @@ class Loader:
 
     def _batches(self, epoch: int, taken: int) -> Iterator[Batch]:
         """The rest of an epoch; runs in the background, and the decoder a step ahead of it."""
-        order = EpochOrder(self._counts, self.seed, epoch, self.lanes, self.window, self.shuffle)
+        order = EpochOrder(self._counts, self.seed, epoch, self.lanes, self.window, self.shuffle, self._kept)
         decoder = self._decoder = self._decoder or self._make_decoder()
-        begun: deque[_Prepared] = deque()
+        begun: deque[BegunBatch] = deque()
         problem: DataError | None = None
         try:
             for step in range(self._num_steps(taken)):
+                at = taken + step * self._per_lane
+                samples = rank_slots(order, self.global_batch, at, self.rank, self.world_size)
                 try:
-                    begun.append(self._begin(order, taken + step * self._per_lane, decoder))
+                    begun.append(self._maker.begin(samples, epoch, decoder))
                 except DataError as error:
                     problem = error  # raised in its turn: the step before it is whole
                     break
                 if len(begun) > 1:
-                    yield self._finish(begun.popleft(), decoder)
+                    yield self._maker.finish(begun.popleft(), decoder)
             while begun:
-                yield self._finish(begun.popleft(), decoder)
+                yield self._maker.finish(begun.popleft(), decoder)
             if problem is not None:
                 raise problem
         except GeneratorExit:
@@ -311,81 +359,6 @@ class Loader:
         options = (self.batch_size, self.augment.size, self.dtype, self.mean, self.std, self.num_threads)
         return GpuDecoder(*options, self.device) if self.device.type == "cuda" else CpuDecoder(*options)
 
-    def _begin(self, order: EpochOrder, taken: int, decoder: Decoder) -> _Prepared:
-        """Choose a step's samples, read their labels, draw their crops and start decoding."""
-        samples = rank_slots(order, self.global_batch, taken, self.rank, self.world_size)
-        slots = np.flatnonzero(samples >= 0)
-        real = samples[slots]
-        numbers = np.searchsorted(self._starts, real, side="right") - 1
-        places = real - self._starts[numbers]
-        found = [
-            (self._files[number], place)
-            for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
-        ]
-        hw = read_sizes(found, self._columns[JPG.suffix])
-        jpegs = [shard.member_array(place, self._columns[JPG.suffix]) for shard, place in found]
-        tlhw, real_flips = draw_crops(self.augment, hw, real, seed=self.seed, epoch=order.epoch)
-
-        classes = np.full(self.batch_size, -1, np.int64)
-        classes[slots] = read_classes(found, self._columns[CLS.suffix], self.num_classes)
-        levels = None
-        if HIER.suffix in self._columns:
-            levels = np.full((self.batch_size, self.manifest.num_levels), -1, np.int64)
-            levels[slots] = read_levels(found, self._columns[HIER.suffix], self.manifest.num_levels)
-        crops = np.tile(np.array([0, 0, 1, 1], np.float32), (self.batch_size, 1))
-        crops[slots] = crop_fractions(tlhw, hw)
-        flips = np.zeros(self.batch_size, bool)
-        flips[slots] = real_flips
-        keys = [""] * self.batch_size
-        for slot, (shard, place) in zip(slots.tolist(), found, strict=True):
-            keys[slot] = shard.index.keys[place]
-        with naming_the_sample(jpegs, found):
-            decoder.submit(jpegs, tlhw, real_flips)
-        return _Prepared(slots, found, classes, levels, crops, flips, keys, jpegs)
-
-    def _finish(self, prepared: _Prepared, decoder: Decoder) -> Batch:
-        """Pool a step's label maps, while its images are decoded, and wait for the images."""
-        targets = self._targets(prepared) if self.targets == "relabel" else None
-        with naming_the_sample(prepared.jpegs, prepared.places):
-            images = decoder.take(prepared.slots, self.batch_size)
-        valid = np.zeros(self.batch_size, bool)
-        valid[prepared.slots] = True
-
-        def tensor(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(self.device, non_blocking=True)
-
-        batch = Batch(
-            images=images,
-            classes=tensor(prepared.classes),
-            levels=None if prepared.levels is None else tensor(prepared.levels),
-            targets=targets,
-            crops=tensor(prepared.crops),
-            flips=tensor(prepared.flips),
-            keys=prepared.keys,
-            valid=tensor(valid),
-        )
-        if self.device.type == "cuda":
-            # The copies run on this thread's stream; whoever takes the batch may be on another.
-            torch.cuda.current_stream(self.device).synchronize()
-        return batch
-
-    def _targets(self, prepared: _Prepared) -> torch.Tensor:
-        if not prepared.places:
-            return torch.zeros(self.batch_size, self.num_classes, device=self.device)
-        column = self._columns[LMAP.suffix]
-        pooled = pool_label_maps(
-            [shard.member(place, column) for shard, place in prepared.places],
-            prepared.crops[prepared.slots],
-            num_classes=self.num_classes,
-            device=self.device,
-            wheres=[shard.where(place, LMAP.suffix) for shard, place in prepared.places],
-        )
-        if len(prepared.slots) == self.batch_size:
-            return pooled
-        targets = torch.zeros(self.batch_size, self.num_classes, device=self.device)
-        targets[torch.from_numpy(prepared.slots).to(self.device)] = pooled
-        return targets
-
     def _stop(self) -> None:
         if self._running is not None:
             self._running.stop()
@@ -397,7 +370,7 @@ class Loader:
         if self._decoder is not None:
             self._decoder.close()
             self._decoder = None
-        self._files.close()
+        self._maker.close()
         self._closed = True
 
     def __enter__(self) -> Loader:

@@ -22,6 +22,7 @@ PACKAGES = (
     "opencv-python-headless",
     "simplejpeg",
     "lz4",
+    "zstandard",
 )
 
 

@@ -1,6 +1,6 @@
-"""Which samples, in which order: pure functions of (counts, seed, epoch, G, K, window).
+"""Which samples, in which order: pure functions of (counts, kept samples, seed, epoch, G, K, window).
 
-An epoch permutes the shards and lays their samples end to end, positions 0..N-1. K *lanes* own contiguous
+An epoch permutes the shards and lays their kept samples end to end, positions 0..N-1. K *lanes* own contiguous
 ranges; each lane shuffles inside windows of W positions. Step t takes the next G/K samples of every lane:
 
     positions   0 .......................... N-1
@@ -30,12 +30,14 @@ class EpochOrder:
     """The order of one epoch.
 
     Attributes:
-        counts: int64 [S], samples of each shard, in the manifest's order.
+        counts: int64 [S], samples of each shard that are served, in the manifest's order.
         seed: of the shuffle.
         epoch: number of the epoch.
         num_lanes: K.
         window: W, positions that are shuffled among each other.
         shuffle: False keeps the manifest's order.
+        kept: int64 [N], the samples that are served, ascending, as indices in the manifest's order; None where
+            all are. `count_kept` says how many are in each shard.
     """
 
     counts: np.ndarray
@@ -44,6 +46,7 @@ class EpochOrder:
     num_lanes: int = 1
     window: int = 1
     shuffle: bool = True
+    kept: np.ndarray | None = None
     _shards: np.ndarray = field(init=False, repr=False)
     _position_starts: np.ndarray = field(init=False, repr=False)
     _sample_starts: np.ndarray = field(init=False, repr=False)
@@ -55,6 +58,10 @@ class EpochOrder:
                 f"order: expected lanes and window from 1, found {self.num_lanes} and {self.window}"
             )
         counts = np.asarray(self.counts, np.int64)
+        if self.kept is not None and len(self.kept) != counts.sum():
+            raise UsageError(
+                f"order: expected counts of the {len(self.kept)} kept samples, found {counts.sum()} in all"
+            )
         shards = np.arange(len(counts))
         if self.shuffle:
             shards = permutation(self.seed, PURPOSE_SHARD_ORDER, self.epoch, 0, len(counts))
@@ -103,7 +110,22 @@ class EpochOrder:
 
     def _to_samples(self, positions: np.ndarray) -> np.ndarray:
         slot = np.searchsorted(self._position_starts, positions, side="right") - 1
-        return self._sample_starts[self._shards[slot]] + positions - self._position_starts[slot]
+        samples = self._sample_starts[self._shards[slot]] + positions - self._position_starts[slot]
+        return samples if self.kept is None else self.kept[samples]
+
+
+def count_kept(kept: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How many samples of each shard are kept.
+
+    Args:
+        kept: int64 [N], ascending sample indices in the manifest's order.
+        counts: int64 [S], samples of each shard.
+
+    Returns:
+        int64 [S].
+    """
+    borders = np.concatenate([[0], np.cumsum(counts)])
+    return np.diff(np.searchsorted(kept, borders))
 
 
 def check_geometry(global_batch: int, num_lanes: int, rank: int, world_size: int) -> None:

@@ -1,152 +1,212 @@
 """Label pooling: the part of a label map that a crop covers, as one vector over the classes (ReLabel).
 
-RoIAlign with one output cell is linear in the map, and its weights are a row vector times a column vector; so
-the pooled vector is a scatter-add of K*P*Q weighted scores, and the dense map [N, C, P, Q] (230 MB for 256
-maps of 1000 classes) is never built.
+RoIAlign is linear in the map, so that the pooled vector is a scatter-add of K*P*Q weighted scores, and the
+dense map [N, C, P, Q] (230 MB for 256 maps of 1000 classes) is never built.
 
-N maps, C classes, K classes kept per cell, P Q rows and columns.
+    target_modes.py     what is asked for
+    roialign.py         crops -> weights of rows and columns
+    pooling_job.py      the weights and what to make of them
+    pooling_host.py     maps and job -> targets, in numpy
+    pooling_device.py   the same in torch, for GPUs
+
+N maps, C classes, K classes kept per cell, P Q rows and columns of the map, G H of the output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ..shards.labelmap import decode_label_maps
+from ..shards.errors import UsageError
+from ..shards.labelmap import GROUP_ELEMENTS, MapGroup, decode_map_groups
+from .pooling_device import pool_on_device
+from .pooling_host import pool_on_host
+from .pooling_job import PoolingJob
+from .roialign import axis_weights
+from .target_modes import LABEL_POOLING, LabelPooling
 
-# Maps are pooled a few at a time: temporaries of this many float64 stay in cache and in memory that the
-# allocator keeps (fresh pages for a whole batch took longer than the arithmetic: five times as long in all).
-_CHUNK_ELEMENTS = 32_000
+WHOLE_IMAGE = np.array([0, 0, 1, 1], np.float32)
+
+Maps = Sequence[bytes | memoryview] | tuple[np.ndarray, np.ndarray]
+Names = Sequence[str] | Callable[[int], str] | None
 
 
-def axis_weights(start: np.ndarray, end: np.ndarray, num_cells: int) -> np.ndarray:
-    """RoIAlign's weights along one axis: one output cell, adaptive sampling, `aligned=False`.
+class SparseTargets(NamedTuple):
+    """The m largest values of each target, largest first.
 
-    float32 in torchvision's order of operations: the number of sampling points is a ceiling, which the last
-    bit of the box size can flip, and then the result is another one.
-
-    Args:
-        start: float32 [N], where the crop begins, as a fraction of the image.
-        end: float32 [N], where it ends.
-        num_cells: cells of the map along this axis.
-
-    Returns:
-        float32 [N, num_cells], summing to 1.
+    Attributes:
+        values: float32 [N, m], or [N, G, H, m]: probabilities, which sum to less than 1 now.
+        ids: int64, the same shape: their classes.
     """
-    cells, half, one = np.float32(num_cells), np.float32(0.5), np.float32(1)
-    first = start * cells - half
-    size = np.maximum(end * cells - half - first, one)
-    points = np.ceil(size)
-    i = np.arange(int(points.max()), dtype=np.float32)
-    at = first[:, None] + (i + half) * size[:, None] / points[:, None]
-    used = (i < points[:, None]) & (at >= -1) & (at <= cells)
-    at = np.maximum(at, np.float32(0))
-    low = np.minimum(at.astype(np.int64), num_cells - 1)
-    high = np.minimum(low + 1, num_cells - 1)
-    share = np.where(low >= num_cells - 1, np.float32(0), at - low.astype(np.float32))
-    rows = np.arange(len(first))[:, None] * num_cells
-    weights = np.bincount(
-        np.concatenate([(rows + low).ravel(), (rows + high).ravel()]),
-        np.concatenate([(used * (one - share)).ravel(), (used * share).ravel()]),
-        minlength=len(first) * num_cells,
-    ).reshape(-1, num_cells)
-    return (weights / points[:, None]).astype(np.float32)
+
+    values: torch.Tensor
+    ids: torch.Tensor
 
 
 def pool_label_maps(
-    maps: Sequence[bytes | memoryview] | tuple[np.ndarray, np.ndarray],
+    maps: Maps,
     crops: np.ndarray | torch.Tensor,
     *,
     num_classes: int,
     softmax: bool = True,
     device: str | torch.device = "cpu",
-    wheres: Sequence[str] | None = None,
+    wheres: Names = None,
+    pooling: LabelPooling = LABEL_POOLING,
+    flips: np.ndarray | torch.Tensor | None = None,
+    classes: np.ndarray | torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Pool N label maps over N crops.
 
-    Equal to torchvision's `roi_align` of the dense map (boxes = fractions * (Q, P) - 0.5, output (1, 1),
-    `sampling_ratio=-1`, `aligned=False`) to 1e-5; classes that a cell did not keep count as 0.
+    Equal to torchvision's `roi_align` of the dense map (boxes = fractions * (Q, P) - 0.5, output (1, 1) or the
+    grid, `sampling_ratio=-1`, `aligned=False`) to 1e-5.
 
     Args:
         maps: N encoded `lmap` values of one shape, or (scores, ids): float [N, K, P, Q] logits and integer
-            [N, K, P, Q] class ids below `num_classes`.
+            [N, K, P, Q] class ids below `num_classes` (below the class map's length, where there is one).
         crops: float32 [N, 4], (x0, y0, x1, y1) as fractions of the stored image; x runs along Q, y along P. A
-            horizontal flip of the crop changes nothing.
+            horizontal flip of the crop changes nothing but the order of a grid's columns.
         num_classes: C.
         softmax: False returns the pooled logits.
         device: where to pool; the maps are decoded, and the weights computed, on the host either way.
-        wheres: N names for messages about encoded maps.
+        wheres: N names for messages about encoded maps, or a function from a map's number to its name.
+        pooling: the target mode and its options.
+        flips: bool [N], crops that are mirrored left to right; only a grid needs them.
+        classes: int64 [N], the images' own classes, -1 for none; only `pooling.original` needs them.
 
     Returns:
-        float32 [N, C]: class probabilities, or pooled logits.
+        float32 [N, C], with a grid [N, G, H, C]: class probabilities, or pooled logits.
 
     Raises:
         ValueError: a crop is empty or leaves the image, or shapes do not fit.
-        DataError: an encoded map is damaged, or has ids from `num_classes` up.
+        UsageError: options that contradict each other or C.
+        DataError: an encoded map is damaged.
     """
+    kind = "logits" if not softmax else "softmax" if pooling.multi else "one-hot"
+    groups, job = _prepare(maps, crops, num_classes, kind, None, wheres, pooling, flips, classes)
+    (result,) = _pool(groups, job, torch.device(device))
+    return result if pooling.grid is not None else result[:, 0, 0]
+
+
+def pool_top_classes(
+    maps: Maps,
+    crops: np.ndarray | torch.Tensor,
+    *,
+    num_classes: int,
+    keep: int,
+    device: str | torch.device = "cpu",
+    wheres: Names = None,
+    pooling: LabelPooling = LABEL_POOLING,
+    flips: np.ndarray | torch.Tensor | None = None,
+    classes: np.ndarray | torch.Tensor | None = None,
+) -> SparseTargets:
+    """`pool_label_maps`, of which only the m largest probabilities are kept, for large C and for grids.
+
+    Args:
+        keep: m, at most C. All else is as in `pool_label_maps`.
+
+    Raises:
+        UsageError: m is not between 1 and C; and what `pool_label_maps` raises.
+    """
+    if not 1 <= keep <= num_classes:
+        raise UsageError(f"label pooling: expected to keep 1 to {num_classes} classes, found {keep}")
+    kind = "softmax" if pooling.multi else "one-hot"
+    groups, job = _prepare(maps, crops, num_classes, kind, keep, wheres, pooling, flips, classes)
+    values, ids = _pool(groups, job, torch.device(device))
+    return (
+        SparseTargets(values, ids)
+        if pooling.grid is not None
+        else SparseTargets(values[:, 0, 0], ids[:, 0, 0])
+    )
+
+
+def _pool(groups: Iterable[MapGroup], job: PoolingJob, device: torch.device) -> list[torch.Tensor]:
+    return pool_on_host(groups, job) if device.type == "cpu" else pool_on_device(groups, job, device)
+
+
+def _prepare(
+    maps: Maps,
+    crops: np.ndarray | torch.Tensor,
+    num_classes: int,
+    kind: str,
+    keep: int | None,
+    wheres: Names,
+    pooling: LabelPooling,
+    flips: np.ndarray | torch.Tensor | None,
+    classes: np.ndarray | torch.Tensor | None,
+) -> tuple[Iterator[MapGroup], PoolingJob]:
+    """Check, compute the weights, and begin to decode."""
     if isinstance(maps, tuple) and len(maps) == 2 and not isinstance(maps[0], bytes | bytearray | memoryview):
         scores, ids = np.asarray(maps[0], np.float32), np.asarray(maps[1])
+        _check_arrays(scores, ids)
+        num, shape, groups = len(scores), scores.shape[1:], _as_groups(scores, ids)
     else:
-        scores, ids = decode_label_maps(maps, wheres)  # pyright: ignore[reportArgumentType]
+        where = wheres if wheres is None or callable(wheres) else wheres.__getitem__
+        shape, groups = decode_map_groups(maps, where)  # pyright: ignore[reportArgumentType]
+        num = len(maps)
+    boxes = _checked_crops(crops, (num, *shape))
+    if not pooling.local:
+        boxes = np.tile(WHOLE_IMAGE, (num, 1))
+    top, num_rows, num_columns = (shape[0], shape[2], shape[1]) if pooling.swap_xy else shape
+    bins = pooling.grid or (1, 1)
+    rows = axis_weights(boxes[:, 1], boxes[:, 3], num_rows, bins[0])
+    columns = axis_weights(boxes[:, 0], boxes[:, 2], num_columns, bins[1])
+    if pooling.grid is not None and flips is not None:
+        mirrored = np.asarray(flips, bool)
+        if mirrored.shape != (num,):
+            raise ValueError(f"label pooling: expected {num} flips, found {list(mirrored.shape)}")
+        columns[mirrored] = columns[mirrored, ::-1]
+    own = _own_classes(pooling, kind, classes, num, num_classes)
+    floor = pooling.fill == "floor"
+    job = PoolingJob(top, rows, columns, num_classes, kind, floor, pooling.original, own, keep)
+    return _adapted(groups, pooling, num_classes), job
+
+
+def _adapted(groups: Iterable[MapGroup], pooling: LabelPooling, num_classes: int) -> Iterator[MapGroup]:
+    """The maps with the image's axes and over the targets' classes."""
+    class_map = None if pooling.class_map is None else np.asarray(pooling.class_map)
+    if class_map is not None and class_map.max() >= num_classes:
+        raise UsageError(
+            f"label pooling: expected a class map to classes below {num_classes}, found {class_map.max()}"
+        )
+    for group in groups:
+        _check_ids(group, num_classes if class_map is None else len(class_map))
+        if pooling.swap_xy:
+            scores, places = group.scores.swapaxes(2, 3), group.places.swapaxes(2, 3)
+            group = group._replace(scores=scores, places=places)
+        yield group if class_map is None else _renamed(group, class_map, num_classes)
+
+
+def _check_arrays(scores: np.ndarray, ids: np.ndarray) -> None:
+    if scores.ndim != 4 or scores.shape != ids.shape or not scores.size:
+        raise ValueError(
+            f"label pooling: expected scores and ids of one shape [N, K, P, Q], found {list(scores.shape)} "
+            f"and {list(ids.shape)}"
+        )
+    if ids.dtype.kind not in "iu":
+        raise ValueError(f"label pooling: expected integer class ids, found {ids.dtype}")
+
+
+def _as_groups(scores: np.ndarray, ids: np.ndarray) -> Iterator[MapGroup]:
+    step = max(1, GROUP_ELEMENTS // scores[0].size)
+    for first in range(0, len(scores), step):
+        members = np.arange(first, min(first + step, len(scores)))
+        part = slice(first, first + step)
+        yield MapGroup(members, scores[part], ids[part], None, np.zeros_like(members))
+
+
+def _checked_crops(crops: np.ndarray | torch.Tensor, shape: Sequence[int]) -> np.ndarray:
+    """Crops for maps [N, K, P, Q]."""
     if isinstance(crops, torch.Tensor):
         crops = crops.detach().cpu().numpy()
     crops = np.ascontiguousarray(crops, np.float32)
-    _check(scores, ids, crops, num_classes)
-    num, _, num_rows, num_columns = scores.shape
-    rows = axis_weights(crops[:, 1], crops[:, 3], num_rows)
-    columns = axis_weights(crops[:, 0], crops[:, 2], num_columns)
-    target = torch.device(device)
-    if target.type != "cpu":
-        parts = (scores, ids.astype(np.int32), rows, columns)
-        on_device = [torch.from_numpy(part).to(target, non_blocking=True) for part in parts]
-        return _pool_on_device(on_device, num_classes, softmax)
-    result = np.empty((num, num_classes), np.float32)
-    step = max(1, _CHUNK_ELEMENTS // max(scores[0].size, num_classes))
-    for first in range(0, num, step):
-        part = slice(first, first + step)
-        _pool_on_host(scores[part], ids[part], rows[part], columns[part], softmax, result[part])
-    return torch.from_numpy(result)
-
-
-def _pool_on_host(
-    scores: np.ndarray, ids: np.ndarray, rows: np.ndarray, columns: np.ndarray, softmax: bool, out: np.ndarray
-) -> None:
-    """Pool a few maps into `out` (float32 [n, C])."""
-    num, num_classes = out.shape
-    # In float64 before bincount, which would cast in small pieces, eight times as slowly. It adds in a fixed
-    # order: the same bits whatever the number of threads.
-    weighted = (scores * (rows[:, None, :, None] * columns[:, None, None, :])).astype(np.float64)
-    starts = np.arange(num, dtype=np.int64)[:, None] * num_classes
-    flat = np.add(ids.reshape(num, -1), starts, dtype=np.int64, casting="unsafe")  # ids of any integer type
-    pooled = np.bincount(flat.ravel(), weighted.ravel(), num * num_classes).reshape(num, num_classes)
-    if softmax:
-        # Not torch's: its threads would fight those that decode.
-        pooled -= pooled.max(axis=1, keepdims=True)
-        np.exp(pooled, out=pooled)
-        pooled /= pooled.sum(axis=1, keepdims=True)
-    out[...] = pooled
-
-
-def _pool_on_device(parts: Sequence[torch.Tensor], num_classes: int, softmax: bool) -> torch.Tensor:
-    """The same on the device that scores, ids, row and column weights are on."""
-    scores, ids, rows, columns = parts
-    weighted = scores * (rows[:, None, :, None] * columns[:, None, None, :])
-    pooled = scores.new_zeros(scores.shape[0], num_classes)
-    pooled.scatter_add_(1, ids.reshape(len(ids), -1).long(), weighted.reshape(len(ids), -1))
-    return torch.softmax(pooled, dim=1) if softmax else pooled
-
-
-def _check(scores: np.ndarray, ids: np.ndarray, crops: np.ndarray, num_classes: int) -> None:
-    if scores.ndim != 4 or scores.shape != ids.shape or crops.shape != (len(scores), 4) or not len(scores):
+    if crops.shape != (shape[0], 4):
         raise ValueError(
-            f"label pooling: expected scores and ids [N, K, P, Q] and crops [N, 4], found "
-            f"{list(scores.shape)}, {list(ids.shape)} and {list(crops.shape)}"
+            f"label pooling: expected crops [{shape[0]}, 4] for maps {list(shape)}, found {list(crops.shape)}"
         )
     x0, y0, x1, y1 = crops.T
-    if ids.dtype.kind not in "iu":
-        raise ValueError(f"label pooling: expected integer class ids, found {ids.dtype}")
     fine = (x0 >= 0) & (y0 >= 0) & (x1 <= 1) & (y1 <= 1) & (x0 < x1) & (y0 < y1)  # False for NaN
     if not fine.all():
         i = int(np.flatnonzero(~fine)[0])
@@ -154,8 +214,64 @@ def _check(scores: np.ndarray, ids: np.ndarray, crops: np.ndarray, num_classes: 
             f"label pooling: crop {i}: expected 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, "
             f"found {crops[i].tolist()}"
         )
-    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= num_classes):
+    return crops
+
+
+def _check_ids(group: MapGroup, num_ids: int) -> None:
+    if group.tables is None:
+        low, high = int(group.places.min()), int(group.places.max())
+    else:  # in ascending order
+        low, high = 0, int(group.tables[:, -1].max())
+    if low < 0 or high >= num_ids:
         raise ValueError(
-            f"label pooling: expected class ids from 0 to {num_classes - 1}, found {ids.min()} to "
-            f"{ids.max()}; the maps are over another class list"
+            f"label pooling: expected class ids from 0 to {num_ids - 1}, found {low} to {high}; the maps are "
+            "over another class list"
         )
+
+
+def _own_classes(
+    pooling: LabelPooling,
+    kind: str,
+    classes: np.ndarray | torch.Tensor | None,
+    num: int,
+    num_classes: int,
+) -> np.ndarray | None:
+    """The classes that are to be mixed in, int64 [N], or None."""
+    if not pooling.original:
+        return None
+    if kind == "logits":
+        raise UsageError(
+            "label pooling: expected softmax=True where the original label is mixed in, found False"
+        )
+    if classes is None:
+        raise UsageError(
+            f"label pooling: expected the images' classes for original={pooling.original}, found None"
+        )
+    own = classes.detach().cpu().numpy() if isinstance(classes, torch.Tensor) else np.asarray(classes)
+    if own.shape != (num,) or own.dtype.kind not in "iu" or own.max() >= num_classes:
+        raise ValueError(
+            f"label pooling: expected {num} classes below {num_classes}, found {own.dtype} {list(own.shape)} "
+            f"up to {own.max(initial=0)}"
+        )
+    return own.astype(np.int64)
+
+
+def _renamed(group: MapGroup, class_map: np.ndarray, num_classes: int) -> MapGroup:
+    """The same maps over other classes; entries of dropped classes get the id C and count for nothing.
+
+    Where entries of a cell become one class, the first takes log(sum(exp)) of them, the others are dropped.
+    """
+    ids = class_map[group.ids()]
+    ids[ids < 0] = num_classes
+    scores = group.scores
+    kept = class_map[class_map >= 0]
+    if len(np.unique(kept)) < len(kept):
+        scores = scores.copy()
+        for k in range(1, ids.shape[1]):
+            for before in range(k):
+                same = (ids[:, k] == ids[:, before]) & (ids[:, k] < num_classes)
+                one, other = scores[:, before][same], scores[:, k][same]
+                scores[:, before][same] = np.logaddexp(one, other)
+                scores[:, k][same] = np.minimum(one, other)  # the cell's smallest value stays what it was
+                ids[:, k][same] = num_classes
+    return MapGroup(group.members, scores, ids, None, np.zeros_like(group.sizes))

@@ -87,7 +87,7 @@ class StoredImage:
 
 def pixel_stack() -> dict[str, str]:
     """Versions of everything that decides stored bytes; another stack may give other bytes."""
-    packages = ("simplejpeg", "opencv-python-headless", "pillow", "numpy", "lz4")
+    packages = ("simplejpeg", "opencv-python-headless", "pillow", "numpy", "lz4", "zstandard")
     return {package: version(package) for package in packages}
 
 

@@ -21,7 +21,8 @@ import numpy as np
 from .destination import LocalDestination
 from .errors import DataError, ImageError, MissingExtraError, UsageError
 from .files import TEMPORARY_SUFFIX, hold_folder, write_atomically
-from .labelmap import SCORE_ENCODINGS, decode_label_map, encode_label_map, read_map_header
+from .labelmap import decode_label_map, encode_label_map, read_map_header
+from .labelmap_encode import SCORE_ENCODINGS
 from .labelmap_published import HALF_EXACT, read_published_map
 from .pack import ALWAYS_ALLOWED_BAD, write_ledger
 from .parallel import in_processes

@@ -23,6 +23,7 @@ PURPOSE_SHARD_ORDER = 2
 PURPOSE_SHUFFLE = 3
 PURPOSE_CROP = 4
 PURPOSE_RESHARD = 5
+PURPOSE_SUBSET = 6
 
 
 def check_seed(seed: int, epoch: int = 0) -> None:

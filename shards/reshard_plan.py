@@ -15,7 +15,7 @@ from .errors import DataError, UsageError
 from .gather import SampleTable, alike
 from .manifest import Manifest
 from .plan import some
-from .schema import COMPONENT_BY_SUFFIX, HIER, LMAP, MIB, TAR_BLOCK_BYTES
+from .schema import COMPONENT_BY_SUFFIX, HIER, KD, LMAP, MIB, TAR_BLOCK_BYTES
 from .shard_files import dataset_name
 from .tree import LabelTree
 
@@ -97,6 +97,15 @@ def check_fit(sources: Sequence[tuple[str | Path, Manifest]], options: ReshardOp
         for suffix in options.drop
         if suffix not in manifest.components
     ]
+    # A stored teacher says something of the levels of its tree, and nothing without it.
+    new_tree = None if options.tree is None else options.tree.fingerprint
+    if KD.suffix not in options.drop and HIER.suffix in options.left_out:
+        problems += [
+            f"{dataset_name(folder)}: expected the tree {(manifest.tree_sha256 or 'none')[:12]}, whose levels its "
+            f"component 'kd' is about, found {(new_tree or 'none')[:12]} for the result. Add: --drop kd"
+            for folder, manifest in sources
+            if KD.suffix in manifest.components and manifest.tree_sha256 != new_tree
+        ]
     same: list[tuple[str, Any]] = [
         ("the class list", lambda manifest: manifest.classes_sha256[:12]),
         ("components", lambda manifest: sorted(set(manifest.components) - set(options.left_out))),

@@ -56,9 +56,12 @@ LMAP = Component("lmap", "compressed top-k label map [K, P, Q], see below", Fals
 META = Component(
     "msgpack", "MessagePack map: `path` (str), `size` ([height, width] of the original)", True, MIB
 )
+KD = Component(
+    "kd", "a distillation teacher's best classes on every level of the tree, see below", False, 270_352
+)
 
 # In the order in which a sample's members stand in the tar.
-COMPONENTS = (JPG, CLS, HIER, LMAP, META)
+COMPONENTS = (JPG, CLS, HIER, LMAP, META, KD)
 COMPONENT_BY_SUFFIX = {component.suffix: component for component in COMPONENTS}
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,89}")

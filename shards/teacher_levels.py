@@ -45,7 +45,7 @@ STORED, LZ4 = 0, 1
 
 MAX_KEPT = 65_536
 MAX_LEVELS = 4_096
-# A block is never longer than the payload of a value at both limits.
+# A block is never longer than the payload of a value at both limits. (schema.KD has this number; a test compares.)
 MAX_BYTES = HEADER.size + 2 * MAX_LEVELS + 4 * MAX_KEPT
 
 # float16 rounds the K_k probabilities of a level by up to 2^-12 of each, so their sum may pass 1 by as much.
@@ -121,9 +121,36 @@ def encode_teacher_levels(ids: np.ndarray, probabilities: np.ndarray, level_size
             f"{list(ids.shape)} and {list(probabilities.shape)}; the teacher has another tree"
         )
     halves = probabilities.astype("<f2")
+    check_teacher_levels(ids, halves, level_sizes)
+    payload = sizes.astype("<u2").tobytes() + ids.astype("<u2").tobytes()
+    payload += np.ascontiguousarray(halves.reshape(-1, 1).view(np.uint8).T).tobytes()
+    block = lz4.block.compress(payload, mode="high_compression", compression=12, store_size=False)
+    compression = LZ4
+    if len(block) >= len(payload):
+        compression, block = STORED, payload
+    head = HEADER.pack(MAGIC, VERSION, compression, len(sizes), len(ids), 0)[:-4]
+    return head + struct.pack("<I", zlib.crc32(block, zlib.crc32(head))) + block
+
+
+def check_teacher_levels(
+    ids: np.ndarray, halves: np.ndarray, level_sizes: Sequence[int], where: str = "teacher levels"
+) -> None:
+    """Check all that a writer promises of one value.
+
+    Args:
+        ids: integer [K].
+        halves: float16 [K], the probabilities.
+        level_sizes: N_k of every level.
+        where: shard, sample and component, for messages.
+
+    Raises:
+        DataError: ids out of range or twice on a level, or numbers that are no falling probabilities of at most 1 in
+            all; every kind of problem is named.
+    """
+    sizes = np.array(level_sizes, dtype=np.int64)
     with np.errstate(invalid="ignore"):
         is_probability = (halves >= 0).all() and (halves <= 1).all()  # False for NaN
-    level, problems = np.repeat(np.arange(len(sizes)), kept), []
+    level, problems = np.repeat(np.arange(len(sizes)), num_kept(level_sizes)), []
     if ids.min() < 0 or (ids >= sizes[level]).any():
         problems.append("ids within their level")
     elif len(np.unique(level * (MAX_LEVEL_CLASSES + 1) + ids)) != len(ids):
@@ -135,15 +162,7 @@ def encode_teacher_levels(ids: np.ndarray, probabilities: np.ndarray, level_size
     elif ((np.diff(halves) > 0) & (np.diff(level) == 0)).any():
         problems.append("the most probable class of each level first")
     if problems:
-        raise DataError(f"teacher levels: expected {' and '.join(problems)}, found others")
-    payload = sizes.astype("<u2").tobytes() + ids.astype("<u2").tobytes()
-    payload += np.ascontiguousarray(halves.reshape(-1, 1).view(np.uint8).T).tobytes()
-    block = lz4.block.compress(payload, mode="high_compression", compression=12, store_size=False)
-    compression = LZ4
-    if len(block) >= len(payload):
-        compression, block = STORED, payload
-    head = HEADER.pack(MAGIC, VERSION, compression, len(sizes), len(ids), 0)[:-4]
-    return head + struct.pack("<I", zlib.crc32(block, zlib.crc32(head))) + block
+        raise DataError(f"{where}: expected {' and '.join(problems)}, found others")
 
 
 def read_teacher_header(data: bytes | memoryview, where: str = "teacher levels") -> TeacherHeader:

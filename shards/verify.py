@@ -1,8 +1,8 @@
 """Checks a data set against its manifest and lists every problem, not the first.
 
 With hashes, members, JPEG headers (or every pixel), class indices, hierarchical label vectors against the
-tree, label-map headers, shapes and ids, and counts. Every shard is read once; one behind a URL is copied into a
-temporary file, one a worker at a time. The problems and their order are the same for any number of workers.
+tree, label-map headers, shapes and ids, a teacher's levels, and counts. Every shard is read once; one behind a URL is
+copied into a temporary file, one a worker at a time. The problems and their order are the same for any number of workers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from .gather import alike
 from .manifest import Manifest, check_sidecar, load_sidecar, load_tree
 from .parallel import in_processes, num_workers
 from .progress import progress_bar
-from .schema import MANIFEST_NAME, MIB
+from .schema import KD, MANIFEST_NAME, MIB
 from .shard_files import dataset_name, dataset_path, inside
 from .storage import open_storage
+from .tree import LabelTree
 from .verify_shard import Expected, ShardFindings, ShardToCheck, check_shard
 
 # Bytes of a data set for which it is worth starting a process, which takes as long as checking these.
@@ -153,12 +154,19 @@ def _verify_folder(
         check_sidecar(folder, manifest)
     except DataError as error:
         problems.append(str(error))
+    tree = _tree(folder, manifest, name, problems)
+    if KD.suffix in manifest.components and manifest.tree_sha256 is None:
+        problems.append(
+            f"{name}: expected the label tree whose levels the component 'kd' is about, found none. Run: "
+            "softshard reshard --tree, or --drop kd"
+        )
     expected = Expected(
         dataset=folder,
         components=manifest.components,
         num_classes=manifest.num_classes,
         label_maps=manifest.label_maps,
-        vectors=_vectors(folder, manifest, name, problems),
+        vectors=None if tree is None else tree.vectors(),
+        level_sizes=None if tree is None else tree.level_sizes[: tree.num_levels],
         decode=decode,
     )
     names = [shard.name for shard in manifest.shards]
@@ -198,8 +206,8 @@ def _num_processes(shards: list[ShardToCheck], workers: int | None) -> int:
     return min(most, len(shards))
 
 
-def _vectors(folder: str | Path, manifest: Manifest, name: str, problems: list[str]) -> np.ndarray | None:
-    """The label vectors of the data set's tree, int16 [C, ...]; None where there is none, or it is damaged."""
+def _tree(folder: str | Path, manifest: Manifest, name: str, problems: list[str]) -> LabelTree | None:
+    """The data set's tree; None where there is none, or it is damaged."""
     try:
         tree = load_tree(folder, manifest)
     except SoftshardError as error:  # a tree that is not there is a wrong call elsewhere
@@ -208,7 +216,7 @@ def _vectors(folder: str | Path, manifest: Manifest, name: str, problems: list[s
     if tree is not None and tree.classes != manifest.class_names:
         problems.append(f"{name}: expected the tree's classes to be the manifest's class list, found others")
         return None
-    return None if tree is None else tree.vectors()
+    return tree
 
 
 def _keys_used_again(names: list[str], findings: list[ShardFindings]) -> list[str]:

@@ -19,8 +19,9 @@ from .jpeg import read_jpeg_header
 from .labelmap import decode_label_map, read_map_header
 from .manifest import LabelMapInfo
 from .names import Names
-from .schema import CLS, HIER, JPG, KEY_PATTERN, LMAP, META
+from .schema import CLS, HIER, JPG, KD, KEY_PATTERN, LMAP, META
 from .shard_files import ShardFile, dataset_name, inside, open_shard, read_index
+from .teacher_levels import check_teacher_levels, decode_teacher_levels, read_teacher_header
 from .writer import ShardRecord
 
 
@@ -34,6 +35,7 @@ class Expected:
         num_classes: a class index is below it.
         label_maps: geometry of the label maps, or None.
         vectors: int16 [C, ...], the hierarchical label vector of every class, or None.
+        level_sizes: classes of each of the L levels, or None without a tree.
         decode: decode every image, rather than its header.
     """
 
@@ -42,6 +44,7 @@ class Expected:
     num_classes: int
     label_maps: LabelMapInfo | None
     vectors: np.ndarray | None
+    level_sizes: tuple[int, ...] | None
     decode: bool
 
     def where(self, name: str) -> str:
@@ -233,6 +236,14 @@ def check_sample(
         if (np.diff(np.sort(ids, axis=0), axis=0) == 0).any():
             raise DataError(f"{name}: expected distinct class ids in each cell, found one twice")
 
+    def check_teacher() -> None:
+        name = f"{where}, component 'kd'"
+        if expected.level_sizes is None:
+            read_teacher_header(parts[KD.suffix], name)
+            return
+        ids, probabilities = decode_teacher_levels([parts[KD.suffix]], expected.level_sizes, [name])
+        check_teacher_levels(ids[0], probabilities[0], expected.level_sizes, name)
+
     def check_meta() -> None:
         meta = decode_meta(parts[META.suffix], where)
         size = meta.get("size")
@@ -246,4 +257,6 @@ def check_sample(
     check(check_labels)
     if LMAP.suffix in parts:
         check(check_map)
+    if KD.suffix in parts:
+        check(check_teacher)
     check(check_meta)

@@ -25,7 +25,8 @@ from ..loaders.fetch import check_local
 from ..shards.destination import open_destination
 from ..shards.errors import SoftshardError, UsageError
 from ..shards.images import pixel_stack
-from ..shards.labelmap import SCORE_ENCODINGS, encode_label_map
+from ..shards.labelmap import encode_label_map
+from ..shards.labelmap_encode import SCORE_ENCODINGS
 from ..shards.labelmap_side import (
     SideMaps,
     attach,

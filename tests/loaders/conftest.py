@@ -73,6 +73,27 @@ def packed_plain(tmp_path_factory):
     return folder / "shards" / "train"
 
 
+@pytest.fixture(scope="session")
+def packed_all_paths(tmp_path_factory):
+    """Folder of a data set whose tree keeps all parents: 15 images, two paths at most."""
+    folder = tmp_path_factory.mktemp("paths")
+    rng = np.random.default_rng(9)
+    pairs = [
+        ("gull", "flier"),
+        ("gull", "swimmer"),
+        ("flier", "animal"),
+        ("swimmer", "animal"),
+        ("cat", "pet"),
+    ]
+    tree = LabelTree.from_table(None, pairs, parents="all-paths")
+    for name in ("gull", "cat", "swimmer"):
+        (folder / "images" / name).mkdir(parents=True)
+        for i in range(5):
+            cv2.imwrite(str(folder / "images" / name / f"{i}.jpg"), picture(rng, 40, 50))
+    pack(folder / "images", folder / "shards", PackOptions(shard_samples=6), tree=tree, workers=1)
+    return folder / "shards" / "train"
+
+
 def softshard_threads():
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("softshard")]
 

@@ -257,7 +257,10 @@ def test_a_shard_that_is_not_the_manifests_is_named_when_it_is_needed(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": "labels"}, "expected targets of none, relabel, found 'labels'"),
+        (
+            {"targets": "labels"},
+            "expected targets of none, original, relabel, relabel-global, .*, found 'labels'",
+        ),
         ({"dtype": "bfloat16"}, "expected dtype of uint8, float16, float32, found 'bfloat16'"),
         ({"last_batch": "keep"}, "expected last_batch of drop, pad, found 'keep'"),
         ({"device": "gpu"}, "expected device 'cpu' or 'cuda', found 'gpu'"),
@@ -291,7 +294,9 @@ def test_a_url_is_refused(url):
 
 
 def test_relabel_needs_label_maps(packed_plain):
-    message = r"expected label maps for targets='relabel', found components \['jpg', 'cls', 'msgpack'\]. Run"
+    message = (
+        r"expected label maps for targets that pool them, found components \['jpg', 'cls', 'msgpack'\]. Run"
+    )
     with pytest.raises(UsageError, match=message):
         make(packed_plain, targets="relabel")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from softshard.loaders import Augment, Loader
+from softshard.loaders import Augment, Loader, Subset
 from softshard.shards import UsageError
 
 
@@ -96,6 +96,24 @@ def test_restore_without_lanes_and_with_drop(packed):
         assert_same_samples(found, expected)
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"labels": ["oak", "bird", "gull", "dog", "cat"]},
+        {"labels": ["oak", "bird", "gull", "dog", "cat"], "subset": Subset(fraction=0.9, seed=1)},
+    ],
+    ids=["labels", "labels and subset"],
+)
+def test_restore_with_other_labels_yields_the_remaining_kept_samples(packed, world_size, part):
+    ranks = [
+        {"batch_size": 12 // world_size, "rank": rank, "world_size": world_size, **part}
+        for rank in range(world_size)
+    ]
+    for _, expected, found in check_state_before_every_batch(packed, ranks, **part):
+        assert_same_samples(found, expected)
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_another_world_size_continues_with_the_same_global_batches(packed, world_size):
     ranks = [
@@ -176,6 +194,8 @@ def test_a_state_is_a_handful_of_plain_numbers(packed):
             "lanes": 2,
             "window": 30,
             "shuffle": True,
+            "labels": None,
+            "subset": None,
         }
 
 
@@ -186,6 +206,14 @@ def test_a_state_is_a_handful_of_plain_numbers(packed):
         ({"lanes": 1}, "expected lanes 1 of this loader, found 2; the rest of the epoch"),
         ({"window": 31}, "expected window 31 of this loader, found 30; the rest of the epoch"),
         ({"shuffle": False}, "expected shuffle False of this loader, found True; the rest of the epoch"),
+        (
+            {"labels": ["cat", "dog"]},
+            "expected labels '[0-9a-f]{64}' of this loader, found None; the rest of the epoch",
+        ),
+        (
+            {"subset": Subset(fraction=0.5)},
+            r"expected subset \{'classes': None, 'fraction': 0.5, 'seed': 0\} of this loader, found None; the rest",
+        ),
     ],
 )
 def test_a_state_of_another_order_is_refused_with_both_values(packed, options, message):
@@ -193,6 +221,15 @@ def test_a_state_of_another_order_is_refused_with_both_values(packed, options, m
         state = loader.state_dict()
     with make(packed, **options) as other, pytest.raises(UsageError, match=message):
         other.load_state_dict(state)
+
+
+def test_a_state_of_other_labels_is_refused_with_both_fingerprints(packed):
+    with make(packed, labels=["cat", "dog"]) as loader:
+        state = loader.state_dict()
+    with make(packed, labels=["dog", "cat"]) as other:
+        mine = other.state_dict()["labels"]
+        with pytest.raises(UsageError, match=f"expected labels '{mine}' .* found '{state['labels']}'"):
+            other.load_state_dict(state)
 
 
 def test_a_state_of_another_data_set_is_refused_with_both_fingerprints(packed, packed_plain):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softshard.loaders.order import EpochOrder, check_geometry, num_steps, rank_slots
+from softshard.loaders.order import EpochOrder, check_geometry, count_kept, num_steps, rank_slots
 from softshard.shards import UsageError
 from softshard.shards.philox import PURPOSE_SHARD_ORDER, PURPOSE_SHUFFLE, check_seed, philox4x32
 
@@ -26,13 +26,14 @@ def plain_shuffle(items, seed, purpose, epoch, first):
     return [items[i] for i in sorted(range(len(items)), key=key)]
 
 
-def plain_lanes(counts, seed, epoch, num_lanes, window, shuffle=True):
+def plain_lanes(counts, seed, epoch, num_lanes, window, shuffle=True, kept=None):
     """The lanes of an epoch, each a list of samples in the order in which it gives them."""
     starts = [sum(counts[:i]) for i in range(len(counts))]
     shards = list(range(len(counts)))
     if shuffle:
         shards = plain_shuffle(shards, seed, PURPOSE_SHARD_ORDER, epoch, 0)
     laid = [starts[shard] + i for shard in shards for i in range(counts[shard])]
+    laid = laid if kept is None else [sample for sample in laid if sample in kept]
     lanes = []
     for k in range(num_lanes):
         first, last = k * len(laid) // num_lanes, (k + 1) * len(laid) // num_lanes
@@ -133,6 +134,29 @@ def test_another_global_batch_continues_with_exactly_the_remaining_samples(setup
     rest = flat(served(order, other_batch, 1, "drop", taken=taken))
     assert set(rest) <= set(after)
     assert len(after) - len(rest) < other_batch
+
+
+@given(epochs(), st.sampled_from(["drop", "pad"]), st.booleans(), st.data())
+@settings(max_examples=150, deadline=None)
+def test_an_order_over_kept_samples_leaves_out_the_others_before_anything_else(
+    setup, last_batch, shuffle, data
+):
+    counts, global_batch, num_lanes, world_size, window, seed, epoch = setup
+    everything = range(sum(counts))
+    kept = sorted(data.draw(st.sets(st.sampled_from(everything), min_size=1)))
+    num_in_shard = count_kept(np.array(kept), np.array(counts))
+    assert num_in_shard.sum() == len(kept)
+    order = EpochOrder(num_in_shard, seed, epoch, num_lanes, window, shuffle, np.array(kept))
+    lanes = plain_lanes(counts, seed, epoch, num_lanes, window, shuffle, set(kept))
+    expected = plain_batches(lanes, global_batch, last_batch)
+    assert served(order, global_batch, world_size, last_batch) == expected
+    if last_batch == "pad":
+        assert sorted(flat(expected)) == kept
+    whole = EpochOrder(np.array(counts), seed, epoch, num_lanes, window, shuffle)
+    same = EpochOrder(np.array(counts), seed, epoch, num_lanes, window, shuffle, np.array(everything))
+    for lane in range(num_lanes):
+        size = len(everything)
+        assert same.lane_samples(lane, 0, size).tolist() == whole.lane_samples(lane, 0, size).tolist()
 
 
 @given(epochs())
@@ -294,6 +318,10 @@ def test_counts_beyond_32_bits_stay_exact():
         (
             lambda: EpochOrder(np.array([3]), 0, 0, 1, 0),
             "expected lanes and window from 1, found 1 and 0",
+        ),
+        (
+            lambda: EpochOrder(np.array([3]), 0, 0, kept=np.array([0, 2])),
+            "expected counts of the 2 kept samples, found 3 in all",
         ),
     ],
 )

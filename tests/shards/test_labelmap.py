@@ -3,18 +3,20 @@ import zlib
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softshard.shards import DataError, UsageError, decode_label_map, decode_label_maps, encode_label_map
-from softshard.shards.labelmap import (
+from softshard.shards.labelmap import read_map_header
+from softshard.shards.labelmap_header import (
     HEADER,
     HEADER_FIELDS,
-    IDS_PALETTE,
+    IDS_PALETTE_DIFFERENCES,
     IDS_UINT16,
     LZ4,
     STORED,
-    read_map_header,
+    ZSTD,
 )
 from softshard.shards.schema import LMAP, MAX_MAP_ELEMENTS
 
@@ -54,7 +56,9 @@ def test_uint8_scores_are_off_by_half_a_step_at_most(drawn):
     scores, ids, num_classes = drawn
     data = encode_label_map(scores, ids, num_classes=num_classes, score_encoding="uint8")
     found_scores, found_ids = decode_label_map(data)
-    step = (float(scores.max()) - float(scores.min())) / 255
+    # An eighth of a logit, but 64 to 256 levels.
+    span = float(scores.max()) - float(scores.min())
+    step = min(max(1 / 8, span / 255), span / 63)
     rounding = 4 * np.finfo(np.float32).eps * float(np.abs(scores).max())
     assert np.abs(found_scores.astype(np.float64) - scores).max() <= step / 2 + rounding
     assert np.array_equal(found_ids, ids)
@@ -70,8 +74,33 @@ def test_equal_scores_stay_equal(score_encoding):
 def test_few_classes_are_stored_as_a_palette_and_many_as_uint16():
     few = encode_label_map(*make_map((5, 15, 15), 100), num_classes=100)
     many = encode_label_map(*make_map((5, 15, 15), 65_536), num_classes=65_536)
-    assert (read_map_header(few).ids, read_map_header(many).ids) == (IDS_PALETTE, IDS_UINT16)
+    assert (read_map_header(few).ids, read_map_header(many).ids) == (IDS_PALETTE_DIFFERENCES, IDS_UINT16)
     assert read_map_header(few).palette == 100
+
+
+@pytest.mark.parametrize("num_classes", [1, 255, 256, 257])
+def test_a_palette_has_256_entries_at_most(num_classes):
+    ids = np.arange(40 * 40).reshape(1, 40, 40) % num_classes
+    data = encode_label_map(np.zeros(ids.shape), ids, num_classes=num_classes)
+    assert read_map_header(data).palette == (num_classes if num_classes <= 256 else 0)
+    assert np.array_equal(decode_label_map(data)[1], ids)
+
+
+def test_a_palette_that_would_be_longer_than_the_ids_is_not_used():
+    for num, palette in ((4, 0), (6, 2)):  # 2 entries of 2 bytes and a byte a cell, or 2 bytes a cell
+        ids = np.arange(num).reshape(1, 1, num) % 2
+        assert read_map_header(encode_label_map(np.ones(ids.shape), ids, num_classes=2)).palette == palette
+
+
+@pytest.mark.parametrize("score_encoding", ["float16", "uint8"])
+def test_lz4_holds_the_same_map(score_encoding):
+    scores, ids = make_map((5, 15, 15), 100)
+    options = {"num_classes": 100, "score_encoding": score_encoding}
+    small = encode_label_map(scores, ids, **options)
+    large = encode_label_map(scores, ids, compression="lz4", **options)
+    assert (read_map_header(small).compression, read_map_header(large).compression) == (ZSTD, LZ4)
+    for one, other in zip(decode_label_map(small), decode_label_map(large), strict=True):
+        assert np.array_equal(one, other)
 
 
 def test_the_largest_id_of_the_largest_label_space_survives():
@@ -99,12 +128,25 @@ def test_maps_of_several_encodings_are_decoded_together():
 
 
 def test_the_bytes_of_a_map_never_change():
-    # One cell does not compress, so that these bytes do not depend on LZ4's version.
+    # A map this small does not compress, so that its bytes do not depend on zstd's version.
     data = encode_label_map(np.array([[[1.5]], [[-2.0]]]), np.array([[[300]], [[7]]]), num_classes=1000)
-    header = HEADER.pack(b"SSLM", 1, 0, 0, 0, 2, 1, 1, 0, 1000, 8, 0)[:-4]
-    block = struct.pack("<HH", 300, 7) + bytes([0x00, 0x00, 0x3E, 0xC0])
+    header = HEADER.pack(b"SSLM", 1, 2, 0, 0, 2, 1, 1, 0, 1000, 8, 0)[:-4]
+    # Ranks: 1.5 is 0x3E00, and 0x3E00 - 0xC000 (-2.0) is 0x7E00 modulo 65,536.
+    block = struct.pack("<HH", 300, 7) + bytes([0x00, 0x00, 0x3E, 0x7E])
     assert data == header + struct.pack("<I", zlib.crc32(header + block)) + block
-    assert data.hex() == "53534c4d010000000200010001000000e803000008000000e13842132c01070000003ec0"
+    assert decode_label_map(data)[0].ravel().tolist() == [1.5, -2.0]
+
+
+def test_the_bytes_of_a_map_with_a_palette_and_uint8_scores_never_change():
+    ids = np.array([[[7, 7, 7, 7, 300]], [[300, 300, 300, 300, 7]]])
+    scores = np.array([[[8.0, 8, 8, 8, 8]], [[0, 1, 2, 3, 4]]])
+    data = encode_label_map(scores, ids, num_classes=1000, score_encoding="uint8")
+    # The palette as differences, places, `low`, an eighth as `step`, then levels: 64 less those of rank 1.
+    header = HEADER.pack(b"SSLM", 1, 3, 2, 0, 2, 1, 5, 2, 1000, 32, 0)[:-4]
+    block = struct.pack("<HH10Bff", 7, 293, 0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 0.0, 0.125)
+    block += bytes([64, 64, 64, 64, 64, 64, 56, 48, 40, 32])
+    assert data == header + struct.pack("<I", zlib.crc32(header + block)) + block
+    assert np.array_equal(decode_label_map(data)[0], scores)
 
 
 def test_a_map_of_the_first_version_is_still_read():
@@ -116,8 +158,13 @@ def test_a_map_of_the_first_version_is_still_read():
     )
     assert read_map_header(data).compression == LZ4
     scores, ids = decode_label_map(data)
+    assert (read_map_header(data).scores, read_map_header(data).ids) == (1, 1)  # no differences
     assert ids.tolist() == (np.indices((2, 6, 6)).sum(axis=0) % 4 * 1000).tolist()
     assert np.allclose(scores, np.indices((2, 6, 6))[1] / 2, atol=1e-6)
+    # Ids as uint16, scores as they are.
+    data = bytes.fromhex("53534c4d010000000200010001000000e803000008000000e13842132c01070000003ec0")
+    scores, ids = decode_label_map(data)
+    assert (scores.ravel().tolist(), ids.ravel().tolist()) == ([1.5, -2.0], [300, 7])
 
 
 # ---- Damage
@@ -129,6 +176,7 @@ def test_a_map_of_the_first_version_is_still_read():
         encode_label_map(*make_map((2, 3, 3), 50), num_classes=50),
         encode_label_map(*make_map((2, 3, 3), 60_000), num_classes=60_000),
         encode_label_map(*make_map((5, 7, 7), 20), num_classes=20, score_encoding="uint8"),
+        encode_label_map(*make_map((5, 7, 7), 20), num_classes=20, compression="lz4"),
     ],
 )
 def test_every_single_changed_byte_is_noticed(data):
@@ -168,8 +216,17 @@ def forge(block=b"", **changes):
     return header + struct.pack("<I", zlib.crc32(block, zlib.crc32(header))) + block
 
 
+ZEROS, BOMB = zstandard.ZstdCompressor(), zstandard.ZstdCompressor(level=1)
+
+
 def test_the_forger_makes_good_maps_too():
     assert decode_label_map(forge(b"\x03\0\0\x3c"))[1].tolist() == [[[3]]]
+    frame = ZEROS.compress(b"\x03\0\0\x3c")
+    assert decode_label_map(forge(frame, compression=ZSTD))[1].tolist() == [[[3]]]
+    for ids in (1, 2):  # the largest id, as a palette's only entry
+        assert decode_label_map(forge(b"\x09\0\0\0\x3c", ids=ids, palette=1, payload=5))[1].tolist() == [
+            [[9]]
+        ]
 
 
 @pytest.mark.parametrize(
@@ -180,9 +237,10 @@ def test_the_forger_makes_good_maps_too():
         (forge(magic=b"SSLN"), "expected a label map that starts with b'SSLM', found b'SSLN'"),
         (forge(version=2), "expected label map version 1, found 2; it was written by a newer softshard"),
         (forge(version=0), "expected encodings of version 1"),
-        (forge(scores=2), "expected encodings of version 1"),
+        (forge(scores=4), "expected encodings of version 1"),
+        (forge(ids=3), "expected encodings of version 1"),
+        (forge(compression=3), "expected encodings of version 1"),
         (forge(ids=2), "expected encodings of version 1"),
-        (forge(compression=2), "expected encodings of version 1"),
         (forge(palette=1), "expected encodings of version 1"),
         (forge(ids=1, palette=257), "expected encodings of version 1"),
         (forge(top=0), "expected 1 to 4194304 elements, found 0 x 1 x 1"),
@@ -197,7 +255,18 @@ def test_the_forger_makes_good_maps_too():
         (forge(b"\x00", compression=LZ4), "expected 4 payload bytes, found 0"),
         (forge(b"\xf0\xff", compression=LZ4), "expected an LZ4 block, found"),
         (forge(b"\x50hello", compression=LZ4), "expected an LZ4 block, found"),
+        (forge(b"", compression=ZSTD), "expected a zstd frame, found"),
+        (forge(b"\x28\xb5\x2f\xfd", compression=ZSTD), "expected a zstd frame, found"),
+        (forge(ZEROS.compress(b"\0" * 5), compression=ZSTD), "expected 4 payload bytes, found 5"),
+        (forge(BOMB.compress(b"\0" * 2**24), compression=ZSTD), "expected 4 payload bytes, found 16777216"),
+        (forge(ZEROS.compress(b"\0" * 4) * 2, compression=ZSTD), "expected a zstd frame, found"),
+        (forge(ZEROS.compress(b"\0" * 4)[:-1], compression=ZSTD), "expected a zstd frame, found"),
         (forge(b"\x05\0\x01\0\0", ids=1, palette=1, payload=5), "expected palette codes below 1, found 1"),
+        (forge(b"\x05\0\x01\0\0", ids=2, palette=1, payload=5), "expected palette codes below 1, found 1"),
+        (forge(b"\x0b\0\0\0\0", ids=2, palette=1, payload=5), "expected class ids below 10, found 11"),
+        (forge(b"\x05\0\x04\0\0\0\0", ids=1, palette=2, payload=7), "expected a palette in ascending order"),
+        (forge(b"\x05\0\0\0\0\0\0", ids=2, palette=2, payload=7), "expected a palette in ascending order"),
+        (forge(b"\x05\0\xff\xff\0\0\0", ids=2, palette=2, payload=7), "expected a palette in ascending order"),
     ],
 )  # fmt: skip
 def test_a_hostile_map_is_refused(data, message):
@@ -213,6 +282,7 @@ def test_a_hostile_header_is_refused_before_anything_is_allocated(monkeypatch):
 
     monkeypatch.setattr(np, "empty", allocate)
     monkeypatch.setattr("lz4.block.decompress", allocate)
+    monkeypatch.setattr("zstandard.ZstdDecompressor", allocate)
     for data in (forge(top=65535, rows=65535, columns=65535), forge(payload=2**32 - 1), forge(rows=2)):
         with pytest.raises(DataError):
             decode_label_map(data)
@@ -221,10 +291,12 @@ def test_a_hostile_header_is_refused_before_anything_is_allocated(monkeypatch):
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.binary(max_size=64), st.sampled_from([STORED, LZ4]), st.integers(0, 1), st.integers(0, 1))
+@given(st.binary(max_size=64), st.sampled_from([STORED, LZ4, ZSTD]), st.integers(0, 2), st.integers(0, 3))
 def test_random_blocks_under_a_good_checksum_decode_or_are_refused(block, compression, ids, scores):
-    palette = 2 * ids
-    payload = 2 * palette + 4 * (1 if ids else 2) + (12 if scores else 8)
+    palette = 2 if ids else 0
+    payload = 2 * palette + 4 * (1 if ids else 2) + (12 if scores % 2 else 8)
+    if compression == ZSTD:
+        block = ZEROS.compress(block)
     data = forge(
         block,
         top=2,
@@ -302,3 +374,5 @@ def test_an_unknown_score_encoding_is_a_wrong_call():
         UsageError, match=r"expected a score encoding of \['float16', 'uint8'\], found 'int4'"
     ):
         encode_label_map(*make_map(), num_classes=1000, score_encoding="int4")
+    with pytest.raises(UsageError, match=r"expected a compression of \['lz4', 'zstd'\], found 'gzip'"):
+        encode_label_map(*make_map(), num_classes=1000, compression="gzip")

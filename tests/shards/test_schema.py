@@ -3,10 +3,11 @@ from pathlib import Path
 import pytest
 
 import softshard.shards
-from softshard.shards.labelmap import HEADER, header_table
+from softshard.shards import labelmap_header, teacher_levels
 from softshard.shards.schema import (
     COMPONENTS,
     FORMAT_VERSION,
+    KD,
     KEY_PATTERN,
     KEY_STEM_LENGTH,
     SUFFIX_PATTERN,
@@ -19,14 +20,21 @@ from softshard.shards.schema import (
 FORMAT = (Path(softshard.shards.__file__).parent / "FORMAT.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("table", [component_table, limit_table, header_table])
+@pytest.mark.parametrize(
+    "table", [component_table, limit_table, labelmap_header.header_table, teacher_levels.header_table]
+)
 def test_format_md_prints_the_tables_of_the_code(table):
     assert f"\n\n{table()}\n\n" in FORMAT
 
 
 def test_format_md_names_the_version_and_the_header_size():
     assert FORMAT.startswith(f"# The softshard format, version {FORMAT_VERSION[0]}.{FORMAT_VERSION[1]}\n")
-    assert f"A header of {HEADER.size} bytes" in FORMAT
+    for module in (labelmap_header, teacher_levels):
+        assert f"A header of {module.HEADER.size} bytes" in FORMAT
+
+
+def test_the_limit_of_a_stored_teacher_is_its_codecs():
+    assert KD.max_bytes == teacher_levels.MAX_BYTES
 
 
 def test_every_component_is_in_the_table_in_the_order_of_the_tar():

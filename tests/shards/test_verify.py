@@ -204,7 +204,13 @@ def test_label_vectors_are_compared_whole_whatever_their_shape(packed_once, shap
     sample = next(iter(read_shard(packed_once / "train" / SHARD))).parts
     index = int(sample["cls"])
     expected = Expected(
-        packed_once, manifest.components, 5, manifest.label_maps, vectors=vectors, decode=False
+        packed_once,
+        manifest.components,
+        5,
+        manifest.label_maps,
+        vectors=vectors,
+        level_sizes=None,
+        decode=False,
     )
 
     def found(vector):

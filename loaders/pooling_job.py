@@ -1,0 +1,43 @@
+"""What the host's and the device's pooling are asked to do, once options are checked and weights computed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class PoolingJob(NamedTuple):
+    """N maps, C classes, G H output cells, P Q rows and columns of the map.
+
+    Attributes:
+        top: K, classes kept per cell.
+        rows: float32 [N, G, P], weights of the map's rows in each row of the output.
+        columns: float32 [N, H, Q].
+        num_classes: C; ids equal to it belong to dropped classes.
+        kind: `logits`, `softmax` or `one-hot`.
+        floor: classes that a cell did not keep count as its smallest kept value, not as 0.
+        original: share of the images' own classes.
+        own: int64 [N], those classes, -1 for none; None where `original` is 0.
+        keep: None, or how many of the largest values to keep.
+    """
+
+    top: int
+    rows: np.ndarray
+    columns: np.ndarray
+    num_classes: int
+    kind: str
+    floor: bool
+    original: float
+    own: np.ndarray | None
+    keep: int | None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, G, H)."""
+        return len(self.rows), self.rows.shape[1], self.columns.shape[1]
+
+    @property
+    def map_shape(self) -> tuple[int, int, int]:
+        """(K, P, Q)."""
+        return self.top, self.rows.shape[2], self.columns.shape[2]

@@ -1,0 +1,131 @@
+"""The header of the `lmap` component: its fields, and what a reader checks before it allocates anything.
+
+FORMAT.md prints the table of fields. Headers are checked many at a time, as one array: a call a batch, not a
+dozen comparisons a map.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .errors import DataError
+from .schema import LMAP, MAX_CLASS_ID, MAX_MAP_ELEMENTS
+
+MAGIC = b"SSLM"
+VERSION = 1
+# (struct code, field, meaning), little-endian without padding; FORMAT.md prints this table.
+HEADER_FIELDS = (
+    ("4s", "magic", "`SSLM`"),
+    ("B", "version", "1"),
+    ("B", "scores", "0 float16, 1 affine uint8; 2 and 3 the same as differences between ranks"),
+    ("B", "ids", "0 uint16, 1 palette, 2 palette as differences"),
+    ("B", "compression", "0 stored, 1 one LZ4 block, 2 one zstd frame"),
+    ("H", "top", "K, classes kept per cell"),
+    ("H", "rows", "P"),
+    ("H", "columns", "Q"),
+    ("H", "palette", "entries of the palette, 1 to 256; 0 where ids are uint16"),
+    ("I", "classes", "C, every id is below it; 1 to 65,536"),
+    ("I", "payload", "bytes of the payload once expanded"),
+    ("I", "crc32", "CRC-32 of all header bytes before it and of the block after it"),
+)
+HEADER = struct.Struct("<" + "".join(code for code, _, _ in HEADER_FIELDS))
+HEADER_DTYPE = np.dtype(
+    [(name, {"4s": "S4", "B": "u1", "H": "<u2", "I": "<u4"}[code]) for code, name, _ in HEADER_FIELDS]
+)
+
+SCORES_FLOAT16, SCORES_UINT8 = 0, 1
+RANK_DIFFERENCES = 2  # added to either
+IDS_UINT16, IDS_PALETTE, IDS_PALETTE_DIFFERENCES = 0, 1, 2
+STORED, LZ4, ZSTD = 0, 1, 2
+
+MAX_PALETTE = 256
+
+
+def header_table() -> str:
+    """The byte layout of the header, as FORMAT.md prints it."""
+    kinds = {"4s": "4 bytes", "B": "uint8", "H": "uint16", "I": "uint32"}
+    lines, at = ["| byte | type | field | meaning |", "|---|---|---|---|"], 0
+    for code, name, meaning in HEADER_FIELDS:
+        lines.append(f"| {at} | {kinds[code]} | {name} | {meaning} |")
+        at += struct.calcsize("<" + code)
+    return "\n".join(lines)
+
+
+def pack_header(fields: Sequence[int], block: bytes) -> bytes:
+    """Header and block of a map, from the fields between the magic and the checksum."""
+    head = HEADER.pack(MAGIC, VERSION, *fields, 0)[:-4]
+    return head + struct.pack("<I", zlib.crc32(block, zlib.crc32(head))) + block
+
+
+def read_headers(maps: Sequence[bytes | memoryview], where: Callable[[int], str]) -> np.ndarray:
+    """Read and check the headers and checksums of N label maps; nothing is expanded.
+
+    Args:
+        maps: N `lmap` values.
+        where: the name of map i (shard, sample, component), for messages.
+
+    Returns:
+        HEADER_DTYPE [N]; shapes, class counts, encodings and payload sizes are within the limits.
+
+    Raises:
+        DataError: not a label map, of a newer version, cut short, damaged, or over the limits.
+    """
+    for i, data in enumerate(maps):
+        if not HEADER.size <= len(data) <= LMAP.max_bytes:
+            raise DataError(
+                f"{where(i)}: expected {HEADER.size} to {LMAP.max_bytes} bytes, found {len(data)}; it is cut short"
+            )
+    heads = np.frombuffer(b"".join([data[: HEADER.size] for data in maps]), HEADER_DTYPE)
+    sides = [heads[name].astype(np.int64) for name in ("top", "rows", "columns")]
+    elements = sides[0] * sides[1] * sides[2]
+    scores, ids, palette = heads["scores"], heads["ids"], heads["palette"]
+    palette_fits = np.where(ids == IDS_UINT16, palette == 0, (palette > 0) & (palette <= MAX_PALETTE))
+    known = (scores <= 3) & (ids <= 2) & (heads["compression"] <= 2) & (heads["version"] == VERSION)
+    expected = payload_bytes(scores, ids, palette, elements)
+
+    def found(i: int, message: str) -> DataError:
+        return DataError(f"{where(i)}: {message}")
+
+    if (i := _first(heads["magic"] != MAGIC)) is not None:
+        raise found(i, f"expected a label map that starts with {MAGIC!r}, found {bytes(maps[i][:4])!r}")
+    if (i := _first(heads["version"] > VERSION)) is not None:
+        raise found(
+            i,
+            f"expected label map version {VERSION}, found {heads['version'][i]}; "
+            "it was written by a newer softshard. Run: pip install -U softshard",
+        )
+    if (i := _first((elements < 1) | (elements > MAX_MAP_ELEMENTS))) is not None:
+        shape = " x ".join(str(side[i]) for side in sides)
+        raise found(i, f"expected 1 to {MAX_MAP_ELEMENTS} elements, found {shape}")
+    if (i := _first(~(known & palette_fits))) is not None:
+        raise found(i, f"expected encodings of version {VERSION}, found others; it is damaged")
+    if (i := _first((heads["classes"] < 1) | (heads["classes"] > MAX_CLASS_ID + 1))) is not None:
+        raise found(
+            i, f"expected 1 to {MAX_CLASS_ID + 1} classes, found {heads['classes'][i]}; it is damaged"
+        )
+    if (i := _first(heads["payload"] != expected)) is not None:
+        raise found(
+            i, f"expected a payload of {expected[i]} bytes for its shape, found {heads['payload'][i]}"
+        )
+    crc32, checksums = zlib.crc32, heads["crc32"].tolist()
+    for i, data in enumerate(maps):
+        if crc32(data[HEADER.size :], crc32(data[: HEADER.size - 4])) != checksums[i]:
+            raise found(i, f"expected checksum {checksums[i]:08x}, found another; it is damaged or cut short")
+    return heads
+
+
+def payload_bytes(
+    scores: np.ndarray, ids: np.ndarray, palette: np.ndarray, elements: np.ndarray
+) -> np.ndarray:
+    """Size of the expanded payload, int64 [N]; all arguments are header fields [N] and K * P * Q."""
+    id_bytes = np.where(ids == IDS_UINT16, 2 * elements, elements)
+    score_bytes = np.where(scores & SCORES_UINT8, elements + 8, 2 * elements)
+    return 2 * palette.astype(np.int64) + id_bytes + score_bytes
+
+
+def _first(wrong: np.ndarray) -> int | None:
+    return int(wrong.argmax()) if wrong.any() else None
