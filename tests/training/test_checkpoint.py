@@ -126,7 +126,7 @@ def test_other_files_of_torch_are_refused(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "expected checkpoint version 2, found 99"),
+        ({"version": 99}, "expected checkpoint version 3, found 99"),
         ({"recipe": {"name": "relabel", "colour": 1}}, "expected a recipe of this version of softshard"),
         ({"recipe": {**vars(relabel()), "loss": "bce"}}, "loss: expected one of"),
         ({"recipe": {**vars(relabel()), "lr": "0.1"}}, "expected a recipe of this version of softshard"),
