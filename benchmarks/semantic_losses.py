@@ -11,7 +11,8 @@ labels. Contenders, each through `softshard train` with its recipe's own loss an
     semantic-kd       the same with a teacher: semantic softmax with another seed, trained `--teacher-times` as long
 
 With one seed all contenders begin with the same weights and see the same images in the same order, for as many steps.
-Each learning rate of `--lrs` is tried with a seed that does not count, and the contender keeps the better one.
+All have the learning rate of `--lrs`; where it names several, each is tried with a seed that does not count, and the
+contender keeps the better one.
 
 Each photograph is cut across its longer side: windows of the first part train, those of the rest are for validation. No
 pixel is shared, but it is the same photograph: this measures how well a loss learns the tree, not how well a network
@@ -38,6 +39,7 @@ from harness import RESULTS, arguments, write_result
 
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, pack
 from softshard.training.demo_photos import PHOTOS, Region, draw_window, read_photo
+from softshard.training.evaluate import evaluate
 from softshard.training.recipes import RECIPES
 from softshard.training.train import train
 
@@ -132,17 +134,15 @@ def summaries(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each contender (default: 5)")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each contender, from 2 (default: 5)")
     parser.add_argument("--most-photos", type=int, default=80, help="photographs used (default: 80)")
     parser.add_argument("--windows", type=int, default=16, help="training windows of each (default: 16)")
     parser.add_argument("--val-windows", type=int, default=6, help="validation windows of each (default: 6)")
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--teacher-times", type=int, default=3, help="epochs of the teacher, times as many")
+    parser.add_argument("--teacher-times", type=int, default=2, help="epochs of the teacher, times as many")
     parser.add_argument("--model", default="test_efficientnet")
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument(
-        "--lrs", type=lambda text: [float(part) for part in text.split(",")], default="1e-3,4e-3"
-    )
+    parser.add_argument("--image-size", type=int, default=48)
+    parser.add_argument("--lrs", type=lambda text: [float(part) for part in text.split(",")], default="4e-3")
     parser.set_defaults(threads=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -161,21 +161,23 @@ def main() -> None:
         shutil.rmtree(out, ignore_errors=True)
         result = train(
             recipe, str(home / "data" / "train" / "train"), model=args.model, out=out, seed=seed, teacher=teacher,
-            val=str(home / "data" / "val" / "train"), num_threads=args.threads, log=lambda line: None,
+            num_threads=args.threads, log=lambda line: None,
         )  # fmt: skip
+        if result.stopped_by is not None:  # it stops cleanly, and half a run would count as a whole one
+            raise SystemExit(128 + result.stopped_by)
+        numbers = evaluate(result.checkpoint, str(home / "data" / "val" / "train"), num_threads=args.threads)
         row = {"recipe": name, "seed": seed, "lr": lr, "epochs": epochs}
-        row |= {metric: result.history[-1][metric] for metric in METRICS}
+        row |= {metric: numbers[metric] for metric in METRICS}
         print(row, flush=True)
         return row
 
     contenders = ("single-label", "multi-label", REFERENCE)
-    tuning = [run(name, TUNING_SEED, lr, args.epochs) for name in contenders for lr in args.lrs]
-    lrs = {
-        name: max((row for row in tuning if row["recipe"] == name), key=lambda row: row["semantic_choice"])[
-            "lr"
-        ]
-        for name in contenders
-    }
+    tries = args.lrs if len(args.lrs) > 1 else []
+    tuning = [run(name, TUNING_SEED, lr, args.epochs) for name in contenders for lr in tries]
+    lrs = dict.fromkeys(contenders, args.lrs[0])
+    for name in contenders if tuning else ():
+        own = [row for row in tuning if row["recipe"] == name]
+        lrs[name] = max(own, key=lambda row: row["semantic_choice"])["lr"]
     lrs["semantic-kd"] = lrs[REFERENCE]
     long = args.epochs * args.teacher_times
     teacher = run(REFERENCE, TUNING_SEED, lrs[REFERENCE], long)
