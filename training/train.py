@@ -37,7 +37,7 @@ from .label_space import LabelSpace
 from .models import create_model, export_weights, freeze_backbone
 from .objective import count_images, create_loss
 from .processes import process_group, rng_states, set_rng_state, stop_signal
-from .progress import Progress
+from .progress import Progress, epoch_line
 from .recipes import Recipe
 from .schedule import create_schedule
 from .start import load_start
@@ -352,7 +352,7 @@ def train(
                     progress=on_terminal,
                 )
             history.append(entry)
-            say(_epoch_line(entry))
+            say(epoch_line(entry))
             epoch += 1
             loader.set_epoch(epoch)
             save()
@@ -399,15 +399,6 @@ def train(
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _epoch_line(entry: dict[str, Any]) -> str:
-    shares = ("semantic_accuracy", "leaf_top1", "top1", "top5", "chance")
-    shown = [f"{name} {entry[name]:.2%}" for name in shares if entry.get(name) is not None]
-    if shown and entry["weights"] == "ema":
-        shown[0] = f"averaged weights: {shown[0]}"
-    loss = "-" if entry["loss"] is None else f"{entry['loss']:.4f}"
-    return ", ".join([f"epoch {entry['epoch']}: loss {loss}", *shown])
 
 
 def _print_to_stderr(line: str) -> None:

@@ -27,6 +27,7 @@ def make_checkpoint(**changes):
         recipe=relabel(),
         model={"weight": parameter.detach()},
         model_ema=None,
+        teacher_sha256=None,
         scaler=None,
         optimizer=optimizer.state_dict(),
         step=17,
