@@ -6,13 +6,14 @@ ancestors instead, drawn evenly: a photograph that is known to be a `bird` only.
 labels. Contenders, each through `softshard train` with its recipe's own loss and smoothing:
 
     single-label      every label is a class, inner ones too
+    single-label sums the same models, read otherwise: a class has its own probability and those of all below it
     multi-label       a sigmoid for each class, binary cross-entropy over a label and its ancestors
     semantic-softmax  one softmax for each level
     semantic-kd       the same with a teacher: semantic softmax with another seed, trained `--teacher-times` as long
 
 With one seed all contenders begin with the same weights and see the same images in the same order, for as many steps.
 All have the learning rate of `--lrs`; where it names several, each is tried with a seed that does not count, and the
-contender keeps the better one.
+contender keeps the better one. Runs are kept in `--data`; one that has finished is not repeated.
 
 Each photograph is cut across its longer side: windows of the first part train, those of the rest are for validation. No
 pixel is shared, but it is the same photograph: this measures how well a loss learns the tree, not how well a network
@@ -36,10 +37,14 @@ import numpy as np
 import simplejpeg
 import torch
 from harness import RESULTS, arguments, write_result
+from torch import Tensor, nn
 
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, pack
+from softshard.training.checkpoint import load_checkpoint
 from softshard.training.demo_photos import PHOTOS, Region, draw_window, read_photo
-from softshard.training.evaluate import evaluate
+from softshard.training.evaluate import evaluate_model, evaluation_loader
+from softshard.training.metrics import ancestor_paths
+from softshard.training.models import load_trained_model
 from softshard.training.recipes import RECIPES
 from softshard.training.train import train
 
@@ -47,7 +52,6 @@ TRAINED_PART = 0.62  # of the longer side; the rest is for validation
 ANCESTOR_SHARE = 1 / 3
 TUNING_SEED = 1000  # of the runs that choose learning rates, and of the teacher
 METRICS = ("semantic_accuracy", "semantic_choice", "leaf_top1", "leaf_tree_distance")
-LOWER_IS_BETTER = ("leaf_tree_distance",)
 REFERENCE = "semantic-softmax"
 
 
@@ -112,6 +116,22 @@ def ancestors_of(tree: LabelTree, name: str) -> list[str]:
     return found
 
 
+class SumsBelow(nn.Module):
+    """Logits [N, C] of one softmax to the logarithm of each class's probability and those of all its descendants."""
+
+    def __init__(self, tree: LabelTree) -> None:
+        super().__init__()
+        paths = torch.tensor(ancestor_paths(tree))
+        counts = torch.zeros(len(paths), len(paths))  # [class, ancestor or itself]
+        for level in paths.unbind(1):
+            rows = (level >= 0).nonzero()[:, 0]
+            counts[rows, level[rows]] = 1.0
+        self.register_buffer("counts", counts)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return (logits.softmax(dim=1) @ self.get_buffer("counts")).log()
+
+
 def summaries(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each contender and metric: mean and standard deviation over the seeds, and the difference from the
     reference with the same seed, with the 95 % bootstrap interval of its mean over seeds."""
@@ -158,18 +178,27 @@ def main() -> None:
             RECIPES[name](), lr=lr, epochs=epochs, global_batch=32, image_size=args.image_size
         )
         out = home / "runs" / f"{name}-{seed}-{lr}-{epochs}"
-        shutil.rmtree(out, ignore_errors=True)
         result = train(
-            recipe, str(home / "data" / "train" / "train"), model=args.model, out=out, seed=seed, teacher=teacher,
-            num_threads=args.threads, log=lambda line: None,
+            recipe, str(home / "data" / "train" / "train"), model=args.model, out=out, seed=seed, resume=True,
+            teacher=teacher, num_threads=args.threads, log=lambda line: None,
         )  # fmt: skip
         if result.stopped_by is not None:  # it stops cleanly, and half a run would count as a whole one
             raise SystemExit(128 + result.stopped_by)
-        numbers = evaluate(result.checkpoint, str(home / "data" / "val" / "train"), num_threads=args.threads)
-        row = {"recipe": name, "seed": seed, "lr": lr, "epochs": epochs}
-        row |= {metric: numbers[metric] for metric in METRICS}
+        row = {"recipe": name, "seed": seed, "lr": lr, "epochs": epochs, **measure(result.checkpoint)}
         print(row, flush=True)
         return row
+
+    def measure(checkpoint: Path, sums: bool = False) -> dict[str, float]:
+        saved = load_checkpoint(checkpoint)
+        model = load_trained_model(checkpoint, saved, args.image_size)
+        if sums:
+            model = nn.Sequential(model, SumsBelow(tree))
+        val = str(home / "data" / "val" / "train")
+        with evaluation_loader(
+            saved.recipe, val, batch_size=256, device="cpu", num_threads=args.threads
+        ) as loader:
+            numbers = evaluate_model(model, loader, normalise=saved.recipe.normalise)
+        return {metric: numbers[metric] for metric in METRICS}
 
     contenders = ("single-label", "multi-label", REFERENCE)
     tries = args.lrs if len(args.lrs) > 1 else []
@@ -182,16 +211,20 @@ def main() -> None:
     long = args.epochs * args.teacher_times
     teacher = run(REFERENCE, TUNING_SEED, lrs[REFERENCE], long)
     checkpoint = home / "runs" / f"{REFERENCE}-{TUNING_SEED}-{lrs[REFERENCE]}-{long}" / "checkpoint.pt"
-    rows = [
-        run(name, seed, lrs[name], args.epochs, checkpoint if name == "semantic-kd" else None)
-        for seed in range(args.seeds)
-        for name in lrs
-    ]
+    rows = []
+    for seed in range(args.seeds):
+        for name in lrs:
+            rows.append(
+                run(name, seed, lrs[name], args.epochs, checkpoint if name == "semantic-kd" else None)
+            )
+            if name == "single-label":
+                trained = home / "runs" / f"{name}-{seed}-{lrs[name]}-{args.epochs}" / "checkpoint.pt"
+                rows.append(rows[-1] | {"recipe": "single-label sums", **measure(trained, sums=True)})
     write_result(
         args.out or RESULTS / "semantic_losses.json",
         benchmark="semantic_losses",
         job="losses over a label tree, a third of the labels at inner nodes; the same start, data and steps for all",
-        swept={"seed": range(args.seeds), "recipe": list(lrs)},
+        swept={"seed": range(args.seeds), "recipe": list(dict.fromkeys(row["recipe"] for row in rows))},
         rows=rows,
         photographs=f"{len(photos)} of the demo's"
         if args.photos is None
