@@ -6,9 +6,11 @@ ancestors instead, drawn evenly: a photograph that is known to be a `bird` only.
 labels. Contenders, each through `softshard train` with its recipe's own loss and smoothing:
 
     single-label      every label is a class, inner ones too
-    single-label sums the same models, read otherwise: a class has its own probability and those of all below it
+    single-label sums   the same models, read otherwise: a class has its own probability and those of all below it
     multi-label       a sigmoid for each class, binary cross-entropy over a label and its ancestors
     semantic-softmax  one softmax for each level
+    semantic-softmax down the tree   the same models, read otherwise: a class has the probability of its parent times its
+                      own among its sisters. Leaves on several levels can so be compared, which in training never are
     semantic-kd       the same with a teacher: semantic softmax with another seed, trained `--teacher-times` as long
 
 With one seed all contenders begin with the same weights and see the same images in the same order, for as many steps.
@@ -121,15 +123,38 @@ class SumsBelow(nn.Module):
 
     def __init__(self, tree: LabelTree) -> None:
         super().__init__()
-        paths = torch.tensor(ancestor_paths(tree))
-        counts = torch.zeros(len(paths), len(paths))  # [class, ancestor or itself]
-        for level in paths.unbind(1):
-            rows = (level >= 0).nonzero()[:, 0]
-            counts[rows, level[rows]] = 1.0
-        self.register_buffer("counts", counts)
+        self.register_buffer("ancestors", ancestor_table(tree))
 
     def forward(self, logits: Tensor) -> Tensor:
-        return (logits.softmax(dim=1) @ self.get_buffer("counts")).log()
+        return (logits.softmax(dim=1) @ self.get_buffer("ancestors")).log()
+
+
+class DownTheTree(nn.Module):
+    """Logits [N, C] of a softmax for each level to the logarithm of each class's probability: its parent's times its own
+    among its sisters."""
+
+    def __init__(self, tree: LabelTree) -> None:
+        super().__init__()
+        self.register_buffer("ancestors", ancestor_table(tree))
+        families = np.where(tree.parents < 0, len(tree.parents), tree.parents)  # roots are sisters
+        self.register_buffer("families", torch.tensor(families, dtype=torch.int64))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        families = self.get_buffer("families")
+        logits = logits.double() - logits.double().amax(dim=1, keepdim=True)
+        sums = logits.new_zeros(len(logits), logits.shape[1] + 1).index_add_(1, families, logits.exp())
+        among_sisters = logits - sums[:, families].log()
+        return among_sisters @ self.get_buffer("ancestors").T.double()
+
+
+def ancestor_table(tree: LabelTree) -> Tensor:
+    """float32 [C, C], 1.0 where the second class is the first or one of its ancestors."""
+    paths = torch.tensor(ancestor_paths(tree))
+    table = torch.zeros(len(paths), len(paths))
+    for level in paths.unbind(1):
+        rows = (level >= 0).nonzero()[:, 0]
+        table[rows, level[rows]] = 1.0
+    return table
 
 
 def summaries(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -188,11 +213,11 @@ def main() -> None:
         print(row, flush=True)
         return row
 
-    def measure(checkpoint: Path, sums: bool = False) -> dict[str, float]:
+    def measure(checkpoint: Path, reading: nn.Module | None = None) -> dict[str, float]:
         saved = load_checkpoint(checkpoint)
         model = load_trained_model(checkpoint, saved, args.image_size)
-        if sums:
-            model = nn.Sequential(model, SumsBelow(tree))
+        if reading is not None:
+            model = nn.Sequential(model, reading)
         val = str(home / "data" / "val" / "train")
         with evaluation_loader(
             saved.recipe, val, batch_size=256, device="cpu", num_threads=args.threads
@@ -211,15 +236,20 @@ def main() -> None:
     long = args.epochs * args.teacher_times
     teacher = run(REFERENCE, TUNING_SEED, lrs[REFERENCE], long)
     checkpoint = home / "runs" / f"{REFERENCE}-{TUNING_SEED}-{lrs[REFERENCE]}-{long}" / "checkpoint.pt"
+    readings = {
+        "single-label": ("single-label sums", SumsBelow(tree)),
+        REFERENCE: (f"{REFERENCE} down the tree", DownTheTree(tree)),
+    }
     rows = []
     for seed in range(args.seeds):
         for name in lrs:
             rows.append(
                 run(name, seed, lrs[name], args.epochs, checkpoint if name == "semantic-kd" else None)
             )
-            if name == "single-label":
+            if name in readings:
+                other, reading = readings[name]
                 trained = home / "runs" / f"{name}-{seed}-{lrs[name]}-{args.epochs}" / "checkpoint.pt"
-                rows.append(rows[-1] | {"recipe": "single-label sums", **measure(trained, sums=True)})
+                rows.append(rows[-1] | {"recipe": other, **measure(trained, reading)})
     write_result(
         args.out or RESULTS / "semantic_losses.json",
         benchmark="semantic_losses",
