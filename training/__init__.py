@@ -11,7 +11,17 @@ if TYPE_CHECKING:
     from .losses import SemanticSoftmaxLoss, SingleLabelLoss, SoftTargetLoss
     from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
     from .multi_label import AsymmetricLoss, BinaryCrossEntropyLoss
-    from .recipes import Recipe, relabel, semantic_softmax, single_label, small, transfer
+    from .recipes import (
+        Recipe,
+        multi_label_asl,
+        multi_label_bce,
+        relabel,
+        semantic_kd,
+        semantic_softmax,
+        single_label,
+        small,
+        transfer,
+    )
 
 __all__ = [
     "AsymmetricLoss",
@@ -27,7 +37,10 @@ __all__ = [
     "TeacherLevels",
     "TopKAccuracy",
     "TreeDistance",
+    "multi_label_asl",
+    "multi_label_bce",
     "relabel",
+    "semantic_kd",
     "semantic_softmax",
     "single_label",
     "small",
@@ -50,7 +63,10 @@ _MODULES = {
     "TopKAccuracy": "metrics",
     "TreeDistance": "metrics",
     "Recipe": "recipes",
+    "multi_label_asl": "recipes",
+    "multi_label_bce": "recipes",
     "relabel": "recipes",
+    "semantic_kd": "recipes",
     "semantic_softmax": "recipes",
     "single_label": "recipes",
     "small": "recipes",

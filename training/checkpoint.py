@@ -29,7 +29,7 @@ from .label_space import LabelSpace
 from .recipes import Recipe
 
 CHECKPOINT_NAME = "checkpoint.pt"
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 
 
 @dataclass(kw_only=True)
@@ -39,10 +39,11 @@ class Checkpoint:
     Attributes:
         model_name: timm's name of the architecture.
         recipe: as it ran, with every override.
-        model: the model's state dict, as it trains on.
+        model: the model's state dict, in class order, as it trains on.
         model_ema: that of the averaged weights, which are evaluated and exported; None without an average.
+        teacher_sha256: of the file of the teacher, which is not in here; None without distillation.
         scaler: state of the loss scaling of float16, or None.
-        optimizer: the optimizer's state dict.
+        optimizer: the optimizer's state dict; where the recipe has `level_order`, that of the head is in level order.
         step: steps taken since the run began; also the position in the learning rate schedule.
         epoch: the epoch that the next batch belongs to.
         loader: the loader's state dict: which batch is next.
@@ -63,6 +64,7 @@ class Checkpoint:
     recipe: Recipe
     model: dict[str, torch.Tensor]
     model_ema: dict[str, torch.Tensor] | None
+    teacher_sha256: str | None
     scaler: dict[str, Any] | None
     optimizer: dict[str, Any]
     step: int

@@ -9,7 +9,7 @@ from ..loaders.loader import Loader
 from ..shards.errors import DataError, UsageError
 from .checkpoint import Checkpoint
 from .label_space import LabelSpace
-from .recipes import Recipe
+from .recipes import TREE_LOSSES, Recipe
 from .schedule import first_other_rate
 
 
@@ -19,6 +19,7 @@ def check_call(
     *,
     resume: bool,
     starts_from_weights: bool,
+    teacher: str | Path | None,
     device: str,
     rank: int,
     world_size: int,
@@ -54,6 +55,16 @@ def check_call(
             + ("freezes all but the head" if recipe.freeze else "keeps all but their head")
             + ", found none. Give --init-from or --pretrained"
         )
+    if (teacher is None) != (recipe.distill == "none"):
+        problems.append(
+            f"recipe {recipe.name!r}: expected "
+            + (
+                "a teacher, since it distils, found none. Give --teacher"
+                if teacher is None
+                else "no teacher, since "
+                f"it does not distil, found {teacher}. Train the recipe semantic-kd, or leave out --teacher"
+            )
+        )
     if log_steps < 1:
         problems.append(f"log_steps: expected at least 1, found {log_steps}")
     if checkpoint_steps is not None and checkpoint_steps < 1:
@@ -71,12 +82,20 @@ def check_data(recipe: Recipe, dataset: str, loader: Loader) -> None:
     """Refuse a data set that the recipe cannot train on.
 
     Raises:
-        UsageError: no label tree for semantic softmax.
+        UsageError: no label tree for a loss over one, or one with several paths to a class.
     """
-    if recipe.loss == "semantic-softmax" and loader.tree is None:
+    if recipe.loss not in TREE_LOSSES:
+        return
+    if loader.tree is None:
         raise UsageError(
             f"{dataset}: expected a label tree for the recipe {recipe.name!r}, found none. "
             "Run: softshard tree build, then softshard pack --tree"
+        )
+    if loader.tree.num_paths > 1:
+        raise UsageError(
+            f"{dataset}: expected a label tree with one path to every class, which is what the recipe "
+            f"{recipe.name!r} trains on, found up to {loader.tree.num_paths} paths to a class. Build the tree with "
+            "another rule for parents: softshard tree build --parents first"
         )
 
 
@@ -97,9 +116,15 @@ def check_same_classes(dataset: str, loader: Loader, val: str, val_loader: Loade
 
 
 def check_resume(
-    saved: Checkpoint, path: Path, dataset: str, recipe: Recipe, model: str, loader: Loader
+    saved: Checkpoint,
+    path: Path,
+    dataset: str,
+    recipe: Recipe,
+    model: str,
+    loader: Loader,
+    teacher_sha256: str | None,
 ) -> None:
-    """Refuse to continue a run with another data set, recipe or model.
+    """Refuse to continue a run with another data set, recipe, model or teacher.
 
     More epochs than it began with are fine where the steps that were taken had the learning rates they would have
     had with more.
@@ -117,6 +142,8 @@ def check_resume(
             problems.append(f"epochs: {saved.recipe.epochs}, not {recipe.epochs}{reason or ''}")
     if saved.model_name != model:
         problems.append(f"model: {saved.model_name!r}, not {model!r}")
+    if saved.teacher_sha256 != teacher_sha256:
+        problems.append(f"teacher: a file with SHA-256 {saved.teacher_sha256}, not {teacher_sha256}")
     if problems:
         raise UsageError(
             f"{path}: expected the call that began this run, found other options: {'; '.join(problems)}. "

@@ -82,6 +82,11 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "--freeze", action="store_true", help="train the head only; the rest stays as it was loaded"
     )
     command.add_argument(
+        "--teacher",
+        metavar="CHECKPOINT",
+        help="checkpoint.pt of the model that the recipe semantic-kd distils from, with the same classes and tree",
+    )
+    command.add_argument(
         "--resume",
         action="store_true",
         help="continue from the checkpoint in --out; begin where there is none",
@@ -201,6 +206,7 @@ def _run_train(args: argparse.Namespace) -> int:
         val=args.val,
         pretrained=args.pretrained,
         init_from=args.init_from,
+        teacher=args.teacher,
         resume=args.resume,
         seed=args.seed,
         device=_device(args.device, local_rank),
@@ -333,9 +339,11 @@ def _table(numbers: dict[str, Any]) -> str:
     lines = []
     for name, value in numbers.items():
         if name == "per_level":
-            lines += [f"  level {level:<14} {_shown(share)}" for level, share in enumerate(value)]
+            lines += [f"  level {level:<20} {_shown(share)}" for level, share in enumerate(value)]
         else:
-            lines.append(f"{name:<22} {_shown(value)}")
+            unit = " edges" if "tree_distance" in name and value is not None else ""
+            shown = f"{value:.3f}{unit}" if unit else _shown(value)
+            lines.append(f"{name:<28} {shown}")
     return "\n".join(lines)
 
 

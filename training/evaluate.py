@@ -16,7 +16,8 @@ from ..loaders.loader import Loader
 from ..shards.errors import DataError
 from .checkpoint import load_checkpoint
 from .label_space import LabelSpace
-from .metrics import SemanticAccuracy, TopKAccuracy, leaf_classes
+from .level_layout import LevelOrder
+from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance, leaf_classes
 from .models import load_trained_model
 from .recipes import Recipe
 from .step import model_input
@@ -69,7 +70,12 @@ def evaluate(
 
 
 def evaluate_model(
-    model: nn.Module, loader: Loader, *, normalise: bool, progress: bool = False
+    model: nn.Module,
+    loader: Loader,
+    *,
+    normalise: bool,
+    order: LevelOrder | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a model on one pass over a loader; under torch.distributed, on all ranks' samples together.
 
@@ -77,14 +83,19 @@ def evaluate_model(
         model: maps float32 images [N, 3, H, W] to logits [N, C]; left in the mode it came in.
         loader: padded and in order: see `evaluation_loader`.
         normalise: False where the loader brings uint8 pixels that the model wants in [0, 1].
+        order: the model gives its logits in level order, which is this; None for class order.
         progress: show a progress bar on standard error.
 
     Returns:
-        What TopKAccuracy computes and, where the data set has a label tree, SemanticAccuracy.
+        What TopKAccuracy computes and, where the data set has a label tree, SemanticAccuracy and TreeDistance. All
+        of them look at which logit is the largest, within a level or among leaves or all classes; a model of
+        sigmoids is read alike. Only models of one softmax compare a class with its ancestors when they train: read
+        the others within levels and among leaves.
     """
     tree = loader.tree
     accuracy = TopKAccuracy(loader.num_classes, None if tree is None else leaf_classes(tree))
     semantic = None if tree is None else SemanticAccuracy(tree)
+    distance = None if tree is None else TreeDistance(tree)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -97,17 +108,20 @@ def evaluate_model(
             disable=not progress,
         ):
             logits = model(model_input(batch.images, normalise)).float()
+            if order is not None:
+                logits = order.to_class_order(logits, dim=1)
             accuracy.update(logits, batch.classes, batch.valid)
+            if distance is not None:
+                distance.update(logits, batch.classes, batch.valid)
             if semantic is not None:
                 assert batch.levels is not None  # a data set with a tree has them
                 semantic.update(logits, batch.levels, batch.valid)
     model.train(was_training)
     numbers: dict[str, Any] = {}
-    if semantic is not None:
-        semantic.reduce()
-        numbers.update(semantic.compute())
-    accuracy.reduce()
-    numbers.update(accuracy.compute())
+    for metric in (semantic, accuracy, distance):
+        if metric is not None:
+            metric.reduce()
+            numbers.update(metric.compute())
     return numbers
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import timm
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from ..shards.errors import DataError, UsageError
 from ..shards.files import write_atomically
@@ -92,13 +92,13 @@ def set_training(model: nn.Module, *, frozen: bool) -> None:
             model.get_submodule(head.removesuffix(".")).train()
 
 
-def export_weights(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write the weights alone as safetensors; `timm.create_model(name, checkpoint_path=path)` reads them.
+def export_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write weights (a model's state dict) as safetensors; `timm.create_model(name, checkpoint_path=path)` reads them.
 
     The same weights and metadata give the same bytes.
     """
     data = save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
+        {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
         metadata=dict(metadata),
     )
     # A header is its length (uint64, little-endian) and JSON, padded to 8 bytes. The library writes the metadata

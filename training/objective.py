@@ -5,27 +5,88 @@ A new loss is a name in `recipes.LOSSES` and a case in each of the two functions
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor, nn
 
 from ..loaders.batch import Batch
+from ..loaders.loader import Loader
+from ..shards.manifest import load_sidecar
 from ..shards.tree import LabelTree
+from .distillation import SemanticKDLoss
 from .losses import SemanticSoftmaxLoss, SingleLabelLoss, SoftTargetLoss
-from .recipes import Recipe
+from .multi_label import AsymmetricLoss, BinaryCrossEntropyLoss
+from .recipes import TREE_LOSSES, Recipe
 
 
-def create_loss(recipe: Recipe, tree: LabelTree | None) -> nn.Module:
-    """The recipe's loss: called with logits, target, `valid` and `num_valid` (see losses.py)."""
-    if recipe.loss == "semantic-softmax":
-        return SemanticSoftmaxLoss(tree, recipe.smoothing, recipe.weight_clamp, recipe.levels)
+class DistilledLoss(nn.Module):
+    """A loss of the labels plus a weighted one of a teacher's logits.
+
+    Args:
+        loss: called with logits, target, `valid` and `num_valid`.
+        distillation: called with the teacher's logits, too.
+        weight: of the distillation.
+    """
+
+    def __init__(self, loss: nn.Module, distillation: SemanticKDLoss, weight: float) -> None:
+        super().__init__()
+        self.loss = loss
+        self.distillation = distillation
+        self.weight = weight
+
+    def forward(
+        self, logits: Tensor, teacher: Tensor, target: Tensor, valid: Tensor, num_valid: Tensor | int
+    ) -> Tensor:
+        """Loss of a batch: logits floating [N, C] of the student and of the teacher, the others as in losses.py."""
+        distance = self.distillation(logits, teacher, target, valid, num_valid)
+        return self.loss(logits, target, valid, num_valid) + self.weight * distance
+
+
+def create_loss(recipe: Recipe, tree: LabelTree | None, class_counts: np.ndarray | None = None) -> nn.Module:
+    """The recipe's loss: called with logits, target, `valid` and `num_valid` (see losses.py).
+
+    With distillation the teacher's logits come second.
+
+    Args:
+        recipe: which loss, and its options.
+        tree: the data set's, or None.
+        class_counts: for `balance="images"`: int [C], see `count_images`.
+    """
+    shared = {"levels": recipe.levels, "level_order": recipe.level_order}
+    if recipe.loss == "multi-label":
+        return BinaryCrossEntropyLoss(tree, **shared)
+    if recipe.loss == "asl":
+        return AsymmetricLoss(
+            tree, gamma_neg=recipe.gamma_neg, gamma_pos=recipe.gamma_pos, clip=recipe.asl_clip, **shared
+        )
     if recipe.loss == "soft-target":
         return SoftTargetLoss()
-    return SingleLabelLoss(recipe.smoothing)
+    if recipe.loss == "single-label":
+        return SingleLabelLoss(recipe.smoothing)
+    loss = SemanticSoftmaxLoss(
+        tree,
+        recipe.smoothing,
+        recipe.weight_clamp,
+        balance=recipe.balance,
+        class_counts=class_counts,
+        **shared,
+    )
+    if recipe.distill == "none":
+        return loss
+    return DistilledLoss(loss, SemanticKDLoss(tree, recipe.distill, **shared), recipe.distill_weight)
+
+
+def count_images(recipe: Recipe, loader: Loader) -> np.ndarray | None:
+    """Images of each class, int64 [C], where the recipe's loss counts them; else None."""
+    if recipe.balance != "images":
+        return None
+    return np.bincount(load_sidecar(loader.dataset, loader.manifest), minlength=loader.num_classes)
 
 
 def target_of(recipe: Recipe, batch: Batch) -> Tensor:
     """The part of a batch that the recipe's loss wants; its first axis is the batch's."""
-    target = {"semantic-softmax": batch.levels, "soft-target": batch.targets, "single-label": batch.classes}[
-        recipe.loss
-    ]
+    if recipe.loss in TREE_LOSSES:
+        target = batch.levels
+    else:
+        target = batch.targets if recipe.loss == "soft-target" else batch.classes
     assert target is not None  # check_data and the loader have seen to it
     return target

@@ -27,10 +27,11 @@ from ..shards.tree import LabelTree
 from .checkpoint import Checkpoint, load_checkpoint
 from .evaluate import evaluation_loader, named_batches
 from .models import load_trained_model
+from .recipes import TREE_LOSSES
 from .step import model_input
 
-# Losses that compare classes within a level only: a softmax over all classes would mean nothing.
-LEVEL_LOSSES = ("semantic-softmax",)
+# A sigmoid says yes or no of its class by itself: where no child reaches this, a path ends.
+YES = 0.5
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Guess:
         index: class index.
         name: as in the class list, such as a wnid.
         shown: the name for people.
-        probability: among the classes of its level; where the model has one softmax over all classes, among
-            those, and in a path that of the class and everything below it.
+        probability: among the classes of its level; of a multi-label model, that the class is right, whatever the
+            others are; where the model has one softmax over all classes, among those, and in a path that of the
+            class and everything below it.
     """
 
     level: int | None
@@ -59,7 +61,8 @@ class Prediction:
 
     Attributes:
         image: the file, or the sample's key.
-        path: from a root of the label tree down to a class; the best class alone without a tree.
+        path: from a root of the label tree down to a class: a leaf, or with a multi-label model the last class that
+            is more probable than not; the best class alone without a tree.
         best: the most probable classes, most probable first: a list for each level where the model was trained
             level by level, else one list over all classes.
     """
@@ -173,7 +176,9 @@ class _Reader:
         self.names = saved.class_names
         self.shown = saved.class_names if self.tree is None else self.tree.names
         self.top = top
-        self.by_level = saved.recipe.loss in LEVEL_LOSSES and self.tree is not None
+        # These losses compare classes within a level, or none at all: a softmax over all would mean nothing.
+        self.by_level = saved.recipe.loss in TREE_LOSSES and self.tree is not None
+        self.sigmoids = self.by_level and saved.recipe.loss != "semantic-softmax"
         self.groups = [torch.arange(len(self.names))]
         if self.by_level and self.tree is not None:
             groups = [torch.tensor(members) for members in self.tree.level_classes]
@@ -187,7 +192,7 @@ class _Reader:
         probabilities = torch.full_like(logits, torch.nan)  # of classes of no group
         best = []
         for group in self.groups:
-            probabilities[group] = logits[group].softmax(0)
+            probabilities[group] = logits[group].sigmoid() if self.sigmoids else logits[group].softmax(0)
             order = probabilities[group].argsort(descending=True, stable=True)[: self.top]
             best.append([self._guess(index, probabilities) for index in group[order].tolist()])
         if self.by_level:
@@ -200,11 +205,15 @@ class _Reader:
         """From the most probable root to its most probable child and on, down to a class that has none.
 
         A softmax over a level says nothing of whether the label reaches that level, so there is no place to stop:
-        where the probabilities fall, the image says no more.
+        where the probabilities fall, the image says no more. A sigmoid says it: the path ends where no child is
+        more probable than not.
         """
         path, below = [], self.children.get(-1, [])
         while below := [index for index in below if not torch.isnan(probabilities[index])]:
-            path.append(max(below, key=lambda index: probabilities[index].item()))
+            best = max(below, key=lambda index: probabilities[index].item())
+            if self.sigmoids and path and probabilities[best] < YES:
+                break
+            path.append(best)
             below = self.children.get(path[-1], [])
         return path
 

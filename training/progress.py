@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from tqdm import tqdm
 
@@ -68,3 +69,13 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def epoch_line(entry: dict[str, Any]) -> str:
+    """What an epoch came to, in a line: an entry of TrainResult's history."""
+    shares = ("semantic_accuracy", "leaf_top1", "top1", "top5", "chance")
+    shown = [f"{name} {entry[name]:.2%}" for name in shares if entry.get(name) is not None]
+    if shown and entry["weights"] == "ema":
+        shown[0] = f"averaged weights: {shown[0]}"
+    loss = "-" if entry["loss"] is None else f"{entry['loss']:.4f}"
+    return ", ".join([f"epoch {entry['epoch']}: loss {loss}", *shown])

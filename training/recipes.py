@@ -20,10 +20,22 @@ from dataclasses import dataclass
 
 from ..shards.errors import UsageError
 
-LOSSES = ("single-label", "semantic-softmax", "soft-target")
+LOSSES = ("single-label", "semantic-softmax", "multi-label", "asl", "soft-target")
+# These need a label tree: what a sample is right about is its class and all its ancestors.
+TREE_LOSSES = ("semantic-softmax", "multi-label", "asl")
+BALANCES = ("classes", "images")
+DISTILLATIONS = ("none", "paper", "code")
 TARGETS = ("none", "relabel")
 SCHEDULES = ("one-cycle", "cosine", "constant")
 PRECISIONS = ("float32", "bfloat16", "float16")
+_CHOICES = {
+    "loss": LOSSES,
+    "targets": TARGETS,
+    "schedule": SCHEDULES,
+    "precision": PRECISIONS,
+    "balance": BALANCES,
+    "distill": DISTILLATIONS,
+}
 
 
 @dataclass(frozen=True)
@@ -32,11 +44,22 @@ class Recipe:
 
     Attributes:
         name: as the command line calls it.
-        loss: `single-label`, `semantic-softmax` (needs a label tree) or `soft-target` (needs `targets`).
+        loss: `single-label`; `semantic-softmax`, `multi-label` (binary cross-entropy) or `asl`, which need a label
+            tree; or `soft-target` (needs `targets`).
         targets: what the loader brings as soft targets: `none` or `relabel`.
-        smoothing: label smoothing in [0, 1); `soft-target` has none.
-        levels: `semantic-softmax` only: levels trained, from the root; None for all.
+        smoothing: label smoothing in [0, 1), of `single-label` and `semantic-softmax`.
+        levels: with a label tree: levels trained, from the root; None for all.
         weight_clamp: `semantic-softmax` only: largest weight of a level; None for no limit.
+        balance: `semantic-softmax` only: what the weight of a level counts, `classes` (as published) or the data
+            set's `images`.
+        level_order: with a label tree: keep the head's rows in level order while it trains, which makes the loss
+            faster. Checkpoints and exported weights are in class order in any case.
+        gamma_neg: `asl` only: focusing of the wrong classes.
+        gamma_pos: `asl` only: focusing of the right ones.
+        asl_clip: `asl` only: what is taken off the probability of a wrong class.
+        distill: `semantic-softmax` only: learn from a teacher, too (`train --teacher`), by the rule of the `paper`
+            or of the published `code` (see SemanticKDLoss); or `none`.
+        distill_weight: what the distillation's loss is multiplied with.
         optimizer: a name of timm.optim: `adam`, `sgd` (which is Nesterov there), `momentum`, `adamw`, ...
         lr: the highest learning rate, for `global_batch`; it is not scaled when that changes.
         weight_decay: left out for biases and other 1-d weights.
@@ -83,6 +106,13 @@ class Recipe:
     momentum: float = 0.9
     levels: int | None = None
     weight_clamp: float | None = 20.0
+    balance: str = "classes"
+    level_order: bool = False
+    gamma_neg: float = 4.0
+    gamma_pos: float = 1.0
+    asl_clip: float = 0.05
+    distill: str = "none"
+    distill_weight: float = 1.0
     precision: str = "float32"
     accumulate: int = 1
     ema_decay: float | None = None
@@ -92,16 +122,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.loss not in LOSSES:
-            problems.append(f"loss: expected one of {LOSSES}, found {self.loss!r}")
-        if self.targets not in TARGETS:
-            problems.append(f"targets: expected one of {TARGETS}, found {self.targets!r}")
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                problems.append(f"{field}: expected one of {choices}, found {getattr(self, field)!r}")
         if self.loss == "soft-target" and self.targets == "none":
             problems.append("targets: expected soft targets for the loss 'soft-target', found 'none'")
-        if self.schedule not in SCHEDULES:
-            problems.append(f"schedule: expected one of {SCHEDULES}, found {self.schedule!r}")
-        if self.precision not in PRECISIONS:
-            problems.append(f"precision: expected one of {PRECISIONS}, found {self.precision!r}")
+        problems += self._options_of_other_losses()
         for name, value in vars(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
             if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
@@ -118,10 +144,36 @@ class Recipe:
             problems.append(f"ema_decay: expected a number in [0, 1), found {self.ema_decay}")
         if self.clip_norm is not None and self.clip_norm <= 0.0:
             problems.append(f"clip_norm: expected more than 0, found {self.clip_norm}")
+        if self.levels is not None and self.levels < 1:
+            problems.append(f"levels: expected at least 1, or none for all, found {self.levels}")
+        if self.weight_clamp is not None and self.weight_clamp <= 0.0:
+            problems.append(f"weight_clamp: expected more than 0, found {self.weight_clamp}")
+        if min(self.gamma_neg, self.gamma_pos) < 0.0:
+            problems.append(
+                f"gamma_neg, gamma_pos: expected 0 or more, found {self.gamma_neg}, {self.gamma_pos}"
+            )
+        if not 0.0 <= self.asl_clip < 1.0:
+            problems.append(f"asl_clip: expected a number in [0, 1), found {self.asl_clip}")
+        if self.distill_weight <= 0.0:
+            problems.append(f"distill_weight: expected more than 0, found {self.distill_weight}")
         if self.crop_scale is not None and not 0.0 < self.crop_scale[0] <= self.crop_scale[1] <= 1.0:
             problems.append(f"crop_scale: expected 0 < least <= most <= 1, found {self.crop_scale}")
         if problems:
             raise UsageError(f"recipe {self.name!r}: " + "; ".join(problems))
+
+    def _options_of_other_losses(self) -> list[str]:
+        """Options that this recipe's loss would not look at."""
+        problems = []
+        for field, plain, losses in (
+            ("balance", "classes", ("semantic-softmax",)),
+            ("distill", "none", ("semantic-softmax",)),
+            ("levels", None, TREE_LOSSES),
+            ("level_order", False, TREE_LOSSES),
+        ):
+            value = getattr(self, field)
+            if value != plain and self.loss not in losses:
+                problems.append(f"{field}: expected {plain!r} with the loss {self.loss!r}, found {value!r}")
+        return problems
 
     def differences(self, other: Recipe) -> list[str]:
         """One line for each field that differs: `lr: 0.1, not 0.2` (this recipe's value first)."""
@@ -142,6 +194,10 @@ class Recipe:
             parts.append(f"gradients clipped to norm {self.clip_norm}")
         if self.freeze:
             parts.append("only the head trains")
+        if self.level_order:
+            parts.append("head in level order")
+        if self.distill != "none":
+            parts.append(f"distilled by the rule of the {self.distill}, weight {self.distill_weight}")
         return ", ".join(parts)
 
 
@@ -172,6 +228,25 @@ def semantic_softmax() -> Recipe:
         flip=False,
         normalise=False,
     )
+
+
+def semantic_kd() -> Recipe:
+    """semantic_softmax with semantic distillation from a teacher (Ridnik et al. 2021, sec. 3.3): `train --teacher`.
+
+    The rule is the paper's; the weight of 1 is ours.
+    """
+    return dataclasses.replace(semantic_softmax(), name="semantic-kd", distill="paper")
+
+
+def multi_label_bce() -> Recipe:
+    """A sigmoid for each class, right for a label and its ancestors; binary cross-entropy; otherwise as
+    semantic_softmax (Ridnik et al. 2021, the multi-label baseline). Without smoothing."""
+    return dataclasses.replace(semantic_softmax(), name="multi-label", loss="multi-label", smoothing=0.0)
+
+
+def multi_label_asl() -> Recipe:
+    """multi_label_bce with the asymmetric loss (Ben-Baruch et al. 2021): gammas 4 and 1, clip 0.05."""
+    return dataclasses.replace(multi_label_bce(), name="asl", loss="asl")
 
 
 def relabel() -> Recipe:
@@ -220,7 +295,10 @@ def transfer() -> Recipe:
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "single-label": single_label,
+    "multi-label": multi_label_bce,
+    "asl": multi_label_asl,
     "semantic-softmax": semantic_softmax,
+    "semantic-kd": semantic_kd,
     "relabel": relabel,
     "transfer": transfer,
 }

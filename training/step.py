@@ -21,9 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..loaders.batch import Batch
+from .head_order import HeadOrder
+from .level_layout import LevelOrder
 from .models import set_training
 from .objective import target_of
 from .recipes import Recipe
+from .teacher import Teacher
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -43,8 +46,8 @@ class StepResult(NamedTuple):
 class TrainStep:
     """Takes steps, and keeps what lives from one to the next beside model and optimizer.
 
-    The order in which the parts are put together matters: the average is a copy of the model as it is now (so
-    continue the model from its checkpoint before), made before the model is compiled.
+    The order in which the parts are put together matters: the head goes into level order before anything is kept
+    of it, and the average is a copy of the model, made before the model is compiled.
 
     Args:
         recipe: precision, accumulation, clipping, average, freezing, target.
@@ -53,6 +56,8 @@ class TrainStep:
         optimizer: over the model's parameters.
         world_size: ranks that share the batch; with more than one, torch.distributed has begun.
         compile: run the model through torch.compile.
+        teacher: of a distillation: its logits are the loss's second argument.
+        head_order: how the head is kept in level order, for a loss that wants it so. By default it is not.
     """
 
     def __init__(
@@ -64,14 +69,19 @@ class TrainStep:
         *,
         world_size: int = 1,
         compile: bool = False,
+        teacher: Teacher | None = None,
+        head_order: HeadOrder | None = None,
     ) -> None:
         self.recipe = recipe
         self.plain_model = model
         self.loss = loss
+        self.teacher = teacher
         self.optimizer = optimizer
         self.world_size = world_size
         self.device_type = next(model.parameters()).device.type
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=recipe.precision == "float16")
+        self.head_order = head_order or HeadOrder(model, "", None)
+        self.head_order.permute_(model)
         self.ema = None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay)
         if compile:
             model.compile()  # in place: torch.compile's wrapper would rename every weight
@@ -94,8 +104,11 @@ class TrainStep:
             # The ranks exchange gradients once, after the last micro-batch.
             with nullcontext() if i + 1 == len(micro_batches) else self._no_sync():
                 with self._autocast():
-                    logits = self.model(model_input(images, self.recipe.normalise))
-                loss = self.loss(logits, target, valid, num_valid)
+                    inputs = model_input(images, self.recipe.normalise)
+                    logits = [self.model(inputs)]
+                    if self.teacher is not None:
+                        logits.append(self.teacher(inputs))
+                loss = self.loss(*logits, target, valid, num_valid)
                 # Gradients are averaged over the ranks; times the world size that is the mean over samples.
                 self.scaler.scale(loss * self.world_size).backward()
             losses.append(loss.detach())
@@ -116,6 +129,15 @@ class TrainStep:
         """Which weights these are: `ema` or `model`."""
         return "model" if self.ema is None else "ema"
 
+    @property
+    def order(self) -> LevelOrder | None:
+        """The order that the models' logits are in; None for class order."""
+        return self.head_order.order
+
+    def best_state_dict(self) -> dict[str, Tensor]:
+        """The weights of `best_model`, in class order."""
+        return self.head_order.to_class_order(self.best_model.state_dict())
+
     def share_buffers(self) -> None:
         """Give every rank the batch norm statistics of rank 0: they saw other samples, and rank 0's are saved."""
         if self.world_size > 1:
@@ -124,16 +146,21 @@ class TrainStep:
                     dist.broadcast(buffer, src=0)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: `model_ema` (weights or None) and `scaler` (of float16, or None)."""
+        """What a checkpoint keeps: `model`, `model_ema` (weights in class order; or None) and `scaler` (of float16,
+        or None)."""
+        to_class_order = self.head_order.to_class_order
         return {
-            "model_ema": None if self.ema is None else self.ema.module.state_dict(),
+            "model": to_class_order(self.plain_model.state_dict()),
+            "model_ema": None if self.ema is None else to_class_order(self.ema.module.state_dict()),
             "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave under the same recipe."""
+        to_level_order = self.head_order.to_level_order
+        self.plain_model.load_state_dict(to_level_order(state["model"]))
         if self.ema is not None:
-            self.ema.module.load_state_dict(state["model_ema"])
+            self.ema.module.load_state_dict(to_level_order(state["model_ema"]))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 

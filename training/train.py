@@ -32,16 +32,18 @@ from ..shards.files import write_atomically
 from .checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint, stored_images
 from .checks import check_call, check_data, check_resume, check_same_classes
 from .evaluate import evaluate_model, evaluation_loader, named_batches
+from .head_order import HeadOrder
 from .label_space import LabelSpace
 from .models import create_model, export_weights, freeze_backbone
-from .objective import create_loss
+from .objective import count_images, create_loss
 from .processes import process_group, rng_states, set_rng_state, stop_signal
-from .progress import Progress
+from .progress import Progress, epoch_line
 from .recipes import Recipe
 from .schedule import create_schedule
 from .start import load_start
 from .step import TrainStep
 from .steplog import StepLog, board_writer
+from .teacher import Teacher
 
 BOARD_NAME = "tensorboard"
 INIT_NAME = "init.json"
@@ -81,6 +83,7 @@ def train(
     global_batch: int | None = None,
     pretrained: bool = False,
     init_from: str | Path | None = None,
+    teacher: str | Path | None = None,
     resume: bool = False,
     seed: int = 0,
     device: str = "cpu",
@@ -105,6 +108,7 @@ def train(
         global_batch: instead of the recipe's: samples per step over all ranks.
         pretrained: begin with timm's own weights.
         init_from: begin with the weights in this file, or with timm's of this name (see `load_start`).
+        teacher: the checkpoint that the recipe distils from.
         resume: continue from `out`'s checkpoint; begin where there is none, so that one command line does for
             the first start and every later one.
         seed: of the first weights, of dropout and of the loader.
@@ -144,6 +148,7 @@ def train(
         checkpoint_path,
         resume=resume,
         starts_from_weights=start_weights is not None,
+        teacher=teacher,
         device=device,
         rank=rank,
         world_size=world_size,
@@ -228,7 +233,12 @@ def train(
         torch.manual_seed(seed + rank)
 
         # 4. Loss, optimizer, schedule.
-        loss_module = create_loss(recipe, loader.tree).to(device)
+        loss_module = create_loss(recipe, loader.tree, count_images(recipe, loader)).to(device)
+        asked = None
+        if teacher is not None:
+            asked = Teacher(teacher, recipe, labels=labels, dataset=dataset, device=device)
+            say(f"teacher: {asked.name} of {teacher}")
+        teacher_sha256 = None if asked is None else asked.sha256
         optimizer = create_optimizer_v2(
             plain_model,
             opt=recipe.optimizer,
@@ -242,8 +252,7 @@ def train(
         step, epoch, loss_sum, loss_steps, skipped = 0, 0, 0.0, 0, 0
         history: list[dict[str, Any]] = []
         if saved is not None:
-            check_resume(saved, checkpoint_path, dataset, recipe, model, loader)
-            plain_model.load_state_dict(saved.model)
+            check_resume(saved, checkpoint_path, dataset, recipe, model, loader, teacher_sha256)
             optimizer.load_state_dict(saved.optimizer)
             loader.load_state_dict(saved.loader)
             set_rng_state(saved.rng, rank, world_size, on_gpu)
@@ -253,10 +262,19 @@ def train(
         elif resume:
             say(f"no {checkpoint_path} yet, so the run begins")
         take_step = TrainStep(
-            recipe, plain_model, loss_module, optimizer, world_size=world_size, compile=compile
+            recipe,
+            plain_model,
+            loss_module,
+            optimizer,
+            world_size=world_size,
+            compile=compile,
+            teacher=asked,
+            head_order=HeadOrder(plain_model, model, loader.tree if recipe.level_order else None),
         )
         if saved is not None:
-            take_step.load_state_dict({"model_ema": saved.model_ema, "scaler": saved.scaler})
+            take_step.load_state_dict(
+                {"model": saved.model, "model_ema": saved.model_ema, "scaler": saved.scaler}
+            )
         metrics_path = checkpoint_path.with_name(METRICS_NAME) if is_main else None
         board = None
         if open_board is not None and is_main:
@@ -278,7 +296,7 @@ def train(
                     Checkpoint(
                         model_name=model,
                         recipe=recipe,
-                        model=plain_model.state_dict(),
+                        teacher_sha256=teacher_sha256,
                         optimizer=optimizer.state_dict(),
                         step=steps.step,
                         epoch=epoch,
@@ -327,10 +345,14 @@ def train(
                 take_step.share_buffers()
                 entry["weights"] = take_step.best_weights
                 entry |= evaluate_model(
-                    take_step.best_model, val_loader, normalise=recipe.normalise, progress=on_terminal
+                    take_step.best_model,
+                    val_loader,
+                    normalise=recipe.normalise,
+                    order=take_step.order,
+                    progress=on_terminal,
                 )
             history.append(entry)
-            say(_epoch_line(entry))
+            say(epoch_line(entry))
             epoch += 1
             loader.set_epoch(epoch)
             save()
@@ -352,12 +374,13 @@ def train(
                 "class_names": json.dumps(list(labels.class_names)),
                 **({} if tree_json is None else {"tree_json": tree_json}),
             }
-            export_weights(weights_path, take_step.best_model, metadata)
+            export_weights(weights_path, take_step.best_state_dict(), metadata)
             summary = {
                 "recipe": dataclasses.asdict(recipe),
                 "model": model,
                 "dataset": dataset,
                 "val": val,
+                "teacher": None if teacher is None else str(teacher),
                 "seed": seed,
                 "classes": loader.num_classes,
                 "chance": 1 / loader.num_classes,
@@ -376,15 +399,6 @@ def train(
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _epoch_line(entry: dict[str, Any]) -> str:
-    shares = ("semantic_accuracy", "leaf_top1", "top1", "top5", "chance")
-    shown = [f"{name} {entry[name]:.2%}" for name in shares if entry.get(name) is not None]
-    if shown and entry["weights"] == "ema":
-        shown[0] = f"averaged weights: {shown[0]}"
-    loss = "-" if entry["loss"] is None else f"{entry['loss']:.4f}"
-    return ", ".join([f"epoch {entry['epoch']}: loss {loss}", *shown])
 
 
 def _print_to_stderr(line: str) -> None:

@@ -27,6 +27,7 @@ def make_checkpoint(**changes):
         recipe=relabel(),
         model={"weight": parameter.detach()},
         model_ema=None,
+        teacher_sha256=None,
         scaler=None,
         optimizer=optimizer.state_dict(),
         step=17,
@@ -126,7 +127,7 @@ def test_other_files_of_torch_are_refused(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "expected checkpoint version 2, found 99"),
+        ({"version": 99}, "expected checkpoint version 3, found 99"),
         ({"recipe": {"name": "relabel", "colour": 1}}, "expected a recipe of this version of softshard"),
         ({"recipe": {**vars(relabel()), "loss": "bce"}}, "loss: expected one of"),
         ({"recipe": {**vars(relabel()), "lr": "0.1"}}, "expected a recipe of this version of softshard"),

@@ -88,6 +88,19 @@ def test_the_path_goes_to_the_best_child_even_where_another_branch_is_better():
     assert found.path[1].probability == found.best[1][1].probability
 
 
+def test_sigmoids_are_read_one_by_one_and_the_path_ends_where_they_say_no():
+    names, found = read("multi-label", [-2.0, -1.0, 5.0, 2.0, 1.0])
+    assert names == ("cat", "dog", "gull", "mammal", "bird")
+    # Neither a cat nor a dog, so a mammal of some other kind; the gull is on another branch.
+    assert [guess.name for guess in found.path] == ["mammal"]
+    assert found.path[0].probability == pytest.approx(1 / (1 + np.exp(-2.0)))
+    assert [guess.name for guess in found.best[1]] == ["gull", "dog"]
+    _, found = read("asl", [-2.0, 0.1, 5.0, 2.0, 1.0])
+    assert [guess.name for guess in found.path] == ["mammal", "dog"]
+    _, found = read("asl", [-9.0, -9.0, -9.0, -2.0, -1.0])
+    assert [guess.name for guess in found.path] == ["bird"]
+
+
 def test_levels_that_were_not_trained_are_not_read():
     _, found = read("semantic-softmax", [0.0, 1.0, 5.0, 2.0, 1.0], levels=1)
     assert ([guess.name for guess in found.path], len(found.best)) == (["mammal"], 1)

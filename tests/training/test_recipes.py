@@ -10,7 +10,10 @@ from softshard.shards.errors import UsageError
 from softshard.training.recipes import (
     PRESETS,
     RECIPES,
+    multi_label_asl,
+    multi_label_bce,
     relabel,
+    semantic_kd,
     semantic_softmax,
     single_label,
     small,
@@ -40,6 +43,39 @@ def test_semantic_softmax_has_the_papers_numbers():
         1 / 20,
     )
     assert (recipe.crop_scale, recipe.normalise, recipe.image_size) == (None, False, 224)
+
+
+def test_the_other_losses_over_a_tree_differ_from_semantic_softmax_in_their_loss_alone():
+    for recipe, fields in (
+        (multi_label_bce(), {"name", "loss", "smoothing"}),
+        (multi_label_asl(), {"name", "loss", "smoothing"}),
+        (semantic_kd(), {"name", "distill"}),
+    ):
+        assert {line.partition(":")[0] for line in recipe.differences(semantic_softmax())} == fields
+    asl = multi_label_asl()
+    assert (asl.gamma_neg, asl.gamma_pos, asl.asl_clip, asl.smoothing) == (4.0, 1.0, 0.05, 0.0)
+    assert (semantic_kd().distill, semantic_softmax().weight_clamp) == ("paper", 20.0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "message"),
+    [
+        (multi_label_bce, {"balance": "images"}, "balance: expected 'classes' with the loss 'multi-label'"),
+        (single_label, {"distill": "paper"}, "distill: expected 'none' with the loss 'single-label'"),
+        (single_label, {"level_order": True}, "level_order: expected False with the loss 'single-label'"),
+        (relabel, {"levels": 3}, "levels: expected None with the loss 'soft-target', found 3"),
+        (semantic_softmax, {"levels": 0}, "levels: expected at least 1, or none for all, found 0"),
+        (semantic_softmax, {"weight_clamp": 0.0}, "weight_clamp: expected more than 0"),
+        (semantic_softmax, {"balance": "pixels"}, "balance: expected one of"),
+        (semantic_kd, {"distill": "both"}, "distill: expected one of"),
+        (semantic_kd, {"distill_weight": 0.0}, "distill_weight: expected more than 0"),
+        (multi_label_asl, {"gamma_neg": -1.0}, "gamma_neg, gamma_pos: expected 0 or more"),
+        (multi_label_asl, {"asl_clip": 1.0}, "asl_clip: expected a number in"),
+    ],
+)
+def test_options_of_a_loss_are_checked_and_those_of_another_refused(recipe, changes, message):
+    with pytest.raises(UsageError, match=message):
+        dataclasses.replace(recipe(), **changes)
 
 
 def test_relabel_has_the_papers_numbers():
