@@ -150,7 +150,7 @@ def test_a_bad_teacher_is_named_by_loader_and_verify(packed, tree, tmp_path, cha
     (problem,) = verify(folder).problems
     with make(folder, shuffle=False) as loader, pytest.raises(DataError) as raised:
         list(loader)
-    assert str(raised.value) == problem
+    assert problem == f"{folder}/{raised.value}"
     assert "component 'kd'" in problem
     assert re.search(message, problem)
 

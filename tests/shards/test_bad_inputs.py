@@ -7,12 +7,14 @@ import os
 import socket
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
 
+from softshard import shards
 from softshard.shards import ImageRecipe, PackOptions, pack, read_shard, verify
 from softshard.shards.images import store_image
 
@@ -323,3 +325,13 @@ def test_a_name_that_is_not_utf_8_is_packed_or_in_the_ledger_as_it_is(source, tm
     summary, ledger = pack_and_check(source, tmp_path)
     assert (summary.read, summary.packed) == (3, 2)
     assert ledger == {"cat/th\udce9.jpg": "empty"}
+
+
+def documented():
+    rows = {**{name: kind for name, (_, kind) in CONTENTS.items()}, **{name: kind for name, (_, kind) in NOT_FILES.items()}}
+    return [f"| {name} | {kind if kind == PACKED else f'ledger: `{kind}`'} |" for name, kind in rows.items()]
+
+
+def test_the_documentation_has_this_table():
+    text = (Path(shards.__file__).parent / "BAD_INPUTS.md").read_text("utf-8")
+    assert [line for line in text.splitlines() if line.startswith("| ")][1:] == documented()
