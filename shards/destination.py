@@ -21,7 +21,7 @@ from .errors import DataError, UsageError
 from .files import TEMPORARY_SUFFIX, hold_folder, replace_durably, write_atomically
 from .retries import http_status, patiently
 from .schema import LISTING_NAME, PLAN_NAME
-from .storage import LocalStorage, RemoteStorage, open_storage, public_name
+from .storage import LocalStorage, RemoteStorage, open_storage, public_name, read_at_most
 
 _LOCK_NAME = ".lock"
 _PRECONDITION_FAILED = 412  # the status of a write that was to make a file anew
@@ -184,7 +184,7 @@ class LocalDestination:
 
     def read(self, name: str, limit: int) -> bytes:
         with open(self.path / name, "rb") as file:
-            return _limited(file.read(limit + 1), limit, str(self.path / name))
+            return _limited(read_at_most(file, limit), limit, str(self.path / name))
 
     def write(self, name: str, data: bytes) -> None:
         write_atomically(self.path / name, data)
