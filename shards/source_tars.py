@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from .errors import DataError, StorageError
-from .index import Member, check_tar_end
+from .index import Member, check_tar_end, tar_headers
 from .listing import (
     ClassFolder,
     Listing,
@@ -29,7 +29,6 @@ from .listing import (
     is_image_name,
     not_seen,
 )
-from .schema import MAX_TAR_MEMBERS
 from .storage import Storage
 
 _MAGIC = {
@@ -91,16 +90,11 @@ def tar_members(file: BinaryIO, where: str) -> Iterator[tarfile.TarInfo]:
     file.seek(0)
     last: Member | None = None
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            count = 0
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
-                if (count := count + 1) > MAX_TAR_MEMBERS:
-                    raise DataError(f"{where}: expected at most {MAX_TAR_MEMBERS} members, found more")
-                # What a header stands for besides data (a link's size, a sparse file's) is not in the tar.
-                size = member.size if member.isreg() and not member.issparse() else 0
-                last = None if member.issparse() else Member(member.name, "", member.offset_data, size)
-                yield member
+        for member in tar_headers(file, where):
+            # What a header stands for besides data (a link's size, a sparse file's) is not in the tar.
+            size = member.size if member.isreg() and not member.issparse() else 0
+            last = None if member.issparse() else Member(member.name, "", member.offset_data, size)
+            yield member
     except DataError:
         raise
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
