@@ -23,7 +23,7 @@ from .retries import http_status, patiently
 from .schema import LISTING_NAME, PLAN_NAME
 from .storage import LocalStorage, RemoteStorage, open_storage, public_name, read_at_most
 
-_LOCK_NAME = ".lock"
+LOCK_NAME = ".lock"  # of `hold`
 _PRECONDITION_FAILED = 412  # the status of a write that was to make a file anew
 
 T = TypeVar("T")
@@ -380,7 +380,7 @@ class _UploadedFile:
 def _is_early(name: str) -> bool:
     """Whether a run may leave a file of this name before it has a plan."""
     unfinished = name.startswith((PLAN_NAME, LISTING_NAME)) and name.endswith(TEMPORARY_SUFFIX)
-    return name in (_LOCK_NAME, LISTING_NAME) or unfinished
+    return name in (LOCK_NAME, LISTING_NAME) or unfinished
 
 
 def _limited(data: bytes, limit: int, where: str) -> bytes:

@@ -30,7 +30,7 @@ from .manifest import LabelMapInfo, Manifest, save_sidecar
 from .pack_plan import SIZE_SAMPLE, PackOptions, make_job, mean_sample_bytes, plan_source
 from .plan import Plan, some
 from .progress import progress_bar
-from .receipts import read_receipts, settle_plan
+from .receipts import check_free, read_receipts, settle_plan
 from .schema import LEDGER_NAME, LISTING_NAME, MANIFEST_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
 from .shard_task import RECEIPT_KEYS, BadInput, Job, PlannedShard
 from .storage import open_storage
@@ -112,7 +112,7 @@ def pack(
         raise UsageError(f"engine: expected one of {', '.join(ENGINES)}, found {engine!r}")
     target = open_destination(destination)
     _check_apart(source, target)
-    _check_free(target)
+    check_free(target)
     kept = KeptListing(target, source, tree.classes if tree is not None else class_names)
     earlier = kept.load()
     listing, plan = plan_source(source, options, class_names, tree, earlier)
@@ -144,12 +144,6 @@ def _check_apart(source: str | Path, destination: Destination) -> None:
         raise UsageError(
             f"{destination.name}: expected a folder outside {storage.name}, which would take the shards for a class"
         )
-
-
-def _check_free(destination: Destination) -> None:
-    """Refuse a folder with something else in it before a source is listed, which may take hours."""
-    if not destination.has(PLAN_NAME) and (others := destination.foreign()):
-        raise UsageError(f"{destination.name}: expected an empty or new folder, found {some(others)}")
 
 
 def _settle_plan(

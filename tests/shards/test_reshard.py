@@ -22,6 +22,7 @@ from softshard.shards import (
     verify,
 )
 from softshard.shards.cli import main
+from softshard.shards.destination import LocalDestination
 from softshard.shards.gather import index_samples
 from softshard.shards.manifest import load_sidecar
 
@@ -279,6 +280,21 @@ def test_another_run_s_folder_or_a_full_one_is_refused(train, val, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UsageError, match="expected a new folder, found a file"):
         reshard([train], tmp_path / "file")
+
+
+def test_a_destination_that_cannot_be_is_refused_before_the_sources_are_read(packed, tmp_path):
+    (packed / "train" / "train-000000.tar").unlink()  # which reading them would tell
+    with pytest.raises(UsageError, match="expected an empty or new folder, found"):
+        reshard([packed / "train"], packed / "val")
+    assert not (packed / "val" / ".lock").exists()
+    (tmp_path / "new").mkdir()
+    with (
+        LocalDestination(tmp_path / "new").hold(),
+        pytest.raises(UsageError, match=r"new: another softshard is writing there\. Wait for it, or stop it"),
+    ):
+        reshard([packed / "train"], tmp_path / "new")
+    with pytest.raises(DataError, match=r"train-000000\.tar: expected"):
+        reshard([packed / "train"], tmp_path / "new")
 
 
 def test_a_folder_of_data_sets_is_not_one(packed_once, tmp_path):
