@@ -132,8 +132,8 @@ def reshard(
         receipts = dict(zip(shards, read_receipts(target, list(shards), plan_sha256), strict=True))
         missing = [shard_name for shard_name, receipt in receipts.items() if receipt is None]
         make = partial(_make_shard, run, shards, plan_sha256)
-        with progress_bar(len(kept), "reshard", "img") as bar:
-            bar.update(len(kept) - sum(len(shards[shard_name]) for shard_name in missing))
+        num_done = len(kept) - sum(len(shards[shard_name]) for shard_name in missing)
+        with progress_bar(len(kept), "reshard", "img", num_done) as bar:
             for shard_name, receipt in zip(missing, in_threads(make, missing, workers), strict=True):
                 receipts[shard_name] = receipt
                 bar.update(len(shards[shard_name]))
