@@ -21,11 +21,11 @@ from .errors import DataError, UsageError
 from .files import TEMPORARY_SUFFIX, hold_folder, replace_durably, write_atomically
 from .retries import http_status, patiently
 from .schema import LISTING_NAME, PLAN_NAME
-from .storage import LocalStorage, RemoteStorage, open_storage, public_name
+from .storage import LocalStorage, RemoteStorage, open_storage, public_name, read_at_most
 
 # A file appears there when it is whole; elsewhere (sftp, hdfs, smb) it grows under its own name.
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "r2", "memory")
-_LOCK_NAME = ".lock"
+LOCK_NAME = ".lock"  # of `hold`
 _PRECONDITION_FAILED = 412  # the status of a write that was to make a file anew
 
 T = TypeVar("T")
@@ -188,7 +188,7 @@ class LocalDestination:
 
     def read(self, name: str, limit: int) -> bytes:
         with open(self.path / name, "rb") as file:
-            return _limited(file.read(limit + 1), limit, str(self.path / name))
+            return _limited(read_at_most(file, limit), limit, str(self.path / name))
 
     def write(self, name: str, data: bytes) -> None:
         write_atomically(self.path / name, data)
@@ -384,7 +384,7 @@ class _UploadedFile:
 def _is_early(name: str) -> bool:
     """Whether a run may leave a file of this name before it has a plan."""
     unfinished = name.startswith((PLAN_NAME, LISTING_NAME)) and name.endswith(TEMPORARY_SUFFIX)
-    return name in (_LOCK_NAME, LISTING_NAME) or unfinished
+    return name in (LOCK_NAME, LISTING_NAME) or unfinished
 
 
 def _limited(data: bytes, limit: int, where: str) -> bytes:

@@ -27,6 +27,7 @@ from .schema import JPG, MAX_IMAGE_PIXELS, MAX_JPEG_SIDE
 RESIZES = ("squish", "short-edge", "none")
 _ORIENTATION_TAG = 0x0112
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_STRIP_PIXELS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ def _copy_fitting(data: bytes, recipe: ImageRecipe, where: str) -> StoredImage |
         return None
     try:
         simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)  # for its errors: a scan may be cut or damaged
-    except ValueError:
+    except ValueError as error:
+        _raise_if_memory_ran_out(error, where)
         return None
     return StoredImage(jpeg, size, size)
 
@@ -200,6 +202,7 @@ def decode_rgb(data: bytes, recipe: ImageRecipe, where: str) -> tuple[np.ndarray
             try:
                 return _decode_jpeg(data, header, recipe)
             except ValueError as error:
+                _raise_if_memory_ran_out(error, where)
                 # Pillow fills what is missing with grey and says nothing. It forgives stray bytes, too, as
                 # many photographs have them; and it names what neither library can read.
                 if "premature end of data" in str(error):
@@ -209,6 +212,16 @@ def decode_rgb(data: bytes, recipe: ImageRecipe, where: str) -> tuple[np.ndarray
     elif not data:
         raise ImageError(f"{where}: expected an image, found 0 bytes", kind="empty")
     return _decode_any(data, where)
+
+
+def _raise_if_memory_ran_out(error: ValueError, where: str) -> None:
+    """Tell a lack of memory from a bad JPEG, which simplejpeg does in its text alone.
+
+    What a shard holds must not depend on how much memory was free.
+    """
+    text = str(error)
+    if "Insufficient memory" in text or "Memory allocation failure" in text:
+        raise MemoryError(f"{where}: {text}") from error
 
 
 def _decode_jpeg(data: bytes, header: JpegHeader, recipe: ImageRecipe) -> tuple[np.ndarray, tuple[int, int]]:
@@ -247,6 +260,8 @@ def _orientation(data: bytes) -> int:
             Image.open(io.BytesIO(data), formats=("JPEG",)) as image,
         ):
             value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except MemoryError:
+        raise
     except Exception:  # Pillow raises a dozen types on damaged EXIF, which never makes a picture unusable
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -274,6 +289,8 @@ def _decode_any(data: bytes, where: str) -> tuple[np.ndarray, tuple[int, int]]:
             ) from error
         except UnidentifiedImageError as error:  # its text has an address in memory
             raise ImageError(f"{where}: expected an image, found bytes {bytes(data[:8])!r}") from error
+        except MemoryError:  # no fault of the image
+            raise
         except Exception as error:
             raise ImageError(f"{where}: expected an image, found {bytes(data[:8])!r}: {error}") from error
         if image.width * image.height > MAX_IMAGE_PIXELS:
@@ -282,7 +299,10 @@ def _decode_any(data: bytes, where: str) -> tuple[np.ndarray, tuple[int, int]]:
                 kind="too-large",
             )
         try:
-            pixels = _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            pixels = _to_rgb(image)
+        except MemoryError:
+            raise
         except Exception as error:
             kind = "truncated" if "truncated" in str(error) else "unreadable"
             raise ImageError(
@@ -293,13 +313,26 @@ def _decode_any(data: bytes, where: str) -> tuple[np.ndarray, tuple[int, int]]:
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit grey: keep the high byte (Pillow's own conversion would clip at 255).
-        values = np.asarray(image, dtype=np.float64)
-        grey = np.clip(values / (257.0 if image.mode != "F" else 1.0), 0, 255).astype(np.uint8)
-        return np.ascontiguousarray(np.repeat(grey[:, :, None], 3, axis=2))
+        return _deep_grey_to_rgb(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         # Transparent pixels have arbitrary colours; on white they look as their makers saw them.
         rgba = image.convert("RGBA")
         canvas = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         image = Image.alpha_composite(canvas, rgba)
     return np.asarray(image.convert("RGB"))
+
+
+def _deep_grey_to_rgb(image: Image.Image) -> np.ndarray:
+    """Grey of more than eight bits: 65535 becomes 255 (Pillow's own conversion would clip at 255); floats stay.
+
+    In strips of rows: at the pixel limit a whole picture takes 360 MB in each array of 16 bits.
+    """
+    height, width = image.height, image.width
+    rgb = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _STRIP_PIXELS // max(1, width))
+    for top in range(0, height, rows):
+        values = np.asarray(image.crop((0, top, width, min(top + rows, height))))
+        if image.mode != "F":
+            values = values // 257
+        rgb[top : top + rows] = np.clip(values, 0, 255).astype(np.uint8)[:, :, None]
+    return rgb

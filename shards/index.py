@@ -60,6 +60,23 @@ def scan_tar(path: Path) -> list[Member]:
         return list(tar_members(file, path.name))
 
 
+def tar_headers(file: BinaryIO, where: str) -> Iterator[tarfile.TarInfo]:
+    """The headers of an open tar, one at a time; the file may be read and moved in between.
+
+    Raises:
+        DataError: too many members.
+        tarfile.TarError, ValueError, OverflowError, EOFError: not a tar, or damaged.
+    """
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        num_members = 0
+        while (header := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+            num_members += 1
+            if num_members > MAX_TAR_MEMBERS:
+                raise DataError(f"{where}: expected at most {MAX_TAR_MEMBERS} members, found more")
+            yield header
+
+
 def tar_members(file: BinaryIO, where: str) -> Iterator[Member]:
     """The members of an open tar, one at a time; the file may be read and moved in between.
 
@@ -69,28 +86,21 @@ def tar_members(file: BinaryIO, where: str) -> Iterator[Member]:
     """
     file_bytes = os.fstat(file.fileno()).st_size
     last: Member | None = None
-    num_members = 0
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for header in tar:
-                # A sparse file's size is not what it takes in the tar.
-                if not header.isfile() or header.issparse():
-                    raise DataError(
-                        f"{where}: expected plain files only, found {header.name!r} of another type"
-                    )
-                num_members += 1
-                if num_members > MAX_TAR_MEMBERS:
-                    raise DataError(f"{where}: expected at most {MAX_TAR_MEMBERS} members, found more")
-                last = Member(*split_member_name(header.name), header.offset_data, header.size)
-                known = COMPONENT_BY_SUFFIX.get(last.suffix)
-                if known and last.size > known.max_bytes:
-                    raise DataError(
-                        f"{where}: sample {last.key!r}, component {last.suffix!r}: expected at most "
-                        f"{known.max_bytes} bytes, found {last.size}"
-                    )
-                if last.offset + last.size > file_bytes:
-                    break  # said below
-                yield last
+        for header in tar_headers(file, where):
+            # A sparse file's size is not what it takes in the tar.
+            if not header.isfile() or header.issparse():
+                raise DataError(f"{where}: expected plain files only, found {header.name!r} of another type")
+            last = Member(*split_member_name(header.name), header.offset_data, header.size)
+            known = COMPONENT_BY_SUFFIX.get(last.suffix)
+            if known and last.size > known.max_bytes:
+                raise DataError(
+                    f"{where}: sample {last.key!r}, component {last.suffix!r}: expected at most "
+                    f"{known.max_bytes} bytes, found {last.size}"
+                )
+            if last.offset + last.size > file_bytes:
+                break  # said below
+            yield last
     except DataError:
         raise
     except (tarfile.TarError, ValueError, OverflowError) as error:

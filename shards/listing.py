@@ -20,8 +20,8 @@ IMAGE_SUFFIXES = frozenset(
 _MAX_PROBLEMS = 20
 _REMOTE_LISTERS = 16  # threads
 
-S = TypeVar("S")
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 Seen = Callable[[int], object]  # told of how many more images were found
@@ -31,14 +31,14 @@ def not_seen(num: int) -> None:
     """A `Seen` that nobody looks at."""
 
 
-def in_order(storage: Storage, call: Callable[[S], T], names: Sequence[S]) -> Iterator[T]:
-    """`call` for every name, in their order: one after the other, or many at once where each waits for a server."""
+def in_order(storage: Storage, call: Callable[[Item], T], items: Sequence[Item]) -> Iterator[T]:
+    """`call` for every item, in their order: one after the other, or many at once where each waits for a server."""
     if not storage.remote:
-        yield from map(call, names)
+        yield from map(call, items)
         return
     with ThreadPoolExecutor(_REMOTE_LISTERS) as pool:
         try:
-            yield from pool.map(call, names)
+            yield from pool.map(call, items)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

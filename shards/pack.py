@@ -30,7 +30,7 @@ from .manifest import LabelMapInfo, Manifest, save_sidecar
 from .pack_plan import PackOptions, estimate_shard, make_job, plan_source
 from .plan import Plan, some
 from .progress import progress_bar
-from .receipts import read_receipts, settle_plan
+from .receipts import check_free, read_receipts, settle_plan
 from .schema import LEDGER_NAME, LISTING_NAME, MANIFEST_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
 from .shard_task import RECEIPT_KEYS, BadInput, Job, PlannedShard
 from .storage import open_storage
@@ -112,7 +112,7 @@ def pack(
         raise UsageError(f"engine: expected one of {', '.join(ENGINES)}, found {engine!r}")
     target = open_destination(destination)
     _check_apart(source, target)
-    _check_free(target)
+    check_free(target)
     kept = KeptListing(target, source, tree.classes if tree is not None else class_names)
     earlier = kept.load()
     listing, plan = plan_source(source, options, class_names, tree, earlier)
@@ -148,12 +148,6 @@ def _check_apart(source: str | Path, destination: Destination) -> None:
         raise UsageError(
             f"{destination.name}: expected a folder outside {storage.name}, which would take the shards for a class"
         )
-
-
-def _check_free(destination: Destination) -> None:
-    """Refuse a folder with something else in it before a source is listed, which may take hours."""
-    if not destination.has(PLAN_NAME) and (others := destination.foreign()):
-        raise UsageError(f"{destination.name}: expected an empty or new folder, found {some(others)}")
 
 
 def _settle_plan(
@@ -263,35 +257,38 @@ def _make_shards(
     receipts: dict[str, dict[str, Any]] = {}
     bad: list[BadInput] = []
 
-    def count(name: str, receipt: dict[str, Any]) -> None:
-        receipts[name] = receipt
-        receipt["classes"] = np.array(
-            receipt["classes"], np.int32
-        )  # of 14 million samples, Python's are large
+    def count(receipt: dict[str, Any]) -> None:
+        # Of 14 million samples, Python's own numbers would take half a gigabyte.
+        receipt["classes"] = np.array(receipt["classes"], np.int32)
+        receipts[receipt["name"]] = receipt
         bad.extend(BadInput(**item) for item in receipt["bad"])
-        bar.update(receipt["read"])
         if len(bad) > limit:
             raise DataError(_too_many(bad, limit, destination))
 
-    with progress_bar(num_samples, "pack", "img") as bar:
-        missing = []
-        for folder, planned in groupby(shards, lambda shard: shard.folder):
-            planned = list(planned)
-            names = [shard.name for shard in planned]
-            earlier = read_receipts(folder, names, job.plan_sha256, RECEIPT_KEYS)
-            for shard, receipt in zip(planned, earlier, strict=True):
-                if receipt is None or (retry_bad and receipt["bad"]):
-                    missing.append(shard)
-                else:
-                    count(shard.name, receipt)
-        num_kept = len(receipts)
-        if missing:
-            for folder in {shard.folder.name: shard.folder for shard in missing}.values():
-                folder.remove(MANIFEST_NAME)  # no longer complete
-            # Closed here and now: an error's trace would keep its tasks running when the folder's lock is gone.
-            with closing(_run(engine, job, missing, workers)) as made:
-                for receipt in made:
-                    count(receipt["name"], receipt)
+    missing = []
+    for folder, planned in groupby(shards, lambda shard: shard.folder):
+        planned = list(planned)
+        names = [shard.name for shard in planned]
+        earlier = read_receipts(folder, names, job.plan_sha256, RECEIPT_KEYS)
+        for shard, receipt in zip(planned, earlier, strict=True):
+            if receipt is None or (retry_bad and receipt["bad"]):
+                missing.append(shard)
+            else:
+                count(receipt)
+    num_kept = len(receipts)
+    if not missing:
+        return receipts, num_kept
+    for folder in {shard.folder.name: shard.folder for shard in missing}.values():
+        folder.remove(MANIFEST_NAME)  # no longer complete
+    done = sum(receipt["read"] for receipt in receipts.values())
+    # Closed here and now: an error's trace would keep its tasks running when the folder's lock is gone.
+    with (
+        progress_bar(num_samples, "pack", "img", initial=done) as bar,
+        closing(_run(engine, job, missing, workers)) as made,
+    ):
+        for receipt in made:
+            bar.update(receipt["read"])
+            count(receipt)
     return receipts, num_kept
 
 

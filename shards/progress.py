@@ -22,25 +22,26 @@ class Progress(Protocol):
     ) -> object: ...
 
 
-def progress_bar(total: int | None, label: str, unit: str) -> Progress:
+def progress_bar(total: int | None, label: str, unit: str, initial: int = 0) -> Progress:
     """Show how far work is, with its rate and the time left.
 
     Args:
         total: how many units there are, or None.
         label: what is being done.
         unit: what is counted, such as `img`.
+        initial: units that an earlier run has done; they count as done, but not for the rate.
     """
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=label, unit=unit, file=sys.stderr, unit_scale=True)
-    return _Lines(total, label, unit)
+        return tqdm(total=total, desc=label, unit=unit, initial=initial, file=sys.stderr, unit_scale=True)
+    return _Lines(total, label, unit, initial)
 
 
 class _Lines:
     """A line now and then; none of work that takes less than a minute."""
 
-    def __init__(self, total: int | None, label: str, unit: str) -> None:
-        self._total, self._label, self._unit = total, label, unit
-        self._done = 0.0
+    def __init__(self, total: int | None, label: str, unit: str, initial: int) -> None:
+        self._total, self._label, self._unit, self._initial = total, label, unit, initial
+        self._done = float(initial)
         self._start = self._last = time.monotonic()
 
     def update(self, n: float = 1, /) -> None:
@@ -51,7 +52,7 @@ class _Lines:
             print(self._line(now - self._start), file=sys.stderr, flush=True)
 
     def _line(self, elapsed_s: float) -> str:
-        rate = self._done / elapsed_s
+        rate = (self._done - self._initial) / elapsed_s
         text = f"softshard: {self._label}: {self._done:,.0f}"
         if self._total is not None:
             text += f" of {self._total:,}"

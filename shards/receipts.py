@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .destination import Destination
+from .destination import LOCK_NAME, Destination
 from .errors import UsageError
 from .files import canonical_json
 from .index import index_name
@@ -15,6 +15,19 @@ from .plan import some
 from .schema import MAX_PLAN_BYTES, MAX_RECEIPT_BYTES, PLAN_NAME, RECEIPTS_DIR
 
 _READERS = 16  # threads; a bucket answers many at once
+
+
+def check_free(destination: Destination) -> None:
+    """Refuse a folder with something else in it, or one that is written to, before sources are read for hours.
+
+    Raises:
+        UsageError: it is not empty and no run has begun there, or another process is writing there.
+    """
+    if not destination.has(PLAN_NAME) and (others := destination.foreign()):
+        raise UsageError(f"{destination.name}: expected an empty or new folder, found {some(others)}")
+    if destination.has(LOCK_NAME):  # nobody holds a lock that is not there, and a folder may stay as it is
+        with destination.hold():
+            pass
 
 
 def settle_plan(destination: Destination, make_plan: Callable[[], bytes]) -> bytes | None:

@@ -1,6 +1,6 @@
 """Makes a data set of existing ones: other shard sizes or order, merged, fewer classes, other components.
 
-    check sources -> index and hash their samples -> check what is added -> order
+    check destination and sources -> index and hash their samples -> check what is added -> order
       -> [ gather, add, write, receipt ] x shards -> manifest
 
 Components are copied byte by byte: no image is decoded. Memory holds a shard of the result for every worker and
@@ -29,7 +29,7 @@ from .manifest import Manifest, check_sidecar, load_sidecar, load_tree, save_sid
 from .parallel import in_threads, num_workers
 from .philox import PURPOSE_RESHARD, permutation
 from .progress import progress_bar
-from .receipts import read_receipts, settle_plan, write_receipt
+from .receipts import check_free, read_receipts, settle_plan, write_receipt
 from .reshard_plan import ReshardOptions, check_fit, check_keys, kept_samples, result_name, shard_bounds
 from .schema import HIER, LMAP, PLAN_NAME, RECEIPTS_DIR, TREE_NAME, sorted_suffixes
 from .shard_files import dataset_path
@@ -104,6 +104,7 @@ def reshard(
     workers = min(num_workers(None), _MOST_WORKERS) if workers is None else num_workers(workers)
     folders = [dataset_path(dataset) for dataset in datasets]
     target = open_destination(destination)
+    check_free(target)
     sources = [(folder, Manifest.load(folder)) for folder in folders]
     name = result_name([manifest for _, manifest in sources], target, options)
     check_fit(sources, options)
@@ -131,8 +132,8 @@ def reshard(
         receipts = dict(zip(shards, read_receipts(target, list(shards), plan_sha256), strict=True))
         missing = [shard_name for shard_name, receipt in receipts.items() if receipt is None]
         make = partial(_make_shard, run, shards, plan_sha256)
-        with progress_bar(len(kept), "reshard", "img") as bar:
-            bar.update(len(kept) - sum(len(shards[shard_name]) for shard_name in missing))
+        num_done = len(kept) - sum(len(shards[shard_name]) for shard_name in missing)
+        with progress_bar(len(kept), "reshard", "img", num_done) as bar:
             for shard_name, receipt in zip(missing, in_threads(make, missing, workers), strict=True):
                 receipts[shard_name] = receipt
                 bar.update(len(shards[shard_name]))

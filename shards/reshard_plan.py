@@ -15,7 +15,7 @@ from .errors import DataError, UsageError
 from .gather import SampleTable, alike
 from .manifest import Manifest
 from .plan import some
-from .schema import COMPONENT_BY_SUFFIX, HIER, KD, LMAP, MIB, TAR_BLOCK_BYTES
+from .schema import COMPONENT_BY_SUFFIX, DEFAULT_SHARD_BYTES, HIER, KD, LMAP, TAR_BLOCK_BYTES
 from .shard_files import dataset_name
 from .tree import LabelTree
 
@@ -42,7 +42,7 @@ class ReshardOptions:
             destination folder's.
     """
 
-    shard_bytes: int = 256 * MIB
+    shard_bytes: int = DEFAULT_SHARD_BYTES
     shard_samples: int | None = None
     classes: Sequence[str] | None = None
     drop: Sequence[str] = ()

@@ -13,11 +13,11 @@ from __future__ import annotations
 import io
 import posixpath
 import tarfile
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, NamedTuple
 
 from .errors import DataError, StorageError
-from .index import Member, check_tar_end
+from .index import Member, check_tar_end, tar_headers
 from .listing import (
     ClassFolder,
     Listing,
@@ -29,9 +29,9 @@ from .listing import (
     is_image_name,
     not_seen,
 )
-from .schema import MAX_TAR_MEMBERS
 from .storage import Storage
 
+_READ_BYTES = 4096  # of the buffer of a tar in a tar
 _MAGIC = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -91,16 +91,11 @@ def tar_members(file: BinaryIO, where: str) -> Iterator[tarfile.TarInfo]:
     file.seek(0)
     last: Member | None = None
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            count = 0
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
-                if (count := count + 1) > MAX_TAR_MEMBERS:
-                    raise DataError(f"{where}: expected at most {MAX_TAR_MEMBERS} members, found more")
-                # What a header stands for besides data (a link's size, a sparse file's) is not in the tar.
-                size = member.size if member.isreg() and not member.issparse() else 0
-                last = None if member.issparse() else Member(member.name, "", member.offset_data, size)
-                yield member
+        for member in tar_headers(file, where):
+            # What a header stands for besides data (a link's size, a sparse file's) is not in the tar.
+            size = member.size if member.isreg() and not member.issparse() else 0
+            last = None if member.issparse() else Member(member.name, "", member.offset_data, size)
+            yield member
     except DataError:
         raise
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
@@ -133,6 +128,26 @@ def plain_name(member: tarfile.TarInfo) -> str | None:
     return None if any(part.startswith(".") for part in name.split("/")) else name
 
 
+class _ClassTar(NamedTuple):
+    """A tar of one class's images: a file of the storage, or a part of one.
+
+    Attributes:
+        name: the class.
+        path: what stands before the images' names in their paths.
+        where: for messages.
+        container: the file.
+        offset: the tar's first byte there.
+        size: bytes, or None for all of the file.
+    """
+
+    name: str
+    path: str
+    where: str
+    container: str
+    offset: int = 0
+    size: int | None = None
+
+
 def list_class_tars(
     storage: Storage, below: str = "", seen: Seen = not_seen
 ) -> tuple[tuple[ClassFolder, ...], list[str]]:
@@ -144,31 +159,15 @@ def list_class_tars(
     Raises:
         DataError: tars that cannot be read, all of them named; or no image at all.
     """
-    entries = storage.entries(below)
-    tars = [entry.name for entry in entries if not entry.is_folder and entry.name.endswith(".tar")]
-    ignored = [below + entry.name for entry in entries if entry.name not in set(tars)]
-
-    def list_tar(tar: str) -> tuple[ClassFolder | None, list[str], str]:
-        others: list[str] = []
-        name = tar.removesuffix(".tar")
-        where = f"{storage.name.rstrip('/')}/{below}{tar}"
-        try:
-            with storage.open(below + tar) as file:
-                return _class_tar(file, name, below + name, below + tar, 0, where, others), others, ""
-        except StorageError:  # one server, not many bad tars
-            raise
-        except DataError as error:
-            return None, others, str(error)
-
-    folders, problems = [], []
-    for folder, others, problem in in_order(storage, list_tar, tars):
-        ignored += others
-        if folder is None:
-            problems.append(problem)
-        else:
-            folders.append(folder)
-            seen(len(folder.files))
-    return _checked(folders, problems, f"{storage.name.rstrip('/')}/{below}".rstrip("/")), ignored
+    root = f"{storage.name.rstrip('/')}/{below}"
+    tars, ignored = [], []
+    for entry in storage.entries(below):
+        if entry.is_folder or not entry.name.endswith(".tar"):
+            ignored.append(below + entry.name)
+            continue
+        name = entry.name.removesuffix(".tar")
+        tars.append(_ClassTar(name, below + name, root + entry.name, below + entry.name))
+    return _list_all(storage, tars, root.rstrip("/"), ignored, seen), ignored
 
 
 def list_tar_of_tars(storage: Storage, seen: Seen = not_seen) -> Listing:
@@ -177,33 +176,48 @@ def list_tar_of_tars(storage: Storage, seen: Seen = not_seen) -> Listing:
     Raises:
         DataError: a tar that cannot be read, or no image at all.
     """
-    folders: dict[str, ClassFolder] = {}
+    tars: list[_ClassTar] = []
     ignored: list[str] = []
-    problems: list[str] = []
     with storage.open() as file:
         for member in tar_members(file, storage.name):
             path = plain_name(member)
-            if path is None or not path.endswith(".tar"):
-                if not member.isdir():
-                    ignored.append(member.name)
-                continue
-            name = posixpath.basename(path).removesuffix(".tar")
-            where = f"{storage.name}: {path}"
-            if name in folders:
-                problems.append(f"{where}: expected one tar of class {name!r}, found a second one")
-                continue
-            section = Section(file, member.offset_data, member.size)
-            try:
-                folders[name] = _class_tar(
-                    io.BufferedReader(section, 4096), name, name, "", member.offset_data, where, ignored
-                )
-                seen(len(folders[name].files))
-            except StorageError:  # one server, not many bad tars
-                raise
-            except DataError as error:
-                problems.append(str(error))
-    classes = _checked(list(folders.values()), problems, storage.name)
+            if path is not None and path.endswith(".tar"):
+                name = posixpath.basename(path).removesuffix(".tar")
+                where = f"{storage.name}: {path}"
+                tars.append(_ClassTar(name, name, where, "", member.offset_data, member.size))
+            elif not member.isdir():
+                ignored.append(member.name)
+    classes = _list_all(storage, tars, storage.name, ignored, seen)
     return Listing(storage.name, classes, (), tuple(sorted(ignored)), storage=storage)
+
+
+def _list_all(
+    storage: Storage, tars: Sequence[_ClassTar], where: str, ignored: list[str], seen: Seen
+) -> tuple[ClassFolder, ...]:
+    """List class tars, many at once behind a URL; adds to `ignored` what is no image."""
+
+    def list_tar(tar: _ClassTar) -> tuple[ClassFolder | None, list[str], str]:
+        others: list[str] = []
+        try:
+            with storage.open(tar.container) as file:
+                return _class_tar(file, tar, others), others, ""
+        except StorageError:  # one server, not many bad tars
+            raise
+        except DataError as error:
+            return None, others, str(error)
+
+    folders: dict[str, ClassFolder] = {}
+    problems = []
+    for tar, (folder, others, problem) in zip(tars, in_order(storage, list_tar, tars), strict=True):
+        ignored += others
+        if tar.name in folders:
+            problems.append(f"{tar.where}: expected one tar of class {tar.name!r}, found a second one")
+        elif folder is None:
+            problems.append(problem)
+        else:
+            folders[tar.name] = folder
+            seen(len(folder.files))
+    return _checked(list(folders.values()), problems, where)
 
 
 def list_tar_of_folders(storage: Storage, seen: Seen = not_seen) -> Listing:
@@ -247,23 +261,23 @@ def list_tar_of_folders(storage: Storage, seen: Seen = not_seen) -> Listing:
     )
 
 
-def _class_tar(
-    file: BinaryIO, name: str, path: str, container: str, base: int, where: str, ignored: list[str]
-) -> ClassFolder:
+def _class_tar(file: BinaryIO, tar: _ClassTar, ignored: list[str]) -> ClassFolder:
+    if tar.size is not None:
+        file = io.BufferedReader(Section(file, tar.offset, tar.size), _READ_BYTES)  # type: ignore[assignment]
     found: dict[str, Location] = {}
-    for member in tar_members(file, where):
+    for member in tar_members(file, tar.where):
         inner = plain_name(member)
         if inner is None or not is_image_name(inner):
             if not member.isdir():
-                ignored.append(f"{path}/{member.name}")
+                ignored.append(f"{tar.path}/{member.name}")
             continue
         # Some are tars of the folder, others of what is in it.
-        inner = inner.removeprefix(f"{name}/")
+        inner = inner.removeprefix(f"{tar.name}/")
         if inner in found:
-            ignored.append(f"{path}/{inner}")  # as extracting it does: the later one replaces the earlier
-        found[inner] = Location(container, base + member.offset_data, member.size)
+            ignored.append(f"{tar.path}/{inner}")  # as extracting it does: the later one replaces the earlier
+        found[inner] = Location(tar.container, tar.offset + member.offset_data, member.size)
     files = sorted(found)
-    return ClassFolder(name, path, files, Spans.pack([found[file] for file in files]))
+    return ClassFolder(tar.name, tar.path, files, Spans.pack([found[file] for file in files]))
 
 
 def _checked(folders: list[ClassFolder], problems: list[str], where: str) -> tuple[ClassFolder, ...]:

@@ -90,6 +90,14 @@ def open_storage(source: str | Path) -> Storage:
     return RemoteStorage(text)
 
 
+def read_at_most(file: BinaryIO, limit: int) -> bytes:
+    """All of an open local file; of one that is longer than `limit`, limit + 1 bytes.
+
+    CPython first allocates as much as it is asked for, so that it is asked for no more than there is.
+    """
+    return file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
+
+
 def _is_folder(entry: os.DirEntry, folder: str) -> bool:
     """Whether an entry is a folder to go into; a link back to a folder on the way, endless, is not."""
     try:
@@ -150,7 +158,7 @@ class LocalStorage:
                     f"{path}: expected a file, found a pipe, socket or device", kind="not-a-file"
                 )
             with open(file, "rb") as stream:
-                return stream.read(limit + 1)
+                return read_at_most(stream, limit)
         return os.pread(self._descriptor(file), min(size, limit + 1), offset)
 
     def _descriptor(self, file: str) -> int:

@@ -328,7 +328,10 @@ def test_a_name_that_is_not_utf_8_is_packed_or_in_the_ledger_as_it_is(source, tm
 
 
 def documented():
-    rows = {**{name: kind for name, (_, kind) in CONTENTS.items()}, **{name: kind for name, (_, kind) in NOT_FILES.items()}}
+    rows = {
+        **{name: kind for name, (_, kind) in CONTENTS.items()},
+        **{name: kind for name, (_, kind) in NOT_FILES.items()},
+    }
     return [f"| {name} | {kind if kind == PACKED else f'ledger: `{kind}`'} |" for name, kind in rows.items()]
 
 

@@ -51,6 +51,14 @@ def test_a_file_longer_than_the_limit_is_refused(destination):
         destination.read("a.json", 3)
 
 
+def test_a_large_limit_takes_no_memory(tmp_path):
+    destination = LocalDestination(tmp_path)
+    destination.write("a.json", b"four")
+    (tmp_path / "empty").touch()
+    assert destination.read("a.json", 2**60) == b"four"
+    assert destination.read("empty", 2**60) == b""
+
+
 def test_create_writes_once(destination):
     assert destination.create("plan.json", b"mine")
     assert not destination.create("plan.json", b"yours")

@@ -1,5 +1,7 @@
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -125,6 +127,28 @@ def test_sixteen_bits_keep_the_high_byte(picture):
     assert psnr(decode(stored.jpeg), np.repeat(grey[:, :, None], 3, 2)) > 35
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_every_grey_of_sixteen_bits_is_divided_by_257_in_every_strip(kind):
+    grey = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
+    grey = np.tile(grey, (5, 7))  # more pixels than a strip has
+    pixels, _ = decode_rgb(encode(Image.fromarray(grey), kind), KEEP, "a")
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, np.repeat((grey // 257)[:, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "expected"),
+    [
+        (np.int32, [-1, 0, 256, 257, 65_535, 2**31 - 1], [0, 0, 0, 1, 255, 255]),
+        (np.float32, [-0.5, 0.9, 1, 254.99, 255, 1e30], [0, 0, 1, 254, 255, 255]),
+    ],
+)
+def test_wider_greys_are_cut_to_their_range(dtype, values, expected):
+    image = Image.fromarray(np.array([values], dtype))
+    pixels, _ = decode_rgb(encode(image, "TIFF"), KEEP, "a")
+    assert pixels[0, :, 0].tolist() == expected
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparent_pixels_are_white(mode):
     image = Image.new("RGBA", (40, 24), (255, 0, 0, 255))
@@ -228,6 +252,63 @@ def test_a_line_too_thin_to_store_is_refused(picture):
     ) as caught:
         store_image(data, ImageRecipe(resize="short-edge", upscale=True), "a")
     assert caught.value.kind == "bad-shape"
+
+
+# ---- Memory
+
+DECODE_WITH_SPARE_MEMORY = """
+import io, resource, sys
+from PIL import Image
+from softshard.shards import ImageRecipe
+from softshard.shards.images import decode_rgb
+
+data = sys.stdin.buffer.read()
+recipe = ImageRecipe(resize="none")
+small = io.BytesIO()
+Image.open(io.BytesIO(data)).crop((0, 0, 8, 8)).save(small, Image.open(io.BytesIO(data)).format)
+decode_rgb(small.getvalue(), recipe, "small")  # libraries take what they keep
+taken = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (taken + int(sys.argv[1]) * 2**20,) * 2)
+try:
+    print(decode_rgb(data, recipe, "a")[0].shape)
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+def decode_with_spare_memory(data, mib):
+    """What comes of an image in a process that may take so many MiB more: its shape, or an error's type."""
+    command = [sys.executable, "-c", DECODE_WITH_SPARE_MEMORY, str(mib)]
+    return (
+        subprocess.run(command, input=data, capture_output=True, check=True, timeout=60)
+        .stdout.decode()
+        .strip()
+    )
+
+
+def test_sixteen_bits_take_little_more_than_the_picture_itself():
+    data = encode(Image.fromarray(np.zeros((4000, 4000), np.uint16)), "PNG", compress_level=1)
+    # 31 MiB of 16 bits and 46 of RGB.
+    assert decode_with_spare_memory(data, 130) == "(4000, 4000, 3)"
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("PNG", np.uint16), ("PNG", np.uint8), ("JPEG", np.uint8)])
+def test_a_lack_of_memory_is_not_taken_for_a_bad_image(kind, dtype):
+    data = encode(Image.fromarray(np.zeros((4000, 4000), dtype)), kind)
+    assert decode_with_spare_memory(data, 400) == "(4000, 4000, 3)"
+    assert decode_with_spare_memory(data, 12) == "MemoryError"
+
+
+@pytest.mark.parametrize("text", ["Insufficient memory (case 4)", "Memory allocation failure"])
+@pytest.mark.parametrize("reencode", [True, False])
+def test_a_lack_of_memory_that_libjpeg_tells_is_one(jpeg, monkeypatch, text, reencode):
+    # Only a machine that runs out at the right moment has libjpeg say so.
+    def decode_jpeg(*_, **__):
+        raise ValueError(text)
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", decode_jpeg)
+    with pytest.raises(MemoryError, match=r"^a: "):
+        store_image(jpeg(48, 64), ImageRecipe(resize="none", reencode=reencode), "a")
 
 
 # ---- Sizes

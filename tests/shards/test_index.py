@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import io
 import subprocess
@@ -10,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softshard.shards import DataError, ShardWriter, read_shard
-from softshard.shards.index import build_index, format_index, padded, parse_index, scan_tar
+from softshard.shards.index import (
+    build_index,
+    format_index,
+    padded,
+    parse_index,
+    scan_tar,
+    tar_members,
+)
 
 SAMPLES = {
     "a_1": {"jpg": b"j" * 700, "cls": b"0", "hier.npy": b"h" * 512},
@@ -134,6 +142,24 @@ def test_links_devices_and_sparse_files_are_refused(tmp_path, kind):
         tar.addfile(member)
     with pytest.raises(DataError, match=r"x\.tar: expected (plain files only|a tar)"):
         scan_tar(tmp_path / "x.tar")
+
+
+def test_headers_that_were_listed_are_not_kept(shard):
+    with open(shard, "rb") as file:
+        members = tar_members(file, "t")
+        for _ in range(9):
+            next(members)
+        gc.collect()
+        kept = [found for found in gc.get_objects() if type(found) is tarfile.TarInfo]
+        assert [header.name for header in kept] == ["b_1.hier.npy"]
+
+
+def test_a_tar_of_too_many_members_is_refused(shard, monkeypatch):
+    monkeypatch.setattr("softshard.shards.index.MAX_TAR_MEMBERS", 9)
+    assert len(scan_tar(shard)) == 9
+    monkeypatch.setattr("softshard.shards.index.MAX_TAR_MEMBERS", 8)
+    with pytest.raises(DataError, match=r"^t-000000\.tar: expected at most 8 members, found more"):
+        scan_tar(shard)
 
 
 def test_the_tars_of_other_tools_are_read(tmp_path):

@@ -29,6 +29,23 @@ def test_long_work_prints_a_line_a_minute_with_rate_and_time_left(clock, capsys)
     ]
 
 
+def test_what_an_earlier_run_did_is_done_and_makes_no_rate(clock, capsys):
+    with progress.progress_bar(1200, "pack", "img", initial=1000) as bar:
+        for _ in range(3):
+            clock[0] += 20
+            bar.update(20)
+    assert capsys.readouterr().err == ("softshard: pack: 1,060 of 1,200 img, 01:00, 1.0 img/s, 02:20 left\n")
+
+
+def test_what_an_earlier_run_did_makes_no_rate_on_a_terminal_either(capsys, monkeypatch):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    with progress.progress_bar(1200, "pack", "img", initial=1000) as bar:
+        bar.update(20)
+        found = bar.format_dict
+    assert (found["n"], found["initial"], found["total"]) == (1020, 1000, 1200)
+    assert "1.02k/1.20k" in capsys.readouterr().err
+
+
 def test_work_of_unknown_length_has_no_time_left(clock, capsys):
     with progress.progress_bar(None, "list", "img") as bar:
         clock[0] += 60

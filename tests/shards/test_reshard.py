@@ -1,9 +1,11 @@
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +19,16 @@ from softshard.shards import (
     ReshardOptions,
     UsageError,
     pack,
+    progress,
     read_shard,
     reshard,
     verify,
 )
 from softshard.shards.cli import main
+from softshard.shards.destination import LocalDestination
 from softshard.shards.gather import index_samples
 from softshard.shards.manifest import load_sidecar
+from softshard.shards.schema import DEFAULT_SHARD_BYTES
 
 
 def samples(folder):
@@ -247,6 +252,17 @@ def test_a_run_that_was_cut_off_continues_and_ends_in_the_same_bytes(train, tmp_
     assert files(tmp_path / "set") == expected
 
 
+def test_a_run_that_continues_tells_the_rate_of_its_own_work(train, tmp_path, capsys, monkeypatch):
+    options = ReshardOptions(shard_samples=5)
+    reshard([train], tmp_path / "set", options)
+    (tmp_path / "set" / "receipts" / "train-000002.tar.json").unlink()
+    minutes = itertools.count(step=60)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(minutes)))
+    reshard([train], tmp_path / "set", options)
+    lines = [line for line in capsys.readouterr().err.splitlines() if ": reshard: " in line]
+    assert lines == ["softshard: reshard: 13 of 13 img, 01:00, 0.1 img/s, 00:00 left"]  # 5 of them
+
+
 def test_killed_at_any_moment_it_never_looks_whole_and_continues(train, tmp_path):
     reshard([train], tmp_path / "whole", ReshardOptions(shard_samples=1, shuffle=1))
     script = (
@@ -281,6 +297,21 @@ def test_another_run_s_folder_or_a_full_one_is_refused(train, val, tmp_path):
         reshard([train], tmp_path / "file")
 
 
+def test_a_destination_that_cannot_be_is_refused_before_the_sources_are_read(packed, tmp_path):
+    (packed / "train" / "train-000000.tar").unlink()  # which reading them would tell
+    with pytest.raises(UsageError, match="expected an empty or new folder, found"):
+        reshard([packed / "train"], packed / "val")
+    assert not (packed / "val" / ".lock").exists()
+    (tmp_path / "new").mkdir()
+    with (
+        LocalDestination(tmp_path / "new").hold(),
+        pytest.raises(UsageError, match=r"new: another softshard is writing there\. Wait for it, or stop it"),
+    ):
+        reshard([packed / "train"], tmp_path / "new")
+    with pytest.raises(DataError, match=r"train-000000\.tar: expected"):
+        reshard([packed / "train"], tmp_path / "new")
+
+
 def test_a_folder_of_data_sets_is_not_one(packed_once, tmp_path):
     with pytest.raises(DataError, match=r"give one of the data sets in it: .*train, .*val"):
         reshard([packed_once], tmp_path / "set")
@@ -300,6 +331,13 @@ def test_a_wrong_option_is_a_wrong_call(options, message):
 
 
 # ---- Command
+
+
+def test_python_and_the_command_make_shards_of_the_same_size_by_default(train, tmp_path):
+    assert ReshardOptions().shard_bytes == PackOptions().shard_bytes == DEFAULT_SHARD_BYTES
+    assert main(["reshard", str(train), str(tmp_path / "a")]) == 0
+    reshard([train], tmp_path / "b")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
 def test_the_command_reports_in_words_and_in_json(train, tmp_path, capsys):

@@ -5,14 +5,18 @@ import io
 import json
 import os
 import tarfile
+import threading
 from dataclasses import replace
 
+import fsspec
 import msgpack
 import pytest
 
 from softshard.shards import DataError, PackOptions, UsageError, pack, read_shard, verify
 from softshard.shards.shard_task import read_image
+from softshard.shards.source_tars import list_tar_of_tars
 from softshard.shards.sources import open_source
+from softshard.shards.storage import LocalStorage, RemoteStorage
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
@@ -166,6 +170,47 @@ def test_a_tar_in_a_tar_that_is_cut_short_does_not_run_into_the_next(tmp_path):
     make_tar(tmp_path / "whole.tar", {"a.tar": inner[:2048], "b.tar": inner})
     with pytest.raises(DataError, match=r"whole\.tar: a\.tar: expected .*cut short"):
         open_source(tmp_path / "whole.tar")
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_the_problems_of_tars_in_a_tar_come_in_its_order(tmp_path, remote):
+    inner = make_tar(tmp_path / "a.tar", {"1.jpg": bytes(600), "2.jpg": bytes(600)}).read_bytes()
+    cut = inner[:2048]
+    members = {"d.tar": cut, "b.tar": inner, "x/b.tar": cut, "c.tar": inner, "a.tar": cut, "y/c.tar": inner}
+    make_tar(tmp_path / "whole.tar", members)
+    where = str(tmp_path / "whole.tar")
+    if remote:
+        where = f"memory://{tmp_path}/whole.tar"
+        fsspec.filesystem("memory").put(str(tmp_path / "whole.tar"), where)
+    with pytest.raises(DataError) as caught:
+        open_source(where)
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["d.tar", "x/b.tar", "a.tar", "y/c.tar"]
+    assert ["second one" in line for line in lines] == [False, True, False, True]
+    assert ["cut short" in line for line in lines] == [True, False, True, False]
+
+
+def test_tars_in_a_tar_behind_a_url_are_listed_side_by_side(tmp_path):
+    inner = make_tar(tmp_path / "inner.tar", {f"{i}.jpg": bytes(i) for i in range(3)}).read_bytes()
+    whole = make_tar(tmp_path / "whole.tar", {"a.tar": inner, "b.tar": inner})
+    both = threading.Barrier(2, timeout=30)  # breaks unless two inner tars are open at once
+
+    class Watched(RemoteStorage):
+        opened = 0
+
+        def open(self, path=""):
+            self.opened += 1
+            if self.opened > 1:  # the first is the outer tar
+                both.wait()
+            return super().open(path)
+
+    where = f"memory://{tmp_path}/whole.tar"
+    fsspec.filesystem("memory").put(str(whole), where)
+    listing = list_tar_of_tars(Watched(where))
+    expected = list_tar_of_tars(LocalStorage(str(whole)))
+    assert [folder.name for folder in listing.folders] == ["a", "b"]
+    for found, local in zip(listing.folders, expected.folders, strict=True):
+        assert (found.files, found.location(2)) == (local.files, local.location(2))
 
 
 def test_a_tar_that_shrank_after_it_was_listed_is_noticed(source, tmp_path):

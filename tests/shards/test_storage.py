@@ -61,6 +61,13 @@ def test_a_server_that_goes_away_stops_the_run_and_blames_no_image(serve, source
     assert not isinstance(caught.value, OSError)
 
 
+def test_a_large_limit_takes_no_memory(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"four")
+    storage = LocalStorage(str(tmp_path))
+    assert storage.read("a.jpg", 0, None, 2**60) == b"four"
+    assert storage.read("a.jpg", 0, None, 2) == b"fou"
+
+
 def test_an_empty_file_has_no_range(serve, tmp_path):
     (tmp_path / "a.jpg").touch()
     assert open_storage(serve(tmp_path)).read("a.jpg", 0, None, 100) == b""

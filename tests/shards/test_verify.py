@@ -17,9 +17,11 @@ from softshard.shards import (
     verify,
 )
 from softshard.shards.components import encode_levels
+from softshard.shards.gather import key_hashes
 from softshard.shards.index import build_index, scan_tar
-from softshard.shards.verify import data_set_folders
-from softshard.shards.verify_shard import Expected, check_sample
+from softshard.shards.names import Names
+from softshard.shards.verify import _keys_used_again, data_set_folders
+from softshard.shards.verify_shard import Expected, ShardFindings, check_sample
 
 SHARD = "train-000001.tar"
 
@@ -260,6 +262,24 @@ def test_a_key_in_two_shards_is_reported(packed):
     assert problems(packed / "train") == [
         f"{SHARD}: sample '{other}': expected each key once, also in train-000000.tar"
     ]
+
+
+def test_keys_in_many_shards_are_reported_in_the_order_of_shards_and_samples():
+    shards = [["a", "b", "c"], [], ["x", "c", "a"], ["y"], ["a"]]
+    findings = [ShardFindings(keys=Names(keys), key_hashes=key_hashes(keys)) for keys in shards]
+    assert _keys_used_again(["0", "1", "2", "3", "4"], findings) == [
+        "2: sample 'c': expected each key once, also in 0",
+        "2: sample 'a': expected each key once, also in 0",
+        "4: sample 'a': expected each key once, also in 2",
+    ]
+    assert _keys_used_again(["1", "3"], [findings[1], findings[3]]) == []
+    assert _keys_used_again(["1"], [findings[1]]) == []
+
+
+def test_keys_of_one_hash_that_differ_are_not_reported():
+    hashes = np.array([7], np.uint64)
+    findings = [ShardFindings(keys=Names([key]), key_hashes=hashes) for key in "ab"]
+    assert _keys_used_again(["0", "1"], findings) == []
 
 
 def test_other_components_than_the_manifest_s_are_reported(packed):
