@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -127,6 +128,7 @@ def _connected(ray: ModuleType, workers: int | None) -> Iterator[None]:
         if ":" in address:  # Ray itself would try for a minute and end the process
             host, _, port = address.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         ray.init(**settings)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         found = (str(error).strip() or repr(error)).splitlines()[0]
@@ -139,6 +141,9 @@ def _connected(ray: ModuleType, workers: int | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():  # Ray leaves its own behind
+                signal.signal(number, handler)
 
 
 def _num_in_flight(ray: ModuleType) -> int:

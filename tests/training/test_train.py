@@ -169,11 +169,12 @@ def test_sigterm_saves_and_the_run_continues_bit_for_bit(at, shards, tmp_path, m
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(images, normalise)
 
+    before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(step_module, "model_input", model_input)
         stopped = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), log_steps=2)
     assert (stopped.stopped_by, stopped.steps, stopped.weights) == (signal.SIGTERM, at, None)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
     finished = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), resume=True)
     assert (finished.steps, finished.history) == (12, whole.history)
     for name, tensor in weights(tmp_path / "whole").items():
