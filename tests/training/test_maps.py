@@ -118,9 +118,10 @@ def test_the_loader_pools_the_maps_that_were_made(made):
 
 
 def test_scores_are_uint8_by_default_and_what_compressed_them_is_recorded(dataset, teacher, made, tmp_path):
-    found = make_label_maps(
-        dataset, tmp_path / "out", teacher, MapOptions(size=SIZE, top=2, batch_size=2), num_threads=1
-    )
+    copy = shutil.copytree(dataset, tmp_path / "copy")
+    replace(Manifest.load(copy), pixel_stack={"pillow": "1.0", "zstandard": "0.1"}).save(copy)
+    options = MapOptions(size=SIZE, top=2, batch_size=2)
+    found = make_label_maps(copy, tmp_path / "out", teacher, options, num_threads=1)
     assert found.label_maps.teacher["scores"] == "uint8"
     assert made[1].label_maps.teacher["scores"] == "float16"
     ours, theirs = samples(tmp_path / "out"), samples(made[0])
@@ -129,10 +130,10 @@ def test_scores_are_uint8_by_default_and_what_compressed_them_is_recorded(datase
         before, _ = decode_label_map(theirs[key]["lmap"])
         # Half of at most a 63rd of the range, and float16's own rounding.
         assert np.abs(scores - before).max() <= np.ptp(before) / 100
-    stack = pixel_stack()
-    for package in ("lz4", "zstandard"):
-        assert found.pixel_stack[package] == stack[package]
-        assert json.loads((tmp_path / "out" / "plan.json").read_text())[package] == stack[package]
+    versions = {package: pixel_stack()[package] for package in ("lz4", "zstandard")}
+    assert found.pixel_stack == {"pillow": "1.0", **versions}
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert {package: plan[package] for package in versions} == versions
 
 
 def test_the_same_teacher_gives_the_same_bytes(dataset, teacher, made, tmp_path):
