@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 class TeacherLevels(NamedTuple):
     """What a teacher says of N images: the K_k = ceil(N_k / 20) best classes of every level, side by side.
 
-    `softshard.training.TeacherLevels(*batch.teacher)` is what SemanticKDLoss takes.
+    What a `kd` component holds; SemanticKDLoss takes it as it is.
 
     Attributes:
-        ids: int64 [N, K], index within its level, level by level, the most probable first.
+        ids: int64 [N, K], index within its level, level by level, the most probable first; distinct within a level,
+            but zeros in padding.
         probabilities: float16 [N, K], softmax within the level.
     """
 

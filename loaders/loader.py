@@ -176,14 +176,9 @@ class Loader:
     def _choose_samples(self) -> np.ndarray | None:
         """int64 [N], the samples that labels and subset leave, ascending; None where that is all of them."""
         subset = self.subset or Subset()
-
-        def stored_classes() -> np.ndarray:
-            check_sidecar(self.dataset, self.manifest)
-            return load_sidecar(self.dataset, self.manifest)
-
         kept = kept_samples(
             self._labels.keep_class(subset.class_mask(self.class_names)),
-            stored_classes,
+            self._stored_classes,
             self.manifest.num_samples,
             fraction=subset.fraction,
             seed=subset.seed,
@@ -194,6 +189,27 @@ class Loader:
                 "classes that have samples: softshard stats counts them"
             )
         return kept
+
+    def _stored_classes(self) -> np.ndarray:
+        """int32 [samples of the data set], every sample's class in the data set."""
+        check_sidecar(self.dataset, self.manifest)
+        return load_sidecar(self.dataset, self.manifest)
+
+    def count_classes(self) -> np.ndarray:
+        """int64 [C], how many of the samples that are served, on all ranks together, each class has.
+
+        Raises:
+            DataError: the file of the samples' classes is missing or damaged.
+        """
+        stored = self._stored_classes()
+        counts = np.bincount(
+            stored if self._kept is None else stored[self._kept], minlength=self.manifest.num_classes
+        )
+        if (class_map := self._labels.class_map) is None:
+            return counts
+        result = np.zeros(self.num_classes, np.int64)
+        np.add.at(result, class_map[class_map >= 0], counts[class_map >= 0])
+        return result
 
     @property
     def num_samples(self) -> int:

@@ -139,6 +139,12 @@ def components_with_maps(manifest: Manifest) -> tuple[str, ...]:
     return tuple(sorted({*manifest.components, LMAP.suffix}, key=lambda name: (component_rank(name), name)))
 
 
+def encoder_versions() -> dict[str, str]:
+    """Versions of what compresses label maps; another version may give other bytes."""
+    stack = pixel_stack()
+    return {package: stack[package] for package in ("lz4", "zstandard")}
+
+
 def check_sidecars(dataset: Path, source: Manifest) -> None:
     """Refuse a data set without a file that is copied at the end.
 
@@ -252,7 +258,7 @@ def finish(
         source,
         components=components_with_maps(source),
         label_maps=label_maps,
-        pixel_stack={**source.pixel_stack, "lz4": pixel_stack()["lz4"]},
+        pixel_stack={**source.pixel_stack, **encoder_versions()},
         shards=records,
     )
     target.remove_leftovers()

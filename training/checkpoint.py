@@ -110,8 +110,8 @@ class Checkpoint:
         if problems:
             raise DataError(
                 f"{path} and data set {dataset!r} do not belong together: {'; '.join(problems)}; the data "
-                "set was packed with another class list or tree. Use the data set that the model was trained "
-                "on, or pack it again with the same --classes and --tree"
+                "set was packed, or is read, with another class list or tree. Use the data set that the model was "
+                "trained on, read it with the same --labels, or pack it again with the same --classes and --tree"
             )
 
 

@@ -89,7 +89,7 @@ def check_data(recipe: Recipe, dataset: str, loader: Loader) -> None:
     if loader.tree is None:
         raise UsageError(
             f"{dataset}: expected a label tree for the recipe {recipe.name!r}, found none. "
-            "Run: softshard tree build, then softshard pack --tree"
+            "Run: softshard tree build, then softshard train --labels, or softshard pack --tree"
         )
     if loader.tree.num_paths > 1:
         raise UsageError(
@@ -105,14 +105,15 @@ def check_same_classes(dataset: str, loader: Loader, val: str, val_loader: Loade
     Raises:
         DataError: with both fingerprints.
     """
-    problems = LabelSpace.of(loader.manifest, loader.tree).differences(
-        LabelSpace.of(val_loader.manifest, val_loader.tree)
-    )
+    problems = LabelSpace.of_loader(loader).differences(LabelSpace.of_loader(val_loader))
     if (loader.tree is None) != (val_loader.tree is None):
         shown = ["a label tree" if each.tree else "no label tree" for each in (loader, val_loader)]
         problems.append(f"expected {shown[0]}, found {shown[1]}")
     if problems:
-        raise DataError(f"{val} does not belong to {dataset}: {'; '.join(problems)}; pack both in one run")
+        raise DataError(
+            f"{val} does not belong to {dataset}: {'; '.join(problems)}; pack both in one run, "
+            "or read both with the same --labels"
+        )
 
 
 def check_resume(
@@ -133,7 +134,7 @@ def check_resume(
         DataError: another class list or tree.
         UsageError: other options; every one is named.
     """
-    saved.check_data(path, dataset, LabelSpace.of(loader.manifest, loader.tree))
+    saved.check_data(path, dataset, LabelSpace.of_loader(loader))
     as_long = dataclasses.replace(recipe, epochs=saved.recipe.epochs)
     problems = saved.recipe.differences(as_long)
     if recipe.epochs != saved.recipe.epochs:

@@ -65,6 +65,14 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "--out", required=True, metavar="DIR", help="folder for the checkpoint, metrics and weights"
     )
     command.add_argument("--val", metavar="DATASET", help="data set to evaluate on after every epoch")
+    command.add_argument(
+        "--labels",
+        metavar="FILE|LIST",
+        help="read both data sets with these labels instead of their own; nothing is packed again. A label tree (a file "
+        "that ends in .json, of softshard tree build); or a class list (a file of names, the folder of another data "
+        "set, or a known list such as imagenet-1k), whose classes, in its order, are then those of the model. Images "
+        "of other classes are left out. --resume wants the same labels again",
+    )
     start = command.add_mutually_exclusive_group()
     start.add_argument("--pretrained", action="store_true", help="begin with timm's own weights")
     start.add_argument(
@@ -153,6 +161,13 @@ def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
     command = subparsers.add_parser("evaluate", help="measure a checkpoint on a data set")
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of softshard train")
     command.add_argument("dataset", metavar="DATASET", help="folder of a data set with the same classes")
+    command.add_argument(
+        "--labels",
+        metavar="FILE|LIST",
+        help="read the data set with these labels instead of its own, for a checkpoint of softshard train --labels, or "
+        "a data set with other classes or another tree: a label tree (.json) or a class list, as there. They must "
+        "be the checkpoint's",
+    )
     command.add_argument("--batch-size", type=int, default=256, metavar="N", help="default: 256")
     command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
@@ -204,6 +219,7 @@ def _run_train(args: argparse.Namespace) -> int:
         model=args.model,
         out=args.out,
         val=args.val,
+        labels=args.labels,
         pretrained=args.pretrained,
         init_from=args.init_from,
         teacher=args.teacher,
@@ -257,6 +273,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     numbers = evaluate(
         args.checkpoint,
         args.dataset,
+        labels=args.labels,
         batch_size=args.batch_size,
         device=_device(args.device, local_rank=0),
         num_threads=args.threads,

@@ -35,7 +35,12 @@ def _add_make(actions: argparse._SubParsersAction) -> None:
         "--size", type=int, default=475, metavar="PIXELS", help="images are squished to it (475)"
     )
     make.add_argument("--top", type=int, default=5, metavar="K", help="classes kept per cell (default: 5)")
-    make.add_argument("--scores", default="float16", choices=("float16", "uint8"), help="(default: float16)")
+    make.add_argument(
+        "--scores",
+        default="uint8",
+        choices=("uint8", "float16"),
+        help="how the kept logits are stored: uint8, affine in each map (default); or float16, in twice the bytes",
+    )
     make.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a step (default: 32)")
     make.add_argument(
         "--amp",

@@ -6,11 +6,10 @@ Shape letters: N batch, C classes, L levels, N_k classes and K_k kept classes of
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
+from ..loaders.batch import TeacherLevels
 from ..shards.errors import UsageError
 from ..shards.teacher_levels import num_kept
 from ..shards.tree import LabelTree
@@ -18,20 +17,6 @@ from .level_layout import LevelClasses, LevelLayout
 from .losses import loss_dtype, mean_over_valid
 
 RULES = ("paper", "code")
-
-
-class TeacherLevels(NamedTuple):
-    """The K_k = ceil(N_k / 20) best classes of every level, side by side: what a `kd` component holds.
-
-    What their probabilities leave of 1 counts as spread evenly over the level's other classes.
-
-    Attributes:
-        ids: integer [N, K], index within its level, distinct within a level. Zeros will do for padding.
-        probabilities: floating [N, K] (float16 when stored), softmax within the level.
-    """
-
-    ids: Tensor
-    probabilities: Tensor
 
 
 @torch.no_grad()
@@ -102,8 +87,9 @@ class SemanticKDLoss(nn.Module):
 
         Args:
             logits: floating [N, C], the student's.
-            teacher: logits [N, C] of a live teacher, in class order and without a gradient; or TeacherLevels,
-                whose K may cover more levels than the loss does.
+            teacher: logits [N, C] of a live teacher, in class order and without a gradient; or what was
+                stored of them, a batch's `teacher`: what its probabilities leave of 1 counts as spread evenly over
+                the level's other classes. Its K may cover more levels than the loss does.
             labels: for the paper's rule: int64 [N, L], a batch's `levels`; or int64 [N], class indices, where the
                 loss was made from a LabelTree.
             valid: see losses.py.

@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from ..loaders.batch import Batch
 from ..loaders.crops import Augment
+from ..loaders.labels import LabelSource
 from ..loaders.loader import Loader
 from ..shards.errors import DataError
 from .checkpoint import load_checkpoint
-from .label_space import LabelSpace
+from .label_space import LabelSpace, load_labels
 from .level_layout import LevelOrder
 from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance, leaf_classes
 from .models import load_trained_model
@@ -27,6 +28,7 @@ def evaluate(
     checkpoint: str | Path,
     dataset: str,
     *,
+    labels: str | Path | LabelSource | None = None,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
     num_threads: int | None = None,
@@ -37,6 +39,7 @@ def evaluate(
     Args:
         checkpoint: a file that `train` wrote.
         dataset: a local folder, with the class list (and tree) of the checkpoint.
+        labels: read the data set with these instead of its own, as in `train`; they must then be the checkpoint's.
         batch_size: samples per step; it does not change the result.
         device: where the model runs.
         num_threads: the loader's.
@@ -53,9 +56,14 @@ def evaluate(
     saved = load_checkpoint(path)
     model = load_trained_model(path, saved, saved.recipe.image_size)
     with evaluation_loader(
-        saved.recipe, dataset, batch_size=batch_size, device=device, num_threads=num_threads
+        saved.recipe,
+        dataset,
+        labels=load_labels(labels),
+        batch_size=batch_size,
+        device=device,
+        num_threads=num_threads,
     ) as loader:
-        saved.check_data(path, dataset, LabelSpace.of(loader.manifest, loader.tree))
+        saved.check_data(path, dataset, LabelSpace.of_loader(loader))
         numbers = evaluate_model(
             model.to(device), loader, normalise=saved.recipe.normalise, progress=progress
         )
@@ -129,6 +137,7 @@ def evaluation_loader(
     recipe: Recipe,
     dataset: str,
     *,
+    labels: LabelSource | None = None,
     batch_size: int,
     device: str | torch.device,
     rank: int = 0,
@@ -138,6 +147,7 @@ def evaluation_loader(
     """A loader of whole images, squished to the recipe's size, in order, the last batch padded."""
     return Loader(
         dataset,
+        labels=labels,
         batch_size=batch_size,
         device=str(device),
         augment=Augment.evaluation(size=recipe.image_size),

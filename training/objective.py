@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..loaders.batch import Batch
 from ..loaders.loader import Loader
-from ..shards.manifest import load_sidecar
 from ..shards.tree import LabelTree
 from .distillation import SemanticKDLoss
 from .losses import SemanticSoftmaxLoss, SingleLabelLoss, SoftTargetLoss
@@ -76,10 +75,10 @@ def create_loss(recipe: Recipe, tree: LabelTree | None, class_counts: np.ndarray
 
 
 def count_images(recipe: Recipe, loader: Loader) -> np.ndarray | None:
-    """Images of each class, int64 [C], where the recipe's loss counts them; else None."""
+    """Images of each class that an epoch has, int64 [C], where the recipe's loss counts them; else None."""
     if recipe.balance != "images":
         return None
-    return np.bincount(load_sidecar(loader.dataset, loader.manifest), minlength=loader.num_classes)
+    return loader.count_classes()
 
 
 def target_of(recipe: Recipe, batch: Batch) -> Tensor:

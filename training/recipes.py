@@ -18,6 +18,7 @@ import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from ..loaders.target_modes import TARGETS
 from ..shards.errors import UsageError
 
 LOSSES = ("single-label", "semantic-softmax", "multi-label", "asl", "soft-target")
@@ -25,7 +26,6 @@ LOSSES = ("single-label", "semantic-softmax", "multi-label", "asl", "soft-target
 TREE_LOSSES = ("semantic-softmax", "multi-label", "asl")
 BALANCES = ("classes", "images")
 DISTILLATIONS = ("none", "paper", "code")
-TARGETS = ("none", "relabel")
 SCHEDULES = ("one-cycle", "cosine", "constant")
 PRECISIONS = ("float32", "bfloat16", "float16")
 _CHOICES = {
@@ -46,7 +46,8 @@ class Recipe:
         name: as the command line calls it.
         loss: `single-label`; `semantic-softmax`, `multi-label` (binary cross-entropy) or `asl`, which need a label
             tree; or `soft-target` (needs `targets`).
-        targets: what the loader brings as soft targets: `none` or `relabel`.
+        targets: what the loader brings as soft targets: `none`, `original` (the class, one-hot), `relabel` (each
+            crop's pooled label map) or one of its variants (see Loader).
         smoothing: label smoothing in [0, 1), of `single-label` and `semantic-softmax`.
         levels: with a label tree: levels trained, from the root; None for all.
         weight_clamp: `semantic-softmax` only: largest weight of a level; None for no limit.

@@ -26,6 +26,7 @@ import torch
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
 from ..loaders.crops import Augment
+from ..loaders.labels import LabelSource
 from ..loaders.loader import Loader
 from ..shards.errors import UsageError
 from ..shards.files import write_atomically
@@ -33,7 +34,7 @@ from .checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_check
 from .checks import check_call, check_data, check_resume, check_same_classes
 from .evaluate import evaluate_model, evaluation_loader, named_batches
 from .head_order import HeadOrder
-from .label_space import LabelSpace
+from .label_space import LabelSpace, load_labels
 from .models import create_model, export_weights, freeze_backbone
 from .objective import count_images, create_loss
 from .processes import process_group, rng_states, set_rng_state, stop_signal
@@ -79,6 +80,7 @@ def train(
     model: str,
     out: str | Path,
     val: str | None = None,
+    labels: str | Path | LabelSource | None = None,
     epochs: int | None = None,
     global_batch: int | None = None,
     pretrained: bool = False,
@@ -104,6 +106,8 @@ def train(
         model: timm's name of the architecture.
         out: a local folder for everything the run writes.
         val: a data set to evaluate on after every epoch.
+        labels: read both data sets with these instead of their own, as the Loader does: a LabelTree, class names, a
+            Relabelling; or what `load_labels` reads them from. The checkpoint keeps their class list and tree.
         epochs: instead of the recipe's.
         global_batch: instead of the recipe's: samples per step over all ranks.
         pretrained: begin with timm's own weights.
@@ -169,8 +173,10 @@ def train(
         signal_received = stack.enter_context(stop_signal())
 
         # 2. Data.
+        read_with = load_labels(labels)
         loader = Loader(
             dataset,
+            labels=read_with,
             batch_size=recipe.global_batch // world_size,
             device=device,
             targets=recipe.targets,
@@ -192,6 +198,7 @@ def train(
             val_loader = evaluation_loader(
                 recipe,
                 val,
+                labels=read_with,
                 batch_size=recipe.global_batch // world_size,
                 device=device,
                 rank=rank,
@@ -212,14 +219,14 @@ def train(
         begins = saved is None
         torch.manual_seed(seed)
         plain_model = create_model(model, loader.num_classes, recipe.image_size)
-        labels = LabelSpace.of(loader.manifest, loader.tree)
+        label_space = LabelSpace.of_loader(loader)
         if begins and start_weights is not None:
             report = load_start(
                 plain_model,
                 model,
                 start_weights,
                 image_size=recipe.image_size,
-                labels=labels,
+                labels=label_space,
                 dataset=dataset,
                 new_head=recipe.new_head,
             )
@@ -236,7 +243,7 @@ def train(
         loss_module = create_loss(recipe, loader.tree, count_images(recipe, loader)).to(device)
         asked = None
         if teacher is not None:
-            asked = Teacher(teacher, recipe, labels=labels, dataset=dataset, device=device)
+            asked = Teacher(teacher, recipe, labels=label_space, dataset=dataset, device=device)
             say(f"teacher: {asked.name} of {teacher}")
         teacher_sha256 = None if asked is None else asked.sha256
         optimizer = create_optimizer_v2(
@@ -301,9 +308,9 @@ def train(
                         step=steps.step,
                         epoch=epoch,
                         loader=loader.state_dict(),
-                        class_names=list(loader.manifest.class_names),
-                        classes_sha256=loader.manifest.classes_sha256,
-                        tree_sha256=loader.manifest.tree_sha256,
+                        class_names=list(label_space.class_names),
+                        classes_sha256=label_space.classes_sha256,
+                        tree_sha256=None if loader.tree is None else loader.tree.fingerprint,
                         tree_json=tree_json,
                         stored_images=stored_images(loader.manifest),
                         rng=rng,
@@ -370,8 +377,8 @@ def train(
                 "model": model,
                 "recipe": recipe.name,
                 "weights": take_step.best_weights,
-                "classes_sha256": labels.classes_sha256,
-                "class_names": json.dumps(list(labels.class_names)),
+                "classes_sha256": label_space.classes_sha256,
+                "class_names": json.dumps(list(label_space.class_names)),
                 **({} if tree_json is None else {"tree_json": tree_json}),
             }
             export_weights(weights_path, take_step.best_state_dict(), metadata)
@@ -382,6 +389,7 @@ def train(
                 "val": val,
                 "teacher": None if teacher is None else str(teacher),
                 "seed": seed,
+                "labels": loader.state_dict()["labels"],
                 "classes": loader.num_classes,
                 "chance": 1 / loader.num_classes,
                 "samples": loader.num_samples,

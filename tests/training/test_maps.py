@@ -1,5 +1,6 @@
 """A real teacher over a real, tiny data set: the maps are its dense prediction, everything else stays as it was."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from softshard.shards import (
     verify,
 )
 from softshard.shards.cli import main
+from softshard.shards.images import pixel_stack
 from softshard.shards.labelmap_side import join_label_maps
 from softshard.training import maps as maps_module
 from softshard.training import maps_teacher
@@ -37,7 +39,7 @@ from softshard.training.recipes import single_label
 from softshard.training.train import train
 
 SIZE = 96  # three by three cells of the teacher below
-OPTIONS = MapOptions(size=SIZE, top=2, batch_size=2)
+OPTIONS = MapOptions(size=SIZE, top=2, scores="float16", batch_size=2)  # close to the dense logits
 NO_SHIFT = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
@@ -113,6 +115,25 @@ def test_the_loader_pools_the_maps_that_were_made(made):
         batch = next(iter(loader))
     assert batch.targets.shape == (4, manifest.num_classes)
     torch.testing.assert_close(batch.targets.sum(dim=1), torch.ones(4))
+
+
+def test_scores_are_uint8_by_default_and_what_compressed_them_is_recorded(dataset, teacher, made, tmp_path):
+    copy = shutil.copytree(dataset, tmp_path / "copy")
+    replace(Manifest.load(copy), pixel_stack={"pillow": "1.0", "zstandard": "0.1"}).save(copy)
+    options = MapOptions(size=SIZE, top=2, batch_size=2)
+    found = make_label_maps(copy, tmp_path / "out", teacher, options, num_threads=1)
+    assert found.label_maps.teacher["scores"] == "uint8"
+    assert made[1].label_maps.teacher["scores"] == "float16"
+    ours, theirs = samples(tmp_path / "out"), samples(made[0])
+    for key, parts in ours.items():
+        scores, _ = decode_label_map(parts["lmap"])
+        before, _ = decode_label_map(theirs[key]["lmap"])
+        # Half of at most a 63rd of the range, and float16's own rounding.
+        assert np.abs(scores - before).max() <= np.ptp(before) / 100
+    versions = {package: pixel_stack()[package] for package in ("lz4", "zstandard")}
+    assert found.pixel_stack == {"pillow": "1.0", **versions}
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert {package: plan[package] for package in versions} == versions
 
 
 def test_the_same_teacher_gives_the_same_bytes(dataset, teacher, made, tmp_path):

@@ -6,7 +6,10 @@ import warnings
 import pytest
 import torch
 
+from softshard.loaders import Augment, Loader
+from softshard.loaders.target_modes import TARGETS
 from softshard.shards.errors import UsageError
+from softshard.training.objective import create_loss, target_of
 from softshard.training.recipes import (
     PRESETS,
     RECIPES,
@@ -179,6 +182,21 @@ def test_every_problem_of_a_recipe_is_listed():
 def test_numbers_that_are_not_finite_are_refused(field, value):
     with pytest.raises(UsageError, match=f"{field}: expected finite numbers, found"):
         dataclasses.replace(relabel(), **{field: (0.1, value) if field == "crop_scale" else value})
+
+
+@pytest.mark.parametrize("targets", [targets for targets in TARGETS if targets != "none"])
+def test_recipes_know_every_target_mode_of_the_loader(targets, shards):
+    recipe = with_settings(small(relabel()), [f"targets={targets}", "image_size=32"])
+    loss = create_loss(recipe, tree=None)
+    augment = Augment(size=32, scale=(0.2, 0.5))
+    with Loader(shards / "train", batch_size=4, targets=recipe.targets, augment=augment) as loader:
+        batch = next(iter(loader))
+    target = target_of(recipe, batch)
+    logits = torch.randn(4, loader.num_classes, generator=torch.manual_seed(0))
+    expected = torch.nn.functional.cross_entropy(logits, target)
+    torch.testing.assert_close(loss(logits, target, batch.valid, 4), expected)
+    one_hot = torch.equal(target.amax(dim=1), torch.ones(4))
+    assert one_hot == (targets == "original" or targets.endswith("single"))
 
 
 def test_soft_target_loss_needs_soft_targets():
