@@ -1,4 +1,5 @@
 import itertools
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,10 @@ from botocore.session import get_session
 from s3fs import S3FileSystem
 
 from servers.swift import ACCESS_KEY, REGION, SECRET_KEY, Swift, why_not
+
+# A shell starts what runs in its background with Ctrl-C ignored, and so would everything that tests start be.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Beside the repository, not in it: photographs and lists whose licences keep them out of the project.
 SHARED = Path(__file__).parents[2] / "shared" / "data"
