@@ -47,7 +47,7 @@ def add_maps(subparsers: argparse._SubParsersAction) -> None:
         type=float,
         default=0.001,
         metavar="SHARE",
-        help="bad files that stop the run (default: 0.001; ten always may be)",
+        help="bad files that stop the run (default: 0.001; ten always may be, with 0 none)",
     )
     command.add_argument("--json", action="store_true", help="print the summary as JSON")
     command.set_defaults(run=_run_import)

@@ -24,7 +24,7 @@ from .files import TEMPORARY_SUFFIX, hold_folder, write_atomically
 from .labelmap import decode_label_map, encode_label_map, read_map_header
 from .labelmap_encode import SCORE_ENCODINGS
 from .labelmap_published import HALF_EXACT, read_published_map
-from .pack import ALWAYS_ALLOWED_BAD, write_ledger
+from .pack import bad_limit, write_ledger
 from .parallel import in_processes
 from .progress import progress_bar
 from .schema import LEDGER_NAME, MAX_CLASS_ID, MAX_PLAN_BYTES
@@ -47,7 +47,7 @@ class ImportOptions:
         num_classes: C of the teacher; ids are below it.
         transpose: swap rows and columns, for maps that were stored the other way round.
         scores: `float16`, or `uint8` (affine per map).
-        max_bad: share of bad files that stops the run; ten are always allowed.
+        max_bad: share of bad files that stops the run; ten are always allowed, with 0 none.
     """
 
     num_classes: int = 1000
@@ -140,7 +140,7 @@ def import_label_maps(
     with hold_folder(destination):
         shape = _settle(source, destination, names, options)
         task = _Task(source, destination, options, shape)
-        limit = max(ALWAYS_ALLOWED_BAD, int(options.max_bad * len(names)))
+        limit = bad_limit(options.max_bad, len(names))
         target = LocalDestination(destination)
         counts = _Counts()
         with progress_bar(len(names), "import", "map") as bar:

@@ -30,7 +30,7 @@ from .manifest import LabelMapInfo, Manifest, save_sidecar
 from .pack_plan import PackOptions, estimate_shard, make_job, plan_source
 from .plan import Plan, some
 from .progress import progress_bar
-from .receipts import check_free, read_receipts, settle_plan
+from .receipts import check_free, read_receipts, remove_receipt, settle_plan
 from .schema import LEDGER_NAME, LISTING_NAME, MANIFEST_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
 from .shard_task import RECEIPT_KEYS, BadInput, Job, PlannedShard
 from .storage import open_storage
@@ -91,7 +91,6 @@ def pack(
             the cluster that the environment variable RAY_ADDRESS names, else on a Ray of this machine, for as long
             as it takes. The machines of a cluster see the source, the destination and the label maps under the
             same names, in a bucket or in folders that they share, and have the same versions installed.
-
         retry_bad: make shards again that bad inputs were left out of. A run that continues trusts names, not
             bytes: this is for inputs that were mended in place.
 
@@ -127,12 +126,17 @@ def pack(
         if earlier is None and not begins:
             kept.save(listing)
         shards = _planned_shards(target, plan, samples_per_shard)
-        limit = max(ALWAYS_ALLOWED_BAD, int(options.max_bad * plan.num_samples)) if options.max_bad else 0
+        limit = bad_limit(options.max_bad, plan.num_samples)
         receipts, num_kept = _make_shards(
             target, shards, job, engine, workers, plan.num_samples, limit, retry_bad
         )
         summary = _finish(target, plan, options, job, receipts, tree, listing)
         return replace(summary, shards_kept=num_kept)
+
+
+def bad_limit(max_bad: float, num_inputs: int) -> int:
+    """How many inputs may be bad: a share of all, but ten at least; none where the share is 0."""
+    return max(ALWAYS_ALLOWED_BAD, int(max_bad * num_inputs)) if max_bad else 0
 
 
 def _check_apart(source: str | Path, destination: Destination) -> None:
@@ -280,6 +284,9 @@ def _make_shards(
         return receipts, num_kept
     for folder in {shard.folder.name: shard.folder for shard in missing}.values():
         folder.remove(MANIFEST_NAME)  # no longer complete
+    if retry_bad:
+        for shard in missing:
+            remove_receipt(shard.folder, shard.name)
     done = sum(receipt["read"] for receipt in receipts.values())
     # Closed here and now: an error's trace would keep its tasks running when the folder's lock is gone.
     with (

@@ -66,6 +66,11 @@ def write_receipt(folder: Destination, shard_name: str, receipt: Mapping[str, An
     folder.folder(RECEIPTS_DIR).write(_receipt_name(shard_name), canonical_json(receipt))
 
 
+def remove_receipt(folder: Destination, shard_name: str) -> None:
+    """Say that a shard is to be made again; before any file of it changes, or a kill would leave two halves."""
+    folder.folder(RECEIPTS_DIR).remove(_receipt_name(shard_name))
+
+
 def read_receipts(
     folder: Destination, shard_names: Sequence[str], plan_sha256: str, keys: Sequence[str] = ()
 ) -> list[dict[str, Any] | None]:

@@ -567,3 +567,25 @@ def test_a_source_that_goes_away_is_not_many_bad_images(source, tmp_path, option
         pack(source, tmp_path / "set", options, workers=1)
     (tmp_path / "unplugged").rename(source)
     assert pack(source, tmp_path / "set", options, workers=1).bad == 0
+
+
+def test_a_retry_that_is_killed_leaves_no_receipt_of_a_shard_that_has_changed(
+    source, tmp_path, options, monkeypatch
+):
+    bad = sorted(source.rglob("*.jpg"))[0]
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:40])
+    pack(source, tmp_path / "set", options, workers=1)
+    bad.write_bytes(whole)
+
+    def killed(*args):
+        raise KeyboardInterrupt  # the index has its name by now, the shard has not
+
+    with monkeypatch.context() as patch:
+        patch.setattr("softshard.shards.destination._RenamedFile.publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pack(source, tmp_path / "set", options, workers=1, retry_bad=True)
+    pack(source, tmp_path / "set", options, workers=1)
+    assert verify(tmp_path / "set").ok
+    pack(source, tmp_path / "expected", options, workers=1)
+    assert files(tmp_path / "set") == files(tmp_path / "expected")
