@@ -17,6 +17,8 @@ import torch
 from ..shards.labelmap import GROUP_ELEMENTS, MapGroup
 from .pooling_job import PoolingJob
 
+_DENSE_ELEMENTS = 1_000_000  # of dense targets that sparse ones are chosen from at a time, 4 MB
+
 
 def pool_on_host(groups: Iterable[MapGroup], job: PoolingJob) -> list[torch.Tensor]:
     """Pool N maps, group by group.
@@ -48,7 +50,7 @@ def _pool_sparse(
     assert job.keep is not None
     values = torch.empty(*job.shape, job.keep)
     ids = torch.empty(*job.shape, job.keep, dtype=torch.int64)
-    most = max(1, GROUP_ELEMENTS // (job.num_classes * job.shape[1] * job.shape[2]))
+    most = max(1, _DENSE_ELEMENTS // (job.num_classes * job.shape[1] * job.shape[2]))
     for group in groups:
         for part in group.parts(most):
             out = np.empty((len(part.members), *job.shape[1:], job.num_classes), np.float32)
