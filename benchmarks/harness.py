@@ -186,12 +186,21 @@ def make_data_set(
     return home
 
 
-def simulated_map(rng: np.random.Generator, num_classes: int, top: int = 5, cells: int = 15) -> bytes:
-    """A label map like a teacher's: a few classes over smooth regions, on 15 x 15 cells."""
+def simulated_arrays(
+    rng: np.random.Generator, num_classes: int, top: int = 5, cells: int = 15
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and ids [K, P, Q] somewhat like a teacher's: a few classes over smooth regions."""
     few = rng.choice(num_classes, 24, replace=False)
     coarse = rng.normal(0, 3, (24, 4, 4)).astype(np.float32)
     logits = (
         np.stack([cv2.resize(layer, (cells, cells), interpolation=cv2.INTER_CUBIC) for layer in coarse]) + 6
     )
     best = np.argsort(-logits, axis=0, kind="stable")[:top]
-    return encode_label_map(np.take_along_axis(logits, best, axis=0), few[best], num_classes=num_classes)
+    return np.take_along_axis(logits, best, axis=0), few[best]
+
+
+def simulated_map(rng: np.random.Generator, num_classes: int) -> bytes:
+    """The same as the `lmap` that `softshard maps make --scores uint8` writes."""
+    return encode_label_map(
+        *simulated_arrays(rng, num_classes), num_classes=num_classes, score_encoding="uint8"
+    )

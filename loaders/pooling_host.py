@@ -14,8 +14,10 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from ..shards.labelmap import MapGroup
+from ..shards.labelmap import GROUP_ELEMENTS, MapGroup
 from .pooling_job import PoolingJob
+
+_DENSE_ELEMENTS = 1_000_000  # of dense targets that sparse ones are chosen from at a time, 4 MB
 
 
 def pool_on_host(groups: Iterable[MapGroup], job: PoolingJob) -> list[torch.Tensor]:
@@ -24,25 +26,43 @@ def pool_on_host(groups: Iterable[MapGroup], job: PoolingJob) -> list[torch.Tens
     Returns:
         [float32 [N, G, H, C]], or with `keep` [float32 [N, G, H, m], int64 [N, G, H, m]].
     """
-    width = job.num_classes if job.keep is None else job.keep
-    result = np.empty((*job.shape, width), np.float32)
-    ids = None if job.keep is None else np.empty(result.shape, np.int64)
+    # Used again for every group: fresh pages would take longer than the arithmetic.
+    elements = max(GROUP_ELEMENTS, int(np.prod(job.map_shape)))
+    work = np.empty(elements, np.int64), np.empty(elements, np.float64)
+    if job.keep is not None:
+        return _pool_sparse(groups, job, work)
+    result = np.empty((*job.shape, job.num_classes), np.float32)
     for group in groups:
         first, last = int(group.members[0]), int(group.members[-1]) + 1  # in ascending order
-        if ids is None and last - first == len(group.members):
-            _pool(group, job, result[first:last])  # into its place
-            continue
-        out = np.empty((len(group.members), *job.shape[1:], job.num_classes), np.float32)
-        _pool(group, job, out)
-        if ids is None:
-            result[group.members] = out
+        if last - first == len(group.members):
+            _pool(group, job, work, result[first:last])  # into its place
         else:
-            values, places = torch.from_numpy(out).topk(width)
-            result[group.members], ids[group.members] = values.numpy(), places.numpy()
-    return [torch.from_numpy(array) for array in (result, ids) if array is not None]
+            out = np.empty((len(group.members), *result.shape[1:]), np.float32)
+            _pool(group, job, work, out)
+            result[group.members] = out
+    return [torch.from_numpy(result)]
 
 
-def _pool(group: MapGroup, job: PoolingJob, out_NGHC: np.ndarray) -> None:
+def _pool_sparse(
+    groups: Iterable[MapGroup], job: PoolingJob, work: tuple[np.ndarray, np.ndarray]
+) -> list[torch.Tensor]:
+    """Values and ids of the `keep` largest, from dense targets of a few maps at a time."""
+    assert job.keep is not None
+    values = torch.empty(*job.shape, job.keep)
+    ids = torch.empty(*job.shape, job.keep, dtype=torch.int64)
+    most = max(1, _DENSE_ELEMENTS // (job.num_classes * job.shape[1] * job.shape[2]))
+    for group in groups:
+        for part in group.parts(most):
+            out = np.empty((len(part.members), *job.shape[1:], job.num_classes), np.float32)
+            _pool(part, job, work, out)
+            members = torch.from_numpy(part.members)
+            values[members], ids[members] = torch.from_numpy(out).topk(job.keep)
+    return [values, ids]
+
+
+def _pool(
+    group: MapGroup, job: PoolingJob, work: tuple[np.ndarray, np.ndarray], out_NGHC: np.ndarray
+) -> None:
     """Pool a few maps."""
     scores, floor = group.scores, None
     if job.floor:
@@ -54,10 +74,7 @@ def _pool(group: MapGroup, job: PoolingJob, out_NGHC: np.ndarray) -> None:
         base = (
             np.zeros(len(scores)) if floor is None else (floor * weights).sum(axis=(1, 2), dtype=np.float64)
         )
-        # In float64 before bincount, which would cast in small pieces, eight times as slowly. It adds in a
-        # fixed order: the same bits whatever the number of threads.
-        weighted = (scores * weights[:, None]).astype(np.float64)
-        _one_cell(group, weighted, base, job, out_NGHC[:, 0, 0])
+        _one_cell(group, scores * weights[:, None], base, job, work, out_NGHC[:, 0, 0])
     else:
         for i in range(len(scores)):
             base = np.zeros(job.shape[1:])
@@ -70,14 +87,23 @@ def _pool(group: MapGroup, job: PoolingJob, out_NGHC: np.ndarray) -> None:
 
 
 def _one_cell(
-    group: MapGroup, weighted: np.ndarray, base: np.ndarray, job: PoolingJob, out_NC: np.ndarray
+    group: MapGroup,
+    weighted: np.ndarray,
+    base: np.ndarray,
+    job: PoolingJob,
+    work: tuple[np.ndarray, np.ndarray],
+    out_NC: np.ndarray,
 ) -> None:
     num = len(weighted)
     # Without a table ids are the places; one more of them is that of dropped classes.
     places = group.tables.shape[1] if group.tables is not None else job.num_classes + 1
     starts = np.arange(num, dtype=np.int64)[:, None] * places
-    flat = np.add(group.places.reshape(num, -1), starts, dtype=np.int64, casting="unsafe")
-    pooled = np.bincount(flat.ravel(), weighted.ravel(), num * places).reshape(num, places)
+    flat, weights = (array[: weighted.size] for array in work)
+    np.add(group.places.reshape(num, -1), starts, out=flat.reshape(num, -1), casting="unsafe")
+    # In float64 before bincount, which would cast in small pieces, eight times as slowly. It adds in a fixed
+    # order: the same bits whatever the number of threads.
+    weights[...] = weighted.ravel()
+    pooled = np.bincount(flat, weights, num * places).reshape(num, places)
     if group.tables is None:
         _spread_all(pooled[:, :-1], base, job.kind, out_NC)
         return
@@ -143,8 +169,8 @@ def _spread(
         powers = np.exp(values - top[rows])
         other = np.exp(-top)
         scale = 1 / (np.add.reduceat(powers, starts) + others * other)
-        out_RC[...] = (other * scale)[:, None]
-        flat[index] = powers * scale[rows]
+        out_RC[...] = (other * scale).astype(np.float32)[:, None]  # casting once is faster than in every row
+        flat[index] = (powers * scale[rows]).astype(np.float32)
         return
     out_RC[...] = base[:, None]
     flat[index] = values + base[rows]

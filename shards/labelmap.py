@@ -89,6 +89,13 @@ class MapGroup(NamedTuple):
     tables: np.ndarray | None
     sizes: np.ndarray
 
+    def parts(self, most: int) -> Iterator[MapGroup]:
+        """The maps, at most so many at a time, as views."""
+        for first in range(0, len(self.members), most):
+            part = slice(first, first + most)
+            tables = None if self.tables is None else self.tables[part]
+            yield MapGroup(self.members[part], self.scores[part], self.places[part], tables, self.sizes[part])
+
     def ids(self) -> np.ndarray:
         """Class ids, [n, K, P, Q]."""
         if self.tables is None:
@@ -305,4 +312,6 @@ def _decode_scores(raw: np.ndarray, score_code: int, shape: tuple[int, int, int]
     affine = np.ascontiguousarray(raw[:, :8]).view("<f4")
     low, step = (affine[:, i, None, None, None] for i in range(2))
     with np.errstate(over="ignore", invalid="ignore"):  # refused by the caller
-        return levels * step + low
+        scores = levels * step
+        scores += low
+    return scores
