@@ -2,16 +2,16 @@
 
 This file puts the parts together:
 
+    options.py   what cannot be       source.py      the data set                state.py    where it stands
     labels.py    what classes mean    subset.py      which samples are served    order.py    in which order
     fetch.py     their bytes          samples.py     their sizes, labels         crops.py    windows and flips
     decode.py    bytes -> images      pooling.py     maps -> targets             batch.py    what comes out
-    make_batch.py    samples -> a batch, of all these          background.py    ahead, in a thread
+    make_batch.py    samples -> a batch, of all these          pipeline.py, background.py    ahead, in a thread
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,22 +21,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..shards.errors import DataError, UsageError
-from ..shards.manifest import Manifest, check_sidecar, load_sidecar, load_tree
+from ..shards.errors import UsageError
+from ..shards.manifest import Manifest
 from ..shards.philox import check_seed
 from ..shards.tree import LabelTree
 from .background import Background
 from .batch import Batch
 from .crops import Augment
-from .decode import DTYPES, MEAN, STD, CpuDecoder, Decoder, GpuDecoder, usable_device
-from .fetch import check_local
-from .labels import Labels, LabelSource
-from .make_batch import BatchMaker, BegunBatch
-from .order import LAST_BATCHES, EpochOrder, check_geometry, count_kept, num_steps, rank_slots
-from .subset import Subset, kept_samples
-from .target_modes import TARGETS, LabelPooling
+from .decode import MEAN, STD, CpuDecoder, Decoder, GpuDecoder, usable_device
+from .labels import LabelSource
+from .make_batch import BatchMaker
+from .options import check_choices, check_normalisation, check_numbers
+from .order import check_geometry, num_steps, rank_slots
+from .pipeline import make_batches
+from .source import Source
+from .state import STATE_VERSION, check_state
+from .subset import Subset
+from .target_modes import LabelPooling
 
-STATE_VERSION = 1
 DEFAULT_WINDOW = 32_768
 
 
@@ -111,28 +113,13 @@ class Loader:
         num_threads: int | None = None,
         prefetch: int = 2,
     ) -> None:
-        for name, value, choices in (
-            ("targets", "none" if isinstance(targets, LabelPooling) else targets, TARGETS),
-            ("dtype", dtype, DTYPES),
-            ("last_batch", last_batch, LAST_BATCHES),
-        ):
-            if value not in choices:
-                raise UsageError(f"loader: expected {name} of {', '.join(choices)}, found {value!r}")
-        if batch_size < 1 or prefetch < 1 or window < 1 or (num_threads is not None and num_threads < 1):
-            raise UsageError(
-                "loader: expected batch_size, prefetch, window and num_threads from 1, found "
-                f"{batch_size}, {prefetch}, {window} and {num_threads}"
-            )
-        if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
-            raise UsageError(
-                f"loader: expected a mean and a std above 0 of three channels, found {mean} and {std}"
-            )
+        check_choices(targets, dtype, last_batch)
+        check_numbers(batch_size, prefetch, window, num_threads)
+        check_normalisation(mean, std)
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
-        check_local(dataset)
         self.dataset = str(dataset)
-        self.manifest = Manifest.load(dataset)
-        self._labels = Labels.of(self.manifest, load_tree(dataset, self.manifest), labels)
+        self._source = Source.open(dataset, labels, subset)
         self.subset = subset
         self.device = usable_device(device)
         self.batch_size = batch_size
@@ -149,7 +136,7 @@ class Loader:
         self._maker = BatchMaker(
             dataset,
             self.manifest,
-            self._labels,
+            self._source.labels,
             targets=targets,
             teacher=teacher,
             augment=self.augment,
@@ -157,10 +144,6 @@ class Loader:
             batch_size=batch_size,
             device=self.device,
         )
-        self._counts = np.array([shard.samples for shard in self.manifest.shards], np.int64)
-        self._kept = self._choose_samples()
-        if self._kept is not None:
-            self._counts = count_kept(self._kept, self._counts)
         self._per_lane = batch_size * world_size // lanes  # samples of every lane in a step
         if last_batch == "drop" and self.num_samples // lanes < self._per_lane:
             raise UsageError(
@@ -173,63 +156,38 @@ class Loader:
         self._running: Background[Batch] | None = None
         self._closed = False
 
-    def _choose_samples(self) -> np.ndarray | None:
-        """int64 [N], the samples that labels and subset leave, ascending; None where that is all of them."""
-        subset = self.subset or Subset()
-        kept = kept_samples(
-            self._labels.keep_class(subset.class_mask(self.class_names)),
-            self._stored_classes,
-            self.manifest.num_samples,
-            fraction=subset.fraction,
-            seed=subset.seed,
-        )
-        if kept is not None and not len(kept):
-            raise UsageError(
-                f"{self.dataset}: expected samples of the chosen classes, found none. Give labels or a subset with "
-                "classes that have samples: softshard stats counts them"
-            )
-        return kept
-
-    def _stored_classes(self) -> np.ndarray:
-        """int32 [samples of the data set], every sample's class in the data set."""
-        check_sidecar(self.dataset, self.manifest)
-        return load_sidecar(self.dataset, self.manifest)
-
     def count_classes(self) -> np.ndarray:
         """int64 [C], how many of the samples that are served, on all ranks together, each class has.
 
         Raises:
             DataError: the file of the samples' classes is missing or damaged.
         """
-        stored = self._stored_classes()
-        counts = np.bincount(
-            stored if self._kept is None else stored[self._kept], minlength=self.manifest.num_classes
-        )
-        if (class_map := self._labels.class_map) is None:
-            return counts
-        result = np.zeros(self.num_classes, np.int64)
-        np.add.at(result, class_map[class_map >= 0], counts[class_map >= 0])
-        return result
+        return self._source.count_classes()
+
+    @property
+    def manifest(self) -> Manifest:
+        """The data set's manifest."""
+        return self._source.manifest
 
     @property
     def num_samples(self) -> int:
         """Samples that are served: of the whole data set, or those that labels and subset leave."""
-        return self.manifest.num_samples if self._kept is None else len(self._kept)
+        return self._source.num_samples
 
     @property
     def num_classes(self) -> int:
         """C of the labels that the data set is read with."""
-        return self._labels.num_classes
+        return self._source.labels.num_classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """C names, in the order of `batch.classes`."""
-        return self._labels.class_names
+        return self._source.labels.class_names
 
     @property
     def tree(self) -> LabelTree | None:
         """Over these classes; `batch.levels` are its vectors. None without one."""
-        return self._labels.tree
+        return self._source.labels.tree
 
     @cached_property
     def fingerprint(self) -> str:
@@ -280,7 +238,7 @@ class Loader:
             "lanes": self.lanes,
             "window": self.window,
             "shuffle": self.shuffle,
-            "labels": self._labels.fingerprint,
+            "labels": self._source.labels.fingerprint,
             "subset": None if self.subset is None else self.subset.to_json(),
         }
 
@@ -291,26 +249,7 @@ class Loader:
             UsageError: the state is of another data set, seed, number of lanes, window, labels or subset; both
                 are named.
         """
-        if state.get("version") != STATE_VERSION:
-            raise UsageError(
-                f"loader state: expected version {STATE_VERSION}, found {state.get('version')!r}"
-            )
-        mine = self.state_dict()
-        for name in ("fingerprint", "seed", "lanes", "window", "shuffle", "labels", "subset"):
-            if state.get(name) != mine[name]:
-                raise UsageError(
-                    f"loader state: expected {name} {mine[name]!r} of this loader, found "
-                    f"{state.get(name)!r}; the rest of the epoch would not be the one that was begun. "
-                    "Build the loader as it was, or start a new epoch"
-                )
-        epoch, taken = state.get("epoch"), state.get("taken")
-        longest = -(-self.num_samples // self.lanes)
-        if type(epoch) is not int or type(taken) is not int or not 0 <= taken <= longest:
-            raise UsageError(
-                f"loader state: expected an epoch from 0 and 0 to {longest} samples taken, found {epoch!r} "
-                f"and {taken!r}"
-            )
-        check_seed(self.seed, epoch)
+        epoch, taken = check_state(state, self.state_dict(), -(-self.num_samples // self.lanes))
         self._stop()
         self.epoch, self._taken, self._resume = epoch, taken, True
 
@@ -341,25 +280,16 @@ class Loader:
 
     def _batches(self, epoch: int, taken: int) -> Iterator[Batch]:
         """The rest of an epoch; runs in the background, and the decoder a step ahead of it."""
-        order = EpochOrder(self._counts, self.seed, epoch, self.lanes, self.window, self.shuffle, self._kept)
+        order = self._source.order(
+            self.seed, epoch, num_lanes=self.lanes, window=self.window, shuffle=self.shuffle
+        )
         decoder = self._decoder = self._decoder or self._make_decoder()
-        begun: deque[BegunBatch] = deque()
-        problem: DataError | None = None
+        steps = (
+            rank_slots(order, self.global_batch, taken + step * self._per_lane, self.rank, self.world_size)
+            for step in range(self._num_steps(taken))
+        )
         try:
-            for step in range(self._num_steps(taken)):
-                at = taken + step * self._per_lane
-                samples = rank_slots(order, self.global_batch, at, self.rank, self.world_size)
-                try:
-                    begun.append(self._maker.begin(samples, epoch, decoder))
-                except DataError as error:
-                    problem = error  # raised in its turn: the step before it is whole
-                    break
-                if len(begun) > 1:
-                    yield self._maker.finish(begun.popleft(), decoder)
-            while begun:
-                yield self._maker.finish(begun.popleft(), decoder)
-            if problem is not None:
-                raise problem
+            yield from make_batches(self._maker, decoder, steps, epoch)
         except GeneratorExit:
             decoder.drop()
             raise
@@ -368,8 +298,6 @@ class Loader:
             self._decoder = None
             decoder.close()
             raise
-        finally:
-            problem = None  # its traceback holds this frame: a cycle, which would keep the shards open
 
     def _make_decoder(self) -> Decoder:
         options = (self.batch_size, self.augment.size, self.dtype, self.mean, self.std, self.num_threads)

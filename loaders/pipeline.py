@@ -1,0 +1,46 @@
+"""Makes a run of batches, each begun a step ahead: its images are decoded while the batch before is finished."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from ..shards.errors import DataError
+from .batch import Batch
+from .decode import Decoder
+from .make_batch import BatchMaker, BegunBatch
+
+
+def make_batches(
+    maker: BatchMaker, decoder: Decoder, steps: Iterable[np.ndarray], epoch: int
+) -> Iterator[Batch]:
+    """The batches of some steps, in turn.
+
+    Args:
+        maker: of the loader.
+        decoder: of the images; the caller's to close.
+        steps: int64 [N] each, sample indices in the manifest's order, -1 in empty slots.
+        epoch: of the crops and flips.
+
+    Raises:
+        DataError: of the first step whose samples cannot be read, after the batches before it.
+    """
+    begun: deque[BegunBatch] = deque()
+    problem: DataError | None = None
+    try:
+        for samples in steps:
+            try:
+                begun.append(maker.begin(samples, epoch, decoder))
+            except DataError as error:
+                problem = error  # raised in its turn: the step before it is whole
+                break
+            if len(begun) > 1:
+                yield maker.finish(begun.popleft(), decoder)
+        while begun:
+            yield maker.finish(begun.popleft(), decoder)
+        if problem is not None:
+            raise problem
+    finally:
+        problem = None  # its traceback holds this frame: a cycle, which would keep the shards open
