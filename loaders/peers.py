@@ -15,6 +15,10 @@ This file imports nothing of softshard, so that a peer can run under another Pyt
 script it takes a job as JSON, says on standard output when it is ready, and measures for each line that it reads.
 """
 
+# Peers are nobody's dependency: most are missing where types are checked.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import json
@@ -145,7 +149,12 @@ def _torchvision(job: Job) -> Iterator[int]:
 
     dataset = ImageFolder(str(_made(job, "files", make)), _transform(job))
     loader = DataLoader(
-        dataset, job.batch_size, shuffle=True, num_workers=job.threads, drop_last=True, persistent_workers=True
+        dataset,
+        job.batch_size,
+        shuffle=True,
+        num_workers=job.threads,
+        drop_last=True,
+        persistent_workers=True,
     )
     for images, _ in _for_ever(lambda: loader):
         yield len(images)
