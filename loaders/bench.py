@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ from nvidia.dali.pipeline import Pipeline
 from ..shards.errors import UsageError
 from ..shards.manifest import Manifest
 from ..shards.schema import JPG
+from .against import Peer, described
 from .crops import Augment
 from .decode import fn, types
 from .fetch import ShardFiles, check_local
 from .loader import Loader
 from .measure import machine, take_turns
+from .peers import Job
 
 
 def loader_batches(loader: Loader) -> Iterator[int]:
@@ -88,8 +92,15 @@ def bench(
     steps: int = 30,
     repeats: int = 5,
     warmup: int = 5,
+    against: Mapping[str, str] | None = None,
+    work: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Measure the loader and decoding alone, in turn.
+    """Measure the loader, decoding alone and other loaders, in turn.
+
+    Args:
+        against: names of peers.py and the Python that runs each; all do the same job with uint8 batches, without
+            targets.
+        work: folder where peers keep their own form of the data set; by default a temporary one.
 
     Returns:
         A JSON-ready dict: options, machine, images per second of both (median, lowest, highest), their ratio.
@@ -108,15 +119,22 @@ def bench(
             "Use a smaller --batch-size"
         )
     threads = len(os.sched_getaffinity(0)) if num_threads is None else num_threads
-    with Loader(
-        dataset,
-        batch_size=batch_size,
-        targets=targets,
-        device=device,
-        dtype=dtype,
-        augment=Augment(size=size),
-        num_threads=threads,
-    ) as loader:
+    with ExitStack() as stack:
+        if against:
+            work = work or stack.enter_context(tempfile.TemporaryDirectory(prefix="softshard-bench-"))
+        job = Job(str(Path(dataset).resolve()), str(work), batch_size, size, threads)
+        started = [stack.enter_context(Peer(name, job, python)) for name, python in (against or {}).items()]
+        loader = stack.enter_context(
+            Loader(
+                dataset,
+                batch_size=batch_size,
+                targets=targets,
+                device=device,
+                dtype=dtype,
+                augment=Augment(size=size),
+                num_threads=threads,
+            )
+        )
         results = take_turns(
             {
                 "loader": lambda: loader_batches(loader),
@@ -125,7 +143,10 @@ def bench(
             warmup=warmup,
             steps=steps,
             repeats=repeats,
+            elsewhere={peer.name: peer.measure for peer in started},
         )
+        versions = described(started)
+    ours = results["loader"].median
     return {
         "dataset": str(dataset),
         "samples": manifest.num_samples,
@@ -142,7 +163,11 @@ def bench(
         },
         "machine": machine(),
         "results": {name: result.to_json() for name, result in results.items()},
-        "ratio_to_decode_only": round(results["loader"].median / results["decode only"].median, 3),
+        "ratio_to_decode_only": round(ours / results["decode only"].median, 3),
+        "peers": {
+            name: {"version": found, "loader_is_times": round(ours / results[name].median, 2)}
+            for name, found in versions.items()
+        },
     }
 
 
@@ -161,4 +186,6 @@ def format_bench(result: dict[str, Any]) -> str:
             "a CPU-second"
         )
     lines.append(f"  the loader reaches {result['ratio_to_decode_only']:.2f} of decoding alone")
+    for name, peer in result["peers"].items():
+        lines.append(f"  it is {peer['loader_is_times']:.2f} times as fast as {name} {peer['version']}")
     return "\n".join(lines)

@@ -27,12 +27,22 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--steps", type=int, default=30, metavar="N", help="batches in one measurement (default: 30)"
     )
     bench.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements (default: 5)")
+    bench.add_argument(
+        "--against",
+        metavar="NAME[=PYTHON],...",
+        help="other loaders on the same shards and the same job, each in a process of its own: webdataset, "
+        "torchvision, dali, ffcv, streaming, litdata, spdl; PYTHON runs one that is installed elsewhere",
+    )
+    bench.add_argument(
+        "--work", metavar="DIR", type=Path, help="where they keep their own form of the data set"
+    )
     bench.add_argument("--json", metavar="FILE", type=Path, help="write the result as JSON")
     bench.set_defaults(run=_run_bench)
 
 
 def _run_bench(args: argparse.Namespace) -> int:
     try:
+        from .against import parse_peers
         from .bench import bench, format_bench
     except ModuleNotFoundError as error:
         from ..shards.errors import MissingExtraError
@@ -48,6 +58,8 @@ def _run_bench(args: argparse.Namespace) -> int:
         num_threads=args.threads,
         steps=args.steps,
         repeats=args.repeats,
+        against=None if args.against is None else parse_peers(args.against),
+        work=args.work,
     )
     print(format_bench(result))
     if args.json:

@@ -53,13 +53,20 @@ class Throughput:
 
 
 def take_turns(
-    contenders: Mapping[str, Callable[[], Iterator[int]]], *, warmup: int, steps: int, repeats: int
+    contenders: Mapping[str, Callable[[], Iterator[int]]],
+    *,
+    warmup: int,
+    steps: int,
+    repeats: int,
+    elsewhere: Mapping[str, Callable[[int, int], tuple[float, float]]] | None = None,
 ) -> dict[str, Throughput]:
     """Measure contenders in turn.
 
     Args:
         contenders: name to a function that starts one; the iterator yields the number of images of each
             batch, for as long as it is asked, and is closed after every measurement.
+        elsewhere: name to a function of (warmup, steps) that measures one in another process, and gives its images
+            per second and per CPU-second; they have their turn in every round, too.
         warmup: batches before the clock starts, so that queues are in their steady state.
         steps: batches on the clock.
         repeats: rounds; every contender runs once a round.
@@ -67,7 +74,8 @@ def take_turns(
     Returns:
         Name to throughput.
     """
-    values: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    elsewhere = elsewhere or {}
+    values: dict[str, list[tuple[float, float]]] = {name: [] for name in (*contenders, *elsewhere)}
     for _ in range(repeats):
         for name, start in contenders.items():
             batches = start()
@@ -80,6 +88,8 @@ def take_turns(
             close = getattr(batches, "close", None)
             if close is not None:
                 close()
+        for name, measure in elsewhere.items():
+            values[name].append(measure(warmup, steps))
     return {
         name: Throughput(tuple(wall for wall, _ in pairs), tuple(cpu for _, cpu in pairs))
         for name, pairs in values.items()

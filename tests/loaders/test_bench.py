@@ -1,10 +1,16 @@
 """`softshard bench` runs and says what it measured. Nothing is timed here."""
 
 import json
+import sys
+from importlib.metadata import version
 
 import pytest
 
+from softshard.loaders.against import Peer, parse_peers
+from softshard.loaders.peers import Job
 from softshard.shards.cli import main
+from softshard.shards.errors import UsageError
+from softshard.shards.reader import read_shard
 
 
 def test_bench_writes_options_machine_and_results(packed, tmp_path, capsys):
@@ -48,3 +54,47 @@ def test_bench_refuses_unknown_choices(packed, capsys, part):
         main(["bench", str(packed), part, "other"])
     assert stopped.value.code == 2
     assert f"argument {part}: invalid choice: 'other'" in capsys.readouterr().err
+
+
+def test_bench_runs_other_loaders_on_the_same_shards(packed, tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    options = ["--batch-size", "16", "--size", "32", "--steps", "2", "--repeats", "2", "--threads", "1"]
+    peers = ["--against", f"dali,webdataset={sys.executable}", "--work", str(tmp_path / "work")]
+    assert main(["bench", str(packed), *options, *peers, "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["results"].keys() == {"loader", "decode only", "dali", "webdataset"}
+    assert result["peers"]["webdataset"]["version"] == version("webdataset")
+    assert result["results"]["dali"]["repeats"] == 2
+    assert "times as fast as dali" in capsys.readouterr().out
+
+
+def test_torchvision_reads_the_same_jpegs_as_files(packed, tmp_path):
+    job = Job(str(packed), str(tmp_path / "work"), batch_size=16, size=32, threads=1)
+    with Peer("torchvision", job) as peer:
+        assert peer.measure(1, 2)[0] > 0
+    files = list((tmp_path / "work" / "files").rglob("*.jpg"))
+    stored = {sample.parts["jpg"] for tar in packed.glob("*.tar") for sample in read_shard(tar)}
+    assert len(files) == 105
+    assert {path.read_bytes() for path in files} == stored
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pytorch", "expected distinct names of webdataset, torchvision, dali, ffcv, .*, found 'pytorch'"),
+        ("dali,dali", "expected distinct names of .*, found 'dali' in 'dali,dali'"),
+        ("ffcv", "expected the package 'ffcv', found none. .*--against ffcv=/path/to/python"),
+    ],
+)
+def test_peers_that_cannot_run_are_refused(monkeypatch, text, message):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ffcv" else object())
+    with pytest.raises(UsageError, match=message):
+        parse_peers(text)
+
+
+def test_a_peer_that_dies_is_an_error_with_its_last_words(packed, tmp_path):
+    job = Job(str(tmp_path / "nothing-here"), str(tmp_path), batch_size=16, size=32, threads=1)
+    with pytest.raises(
+        UsageError, match=r"dali: .* a peer that runs, found one that ended with 1\. It said: "
+    ):
+        Peer("dali", job)
