@@ -43,7 +43,13 @@ class Augment:
 
 
 def draw_crops(
-    augment: Augment, hw: np.ndarray, samples: np.ndarray, *, seed: int, epoch: int, occurrence: int = 0
+    augment: Augment,
+    hw: np.ndarray,
+    samples: np.ndarray,
+    *,
+    seed: int,
+    epoch: int,
+    occurrence: np.ndarray | int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Crop windows and flips of a batch (torchvision's RandomResizedCrop, vectorised, counter-based).
 
@@ -53,7 +59,7 @@ def draw_crops(
         samples: integer [N], sample indices in the manifest's order.
         seed: of the loader.
         epoch: number of the epoch.
-        occurrence: which draw of a sample in this epoch.
+        occurrence: integer or integer [N], which draw of each sample in this epoch, 0 to 65,535.
 
     Returns:
         (crop_tlhw_px, flips): int32 [N, 4] top, left, height, width in pixels, within the image; bool [N].

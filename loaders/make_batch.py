@@ -21,6 +21,7 @@ from .crops import Augment, crop_fractions, draw_crops
 from .decode import Decoder, naming_the_sample
 from .fetch import ShardFiles
 from .labels import Labels
+from .order import Draws
 from .pooling import pool_label_maps
 from .samples import Place, check_label_maps, read_classes, read_levels, read_sizes
 from .target_modes import TARGET_MODES, LabelPooling
@@ -89,16 +90,16 @@ class BatchMaker:
         self._starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)], dtype=np.int64)
         self._files = ShardFiles(dataset, manifest)
 
-    def begin(self, samples: np.ndarray, epoch: int, decoder: Decoder) -> BegunBatch:
+    def begin(self, draws: Draws, epoch: int, decoder: Decoder) -> BegunBatch:
         """Read the labels of a batch's samples, draw their crops and start decoding.
 
         Args:
-            samples: int64 [N], sample indices in the manifest's order, -1 in empty slots.
+            draws: of N slots.
             epoch: of the crops and flips.
             decoder: of the images.
         """
-        slots = np.flatnonzero(samples >= 0)
-        real = samples[slots]
+        slots = np.flatnonzero(draws.samples >= 0)
+        real = draws.samples[slots]
         numbers = np.searchsorted(self._starts, real, side="right") - 1
         places = real - self._starts[numbers]
         found = [
@@ -107,7 +108,9 @@ class BatchMaker:
         ]
         hw = read_sizes(found, self._columns[JPG.suffix])
         jpegs = [shard.member_array(place, self._columns[JPG.suffix]) for shard, place in found]
-        tlhw, real_flips = draw_crops(self._augment, hw, real, seed=self._seed, epoch=epoch)
+        tlhw, real_flips = draw_crops(
+            self._augment, hw, real, seed=self._seed, epoch=epoch, occurrence=draws.occurrences[slots]
+        )
 
         num = self._batch_size
         real_classes = self._read_classes(found)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,19 +26,42 @@ LAST_BATCHES = ("drop", "pad")
 _WINDOWS_KEPT = 4  # permuted windows that stay in memory; a step touches two of a lane at most
 
 
+class Draws(NamedTuple):
+    """Samples in the order in which they are served."""
+
+    samples: np.ndarray  # int64 [N], indices in the manifest's order; -1 in slots past a lane's end
+    occurrences: np.ndarray  # int64 [N], which draw of that sample in this epoch, from 0
+
+
+class Order(Protocol):
+    """What an epoch serves: of one data set (EpochOrder), or of several (MixedOrder)."""
+
+    @property
+    def num_lanes(self) -> int: ...
+
+    @property
+    def num_samples(self) -> int: ...
+
+    def lane_draws(self, lane: int, start: int, stop: int) -> Draws: ...
+
+
 @dataclass(frozen=True)
 class EpochOrder:
     """The order of one epoch.
 
     Attributes:
-        counts: int64 [S], samples of each shard that are served, in the manifest's order.
+        counts: int64 [S], draws of each shard's samples, in the manifest's order.
         seed: of the shuffle.
         epoch: number of the epoch.
         num_lanes: K.
         window: W, positions that are shuffled among each other.
         shuffle: False keeps the manifest's order.
-        kept: int64 [N], the samples that are served, ascending, as indices in the manifest's order; None where
-            all are. `count_kept` says how many are in each shard.
+        kept: int64 [N], the samples that are served, ascending, as indices in the manifest's order; one that is
+            drawn several times stands there as often. None where each is served once. `count_kept` says how many
+            are in each shard.
+        turn: which pass over the samples in this epoch, 0 to 65,535; each is shuffled anew.
+        first_shard: counter of the first shard's draw; the data sets of a mixture have shuffles of their own.
+        first_position: the same of the first position.
     """
 
     counts: np.ndarray
@@ -47,6 +71,9 @@ class EpochOrder:
     window: int = 1
     shuffle: bool = True
     kept: np.ndarray | None = None
+    turn: int = 0
+    first_shard: int = 0
+    first_position: int = 0
     _shards: np.ndarray = field(init=False, repr=False)
     _position_starts: np.ndarray = field(init=False, repr=False)
     _sample_starts: np.ndarray = field(init=False, repr=False)
@@ -64,7 +91,9 @@ class EpochOrder:
             )
         shards = np.arange(len(counts))
         if self.shuffle:
-            shards = permutation(self.seed, PURPOSE_SHARD_ORDER, self.epoch, 0, len(counts))
+            shards = permutation(
+                self.seed, PURPOSE_SHARD_ORDER, self.epoch, self.first_shard, len(counts), self.turn
+            )
         set_field = object.__setattr__
         set_field(self, "counts", counts)
         set_field(self, "_shards", shards)
@@ -80,38 +109,46 @@ class EpochOrder:
         """First position of a lane, and the first one after it."""
         return lane * self.num_samples // self.num_lanes, (lane + 1) * self.num_samples // self.num_lanes
 
-    def lane_samples(self, lane: int, start: int, stop: int) -> np.ndarray:
-        """Samples `start` to `stop` of a lane, counted in the order in which it gives them.
-
-        Returns:
-            int64 [stop - start], sample indices in the manifest's order; fewer where the lane ends.
-        """
+    def lane_draws(self, lane: int, start: int, stop: int) -> Draws:
+        """Draws `start` to `stop` of a lane, counted in the order in which it gives them; fewer where it ends."""
         first, last = self.lane_bounds(lane)
         stop = min(stop, last - first)
         if start >= stop:
-            return np.empty(0, np.int64)
+            return Draws(np.empty(0, np.int64), np.empty(0, np.int64))
         if not self.shuffle:
-            return self._to_samples(np.arange(first + start, first + stop))
+            return self._to_draws(self._laid(first + start, first + stop))
         parts = []
         for window in range(start // self.window, (stop - 1) // self.window + 1):
             begin = window * self.window
-            order = self._window_order(lane, window, first + begin, min(self.window, last - first - begin))
-            parts.append(first + begin + order[max(start - begin, 0) : stop - begin])
-        return self._to_samples(np.concatenate(parts))
+            laid = self._shuffled(lane, window, first + begin, min(first + begin + self.window, last))
+            parts.append(laid[max(start - begin, 0) : stop - begin])
+        return self._to_draws(np.concatenate(parts))
 
-    def _window_order(self, lane: int, window: int, first: int, num: int) -> np.ndarray:
-        order = self._windows.get((lane, window))
-        if order is None:
-            order = permutation(self.seed, PURPOSE_SHUFFLE, self.epoch, first, num)
-            self._windows[lane, window] = order
+    def _shuffled(self, lane: int, window: int, first: int, last: int) -> np.ndarray:
+        """What lies at the positions of a window, shuffled; kept, since the next steps take more of it."""
+        shuffled = self._windows.get((lane, window))
+        if shuffled is None:
+            begin = self.first_position + first
+            order = permutation(self.seed, PURPOSE_SHUFFLE, self.epoch, begin, last - first, self.turn)
+            shuffled = self._windows[lane, window] = self._laid(first, last)[order]
             while len(self._windows) > _WINDOWS_KEPT * self.num_lanes:
                 self._windows.popitem(last=False)
-        return order
+        return shuffled
 
-    def _to_samples(self, positions: np.ndarray) -> np.ndarray:
-        slot = np.searchsorted(self._position_starts, positions, side="right") - 1
-        samples = self._sample_starts[self._shards[slot]] + positions - self._position_starts[slot]
-        return samples if self.kept is None else self.kept[samples]
+    def _laid(self, first: int, last: int) -> np.ndarray:
+        """int64 [last - first], what lies at these positions before the shuffle: indices of draws."""
+        begin = int(np.searchsorted(self._position_starts, first, side="right")) - 1
+        end = int(np.searchsorted(self._position_starts, last, side="left"))
+        starts = self._position_starts[begin:end]
+        moved = self._sample_starts[self._shards[begin:end]] - starts
+        lengths = np.diff(np.concatenate([np.maximum(starts, first), [last]]))
+        return np.arange(first, last) + np.repeat(moved, lengths)
+
+    def _to_draws(self, indices: np.ndarray) -> Draws:
+        if self.kept is None:
+            return Draws(indices, np.zeros(len(indices), np.int64))
+        samples = self.kept[indices]
+        return Draws(samples, indices - np.searchsorted(self.kept, samples))
 
 
 def count_kept(kept: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -163,21 +200,22 @@ def num_steps(num_samples: int, num_lanes: int, global_batch: int, taken: int, l
     return -(-max(0, -(-num_samples // num_lanes) - taken) // per_lane)
 
 
-def rank_slots(order: EpochOrder, global_batch: int, taken: int, rank: int, world_size: int) -> np.ndarray:
-    """The samples of one rank's part of a global batch.
+def rank_slots(order: Order, global_batch: int, taken: int, rank: int, world_size: int) -> Draws:
+    """One rank's part of a global batch.
 
     Args:
         global_batch: G, slots of all ranks together.
-        taken: samples that every lane has given before.
+        taken: draws that every lane has given before.
 
     Returns:
-        int64 [G / R], sample indices in the manifest's order; -1 in slots past a lane's end.
+        Draws of G / R slots.
     """
     per_lane = global_batch // order.num_lanes
     start, stop = rank * global_batch // world_size, (rank + 1) * global_batch // world_size
-    slots = np.full(stop - start, -1, np.int64)
+    samples, occurrences = np.full(stop - start, -1, np.int64), np.zeros(stop - start, np.int64)
     for lane in range(start // per_lane, -(-stop // per_lane)):
         low, high = max(start, lane * per_lane), min(stop, (lane + 1) * per_lane)
-        samples = order.lane_samples(lane, taken + low - lane * per_lane, taken + high - lane * per_lane)
-        slots[low - start : low - start + len(samples)] = samples
-    return slots
+        draws = order.lane_draws(lane, taken + low - lane * per_lane, taken + high - lane * per_lane)
+        span = slice(low - start, low - start + len(draws.samples))
+        samples[span], occurrences[span] = draws
+    return Draws(samples, occurrences)

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-
 from ..shards.errors import DataError
 from .batch import Batch
 from .decode import Decoder
 from .make_batch import BatchMaker, BegunBatch
+from .order import Draws
 
 
-def make_batches(
-    maker: BatchMaker, decoder: Decoder, steps: Iterable[np.ndarray], epoch: int
-) -> Iterator[Batch]:
+def make_batches(maker: BatchMaker, decoder: Decoder, steps: Iterable[Draws], epoch: int) -> Iterator[Batch]:
     """The batches of some steps, in turn.
 
     Args:
         maker: of the loader.
         decoder: of the images; the caller's to close.
-        steps: int64 [N] each, sample indices in the manifest's order, -1 in empty slots.
+        steps: what each of them serves.
         epoch: of the crops and flips.
 
     Raises:
@@ -30,9 +27,9 @@ def make_batches(
     begun: deque[BegunBatch] = deque()
     problem: DataError | None = None
     try:
-        for samples in steps:
+        for draws in steps:
             try:
-                begun.append(maker.begin(samples, epoch, decoder))
+                begun.append(maker.begin(draws, epoch, decoder))
             except DataError as error:
                 problem = error  # raised in its turn: the step before it is whole
                 break

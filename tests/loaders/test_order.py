@@ -67,7 +67,7 @@ def served(order, global_batch, world_size, last_batch, taken=0, max_steps=None)
     batches = []
     for step in range(steps if max_steps is None else min(steps, max_steps)):
         at = taken + step * per_lane
-        parts = [rank_slots(order, global_batch, at, rank, world_size) for rank in range(world_size)]
+        parts = [rank_slots(order, global_batch, at, rank, world_size).samples for rank in range(world_size)]
         assert {len(part) for part in parts} == {global_batch // world_size}
         batches.append(np.concatenate(parts).tolist())
     return batches
@@ -156,7 +156,10 @@ def test_an_order_over_kept_samples_leaves_out_the_others_before_anything_else(
     same = EpochOrder(np.array(counts), seed, epoch, num_lanes, window, shuffle, np.array(everything))
     for lane in range(num_lanes):
         size = len(everything)
-        assert same.lane_samples(lane, 0, size).tolist() == whole.lane_samples(lane, 0, size).tolist()
+        assert (
+            same.lane_draws(lane, 0, size).samples.tolist()
+            == whole.lane_draws(lane, 0, size).samples.tolist()
+        )
 
 
 @given(epochs())
@@ -172,7 +175,7 @@ def test_lanes_own_contiguous_ranges_that_differ_by_one_at_most(setup):
     # Whatever the shuffle, a lane's samples are those of its own range: only its own shards are read.
     unshuffled = plain_lanes(counts, seed, epoch, 1, 1)[0]
     for lane, (first, last) in enumerate(bounds):
-        assert sorted(order.lane_samples(lane, 0, last - first)) == sorted(unshuffled[first:last])
+        assert sorted(order.lane_draws(lane, 0, last - first).samples) == sorted(unshuffled[first:last])
 
 
 @given(epochs())
@@ -184,7 +187,7 @@ def test_a_sample_moves_less_than_a_window_within_its_lane(setup):
     position = {sample: at for at, sample in enumerate(laid)}
     for lane in range(num_lanes):
         first, last = order.lane_bounds(lane)
-        samples = order.lane_samples(lane, 0, last - first).tolist()
+        samples = order.lane_draws(lane, 0, last - first).samples.tolist()
         moved = [abs(position[sample] - first - at) for at, sample in enumerate(samples)]
         assert max(moved, default=0) < window
 
@@ -198,8 +201,10 @@ def test_any_part_of_a_lane_is_the_same_part_of_the_whole(setup, data):
     first, last = order.lane_bounds(lane)
     start = data.draw(st.integers(0, last - first))
     stop = data.draw(st.integers(start, last - first + 3))
-    whole = EpochOrder(np.array(counts), seed, epoch, num_lanes, window).lane_samples(lane, 0, last - first)
-    assert order.lane_samples(lane, start, stop).tolist() == whole[start:stop].tolist()
+    whole = (
+        EpochOrder(np.array(counts), seed, epoch, num_lanes, window).lane_draws(lane, 0, last - first).samples
+    )
+    assert order.lane_draws(lane, start, stop).samples.tolist() == whole[start:stop].tolist()
 
 
 def test_ranks_read_only_their_own_lanes_where_the_world_size_divides_the_lanes():
@@ -209,7 +214,7 @@ def test_ranks_read_only_their_own_lanes_where_the_world_size_divides_the_lanes(
     for rank in range(2):
         mine = {sample for lane in lanes[2 * rank : 2 * rank + 2] for sample in lane}
         for step in range(num_steps(120, 4, 8, 0, "pad")):
-            slots = rank_slots(order, 8, 2 * step, rank, 2)
+            slots = rank_slots(order, 8, 2 * step, rank, 2).samples
             assert set(slots[slots >= 0].tolist()) <= mine
 
 
@@ -227,7 +232,7 @@ def test_uneven_lanes_pad_their_own_slots_and_no_others(last_batch, world_size, 
     order = EpochOrder(np.array([3, 2]), 0, 0, num_lanes=2, window=4, shuffle=False)
     steps = num_steps(5, 2, 4, 0, last_batch)
     found = [
-        [rank_slots(order, 4, 2 * step, rank, world_size).tolist() for step in range(steps)]
+        [rank_slots(order, 4, 2 * step, rank, world_size).samples.tolist() for step in range(steps)]
         for rank in range(world_size)
     ]
     assert found == expected
@@ -254,7 +259,7 @@ def test_steps_left_in_an_epoch(num_samples, num_lanes, global_batch, taken, dro
 
 def test_without_shuffle_the_order_is_the_manifests():
     order = EpochOrder(np.array([4, 1, 7]), 3, 2, num_lanes=1, window=5, shuffle=False)
-    assert order.lane_samples(0, 0, 99).tolist() == list(range(12))
+    assert order.lane_draws(0, 0, 99).samples.tolist() == list(range(12))
 
 
 @pytest.mark.parametrize("change", ["seed", "epoch"])
@@ -264,7 +269,7 @@ def test_seed_and_epoch_change_both_shuffles(change):
     for order in (one_shard, shards_only):
         other = EpochOrder(order.counts, 1 + (change == "seed"), 1 + (change == "epoch"), 1, order.window)
         length = order.num_samples
-        same = order.lane_samples(0, 0, length) == other.lane_samples(0, 0, length)
+        same = order.lane_draws(0, 0, length).samples == other.lane_draws(0, 0, length).samples
         assert same.mean() < 0.1
 
 
@@ -272,7 +277,7 @@ def test_the_shuffle_inside_a_window_is_uniform():
     # 4 samples: 24 orders, each about 1 in 24 epochs (2,400 epochs: 100 +- 10).
     seen = {}
     for epoch in range(2400):
-        order = tuple(EpochOrder(np.array([4]), 0, epoch, window=4).lane_samples(0, 0, 4).tolist())
+        order = tuple(EpochOrder(np.array([4]), 0, epoch, window=4).lane_draws(0, 0, 4).samples.tolist())
         seen[order] = seen.get(order, 0) + 1
     assert len(seen) == math.factorial(4)
     assert min(seen.values()) > 50
@@ -284,7 +289,7 @@ def test_a_thousand_million_samples_are_ordered_without_listing_them():
     tracemalloc.start()
     try:
         order = EpochOrder(counts, 0, 0, num_lanes=8, window=32_768)
-        slots = rank_slots(order, 2048, 100_000_000, 3, 8)
+        slots = rank_slots(order, 2048, 100_000_000, 3, 8).samples
         assert tracemalloc.get_traced_memory()[1] < 100e6  # listing them would take 8 GB
     finally:
         tracemalloc.stop()
@@ -295,9 +300,9 @@ def test_a_thousand_million_samples_are_ordered_without_listing_them():
 
 def test_counts_beyond_32_bits_stay_exact():
     order = EpochOrder(np.array([2**40, 7]), 0, 0, num_lanes=1, window=16, shuffle=False)
-    assert order.lane_samples(0, 2**40 - 1, 2**40 + 9).tolist() == list(range(2**40 - 1, 2**40 + 7))
+    assert order.lane_draws(0, 2**40 - 1, 2**40 + 9).samples.tolist() == list(range(2**40 - 1, 2**40 + 7))
     shuffled = EpochOrder(np.array([2**40]), 0, 0, num_lanes=1, window=16)
-    window = shuffled.lane_samples(0, 2**39, 2**39 + 16)
+    window = shuffled.lane_draws(0, 2**39, 2**39 + 16).samples
     assert sorted(window.tolist()) == list(range(2**39, 2**39 + 16))
 
 

@@ -1,9 +1,17 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softshard.shards.philox import PURPOSE_CROP, PURPOSE_PLAN, permutation, philox4x32, uniforms
+from softshard.shards.philox import (
+    PURPOSE_CROP,
+    PURPOSE_PLAN,
+    index_bits,
+    permutation,
+    philox4x32,
+    random_keys,
+    uniforms,
+)
 
 SEEDS = st.integers(0, 2**64 - 1)
 
@@ -80,3 +88,21 @@ def test_uniforms_are_uniform():
     counts = np.bincount((numbers * 16).astype(int), minlength=16)
     # Chi-squared with 15 degrees of freedom; 37.7 is the 99.9th percentile, and the numbers never change.
     assert ((counts - 1024) ** 2 / 1024).sum() < 37.7
+
+
+@given(SEEDS, st.integers(0, 2**48), st.integers(1, 70_000), st.integers(0, 2**16 - 1))
+@settings(max_examples=20, deadline=None)
+def test_random_keys_are_the_words_of_philox_above_the_items_index(seed, first, num, occurrence):
+    keys = random_keys(seed, PURPOSE_PLAN, 9, first, num, occurrence)
+    bits = index_bits(num)
+    assert (keys & np.uint64(2**bits - 1)).tolist() == list(range(num))
+    for i in {0, num // 2, num - 1}:
+        item = first + i
+        counter = [item & 0xFFFFFFFF, 9, item >> 32 | occurrence << 16, PURPOSE_PLAN << 16]
+        high, low = philox4x32(np.array(counter, np.uint64), seed)[:2].tolist()
+        assert int(keys[i]) >> bits == (high << 32 | low) >> bits
+
+
+@pytest.mark.parametrize(("num", "bits"), [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (2**40, 40)])
+def test_index_bits_hold_every_index(num, bits):
+    assert index_bits(num) == bits
