@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .batch import Batch, TeacherLevels
     from .crops import Augment
+    from .faults import Faults
     from .loader import Loader
     from .pooling import SparseTargets, pool_label_maps, pool_top_classes
     from .subset import Subset
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Augment": ".crops",
     "Batch": ".batch",
+    "Faults": ".faults",
     "LabelPooling": ".target_modes",
     "Loader": ".loader",
     "SparseTargets": ".pooling",
@@ -31,6 +33,7 @@ _HOMES = {
 __all__ = [
     "Augment",
     "Batch",
+    "Faults",
     "LabelPooling",
     "Loader",
     "SparseTargets",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+
+_EXIT_PATIENCE_S = 10.0
 
 
 class Background(Generic[Item]):
@@ -16,15 +20,26 @@ class Background(Generic[Item]):
     Args:
         start: makes the iterator; called in the thread, and closed there.
         ahead: items that wait in the queue at most.
+        watch: called about once a second while an item is waited for, with the seconds since that began; what it
+            raises ends the wait, and the thread is left to itself.
     """
 
-    def __init__(self, start: Callable[[], Iterator[Item]], ahead: int) -> None:
+    def __init__(
+        self,
+        start: Callable[[], Iterator[Item]],
+        ahead: int,
+        watch: Callable[[float], None] | None = None,
+    ) -> None:
         self._ready: queue.Queue[Item | BaseException | None] = queue.Queue(ahead)
         self._stopped = threading.Event()
-        # Not a daemon: one that is inside DALI or OpenCV while the interpreter goes down aborts the process.
+        self._watch = watch
+        self._abandoned = False
+        # A daemon, so that one that hangs in dead storage does not keep the process from ending. Any other is waited
+        # for at exit: the process would abort if it were inside DALI or OpenCV while the interpreter goes down.
         self._thread = threading.Thread(
-            target=self._work, args=(start,), name="softshard-loader", daemon=False
+            target=self._work, args=(start,), name="softshard-loader", daemon=True
         )
+        atexit.register(self._thread.join, _EXIT_PATIENCE_S)
         self._thread.start()
 
     @property
@@ -61,6 +76,7 @@ class Background(Generic[Item]):
 
     def next(self) -> Item | None:
         """The next item, or None at the end; raises what the thread died of."""
+        begun = time.monotonic()
         while True:
             try:
                 item = self._ready.get(timeout=1.0)
@@ -70,6 +86,13 @@ class Background(Generic[Item]):
                     raise RuntimeError(
                         "loader: the thread that makes batches has ended without a word"
                     ) from None
+            if self._watch is not None:
+                try:
+                    self._watch(time.monotonic() - begun)
+                except BaseException:
+                    self._abandoned = True
+                    atexit.unregister(self._thread.join)
+                    raise
         if isinstance(item, BaseException):
             try:
                 raise item
@@ -78,8 +101,9 @@ class Background(Generic[Item]):
         return item
 
     def stop(self) -> None:
-        """End the thread and wait for it; items that are ready are dropped."""
+        """End the thread and wait for it, unless it was given up; items that are ready are dropped."""
         self._stopped.set()
         # A collection of garbage may run in the thread itself, and finalise an abandoned loop there.
-        if self._thread is not threading.current_thread():
+        if self._thread is not threading.current_thread() and not self._abandoned:
             self._thread.join()
+            atexit.unregister(self._thread.join)

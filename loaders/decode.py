@@ -329,3 +329,8 @@ class GpuDecoder(Decoder):
                 self._pipe.release_outputs()
         self._pending.popleft()
         return out.permute(0, 3, 1, 2)
+
+
+def create_decoder(device: torch.device, **options: Any) -> Decoder:
+    """The decoder of a device, with the options of CpuDecoder."""
+    return GpuDecoder(**options, device=device) if device.type == "cuda" else CpuDecoder(**options)

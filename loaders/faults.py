@@ -21,6 +21,7 @@ import numpy as np
 from ..shards.errors import DataError, UsageError
 
 ALWAYS_ALLOWED_BAD = 10
+MAX_OCCURRENCES = 2**16  # that the generator of crops tells apart
 _NAMED = 5  # bad samples that the error of a spent budget names
 
 logger = logging.getLogger("softshard.loaders")
@@ -103,10 +104,18 @@ class Quarantine:
         """Distinct bad samples among this rank's own."""
         return len(self._counted)
 
+    def __bool__(self) -> bool:
+        return bool(self._bad)
+
     def __contains__(self, sample: int) -> bool:
         return sample in self._bad
 
-    def add(self, bad: BadSample, cause: DataError, *, own: bool, epoch: int, step: int) -> None:
+    @property
+    def strict(self) -> bool:
+        """Whether no bad sample is allowed at all."""
+        return not self._limit
+
+    def add(self, bad: BadSample, *, own: bool, epoch: int, step: int) -> None:
         """Remember a bad sample; write it down and count it if the slot is this rank's own.
 
         Raises:
@@ -133,12 +142,10 @@ class Quarantine:
             finally:
                 os.close(handle)
         if len(self._counted) > self._limit:
-            raise self._spent(cause) from cause
+            raise self._spent()
         logger.warning("epoch %d, step %d: left out %s", epoch, step, bad.reason)
 
-    def _spent(self, cause: DataError) -> DataError:
-        if not self._limit:
-            return cause
+    def _spent(self) -> DataError:
         named = "; ".join(self._bad[sample].reason for sample in sorted(self._counted)[:_NAMED])
         written = f" All are in {self._path}." if self._path is not None else ""
         return DataError(

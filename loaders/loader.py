@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,13 +28,15 @@ from ..shards.tree import LabelTree
 from .background import Background
 from .batch import Batch
 from .crops import Augment
-from .decode import MEAN, STD, CpuDecoder, Decoder, GpuDecoder, usable_device
+from .decode import MEAN, STD, create_decoder, usable_device
+from .faults import Faults, Quarantine
 from .labels import LabelSource
 from .make_batch import BatchMaker
 from .options import check_choices, check_normalisation, check_numbers
-from .order import check_geometry, num_steps, rank_slots
-from .pipeline import make_batches
+from .order import check_geometry, num_steps
+from .pipeline import BatchRun, Step
 from .source import Source
+from .stages import Stages, Watchdog
 from .state import STATE_VERSION, check_state
 from .subset import Subset
 from .target_modes import LabelPooling
@@ -50,10 +52,12 @@ class Loader:
     new one, `set_epoch` to another epoch, `load_state_dict` and `close` end the one before. Not for several
     threads.
 
-    A sample that cannot be read or decoded is an error that names its shard and key, raised after the batches
-    before it. Damage inside the compressed data of a JPEG is another matter: libjpeg warns of it on standard
-    error and carries on, and below the crop nothing is read at all, so that pixels may be wrong without an
-    error. `softshard verify` finds it: it compares every shard's hash.
+    A sample that cannot be read or decoded is left out: it is logged, written down and counted (see Faults), its slot
+    gets another sample of the same batch and `valid` False, and nothing else changes. A shard that cannot be had, and
+    more bad samples than are allowed, are errors, raised after the batches before them. Damage inside the compressed
+    data of a JPEG is another matter: libjpeg warns of it on standard error and carries on, and below the crop nothing
+    is read at all, so that pixels may be wrong without an error. `softshard verify` finds it: it compares every
+    shard's hash.
 
     Args:
         dataset: folder of a data set (with a manifest).
@@ -83,6 +87,7 @@ class Loader:
         window: W, samples that are shuffled among each other (whole shards are shuffled as well).
         num_threads: of the decoder; by default one a core that this process may use.
         prefetch: batches that are ready ahead of need.
+        faults: how much bad data, and how long a silence, is put up with; see Faults.
 
     Raises:
         UsageError: options that contradict each other or the data set.
@@ -112,6 +117,7 @@ class Loader:
         window: int = DEFAULT_WINDOW,
         num_threads: int | None = None,
         prefetch: int = 2,
+        faults: Faults | None = None,
     ) -> None:
         check_choices(targets, dtype, last_batch)
         check_numbers(batch_size, prefetch, window, num_threads)
@@ -133,6 +139,7 @@ class Loader:
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.epoch = 0
         self._prefetch = prefetch
+        self._stages = Stages()
         self._maker = BatchMaker(
             dataset,
             self.manifest,
@@ -143,6 +150,7 @@ class Loader:
             seed=seed,
             batch_size=batch_size,
             device=self.device,
+            stages=self._stages,
         )
         self._per_lane = batch_size * world_size // lanes  # samples of every lane in a step
         if last_batch == "drop" and self.num_samples // lanes < self._per_lane:
@@ -152,7 +160,19 @@ class Loader:
             )
         self._taken = 0  # samples that every lane has given in this epoch
         self._resume = False  # whether the next iteration starts there
-        self._decoder: Decoder | None = None
+        self.faults = faults or Faults()
+        self._quarantine = Quarantine(self.faults, self.num_samples // world_size, rank)
+        make_decoder = partial(
+            create_decoder,
+            self.device,
+            batch_size=batch_size,
+            size=self.augment.size,
+            dtype=dtype,
+            mean=self.mean,
+            std=self.std,
+            num_threads=self.num_threads,
+        )
+        self._run = BatchRun(self._maker, make_decoder, self._quarantine)
         self._running: Background[Batch] | None = None
         self._closed = False
 
@@ -202,6 +222,11 @@ class Loader:
     def step(self) -> int:
         """Steps of this epoch that have been yielded."""
         return -(-self._taken // self._per_lane)
+
+    @property
+    def num_bad(self) -> int:
+        """Samples of this rank that could not be read so far, each counted once."""
+        return self._quarantine.num_bad
 
     @property
     def num_left_out(self) -> int:
@@ -261,7 +286,8 @@ class Loader:
             self._taken = 0
         self._resume = False
         epoch, taken = self.epoch, self._taken
-        run = self._running = Background(lambda: self._batches(epoch, taken), self._prefetch)
+        watch = Watchdog(self._stages, self.faults.stall_s, self.faults.give_up_s)
+        run = self._running = Background(lambda: self._batches(epoch, taken), self._prefetch, watch)
         try:
             while (batch := run.next()) is not None:
                 # Counted before the yield: a state taken in the loop's body says that this batch is done.
@@ -283,25 +309,20 @@ class Loader:
         order = self._source.order(
             self.seed, epoch, num_lanes=self.lanes, window=self.window, shuffle=self.shuffle
         )
-        decoder = self._decoder = self._decoder or self._make_decoder()
+        first = -(-taken // self._per_lane)
         steps = (
-            rank_slots(order, self.global_batch, taken + step * self._per_lane, self.rank, self.world_size)
+            Step.of(
+                order,
+                self.global_batch,
+                taken + step * self._per_lane,
+                self.rank,
+                self.world_size,
+                number=first + step,
+                epoch=epoch,
+            )
             for step in range(self._num_steps(taken))
         )
-        try:
-            yield from make_batches(self._maker, decoder, steps, epoch)
-        except GeneratorExit:
-            decoder.drop()
-            raise
-        except BaseException:
-            # DALI may give a pipeline up after an error: the next iteration builds another.
-            self._decoder = None
-            decoder.close()
-            raise
-
-    def _make_decoder(self) -> Decoder:
-        options = (self.batch_size, self.augment.size, self.dtype, self.mean, self.std, self.num_threads)
-        return GpuDecoder(*options, self.device) if self.device.type == "cuda" else CpuDecoder(*options)
+        yield from self._run.batches(steps)
 
     def _stop(self) -> None:
         if self._running is not None:
@@ -311,9 +332,7 @@ class Loader:
     def close(self) -> None:
         """Stop the threads and let the shards go. Batches that were yielded stay valid."""
         self._stop()
-        if self._decoder is not None:
-            self._decoder.close()
-            self._decoder = None
+        self._run.close()
         self._maker.close()
         self._closed = True
 

@@ -6,6 +6,7 @@ finish    pools the label maps, and waits for the images
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from ..shards.teacher_levels import decode_teacher_levels, num_kept
 from .batch import Batch, TeacherLevels
 from .crops import Augment, crop_fractions, draw_crops
 from .decode import Decoder, naming_the_sample
+from .faults import BadSample
 from .fetch import ShardFiles
 from .labels import Labels
 from .order import Draws
 from .pooling import pool_label_maps
 from .samples import Place, check_label_maps, read_classes, read_levels, read_sizes
+from .stages import Stages
 from .target_modes import TARGET_MODES, LabelPooling
 
 
@@ -32,6 +35,7 @@ class BegunBatch:
     """A batch whose images are still being decoded."""
 
     slots: np.ndarray  # int64 [M], where the real samples stand in the batch
+    valid: np.ndarray  # bool [N], which slots have their own sample
     places: list[Place]  # their shards, and their places in them
     classes: np.ndarray  # int64 [N]
     levels: np.ndarray | None  # int64 [N, L] or [N, A, L]
@@ -54,6 +58,7 @@ class BatchMaker:
         seed: of crops and flips.
         batch_size: N.
         device: where batches are.
+        stages: the clock that is told what is being done.
 
     Raises:
         UsageError: targets that the data set has no label maps for; a teacher that it does not have, or that is
@@ -73,7 +78,9 @@ class BatchMaker:
         seed: int,
         batch_size: int,
         device: torch.device,
+        stages: Stages,
     ) -> None:
+        self._stages = stages
         self._labels, self._num_old_classes = labels, manifest.num_classes
         self._one_hot = targets == "original"
         pooling = targets if isinstance(targets, LabelPooling) else TARGET_MODES.get(targets)
@@ -87,25 +94,50 @@ class BatchMaker:
         self._augment, self._seed = augment, seed
         self._batch_size, self._device = batch_size, device
         self._columns = {suffix: i for i, suffix in enumerate(manifest.components)}
+        self._shard_names = [shard.name for shard in manifest.shards]
         self._starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)], dtype=np.int64)
         self._files = ShardFiles(dataset, manifest)
 
-    def begin(self, draws: Draws, epoch: int, decoder: Decoder) -> BegunBatch:
+    def _places(self, samples: np.ndarray) -> list[Place]:
+        """Where M samples lie.
+
+        Raises:
+            DataError: a shard cannot be had.
+        """
+        numbers = np.searchsorted(self._starts, samples, side="right") - 1
+        places = samples - self._starts[numbers]
+        shards = {}
+        for number in dict.fromkeys(numbers.tolist()):
+            with self._stages("shard", self._shard_names[number]):
+                shards[number] = self._files[number]
+        return [
+            (shards[number], place) for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
+        ]
+
+    def begin(self, draws: Draws, valid: np.ndarray, epoch: int, decoder: Decoder) -> BegunBatch:
         """Read the labels of a batch's samples, draw their crops and start decoding.
 
         Args:
             draws: of N slots.
+            valid: bool [N], which slots have their own sample.
             epoch: of the crops and flips.
             decoder: of the images.
         """
         slots = np.flatnonzero(draws.samples >= 0)
+        found = self._places(draws.samples[slots])
+        with self._stages("read"):
+            return self._begin(draws, slots, found, valid, epoch, decoder)
+
+    def _begin(
+        self,
+        draws: Draws,
+        slots: np.ndarray,
+        found: list[Place],
+        valid: np.ndarray,
+        epoch: int,
+        decoder: Decoder,
+    ) -> BegunBatch:
         real = draws.samples[slots]
-        numbers = np.searchsorted(self._starts, real, side="right") - 1
-        places = real - self._starts[numbers]
-        found = [
-            (self._files[number], place)
-            for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
-        ]
         hw = read_sizes(found, self._columns[JPG.suffix])
         jpegs = [shard.member_array(place, self._columns[JPG.suffix]) for shard, place in found]
         tlhw, real_flips = draw_crops(
@@ -129,7 +161,7 @@ class BatchMaker:
             keys[slot] = shard.index.keys[place]
         with naming_the_sample(jpegs, found):
             decoder.submit(jpegs, tlhw, real_flips)
-        return BegunBatch(slots, found, classes, levels, crops, flips, keys, jpegs)
+        return BegunBatch(slots, valid, found, classes, levels, crops, flips, keys, jpegs)
 
     def _read_classes(self, places: list[Place]) -> np.ndarray:
         """int64 [M], classes of the label space."""
@@ -156,12 +188,11 @@ class BatchMaker:
 
     def finish(self, begun: BegunBatch, decoder: Decoder) -> Batch:
         """Pool a batch's label maps, while its images are decoded, and wait for the images."""
-        targets = self._targets(begun)
-        teacher = None if self._level_sizes is None else self._teacher(begun, self._level_sizes)
-        with naming_the_sample(begun.jpegs, begun.places):
+        with self._stages("pool"):
+            targets = self._targets(begun)
+            teacher = None if self._level_sizes is None else self._teacher(begun, self._level_sizes)
+        with self._stages("decode"), naming_the_sample(begun.jpegs, begun.places):
             images = decoder.take(begun.slots, self._batch_size)
-        valid = np.zeros(self._batch_size, bool)
-        valid[begun.slots] = True
 
         def tensor(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(self._device, non_blocking=True)
@@ -174,7 +205,7 @@ class BatchMaker:
             crops=tensor(begun.crops),
             flips=tensor(begun.flips),
             keys=begun.keys,
-            valid=tensor(valid),
+            valid=tensor(begun.valid),
             teacher=None if teacher is None else TeacherLevels(*map(tensor, teacher)),
         )
         if self._device.type == "cuda":
@@ -223,6 +254,59 @@ class BatchMaker:
             [shard.where(place, KD.suffix) for shard, place in begun.places],
         )
         return ids, probabilities
+
+    def find_unreadable(self, draws: Draws) -> dict[int, DataError]:
+        """Slots whose samples have a header or labels that cannot be read, one by one, with each one's error.
+
+        Raises:
+            DataError: a shard cannot be had.
+        """
+        bad = {}
+        for slot in np.flatnonzero(draws.samples >= 0).tolist():
+            place = self._places(draws.samples[slot : slot + 1])
+            try:
+                read_sizes(place, self._columns[JPG.suffix])
+                self._read_levels(place, self._read_classes(place))
+            except DataError as error:
+                bad[slot] = error
+        return bad
+
+    def find_undecodable(
+        self, draws: Draws, epoch: int, make_decoder: Callable[[], Decoder]
+    ) -> dict[int, DataError]:
+        """Slots whose samples have a bad image, label map or teacher, one by one, with each one's error.
+
+        Raises:
+            DataError: a shard cannot be had.
+        """
+        bad: dict[int, DataError] = {}
+        decoder = make_decoder()
+        try:
+            for slot in np.flatnonzero(draws.samples >= 0).tolist():
+                alone = np.arange(len(draws.samples)) == slot
+                one = Draws(np.where(alone, draws.samples, -1), draws.occurrences)
+                try:
+                    self.finish(self.begin(one, alone, epoch, decoder), decoder)
+                except (DataError, RuntimeError) as error:
+                    [(shard, place)] = self._places(draws.samples[slot : slot + 1])
+                    bad[slot] = (
+                        error
+                        if isinstance(error, DataError)
+                        else DataError(
+                            f"{shard.where(place, JPG.suffix)}: expected a JPEG that DALI decodes, found: {error}. Run: "
+                            f"softshard verify --decode {shard.path}"
+                        )
+                    )
+                    decoder.close()
+                    decoder = make_decoder()
+        finally:
+            decoder.close()
+        return bad
+
+    def bad_sample(self, sample: int, error: DataError) -> BadSample:
+        """How the quarantine names a sample."""
+        [(shard, place)] = self._places(np.array([sample]))
+        return BadSample(sample, shard.path.name, shard.index.keys[place], str(error))
 
     def close(self) -> None:
         """Let the shards go."""

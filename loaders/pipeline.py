@@ -1,43 +1,191 @@
-"""Makes a run of batches, each begun a step ahead: its images are decoded while the batch before is finished."""
+"""Makes a run of batches, each begun a step ahead: its images are decoded while the batch before is finished.
+
+Samples that cannot be read are found here, left out, and their steps begun again without them.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
 
 from ..shards.errors import DataError
 from .batch import Batch
 from .decode import Decoder
+from .faults import MAX_OCCURRENCES, Quarantine, next_good
 from .make_batch import BatchMaker, BegunBatch
-from .order import Draws
+from .order import Draws, Order, rank_slots
 
 
-def make_batches(maker: BatchMaker, decoder: Decoder, steps: Iterable[Draws], epoch: int) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class Step:
+    """What one step serves on one rank.
+
+    Attributes:
+        number: of the step in its epoch.
+        epoch: of the crops and flips.
+        draws: of N slots.
+        lane_part: of a slot: the draws of its lane's part of the global batch (G / K of them), and its place there.
+    """
+
+    number: int
+    epoch: int
+    draws: Draws
+    lane_part: Callable[[int], tuple[Draws, int]]
+
+    @classmethod
+    def of(
+        cls,
+        order: Order,
+        global_batch: int,
+        taken: int,
+        rank: int,
+        world_size: int,
+        *,
+        number: int,
+        epoch: int,
+    ) -> Step:
+        """The step that follows after `taken` draws of every lane."""
+        per_lane, first = global_batch // order.num_lanes, rank * global_batch // world_size
+
+        def lane_part(slot: int) -> tuple[Draws, int]:
+            lane, place = divmod(first + slot, per_lane)
+            return order.lane_draws(lane, taken, taken + per_lane), place
+
+        return cls(number, epoch, rank_slots(order, global_batch, taken, rank, world_size), lane_part)
+
+    def without(self, quarantine: Quarantine) -> tuple[Draws, np.ndarray]:
+        """The draws with those of bad samples replaced, and bool [N], which slots have their own sample."""
+        samples, occurrences = self.draws.samples.copy(), self.draws.occurrences.copy()
+        valid = samples >= 0
+        for slot in np.flatnonzero(valid) if quarantine else ():
+            if int(samples[slot]) not in quarantine:
+                continue
+            valid[slot] = False
+            part, place = self.lane_part(int(slot))
+            distance = next_good(part.samples, place, quarantine.__contains__)
+            if distance is None:
+                samples[slot] = -1
+                continue
+            taken_from = (place + distance) % len(part.samples)
+            samples[slot] = part.samples[taken_from]
+            occurrences[slot] = (part.occurrences[taken_from] + distance) % MAX_OCCURRENCES
+        return Draws(samples, occurrences), valid
+
+
+class BatchRun:
     """The batches of some steps, in turn.
 
     Args:
         maker: of the loader.
-        decoder: of the images; the caller's to close.
-        steps: what each of them serves.
-        epoch: of the crops and flips.
-
-    Raises:
-        DataError: of the first step whose samples cannot be read, after the batches before it.
+        make_decoder: builds a decoder; after a decoder's error another one is built, since DALI may give it up.
+        quarantine: takes the bad samples.
     """
-    begun: deque[BegunBatch] = deque()
-    problem: DataError | None = None
-    try:
-        for draws in steps:
+
+    def __init__(
+        self, maker: BatchMaker, make_decoder: Callable[[], Decoder], quarantine: Quarantine
+    ) -> None:
+        self._maker, self._make_decoder, self._quarantine = maker, make_decoder, quarantine
+        self._decoder: Decoder | None = None
+        self._begun: deque[tuple[Step, BegunBatch]] = deque()
+
+    def batches(self, steps: Iterable[Step]) -> Iterator[Batch]:
+        """Every step's batch.
+
+        Raises:
+            DataError: of the first step that cannot be made, after the batches before it: a shard that cannot be had,
+                or more bad samples than are allowed.
+        """
+        problem: DataError | None = None
+        try:
+            for step in steps:
+                try:
+                    self._begun.append((step, self._begin(step)))
+                except DataError as error:
+                    problem = error  # raised in its turn: the step before it is whole
+                    break
+                if len(self._begun) > 1:
+                    yield self._finish()
+            while self._begun:
+                yield self._finish()
+            if problem is not None:
+                raise problem
+        except GeneratorExit:
+            self.drop()
+            raise
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            problem = None  # its traceback holds this frame: a cycle, which would keep the shards open
+
+    def _begin(self, step: Step) -> BegunBatch:
+        while True:
+            draws, valid = step.without(self._quarantine)
             try:
-                begun.append(maker.begin(draws, epoch, decoder))
-            except DataError as error:
-                problem = error  # raised in its turn: the step before it is whole
-                break
-            if len(begun) > 1:
-                yield maker.finish(begun.popleft(), decoder)
-        while begun:
-            yield maker.finish(begun.popleft(), decoder)
-        if problem is not None:
-            raise problem
-    finally:
-        problem = None  # its traceback holds this frame: a cycle, which would keep the shards open
+                return self._maker.begin(draws, valid, step.epoch, self._open())
+            except DataError:
+                if not self._isolate(step, draws, self._maker.find_unreadable(draws)):
+                    raise
+
+    def _finish(self) -> Batch:
+        while True:
+            step, begun = self._begun[0]
+            try:
+                batch = self._maker.finish(begun, self._open())
+            except (DataError, RuntimeError):
+                # Whatever was submitted is lost with the decoder; all of it is begun again.
+                self.close(forget=False)
+                draws, _ = step.without(self._quarantine)
+                if not self._isolate(
+                    step, draws, self._maker.find_undecodable(draws, step.epoch, self._make_decoder)
+                ):
+                    raise
+                steps = [step for step, _ in self._begun]
+                self._begun.clear()
+                self._begun.extend((step, self._begin(step)) for step in steps)
+                continue
+            self._begun.popleft()
+            return batch
+
+    def _isolate(self, step: Step, draws: Draws, found: dict[int, DataError]) -> bool:
+        """Put bad samples (slot to error) into the quarantine; whether there were any."""
+        any_bad = bool(found)
+        error = None
+        try:
+            for slot, error in found.items():
+                if self._quarantine.strict:
+                    raise error
+                sample = int(draws.samples[slot])
+                self._quarantine.add(
+                    self._maker.bad_sample(sample, error),
+                    own=sample == int(step.draws.samples[slot]),
+                    epoch=step.epoch,
+                    step=step.number,
+                )
+        finally:
+            # An error's traceback holds this frame: a cycle, which would keep the shards open.
+            found.clear()
+            error = None
+        return any_bad
+
+    def _open(self) -> Decoder:
+        if self._decoder is None:
+            self._decoder = self._make_decoder()
+        return self._decoder
+
+    def drop(self) -> None:
+        """Let go what was begun; the decoder stays for the next run."""
+        self._begun.clear()
+        if self._decoder is not None:
+            self._decoder.drop()
+
+    def close(self, *, forget: bool = True) -> None:
+        """Stop the decoder; with `forget`, let go what was begun."""
+        if forget:
+            self._begun.clear()
+        if self._decoder is not None:
+            decoder, self._decoder = self._decoder, None
+            decoder.close()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from ..shards.errors import StallError
+
+logger = logging.getLogger("softshard.loaders")
 
 
 @dataclass(frozen=True)
@@ -61,3 +66,43 @@ class Stages:
                 return None
             name, what, begun = self._running[-1]
         return name, what, time.monotonic() - begun
+
+    def describe(self) -> str:
+        """What runs, in words: `in 'read' of train-000003.tar for 61 s`."""
+        running = self.running()
+        if running is None:
+            return "between two stages"
+        name, what, seconds = running
+        return f"in {name!r}{f' of {what}' if what else ''} for {seconds:.0f} s"
+
+
+class Watchdog:
+    """Says which stage stalls, and since when; in the end gives up.
+
+    Args:
+        stages: of the thread that makes batches.
+        stall_s: seconds without a batch before the first warning; the next come after twice the time each.
+        give_up_s: seconds without a batch that are an error; None for never.
+    """
+
+    def __init__(self, stages: Stages, stall_s: float, give_up_s: float | None) -> None:
+        self._stages, self._stall_s, self._give_up_s = stages, stall_s, give_up_s
+        self._next_s = stall_s
+
+    def __call__(self, waited_s: float) -> None:
+        """Called now and then while a batch is waited for.
+
+        Raises:
+            StallError: nothing came for `give_up_s`.
+        """
+        if waited_s < self._stall_s:
+            self._next_s = self._stall_s  # another batch than the one of the last warning
+            return
+        if self._give_up_s is not None and waited_s >= self._give_up_s:
+            raise StallError(
+                f"loader: expected a batch within {self._give_up_s:.0f} s, found none: {self._stages.describe()}. Is the "
+                "storage away, or the machine overloaded? Faults(give_up_s=...) waits longer"
+            )
+        if waited_s >= self._next_s:
+            self._next_s = 2 * waited_s
+            logger.warning("no batch for %.0f s: %s", waited_s, self._stages.describe())

@@ -6,12 +6,19 @@ import shutil
 import pytest
 import torch
 
-from softshard.loaders import Augment, Loader
+from softshard.loaders import Augment, Faults, Loader
 from softshard.shards import DataError, Manifest, UsageError, verify
 
 
 def make(dataset, **options):
-    defaults = {"batch_size": 8, "augment": Augment(size=16), "dtype": "uint8", "shuffle": False}
+    """A loader that puts up with no bad sample."""
+    defaults = {
+        "faults": Faults(max_bad=0),
+        "batch_size": 8,
+        "augment": Augment(size=16),
+        "dtype": "uint8",
+        "shuffle": False,
+    }
     return Loader(dataset, **{**defaults, "last_batch": "pad", "num_threads": 2, **options})
 
 

@@ -1,0 +1,255 @@
+"""Bad samples: isolated, replaced by the rule, written down, counted. And what hangs: named, given up."""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from softshard.loaders import Augment, Faults, Loader
+from softshard.loaders.crops import draw_crops
+from softshard.loaders.faults import next_good
+from softshard.loaders.order import EpochOrder, rank_slots
+from softshard.shards import DataError, Manifest, UsageError
+from softshard.shards.errors import StallError
+
+SIZE = 16
+
+
+def make(dataset, **options):
+    defaults = {"batch_size": 8, "augment": Augment(size=SIZE), "dtype": "uint8", "targets": "relabel"}
+    return Loader(dataset, **{**defaults, "last_batch": "pad", "num_threads": 2, "window": 30, **options})
+
+
+def epoch_of(dataset, **options):
+    with make(dataset, **options) as loader:
+        return list(loader)
+
+
+def slots_of(batches, name):
+    return torch.cat([getattr(batch, name) for batch in batches])
+
+
+def keys_of(batches):
+    return [key for batch in batches for key in batch.keys]
+
+
+def broken_huffman_table(jpeg):
+    at = jpeg.index(b"\xff\xc4") + 4
+    return jpeg[:at] + b"\xff" * 16 + jpeg[at + 16 :]
+
+
+DAMAGES = {
+    "no JPEG": ("jpg", lambda data: bytes(len(data))),
+    "bad Huffman table": ("jpg", broken_huffman_table),
+    "class out of range": ("cls", lambda data: b"9"),
+    "class no number": ("cls", lambda data: b"x"),
+    "other levels": ("hier.npy", lambda data: data.replace(b"<i2", b"<f4")),
+    "map checksum": ("lmap", lambda data: data[:-1] + bytes([data[-1] ^ 255])),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_bad_sample_changes_its_own_slot_only(packed, damage, tmp_path, kind):
+    folder, shard, key = damage(31, *DAMAGES[kind])
+    found = epoch_of(folder, faults=Faults(quarantine=tmp_path / "bad.jsonl"))
+    expected = epoch_of(packed)
+    (slot,) = [i for i, k in enumerate(keys_of(expected)) if k == key]
+    others = torch.arange(len(keys_of(expected))) != slot
+    for name in ("images", "classes", "levels", "targets", "crops", "flips", "valid"):
+        assert torch.equal(slots_of(found, name)[others], slots_of(expected, name)[others]), name
+    assert not slots_of(found, "valid")[slot]
+    assert key not in keys_of(found)
+    (line,) = [json.loads(text) for text in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert (line["shard"], line["key"], line["sample"], line["epoch"], line["rank"]) == (shard, key, 31, 0, 0)
+    assert line["step"] == slot // 8
+    assert line["reason"].startswith(f"{shard}: sample '{key}', component '{DAMAGES[kind][0]}'")
+
+
+def test_the_slot_gets_the_next_good_sample_with_a_crop_of_its_own(packed, damage):
+    folder, _, key = damage(31, *DAMAGES["no JPEG"])
+    loader = make(folder)
+    with loader:
+        batches = list(loader)
+    expected = epoch_of(packed)
+    (slot,) = [i for i, k in enumerate(keys_of(expected)) if k == key]
+    step, place = divmod(slot, 8)
+    neighbour = (place + 1) % 8
+    batch = batches[step]
+    assert batch.keys[place] == batch.keys[neighbour] == expected[step].keys[neighbour]
+    assert batch.classes[place] == batch.classes[neighbour]
+    counts = np.array([record.samples for record in loader.manifest.shards])
+    order = EpochOrder(counts, 0, 0, 1, 30)
+    sample = rank_slots(order, 8, step * 8, 0, 1).samples[neighbour]
+    options = {"seed": 0, "epoch": 0, "occurrence": 1}
+    _, flips = draw_crops(Augment(size=SIZE), np.array([[1000, 1000]]), np.array([sample]), **options)
+    assert bool(flips[0]) == bool(batch.flips[place])
+    assert not torch.equal(batch.crops[place], batch.crops[neighbour])
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_every_world_size_replaces_alike(damage, lanes):
+    folder, _, _ = damage(31, *DAMAGES["bad Huffman table"])
+    whole = epoch_of(folder, batch_size=8, lanes=lanes)
+    for world_size in (2, 4):
+        options = {"batch_size": 8 // world_size, "world_size": world_size, "lanes": lanes}
+        ranks = [epoch_of(folder, rank=rank, **options) for rank in range(world_size)]
+        for step, batch in enumerate(whole):
+            parts = [batches[step] for batches in ranks]
+            assert [key for part in parts for key in part.keys] == batch.keys
+            for name in ("images", "classes", "targets", "crops", "flips", "valid"):
+                joined = torch.cat([getattr(part, name) for part in parts])
+                assert torch.equal(joined, getattr(batch, name)), name
+
+
+def test_a_resumed_epoch_replaces_as_the_one_that_went_through(damage):
+    folder, _, _ = damage(31, *DAMAGES["map checksum"])
+    whole = epoch_of(folder)
+    for done in range(len(whole)):
+        with make(folder) as loader:
+            state = {**loader.state_dict(), "taken": done * 8}
+            loader.load_state_dict(state)
+            rest = list(loader)
+        assert keys_of(rest) == keys_of(whole[done:])
+        assert torch.equal(slots_of(rest, "images"), slots_of(whole[done:], "images"))
+
+
+def test_a_sample_is_written_down_once_however_often_it_is_met(damage, tmp_path):
+    folder, _, key = damage(31, *DAMAGES["bad Huffman table"])
+    with make(folder, faults=Faults(quarantine=tmp_path / "bad.jsonl")) as loader:
+        for epoch in range(3):
+            loader.set_epoch(epoch)
+            assert key not in keys_of(list(loader))
+        assert loader.num_bad == 1
+    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 1
+
+
+def damage_classes(folder, keys):
+    """Give samples a class that there is not."""
+    from softshard.shards.index import parse_index
+
+    for path in folder.glob("*.tar"):
+        index = parse_index(path.with_suffix(".idx").read_text(), path.name, path.stat().st_size)
+        content = bytearray(path.read_bytes())
+        for place, key in enumerate(index.keys):
+            if key in keys:
+                content[int(index.offsets[place, index.column("cls")])] = ord("9")
+        path.write_bytes(content)
+
+
+def test_more_bad_samples_than_allowed_are_an_error_that_names_some(damage, tmp_path, within):
+    folder, _, key = damage(31, *DAMAGES["class out of range"])
+    keys = {key, *keys_of(epoch_of(folder, shuffle=False))[:20]} - {""}
+    damage_classes(folder, keys)
+    faults = Faults(quarantine=tmp_path / "bad.jsonl")
+    with make(folder, shuffle=False, faults=faults) as loader:
+        message = (
+            "loader: expected at most 10 bad samples of this rank's 105, found 11, the first of them: train-000000.tar: "
+            f"sample .*; .* All are in {re.escape(str(tmp_path / 'bad.jsonl'))}. Mend the data set"
+        )
+        with pytest.raises(DataError, match=message):
+            within(lambda: list(loader))
+    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 11
+
+
+def test_a_batch_without_any_good_sample_is_padding(damage):
+    folder, _, _ = damage(31, *DAMAGES["class out of range"])
+    expected = epoch_of(folder, shuffle=False)
+    damage_classes(folder, set(expected[1].keys))
+    found = epoch_of(folder, shuffle=False, faults=Faults(max_bad=1))
+    assert found[1].keys == [""] * 8
+    assert not found[1].valid.any()
+    assert not found[1].images.any()
+    assert found[2].keys == expected[2].keys
+
+
+def test_none_allowed_stops_at_the_first_one(damage, within):
+    folder, shard, key = damage(31, *DAMAGES["bad Huffman table"])
+    with (
+        make(folder, faults=Faults(max_bad=0)) as loader,
+        pytest.raises(DataError, match=f"{shard}: sample '{key}', component 'jpg': expected a whole JPEG"),
+    ):
+        within(lambda: list(loader))
+
+
+def test_bad_samples_are_logged(damage, caplog):
+    folder, shard, key = damage(31, *DAMAGES["class no number"])
+    with caplog.at_level(logging.WARNING, "softshard.loaders"):
+        epoch_of(folder)
+    assert f"left out {shard}: sample '{key}', component 'cls'" in caplog.text
+
+
+def test_next_good_goes_round_and_skips_padding_and_bad_ones():
+    part = np.array([5, 6, 7, -1])
+    assert next_good(part, 0, {5}.__contains__) == 1
+    assert next_good(part, 2, {7}.__contains__) == 2
+    assert next_good(part, 1, {6, 7, 5}.__contains__) is None
+    assert next_good(np.array([5]), 0, {5}.__contains__) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_bad": 1.5}, "faults: expected a share max_bad from 0 to 1, found 1.5"),
+        ({"stall_s": 0}, "faults: expected seconds above 0, found stall_s 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        Faults(**options)
+
+
+def test_a_quarantine_that_cannot_be_written_is_refused_at_once(packed, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="expected a file for bad samples that can be written"):
+        make(packed, faults=Faults(quarantine=tmp_path / "file" / "bad.jsonl"))
+
+
+@pytest.fixture
+def stalling(damage):
+    """A data set whose second shard never comes: its index is a pipe that nobody writes to."""
+    folder, _, _ = damage(31, "cls", lambda data: data)
+    name = Manifest.load(folder).shards[1].name
+    index = (folder / name).with_suffix(".idx")
+    index.unlink()
+    os.mkfifo(index)
+    yield folder, name
+    threads = [thread for thread in threading.enumerate() if thread.name == "softshard-loader"]
+    if threads:  # still waits for the pipe
+        pipe = os.open(index, os.O_WRONLY | os.O_NONBLOCK)
+        index.unlink()
+        os.close(pipe)
+        for thread in threads:
+            thread.join(10)
+
+
+def test_a_stalled_stage_is_named_and_in_the_end_given_up(stalling, caplog, within):
+    folder, name = stalling
+    faults = Faults(stall_s=0.5, give_up_s=2)
+    with (
+        make(folder, shuffle=False, faults=faults) as loader,
+        caplog.at_level(logging.WARNING, "softshard.loaders"),
+        pytest.raises(StallError, match=f"a batch within 2 s, found none: in 'shard' of {name} for [12] s"),
+    ):
+        within(lambda: list(loader))
+    assert f"no batch for 1 s: in 'shard' of {name}" in caplog.text
+
+
+def test_a_process_whose_storage_is_dead_ends(stalling):
+    folder, name = stalling
+    script = (
+        "import sys\n"
+        "from softshard.loaders import Faults, Loader\n"
+        "loader = Loader(sys.argv[1], batch_size=8, shuffle=False, faults=Faults(stall_s=0.5, give_up_s=1))\n"
+        "list(loader)\n"
+    )
+    command = [sys.executable, "-c", script, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert f"in 'shard' of {name}" in done.stderr.splitlines()[-1]
