@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softshard.shards.html import CHART_HEIGHT, CHART_WIDTH, Figure, Page, nice_ticks
+from softshard.shards.figures import Figure
+from softshard.shards.html import CHART_HEIGHT, CHART_WIDTH, Page, nice_ticks
 from softshard.shards.pictures import apply_colormap, as_rgb, draw_box, image_data_uri, overlay_map
 
 HOSTILE = """<script>alert("x")</script> & 'quoted'"""
