@@ -79,8 +79,10 @@ def stored_figure(sample: SampleView, names: ClassNames, budget: int) -> Figure 
     scale = DRAWN_PX / max(height, width)
     drawn_width, drawn_height = width * scale, height * scale
     body = _svg_image(uri, drawn_width, drawn_height)
-    for number, crop in enumerate(sample.crops, 1):
-        body += _window(number, crop, drawn_width, drawn_height)
+    windows = [
+        _window(number, crop, drawn_width, drawn_height) for number, crop in enumerate(sample.crops, 1)
+    ]
+    body += "".join(outline for outline, _ in windows) + "".join(mark for _, mark in windows)
     if sample.crops:
         caption += f" and the {'window of its crop' if len(sample.crops) == 1 else 'windows of its crops'}"
     return Figure([Drawing(drawn_width, drawn_height, body)], caption)
@@ -96,8 +98,8 @@ def _svg_image(uri: str, width: float, height: float) -> str:
     return f'<image href="{uri}" width="{width:g}" height="{height:g}" preserveAspectRatio="none"/>'
 
 
-def _window(number: int, crop: CropView, width: float, height: float) -> str:
-    """A crop's outline, and its number in a corner: each crop in another, so that numbers do not meet."""
+def _window(number: int, crop: CropView, width: float, height: float) -> tuple[str, str]:
+    """A crop's outline; and its number in a corner, each crop's in another, so that numbers do not meet."""
     x0, y0, x1, y1 = (
         fraction * side for fraction, side in zip(crop.crop_xyxy, (width, height) * 2, strict=True)
     )
@@ -106,11 +108,14 @@ def _window(number: int, crop: CropView, width: float, height: float) -> str:
     left, upper = corner in (0, 3), corner in (0, 1)
     anchor = f'x="{x0 + 5 if left else x1 - 5:.1f}" y="{y0 + 18 if upper else y1 - 6:.1f}"'
     color = COLORS[(number - 1) % len(COLORS)]
-    return (
+    outline = (
         f'<rect {shape} stroke="#000" stroke-width="4.5"/><rect {shape} stroke="{color}" stroke-width="2.5"/>'
+    )
+    mark = (
         f'<text class="mark" style="fill:{color}" {anchor} text-anchor="{"start" if left else "end"}">'
         f"{_crop_mark(number, crop)}</text>"
     )
+    return outline, mark
 
 
 def _crop_mark(number: int, crop: CropView) -> str:
@@ -121,7 +126,7 @@ def crop_figure(number: int, crop: CropView, sample: SampleView, names: ClassNam
     x0, y0, x1, y1 = crop.crop_xyxy
     caption = (
         f"Crop {_crop_mark(number, crop)}, epoch {crop.epoch}{', mirrored' if crop.flip else ''}: {x0:.1%} to {x1:.1%} "
-        f"of the width, {y0:.1%} to {y1:.1%} of the height"
+        f"across, {y0:.1%} to {y1:.1%} down"
     )
     if crop.target is None:
         return Figure([crop.image], caption)

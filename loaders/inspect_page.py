@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from ..shards.errors import UsageError
 from ..shards.figures import Figure
 from ..shards.html import Page
 from ..shards.schema import HIER, KD, LMAP
@@ -12,6 +13,7 @@ from .inspect_figures import ClassNames, crop_figure, map_figures, stored_figure
 from .inspection import Inspection, InspectOptions, SampleView
 
 DEFAULT_TOP = 5
+CARD_REM = 15  # four of them beside each other on a wide page
 # Stored images are embedded as they are up to so many bytes each, and up to so many on the page.
 MAX_STORED_BYTES, MAX_PAGE_STORED_BYTES = 2**20, 24 * 2**20
 
@@ -25,7 +27,12 @@ def inspect_page(found: Inspection, *, top: int = DEFAULT_TOP) -> Page:
 
     Returns:
         The page; the same data set and options give the same bytes.
+
+    Raises:
+        UsageError: `top` is below 1.
     """
+    if top < 1:
+        raise UsageError(f"inspect: expected 1 or more classes of a target, found {top}")
     page = Page(f"Samples of {found.dataset}")
     _add_summary(page, found, top)
     names = ClassNames(found)
@@ -138,10 +145,10 @@ def _add_sample(
         figures.append(stored)
     figures += [crop_figure(number, crop, sample, names, top) for number, crop in enumerate(sample.crops, 1)]
     if figures:
-        page.figures(figures)
+        page.figures(figures, card_rem=CARD_REM)
     if sample.label_map is not None and sample.image is not None:
         page.heading("Label map", 3)
-        page.figures(map_figures(sample.image, sample.label_map, names))
+        page.figures(map_figures(sample.image, sample.label_map, names), card_rem=CARD_REM)
     if sample.teacher is not None and found.tree is not None:
         page.heading("Distillation teacher", 3)
         page.table(["level", "best class", "probability", "own class"], _teacher_rows(found, sample, names))

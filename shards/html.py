@@ -39,7 +39,7 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:.25rem 1.25rem;margin:
 dt{color:var(--soft)}dd{margin:0;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 pre{background:var(--card);border-radius:6px;padding:.75rem 1rem;overflow-x:auto;font-size:.88rem;
 line-height:1.45}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));gap:1rem;
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,var(--card)),1fr));gap:1rem;
 margin:.8rem 0 1.4rem}
 figure{margin:0}.card{background:var(--card);border-radius:8px;padding:.75rem}
 .pictures{display:flex;gap:.5rem;align-items:flex-start}
@@ -127,9 +127,15 @@ class Page:
             f"<tbody>{body}</tbody></table></div>"
         )
 
-    def figures(self, figures: Sequence[Figure]) -> None:
-        """A grid of cards, as many to a row as fit."""
-        self._parts.append(f'<div class="grid">{"".join(figure_card(figure) for figure in figures)}</div>')
+    def figures(self, figures: Sequence[Figure], *, card_rem: float = 19) -> None:
+        """A grid of cards, as many to a row as fit.
+
+        Args:
+            figures: the cards.
+            card_rem: the least width of a card, in sizes of the page's letters.
+        """
+        cards = "".join(figure_card(figure) for figure in figures)
+        self._parts.append(f'<div class="grid" style="--card:{card_rem:g}rem">{cards}</div>')
 
     def line_chart(
         self,

@@ -1,11 +1,11 @@
 import base64
 import itertools
 import re
-from html.parser import HTMLParser
 
 import cv2
 import numpy as np
 import pytest
+from html_elements import Elements
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,38 +14,7 @@ from softshard.shards.html import CHART_HEIGHT, CHART_WIDTH, Page, nice_ticks
 from softshard.shards.pictures import apply_colormap, as_rgb, draw_box, image_data_uri, overlay_map
 
 HOSTILE = """<script>alert("x")</script> & 'quoted'"""
-VOID = {"meta", "img", "br"}
 NUMBERS = st.floats(-1e12, 1e12)
-
-
-class Elements(HTMLParser):
-    """Collects elements and text, and fails on a tag that is not closed in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def full_page(text: str = "text") -> Page:
