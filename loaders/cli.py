@@ -50,7 +50,9 @@ def _add_inspect(subparsers: argparse._SubParsersAction) -> None:
     chosen.add_argument(
         "--samples", type=int, default=12, metavar="N", help="the first N of the epoch (default: 12)"
     )
-    chosen.add_argument("--keys", nargs="+", default=[], metavar="KEY", help="these samples instead")
+    chosen.add_argument(
+        "--keys", nargs="+", action="extend", default=[], metavar="KEY", help="these samples instead"
+    )
     command.add_argument("--seed", type=int, default=0, help="of the loader's order and crops (default: 0)")
     command.add_argument(
         "--epoch", type=int, default=0, metavar="N", help="whose samples and crops (default: 0)"

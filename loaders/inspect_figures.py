@@ -106,7 +106,7 @@ def _window(number: int, crop: CropView, width: float, height: float) -> tuple[s
     shape = f'x="{x0:.2f}" y="{y0:.2f}" width="{x1 - x0:.2f}" height="{y1 - y0:.2f}" fill="none"'
     corner = (number - 1) % 4
     left, upper = corner in (0, 3), corner in (0, 1)
-    anchor = f'x="{x0 + 5 if left else x1 - 5:.1f}" y="{y0 + 18 if upper else y1 - 6:.1f}"'
+    anchor = f'x="{x0 + 5 if left else x1 - 5:.1f}" y="{y0 + 21 if upper else y1 - 7:.1f}"'
     color = COLORS[(number - 1) % len(COLORS)]
     outline = (
         f'<rect {shape} stroke="#000" stroke-width="4.5"/><rect {shape} stroke="{color}" stroke-width="2.5"/>'
@@ -172,17 +172,18 @@ def _overlay(image: np.ndarray, label_map: MapView, index: int, names: ClassName
         f'fill="rgb({",".join(f"{value:.0f}" for value in color)})"/>'
         for i, color in enumerate(VIRIDIS)
     )
+    style = f'y="{height + 33:g}" class="value" style="font-size:17px"'
     text = (
-        f'<text x="0" y="{height + 30:g}" class="value">{low:.1f}</text>'
-        f'<text x="{width:g}" y="{height + 30:g}" text-anchor="end" class="value">{high:.1f}</text>'
+        f'<text x="0" {style}>{low:.1f}</text><text x="{width:g}" {style} text-anchor="end">{high:.1f}</text>'
     )
     held = label_map.ids == index
-    scores = label_map.scores[held]
+    scores, num_cells = label_map.scores[held], held[0].size
+    num_held = int(held.any(axis=0).sum())
+    others = " (the others are grey)" if num_held < num_cells else ""
     return Figure(
-        [Drawing(width, height + 34, _svg_image(image_data_uri(picture), width, height) + bars + text)],
-        f"{names.of_map(index)}: {label_map.whole[index]:.2f} of the whole map's target; kept in "
-        f"{held.any(axis=0).sum()} of {held[0].size} cells (the others are grey), scores {scores.min():.1f} to "
-        f"{scores.max():.1f}",
+        [Drawing(width, height + 38, _svg_image(image_data_uri(picture), width, height) + bars + text)],
+        f"{names.of_map(index)}: {label_map.whole[index]:.2f} of the whole map's target; kept in {num_held} of "
+        f"{num_cells} cells{others}, scores {scores.min():.1f} to {scores.max():.1f}",
     )
 
 
@@ -201,7 +202,7 @@ def _best_cells(image: np.ndarray, label_map: MapView, shown: list[int], names: 
         )
         if cells:
             body += f'<path fill="{COLORS[color]}" fill-opacity="0.6" d="{cells}"/>'
-    letter_px = min(row_px, column_px) * 0.75
+    letter_px = min(0.75 * row_px, 0.75 * column_px, 20.0)
     letters = dict(zip(shown, _LETTERS, strict=False))
     centres = " ".join(f"{(column + 0.5) * column_px:.1f}" for column in range(columns))
     for row in range(rows):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
 from ..shards.errors import UsageError
 from ..shards.figures import Figure
@@ -46,7 +48,9 @@ def command_line(dataset: str, options: InspectOptions, top: int = DEFAULT_TOP) 
     """The command that makes the page again, with the options that are not the default."""
     default, augment = InspectOptions(), options.augment
     words = ["softshard", "inspect", dataset]
-    if options.keys:
+    if any(key.startswith("-") for key in options.keys):
+        words += [f"--keys={key}" for key in options.keys]
+    elif options.keys:
         words += ["--keys", *options.keys]
     for name, value, usual in (
         ("--samples", default.num_samples if options.keys else options.num_samples, default.num_samples),
@@ -73,7 +77,7 @@ def _add_summary(page: Page, found: Inspection, top: int) -> None:
     facts: dict[str, object] = {
         "data set": found.dataset,
         "fingerprint": manifest.fingerprint[:12],
-        "samples": f"{manifest.num_samples:,} in {len(manifest.shards):,} shards",
+        "samples": f"{manifest.num_samples:,} in {len(manifest.shards):,} shard{'s' if len(manifest.shards) > 1 else ''}",
         "classes": f"{manifest.num_classes:,}",
         "components": " ".join(manifest.components),
     }
@@ -86,9 +90,7 @@ def _add_summary(page: Page, found: Inspection, top: int) -> None:
         facts["label maps"] = (
             f"the {maps.top} best of {maps.num_classes:,} classes in {maps.rows} rows x {maps.columns} columns of cells"
         )
-        facts["teacher"] = (
-            "; ".join(f"{name} {value}" for name, value in maps.teacher.items()) or "not recorded"
-        )
+        facts["teacher"] = _teacher_text(maps.teacher)
     facts["on this page"] = f"{len(found.samples)} samples, {chosen}"
     facts["crops"] = f"of {epochs}, seed {options.seed}; {_augment_text(options.augment)}"
     facts["targets"] = found.targets if options.targets else f"{found.targets} (chosen for this data set)"
@@ -114,6 +116,16 @@ def _augment_text(augment: Augment) -> str:
         return f"the whole image, squished to {size}"
     low, high = augment.scale
     return f"{low:.0%} to {high:.0%} of the area, {size}{', half of them mirrored' if augment.flip else ''}"
+
+
+def _teacher_text(teacher: Mapping[str, Any]) -> str:
+    """What the manifest records of a teacher, but for nested parts; hashes are cut short."""
+    plain = {name: value for name, value in teacher.items() if isinstance(value, str | int | float)}
+    shown = (
+        f"{name.replace('_', ' ')} {value[:12] if name.endswith('sha256') and isinstance(value, str) else value}"
+        for name, value in plain.items()
+    )
+    return "; ".join(shown) or "not recorded"
 
 
 def _missing(found: Inspection) -> list[str]:

@@ -39,7 +39,7 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:.25rem 1.25rem;margin:
 dt{color:var(--soft)}dd{margin:0;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 pre{background:var(--card);border-radius:6px;padding:.75rem 1rem;overflow-x:auto;font-size:.88rem;
 line-height:1.45}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,var(--card)),1fr));gap:1rem;
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,var(--least)),1fr));gap:1rem;
 margin:.8rem 0 1.4rem}
 figure{margin:0}.card{background:var(--card);border-radius:8px;padding:.75rem}
 .pictures{display:flex;gap:.5rem;align-items:flex-start}
@@ -51,7 +51,7 @@ gap:.15rem .6rem;align-items:center}.bars span{overflow:hidden;text-overflow:ell
 .track{height:.6rem;background:var(--rule);border-radius:3px;overflow:hidden}
 .track i{display:block;height:100%;background:var(--c0)}.bars .own{font-weight:600}.track .own{background:var(--c1)}
 .card .picture{display:block;width:100%;height:auto;max-height:24rem;border-radius:4px}
-.mark{font-weight:700;font-size:15px;stroke:#000;stroke-width:3px;paint-order:stroke}
+.mark{font-weight:700;font-size:20px;stroke:#000;stroke-width:3px;paint-order:stroke}
 .warning{border-left:4px solid var(--c1);padding-left:.75rem}
 .chart{max-width:44rem;margin:.8rem 0 1.4rem}.chart svg{display:block;width:100%;height:auto}
 .chart figcaption{font-weight:600;color:var(--ink);margin:0 0 .25rem}
@@ -135,7 +135,7 @@ class Page:
             card_rem: the least width of a card, in sizes of the page's letters.
         """
         cards = "".join(figure_card(figure) for figure in figures)
-        self._parts.append(f'<div class="grid" style="--card:{card_rem:g}rem">{cards}</div>')
+        self._parts.append(f'<div class="grid" style="--least:{card_rem:g}rem">{cards}</div>')
 
     def line_chart(
         self,
