@@ -209,7 +209,7 @@ def _best_cells(image: np.ndarray, label_map: MapView, shown: list[int], names: 
         text = "".join(letters.get(index, "·") for index in best[row].tolist())
         body += (
             f'<text class="mark" x="{centres}" y="{(row + 0.5) * row_px + letter_px * 0.36:.1f}" text-anchor="middle" '
-            f'style="fill:#fff;font-size:{letter_px:.1f}px">{text}</text>'
+            f'style="fill:#fff;stroke-width:{letter_px / 6:.1f}px;font-size:{letter_px:.1f}px">{text}</text>'
         )
     shares = [(f"{letters[index]} {names.of_map(index)}", float((best == index).mean())) for index in shown]
     others = float((~np.isin(best, shown)).mean())

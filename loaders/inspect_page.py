@@ -100,8 +100,8 @@ def _add_summary(page: Page, found: Inspection, top: int) -> None:
         page.paragraph("Not in this data set: " + "; ".join(missing) + ".")
     if damaged := sum(bool(sample.problems) for sample in found.samples):
         page.paragraph(
-            f"{damaged} of these {len(found.samples)} samples are damaged; their sections say what is wrong. "
-            "softshard verify --decode checks all."
+            f"Damaged: {damaged} of these {len(found.samples)} samples; their sections say what is wrong. softshard "
+            "verify --decode checks all."
         )
     page.paragraph(
         "Crops are those that a Loader with this seed cuts in these epochs, and images and targets those of its "

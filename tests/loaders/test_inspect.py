@@ -347,7 +347,7 @@ def test_a_damaged_sample_is_a_card_that_says_what_is_wrong(
     assert f"{shard}: sample {key!r}, {problem}" in said
     page = Elements(out.read_text(encoding="utf-8"))
     assert f"{shard}: sample {key!r}, {problem}" in page.text
-    assert "1 of these 5 samples are damaged" in page.text
+    assert "Damaged: 1 of these 5 samples" in page.text
     found = inspect_data_set(folder, options())
     assert [bool(sample.problems) for sample in found.samples] == [False, False, True, False, False]
     # The others are what they were: a decoder that met damage is not used again.
