@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from numbers import Integral, Real
 from pathlib import Path
 
-import numpy as np
-
-from .pictures import LOSSLESS_SIDE_PX, image_data_uri
+from .figures import Figure, figure_card
 
 NUM_COLORS = 6  # series colours in STYLE; a seventh series repeats the first one dashed
 CHART_WIDTH, CHART_HEIGHT = 640, 320
@@ -42,7 +39,7 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:.25rem 1.25rem;margin:
 dt{color:var(--soft)}dd{margin:0;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 pre{background:var(--card);border-radius:6px;padding:.75rem 1rem;overflow-x:auto;font-size:.88rem;
 line-height:1.45}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));gap:1rem;
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,var(--least)),1fr));gap:1rem;
 margin:.8rem 0 1.4rem}
 figure{margin:0}.card{background:var(--card);border-radius:8px;padding:.75rem}
 .pictures{display:flex;gap:.5rem;align-items:flex-start}
@@ -52,7 +49,10 @@ figcaption{font-size:.88rem;color:var(--soft);margin-top:.45rem;overflow-wrap:an
 .bars{margin-top:.5rem;font-size:.84rem;display:grid;grid-template-columns:minmax(5rem,40%) 1fr max-content;
 gap:.15rem .6rem;align-items:center}.bars span{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .track{height:.6rem;background:var(--rule);border-radius:3px;overflow:hidden}
-.track i{display:block;height:100%;background:var(--c0)}
+.track i{display:block;height:100%;background:var(--c0)}.bars .own{font-weight:600}.track .own{background:var(--c1)}
+.card .picture{display:block;width:100%;height:auto;max-height:24rem;border-radius:4px}
+.mark{font-weight:700;font-size:20px;stroke:#000;stroke-width:3px;paint-order:stroke}
+.warning{border-left:4px solid var(--c1);padding-left:.75rem}
 .chart{max-width:44rem;margin:.8rem 0 1.4rem}.chart svg{display:block;width:100%;height:auto}
 .chart figcaption{font-weight:600;color:var(--ink);margin:0 0 .25rem}
 .legend{display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;list-style:none;margin:.1rem 0 .3rem;padding:0;
@@ -68,21 +68,6 @@ svg text{fill:var(--soft);font-size:12px}svg .value{fill:var(--ink)}
 .line{fill:none;stroke-width:2;stroke-linejoin:round}.dashed{stroke-dasharray:6 4}
 .reference{stroke:var(--soft);stroke-dasharray:2 4}.reference.dashed{stroke-dasharray:9 4}
 """ + "".join(f".s{i}{{stroke:var(--c{i})}}.f{i}{{fill:var(--c{i})}}" for i in range(NUM_COLORS))
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One card of a figure grid.
-
-    Attributes:
-        images: uint8 [H, W], [H, W, 1] or [H, W, 3] RGB, shown side by side.
-        caption: what they show.
-        bars: (label, probability in [0, 1]) in the order to show, such as the top classes of a target.
-    """
-
-    images: Sequence[np.ndarray]
-    caption: str
-    bars: Sequence[tuple[str, float]] = ()
 
 
 class Page:
@@ -105,6 +90,10 @@ class Page:
 
     def paragraph(self, text: str) -> None:
         self._parts.append(f"<p>{escape(text)}</p>")
+
+    def warning(self, text: str) -> None:
+        """A paragraph that stands out: something is wrong."""
+        self._parts.append(f'<p class="warning">{escape(text)}</p>')
 
     def command(self, text: str) -> None:
         """A block of commands or other text to show as it is."""
@@ -138,9 +127,15 @@ class Page:
             f"<tbody>{body}</tbody></table></div>"
         )
 
-    def figures(self, figures: Sequence[Figure]) -> None:
-        """A grid of cards, as many to a row as fit."""
-        self._parts.append(f'<div class="grid">{"".join(_figure_card(figure) for figure in figures)}</div>')
+    def figures(self, figures: Sequence[Figure], *, card_rem: float = 19) -> None:
+        """A grid of cards, as many to a row as fit.
+
+        Args:
+            figures: the cards.
+            card_rem: the least width of a card, in sizes of the page's letters.
+        """
+        cards = "".join(figure_card(figure) for figure in figures)
+        self._parts.append(f'<div class="grid" style="--least:{card_rem:g}rem">{cards}</div>')
 
     def line_chart(
         self,
@@ -262,30 +257,6 @@ def _column_texts(cells: Sequence[object]) -> tuple[list[str], bool]:
         decimals = max(len(text.partition(".")[2]) for text in texts)
         texts = [f"{number:.{decimals}f}" for number in numbers]
     return texts, True
-
-
-def _picture(image: np.ndarray, caption: str) -> str:
-    height, width = image.shape[:2]
-    # A small picture is a map of cells: shown with sharp edges.
-    cells = ' class="cells"' if min(height, width) <= LOSSLESS_SIDE_PX else ""
-    size = f'width="{width}" height="{height}"'
-    return f'<img{cells} src="{image_data_uri(image)}" {size} alt="{escape(caption)}">'
-
-
-def _figure_card(figure: Figure) -> str:
-    images = "".join(_picture(image, figure.caption) for image in figure.images)
-    bars = "".join(
-        f'<span title="{escape(label)}">{escape(label)}</span>'
-        f'<span class="track"><i style="width:{100 * min(max(share, 0.0), 1.0):.1f}%"></i></span>'
-        f'<span class="num">{share:.2f}</span>'
-        for label, share in figure.bars
-    )
-    return (
-        f'<figure class="card"><div class="pictures">{images}</div>'
-        f"<figcaption>{escape(figure.caption)}</figcaption>"
-        + (f'<div class="bars">{bars}</div>' if bars else "")
-        + "</figure>"
-    )
 
 
 def _legend_item(style: str, name: str) -> str:

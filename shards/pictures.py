@@ -66,7 +66,7 @@ def overlay_map(image: np.ndarray, map_PQ: np.ndarray, alpha: float = 0.55) -> n
 
     Args:
         image: the picture underneath.
-        map_PQ: float [P, Q] in [0, 1]; each cell becomes one flat rectangle.
+        map_PQ: float [P, Q] in [0, 1]; each cell becomes one flat rectangle, NaN none.
         alpha: weight of the map, 0 shows only the image and 1 only the map.
 
     Returns:
@@ -79,8 +79,9 @@ def overlay_map(image: np.ndarray, map_PQ: np.ndarray, alpha: float = 0.55) -> n
     # The cell under each pixel's centre; exact for any ratio, unlike a nearest-neighbour resize.
     rows = (np.arange(height) * 2 + 1) * map_PQ.shape[0] // (2 * height)
     columns = (np.arange(width) * 2 + 1) * map_PQ.shape[1] // (2 * width)
-    colours = apply_colormap(map_PQ)[rows[:, None], columns[None, :]]
-    return np.rint(rgb * (1.0 - alpha) + colours * alpha).astype(np.uint8)
+    cells = map_PQ[rows[:, None], columns[None, :]]
+    weights = np.where(np.isnan(cells), 0.0, alpha)[..., None]
+    return np.rint(rgb * (1.0 - weights) + apply_colormap(cells) * weights).astype(np.uint8)
 
 
 def draw_box(
@@ -122,4 +123,9 @@ def image_data_uri(image: np.ndarray) -> str:
     encoded, data = cv2.imencode(extension, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
     if not encoded:
         raise ValueError(f"image: {kind} encoding of shape {list(rgb.shape)} failed")
-    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
+    return data_uri(kind, data.tobytes())
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    """The bytes of a `jpeg` or `png` file as they are, inside a `data:` address."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -11,10 +11,12 @@ import simplejpeg
 
 from ..loaders.crops import Augment
 from ..loaders.loader import Loader
-from ..shards.html import Figure, Page
+from ..shards.figures import Figure
+from ..shards.html import Page
 from ..shards.images import resample
 from ..shards.labelmap import decode_label_map
-from ..shards.pictures import draw_box, overlay_map
+from ..shards.map_pictures import overlay_class
+from ..shards.pictures import draw_box
 from ..shards.reader import read_shard
 from ..shards.schema import JPG, LMAP
 from ..shards.tree import LabelTree
@@ -67,8 +69,8 @@ def write_page(
     _accuracies(page, models)
     page.heading("Crops, label maps, pooled targets")
     page.paragraph(
-        "Left: the stored image, each cell coloured by the teacher's score for the crop's strongest class, with the "
-        "crop outlined. Right: the crop as the model gets it (mirrored where the loader flipped it). Bars: the "
+        "Left: the stored image, each cell that kept the crop's strongest class coloured by the teacher's score for it, "
+        "with the crop outlined. Right: the crop as the model gets it (mirrored where the loader flipped it). Bars: the "
         "largest pooled probabilities."
     )
     page.figures(_figures(mapped, tree, seed))
@@ -143,11 +145,10 @@ def _figures(mapped: Path, tree: LabelTree, seed: int) -> list[Figure]:
         image = simplejpeg.decode_jpeg(parts[JPG.suffix], "RGB")
         target = batch.targets[i].numpy()
         best = np.argsort(-target)[:SHOWN_CLASSES]
-        cells = _cell_scores(parts[LMAP.suffix], int(best[0]))
+        scores_KPQ, ids_KPQ = decode_label_map(parts[LMAP.suffix])
         x0, y0, x1, y1 = batch.crops[i].tolist()
-        overview = draw_box(
-            overlay_map(resample(image, PICTURE_PX, PICTURE_PX), cells, 0.45), (x0, y0, x1, y1)
-        )
+        small = resample(image, PICTURE_PX, PICTURE_PX)
+        overview = draw_box(overlay_class(small, scores_KPQ, ids_KPQ, int(best[0])), (x0, y0, x1, y1))
         crop = batch.images[i].permute(1, 2, 0).numpy()
         figures.append(
             Figure(
@@ -157,10 +158,3 @@ def _figures(mapped: Path, tree: LabelTree, seed: int) -> list[Figure]:
             )
         )
     return figures
-
-
-def _cell_scores(data: bytes, class_index: int) -> np.ndarray:
-    """One class's score in every cell, from 0 (not kept, or the least) to 1 (the map's largest score): [P, Q]."""
-    scores_KPQ, ids_KPQ = decode_label_map(data)
-    cells = np.where(ids_KPQ == class_index, scores_KPQ, 0).sum(axis=0)
-    return np.clip(cells / max(float(scores_KPQ.max()), 1e-6), 0, 1)

@@ -1,50 +1,20 @@
 import base64
 import itertools
 import re
-from html.parser import HTMLParser
 
 import cv2
 import numpy as np
 import pytest
+from html_elements import Elements
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softshard.shards.html import CHART_HEIGHT, CHART_WIDTH, Figure, Page, nice_ticks
+from softshard.shards.figures import Drawing, Figure
+from softshard.shards.html import CHART_HEIGHT, CHART_WIDTH, Page, nice_ticks
 from softshard.shards.pictures import apply_colormap, as_rgb, draw_box, image_data_uri, overlay_map
 
 HOSTILE = """<script>alert("x")</script> & 'quoted'"""
-VOID = {"meta", "img", "br"}
 NUMBERS = st.floats(-1e12, 1e12)
-
-
-class Elements(HTMLParser):
-    """Collects elements and text, and fails on a tag that is not closed in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def full_page(text: str = "text") -> Page:
@@ -89,6 +59,17 @@ def test_pictures_and_charts_have_text_for_screen_readers():
         sum(svg.get("role") == "img" and svg.get("aria-label") == "name" for svg in elements.named("svg"))
         == 2
     )
+
+
+def test_a_drawing_stands_in_a_card_and_the_own_class_is_marked_by_more_than_colour():
+    page = Page("t")
+    page.figures([Figure([Drawing(30, 20, "<rect/>")], HOSTILE, [("a", 0.5), (HOSTILE, 0.25)], own=1)])
+    elements = Elements(page.render())
+    (svg,) = elements.named("svg")
+    assert (svg["viewbox"], svg["role"], svg["aria-label"]) == ("0 0 30 20", "img", HOSTILE)
+    assert f"✓ {HOSTILE}" in elements.text
+    assert "✓ a" not in elements.text
+    assert f"{HOSTILE}: the image's own class" in [span.get("title") for span in elements.named("span")]
 
 
 def test_write_gives_one_utf8_file(tmp_path):
@@ -186,6 +167,13 @@ def test_overlay_paints_the_cell_that_lies_over_each_pixel(height, width, rows, 
     row, column = height // 2, width // 3
     cell = map_PQ[int((row + 0.5) / height * rows + 1e-9), int((column + 0.5) / width * columns + 1e-9)]
     assert painted[row, column].tolist() == apply_colormap(np.array(cell)).tolist()
+
+
+def test_cells_without_a_number_are_left_as_they_are():
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    painted = overlay_map(image, np.array([[np.nan, 0.5]]), alpha=1.0)
+    assert np.array_equal(painted[:, :3], image[:, :3])
+    assert (painted[:, 3:] == apply_colormap(np.array(0.5))).all()
 
 
 def test_overlay_without_weight_is_the_image():
