@@ -69,6 +69,10 @@ class Loader:
             classes that become one the logit of either.
         teacher: read what a distillation teacher said of each image, stored in the shards, as `batch.teacher`.
         subset: None, or which part of the samples is served: some classes, a share of them.
+        balance: None, or the exponent a, from 0 to 1, of class-balanced sampling: a class with n samples gets a share
+            of the epoch's draws that goes with n^(1-a) (1: every class the same; 0.5: by the square root). An epoch
+            is as long as before; samples of large classes sit out some epochs, those of small ones are drawn
+            several times, each time with another crop.
         augment: crop, size and flip; by default random resized crops of 224 pixels.
         dtype: of the images: `uint8`, or normalised `float16` or `float32`.
         mean: channel means (of values 0 to 1) that float images are normalised with.
@@ -99,6 +103,7 @@ class Loader:
         labels: LabelSource | None = None,
         teacher: bool = False,
         subset: Subset | None = None,
+        balance: float | None = None,
         augment: Augment | None = None,
         dtype: str = "float32",
         mean: Sequence[float] = MEAN,
@@ -119,8 +124,8 @@ class Loader:
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
         self.dataset = str(dataset)
-        self._source = Source.open(dataset, labels, subset)
-        self.subset = subset
+        self._source = Source.open(dataset, labels, subset, balance)
+        self.subset, self.balance = subset, balance
         self.device = usable_device(device)
         self.batch_size = batch_size
         self.targets = targets
@@ -157,7 +162,7 @@ class Loader:
         self._closed = False
 
     def count_classes(self) -> np.ndarray:
-        """int64 [C], how many of the samples that are served, on all ranks together, each class has.
+        """int64 [C], how often each class is served in an epoch, on all ranks together.
 
         Raises:
             DataError: the file of the samples' classes is missing or damaged.
@@ -240,14 +245,14 @@ class Loader:
             "shuffle": self.shuffle,
             "labels": self._source.labels.fingerprint,
             "subset": None if self.subset is None else self.subset.to_json(),
+            "balance": self.balance,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where a state was taken; the world size, and the global batch, may be others.
 
         Raises:
-            UsageError: the state is of another data set, seed, number of lanes, window, labels or subset; both
-                are named.
+            UsageError: the state is of another data set, order, labels, subset or balance; both values are named.
         """
         epoch, taken = check_state(state, self.state_dict(), -(-self.num_samples // self.lanes))
         self._stop()
