@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .batch import Batch, TeacherLevels
     from .crops import Augment
     from .loader import Loader
+    from .mixture import Mixture
     from .pooling import SparseTargets, pool_label_maps, pool_top_classes
     from .subset import Subset
     from .target_modes import LabelPooling
@@ -21,6 +22,7 @@ _HOMES = {
     "Batch": ".batch",
     "LabelPooling": ".target_modes",
     "Loader": ".loader",
+    "Mixture": ".mixture",
     "SparseTargets": ".pooling",
     "Subset": ".subset",
     "TeacherLevels": ".batch",
@@ -33,6 +35,7 @@ __all__ = [
     "Batch",
     "LabelPooling",
     "Loader",
+    "Mixture",
     "SparseTargets",
     "Subset",
     "TeacherLevels",

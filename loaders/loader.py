@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,6 +30,8 @@ from .crops import Augment
 from .decode import MEAN, STD, CpuDecoder, Decoder, GpuDecoder, usable_device
 from .labels import LabelSource
 from .make_batch import BatchMaker
+from .mixed_source import MixedSource
+from .mixture import Mixture
 from .options import check_choices, check_normalisation, check_numbers
 from .order import check_geometry, num_steps, rank_slots
 from .pipeline import make_batches
@@ -56,7 +57,7 @@ class Loader:
     error. `softshard verify` finds it: it compares every shard's hash.
 
     Args:
-        dataset: folder of a data set (with a manifest).
+        dataset: folder of a data set (with a manifest), or a Mixture of several.
         batch_size: N, samples of one batch of one rank; the global batch is N times `world_size`.
         device: `cpu`, or a CUDA device, where images are then decoded and label maps pooled.
         targets: `none`; `original` (the class, one-hot); `relabel` (each crop's pooled label map, softmaxed) and
@@ -95,7 +96,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: str | Path,
+        dataset: str | Path | Mixture,
         *,
         batch_size: int,
         device: str | torch.device = "cpu",
@@ -123,8 +124,12 @@ class Loader:
         check_normalisation(mean, std)
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
-        self.dataset = str(dataset)
-        self._source = Source.open(dataset, labels, subset, balance)
+        self._source = (
+            MixedSource.open(dataset, labels, subset, balance, lanes)
+            if isinstance(dataset, Mixture)
+            else Source.open(dataset, labels, subset, balance)
+        )
+        self.dataset = self._source.dataset
         self.subset, self.balance = subset, balance
         self.device = usable_device(device)
         self.batch_size = batch_size
@@ -139,9 +144,7 @@ class Loader:
         self.epoch = 0
         self._prefetch = prefetch
         self._maker = BatchMaker(
-            dataset,
-            self.manifest,
-            self._source.labels,
+            self._source.parts,
             targets=targets,
             teacher=teacher,
             augment=self.augment,
@@ -152,7 +155,7 @@ class Loader:
         self._per_lane = batch_size * world_size // lanes  # samples of every lane in a step
         if last_batch == "drop" and self.num_samples // lanes < self._per_lane:
             raise UsageError(
-                f"{dataset}: expected a global batch of samples, which is {self.global_batch} on {lanes} lanes, found "
+                f"{self.dataset}: expected a global batch of samples, which is {self.global_batch} on {lanes} lanes, found "
                 f"{self.num_samples}. Use a smaller batch_size, or last_batch='pad'"
             )
         self._taken = 0  # samples that every lane has given in this epoch
@@ -171,12 +174,12 @@ class Loader:
 
     @property
     def manifest(self) -> Manifest:
-        """The data set's manifest."""
+        """The data set's manifest; of a mixture, that of its first data set."""
         return self._source.manifest
 
     @property
     def num_samples(self) -> int:
-        """Samples that are served: of the whole data set, or those that labels and subset leave."""
+        """Samples that an epoch serves: of the whole data set, or those that labels and subset leave."""
         return self._source.num_samples
 
     @property
@@ -194,10 +197,10 @@ class Loader:
         """Over these classes; `batch.levels` are its vectors. None without one."""
         return self._source.labels.tree
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides what the data set gives, whatever the labels; hashed once."""
-        return self.manifest.fingerprint
+        return self._source.fingerprint
 
     @property
     def global_batch(self) -> int:
@@ -243,16 +246,17 @@ class Loader:
             "lanes": self.lanes,
             "window": self.window,
             "shuffle": self.shuffle,
-            "labels": self._source.labels.fingerprint,
+            "labels": self._source.labels_fingerprint(),
             "subset": None if self.subset is None else self.subset.to_json(),
             "balance": self.balance,
+            "mixture": self._source.mixture_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where a state was taken; the world size, and the global batch, may be others.
 
         Raises:
-            UsageError: the state is of another data set, order, labels, subset or balance; both values are named.
+            UsageError: the state is of another data set, order, labels, subset, balance or mixture; both are named.
         """
         epoch, taken = check_state(state, self.state_dict(), -(-self.num_samples // self.lanes))
         self._stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,28 @@ class Source:
     def num_samples(self) -> int:
         """Draws of an epoch, as many as samples are served."""
         return self.manifest.num_samples if self.kept is None else len(self.kept)
+
+    @property
+    def parts(self) -> tuple[Source, ...]:
+        """The data sets that are read: this one."""
+        return (self,)
+
+    @property
+    def most_draws(self) -> int:
+        """How often an epoch draws a sample at most."""
+        return 1 if self.balance is None else self.balance.most_draws
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides what the data set gives, whatever the labels."""
+        return self.manifest.fingerprint
+
+    def labels_fingerprint(self) -> str | None:
+        """Of the labels it is read with; None where they are its own."""
+        return self.labels.fingerprint
+
+    def mixture_state(self) -> None:
+        """What a loader's state says of the mixture: there is none."""
 
     def order(
         self,

@@ -197,6 +197,7 @@ def test_a_state_is_a_handful_of_plain_numbers(packed):
             "labels": None,
             "subset": None,
             "balance": None,
+            "mixture": None,
         }
 
 
