@@ -69,7 +69,7 @@ class Loader:
             served. Crops and flips stay what they are. A class that no label map names has the logit 0 there, and
             classes that become one the logit of either.
         teacher: read what a distillation teacher said of each image, stored in the shards, as `batch.teacher`.
-        subset: None, or which part of the samples is served: some classes, a share of them.
+        subset: None, or which part of the samples is served: some classes, some keys, a share of them.
         balance: None, or the exponent a, from 0 to 1, of class-balanced sampling: a class with n samples gets a share
             of the epoch's draws that goes with n^(1-a) (1: every class the same; 0.5: by the square root). An epoch
             is as long as before; samples of large classes sit out some epochs, those of small ones are drawn

@@ -45,6 +45,11 @@ class MixedSource:
             UsageError: see `Source.open` and `check_passes`; the data sets' labels differ, both are named.
             DataError: a data set is incomplete, damaged or of a newer version.
         """
+        if subset is not None and subset.keys is not None:
+            raise UsageError(
+                "mixture: expected a subset by classes or fraction, which holds for every data set, found keys. "
+                "Choose by keys from a single data set"
+            )
         parts = tuple(Source.open(folder, labels, subset, balance) for folder in mixture.weights)
         for part in parts[1:]:
             _check_same_labels(parts[0], part)

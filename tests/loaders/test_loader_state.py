@@ -215,7 +215,7 @@ def test_a_state_is_a_handful_of_plain_numbers(packed):
         ({"balance": 0.5}, "expected balance 0.5 of this loader, found None; the rest"),
         (
             {"subset": Subset(fraction=0.5)},
-            r"expected subset \{'classes': None, 'fraction': 0.5, 'seed': 0\} of this loader, found None; the rest",
+            r"expected subset \{'classes': None, 'keys': None, 'fraction': 0.5, 'seed': 0\} of this loader, found None;",
         ),
     ],
 )

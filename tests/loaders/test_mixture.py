@@ -335,3 +335,5 @@ def test_a_subset_holds_for_every_data_set(packed, packed_more):
     mixture = Mixture({packed: 1, packed_more: 1}, epoch_samples=60)
     found = by_key(batches_of(mixture, subset=Subset(classes=["cat", "gull"])))
     assert len({classes for seen in found.values() for classes, _ in seen}) == 2
+    with pytest.raises(UsageError, match=r"expected a subset by classes or fraction, .* found keys"):
+        make(mixture, subset=Subset(keys=["cat_00"]))
