@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .crops import Augment
     from .faults import Faults
     from .loader import Loader
+    from .mixture import Mixture
     from .pooling import SparseTargets, pool_label_maps, pool_top_classes
     from .subset import Subset
     from .target_modes import LabelPooling
@@ -23,6 +24,7 @@ _HOMES = {
     "Faults": ".faults",
     "LabelPooling": ".target_modes",
     "Loader": ".loader",
+    "Mixture": ".mixture",
     "SparseTargets": ".pooling",
     "Subset": ".subset",
     "TeacherLevels": ".batch",
@@ -36,6 +38,7 @@ __all__ = [
     "Faults",
     "LabelPooling",
     "Loader",
+    "Mixture",
     "SparseTargets",
     "Subset",
     "TeacherLevels",

@@ -28,11 +28,12 @@ from ..shards.verify_shard import Expected, check_sample
 from .crops import Augment
 from .decode import MEAN, STD, CpuDecoder, Decoder
 from .fetch import ShardFiles, check_local
-from .labels import Labels
 from .loader import DEFAULT_WINDOW
 from .make_batch import BatchMaker
-from .order import EpochOrder
+from .order import Draws, EpochOrder
 from .pooling import pool_label_maps
+from .source import Source
+from .stages import Stages
 from .target_modes import TARGETS
 
 MAX_SAMPLES = 200
@@ -204,7 +205,7 @@ def _first_samples(manifest: Manifest, options: InspectOptions) -> list[int]:
     """The samples that a Loader of this seed begins the epoch with."""
     counts = np.array([shard.samples for shard in manifest.shards], np.int64)
     order = EpochOrder(counts, options.seed, options.epoch, window=DEFAULT_WINDOW)
-    return order.lane_samples(0, 0, options.num_samples).tolist()
+    return order.lane_draws(0, 0, options.num_samples).samples.tolist()
 
 
 class _Inspector:
@@ -230,15 +231,14 @@ class _Inspector:
         self._classes = load_sidecar(dataset, manifest)
         self._starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)], dtype=np.int64)
         self._maker = BatchMaker(
-            dataset,
-            manifest,
-            Labels.of(manifest, tree),
+            Source.open(dataset).parts,
             targets=self.targets,
             teacher=self._reads_teacher,
             augment=options.augment,
             seed=options.seed,
             batch_size=1,
             device=torch.device("cpu"),
+            stages=Stages(),
         )
         self._files = ShardFiles(dataset, manifest)
         self._decoder: Decoder | None = None
@@ -312,13 +312,14 @@ class _Inspector:
     def _crops(self, number: int) -> tuple[tuple[CropView, ...], tuple[np.ndarray, np.ndarray] | None]:
         """What the Loader's batches of some epochs have in this sample's slot, and the teacher's best classes."""
         crops, teacher = [], None
+        one = Draws(np.array([number]), np.zeros(1, np.int64))
         for epoch in range(self._options.epoch, self._options.epoch + self._options.num_crops):
             decoder = self._decoder = self._decoder or CpuDecoder(
                 1, self._options.augment.size, "uint8", MEAN, STD, num_threads=1
             )
             try:
                 batch = self._maker.finish(
-                    self._maker.begin(np.array([number]), epoch, decoder),
+                    self._maker.begin(one, np.ones(1, bool), epoch, decoder),
                     decoder,
                 )
             except BaseException:

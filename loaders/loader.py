@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +32,8 @@ from .decode import MEAN, STD, create_decoder, usable_device
 from .faults import Faults, Quarantine
 from .labels import LabelSource
 from .make_batch import BatchMaker
+from .mixed_source import MixedSource
+from .mixture import Mixture
 from .options import check_choices, check_normalisation, check_numbers
 from .order import check_geometry, num_steps
 from .pipeline import BatchRun, Step
@@ -60,7 +62,7 @@ class Loader:
     shard's hash.
 
     Args:
-        dataset: folder of a data set (with a manifest).
+        dataset: folder of a data set (with a manifest), or a Mixture of several.
         batch_size: N, samples of one batch of one rank; the global batch is N times `world_size`.
         device: `cpu`, or a CUDA device, where images are then decoded and label maps pooled.
         targets: `none`; `original` (the class, one-hot); `relabel` (each crop's pooled label map, softmaxed) and
@@ -72,7 +74,11 @@ class Loader:
             served. Crops and flips stay what they are. A class that no label map names has the logit 0 there, and
             classes that become one the logit of either.
         teacher: read what a distillation teacher said of each image, stored in the shards, as `batch.teacher`.
-        subset: None, or which part of the samples is served: some classes, a share of them.
+        subset: None, or which part of the samples is served: some classes, some keys, a share of them.
+        balance: None, or the exponent a, from 0 to 1, of class-balanced sampling: a class with n samples gets a share
+            of the epoch's draws that goes with n^(1-a) (1: every class the same; 0.5: by the square root). An epoch
+            is as long as before; samples of large classes sit out some epochs, those of small ones are drawn
+            several times, each time with another crop.
         augment: crop, size and flip; by default random resized crops of 224 pixels.
         dtype: of the images: `uint8`, or normalised `float16` or `float32`.
         mean: channel means (of values 0 to 1) that float images are normalised with.
@@ -96,7 +102,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: str | Path,
+        dataset: str | Path | Mixture,
         *,
         batch_size: int,
         device: str | torch.device = "cpu",
@@ -104,6 +110,7 @@ class Loader:
         labels: LabelSource | None = None,
         teacher: bool = False,
         subset: Subset | None = None,
+        balance: float | None = None,
         augment: Augment | None = None,
         dtype: str = "float32",
         mean: Sequence[float] = MEAN,
@@ -124,9 +131,13 @@ class Loader:
         check_normalisation(mean, std)
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
-        self.dataset = str(dataset)
-        self._source = Source.open(dataset, labels, subset)
-        self.subset = subset
+        self._source = (
+            MixedSource.open(dataset, labels, subset, balance, lanes)
+            if isinstance(dataset, Mixture)
+            else Source.open(dataset, labels, subset, balance)
+        )
+        self.dataset = self._source.dataset
+        self.subset, self.balance = subset, balance
         self.device = usable_device(device)
         self.batch_size = batch_size
         self.targets = targets
@@ -141,9 +152,7 @@ class Loader:
         self._prefetch = prefetch
         self._stages = Stages()
         self._maker = BatchMaker(
-            dataset,
-            self.manifest,
-            self._source.labels,
+            self._source.parts,
             targets=targets,
             teacher=teacher,
             augment=self.augment,
@@ -155,7 +164,7 @@ class Loader:
         self._per_lane = batch_size * world_size // lanes  # samples of every lane in a step
         if last_batch == "drop" and self.num_samples // lanes < self._per_lane:
             raise UsageError(
-                f"{dataset}: expected a global batch of samples, which is {self.global_batch} on {lanes} lanes, found "
+                f"{self.dataset}: expected a global batch of samples, which is {self.global_batch} on {lanes} lanes, found "
                 f"{self.num_samples}. Use a smaller batch_size, or last_batch='pad'"
             )
         self._taken = 0  # samples that every lane has given in this epoch
@@ -177,7 +186,7 @@ class Loader:
         self._closed = False
 
     def count_classes(self) -> np.ndarray:
-        """int64 [C], how many of the samples that are served, on all ranks together, each class has.
+        """int64 [C], how often each class is served in an epoch, on all ranks together.
 
         Raises:
             DataError: the file of the samples' classes is missing or damaged.
@@ -186,12 +195,12 @@ class Loader:
 
     @property
     def manifest(self) -> Manifest:
-        """The data set's manifest."""
+        """The data set's manifest; of a mixture, that of its first data set."""
         return self._source.manifest
 
     @property
     def num_samples(self) -> int:
-        """Samples that are served: of the whole data set, or those that labels and subset leave."""
+        """Samples that an epoch serves: of the whole data set, or those that labels and subset leave."""
         return self._source.num_samples
 
     @property
@@ -209,10 +218,10 @@ class Loader:
         """Over these classes; `batch.levels` are its vectors. None without one."""
         return self._source.labels.tree
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides what the data set gives, whatever the labels; hashed once."""
-        return self.manifest.fingerprint
+        return self._source.fingerprint
 
     @property
     def global_batch(self) -> int:
@@ -263,16 +272,17 @@ class Loader:
             "lanes": self.lanes,
             "window": self.window,
             "shuffle": self.shuffle,
-            "labels": self._source.labels.fingerprint,
+            "labels": self._source.labels_fingerprint(),
             "subset": None if self.subset is None else self.subset.to_json(),
+            "balance": self.balance,
+            "mixture": self._source.mixture_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where a state was taken; the world size, and the global batch, may be others.
 
         Raises:
-            UsageError: the state is of another data set, seed, number of lanes, window, labels or subset; both
-                are named.
+            UsageError: the state is of another data set, order, labels, subset, balance or mixture; both are named.
         """
         epoch, taken = check_state(state, self.state_dict(), -(-self.num_samples // self.lanes))
         self._stop()

@@ -6,26 +6,24 @@ finish    pools the label maps, and waits for the images
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..shards.errors import DataError, UsageError
-from ..shards.manifest import Manifest
 from ..shards.schema import CLS, HIER, JPG, KD, LMAP
 from ..shards.teacher_levels import decode_teacher_levels, num_kept
 from .batch import Batch, TeacherLevels
 from .crops import Augment, crop_fractions, draw_crops
 from .decode import Decoder, naming_the_sample
 from .faults import BadSample
-from .fetch import ShardFiles
-from .labels import Labels
+from .mixed_shards import MixedShards, all_components
 from .order import Draws
 from .pooling import pool_label_maps
 from .samples import Place, check_label_maps, read_classes, read_levels, read_sizes
+from .source import Source
 from .stages import Stages
 from .target_modes import TARGET_MODES, LabelPooling
 
@@ -37,6 +35,7 @@ class BegunBatch:
     slots: np.ndarray  # int64 [M], where the real samples stand in the batch
     valid: np.ndarray  # bool [N], which slots have their own sample
     places: list[Place]  # their shards, and their places in them
+    sources: np.ndarray  # int64 [M], their data sets
     classes: np.ndarray  # int64 [N]
     levels: np.ndarray | None  # int64 [N, L] or [N, A, L]
     crops: np.ndarray  # float32 [N, 4]
@@ -49,9 +48,7 @@ class BatchMaker:
     """Holds the shards open, and all that batches of one loader have in common.
 
     Args:
-        dataset: folder of the data set.
-        manifest: its manifest.
-        labels: what classes and levels mean.
+        sources: the data sets, whose classes and levels mean the same.
         targets: as the loader's.
         teacher: whether to read the stored teacher.
         augment: what is cut from the images.
@@ -62,15 +59,13 @@ class BatchMaker:
 
     Raises:
         UsageError: targets that the data set has no label maps for; a teacher that it does not have, or that is
-            about another tree than the labels'.
+            about another tree than the labels'; levels that only some of the data sets have.
         DataError: label maps over other classes.
     """
 
     def __init__(
         self,
-        dataset: str | Path,
-        manifest: Manifest,
-        labels: Labels,
+        sources: Sequence[Source],
         *,
         targets: str | LabelPooling,
         teacher: bool,
@@ -81,25 +76,26 @@ class BatchMaker:
         stages: Stages,
     ) -> None:
         self._stages = stages
-        self._labels, self._num_old_classes = labels, manifest.num_classes
+        self._sources, self._labels = sources, sources[0].labels
         self._one_hot = targets == "original"
         pooling = targets if isinstance(targets, LabelPooling) else TARGET_MODES.get(targets)
-        if pooling is not None:
-            check_label_maps(
-                str(dataset), manifest, None if pooling.class_map is None else len(pooling.class_map)
-            )
-            pooling = labels.pooling(pooling)
-        self._pooling = pooling
-        self._level_sizes = _teacher_level_sizes(str(dataset), manifest, labels) if teacher else None
+        self._poolings = [_checked_pooling(pooling, source) for source in sources] if pooling else []
+        sizes = [_teacher_level_sizes(source) for source in sources] if teacher else [None]
+        self._level_sizes = sizes[0]  # the same in all: their trees are
+        _check_same_levels(sources)
         self._augment, self._seed = augment, seed
         self._batch_size, self._device = batch_size, device
-        self._columns = {suffix: i for i, suffix in enumerate(manifest.components)}
-        self._shard_names = [shard.name for shard in manifest.shards]
-        self._starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)], dtype=np.int64)
-        self._files = ShardFiles(dataset, manifest)
+        self._columns = {suffix: i for i, suffix in enumerate(all_components(sources))}
+        records = [source.manifest.shards for source in sources]
+        self._shard_names = [shard.name for shards in records for shard in shards]
+        self._starts = np.cumsum(
+            [0, *(shard.samples for shards in records for shard in shards)], dtype=np.int64
+        )
+        self._shard_sources = np.repeat(np.arange(len(sources)), [len(shards) for shards in records])
+        self._files = MixedShards(sources)
 
-    def _places(self, samples: np.ndarray) -> list[Place]:
-        """Where M samples lie.
+    def _places(self, samples: np.ndarray) -> tuple[list[Place], np.ndarray]:
+        """Where M samples lie, and int64 [M], of which data sets they are.
 
         Raises:
             DataError: a shard cannot be had.
@@ -110,9 +106,10 @@ class BatchMaker:
         for number in dict.fromkeys(numbers.tolist()):
             with self._stages("shard", self._shard_names[number]):
                 shards[number] = self._files[number]
-        return [
+        found = [
             (shards[number], place) for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
         ]
+        return found, self._shard_sources[numbers]
 
     def begin(self, draws: Draws, valid: np.ndarray, epoch: int, decoder: Decoder) -> BegunBatch:
         """Read the labels of a batch's samples, draw their crops and start decoding.
@@ -124,15 +121,16 @@ class BatchMaker:
             decoder: of the images.
         """
         slots = np.flatnonzero(draws.samples >= 0)
-        found = self._places(draws.samples[slots])
+        found, of_source = self._places(draws.samples[slots])
         with self._stages("read"):
-            return self._begin(draws, slots, found, valid, epoch, decoder)
+            return self._begin(draws, slots, found, of_source, valid, epoch, decoder)
 
     def _begin(
         self,
         draws: Draws,
         slots: np.ndarray,
         found: list[Place],
+        of_source: np.ndarray,
         valid: np.ndarray,
         epoch: int,
         decoder: Decoder,
@@ -145,10 +143,10 @@ class BatchMaker:
         )
 
         num = self._batch_size
-        real_classes = self._read_classes(found)
+        real_classes = self._read_classes(found, of_source)
         classes = np.full(num, -1, np.int64)
         classes[slots] = real_classes
-        levels, real_levels = None, self._read_levels(found, real_classes)
+        levels, real_levels = None, self._read_levels(found, of_source, real_classes)
         if real_levels is not None:
             levels = np.full((num, *real_levels.shape[1:]), -1, np.int64)
             levels[slots] = real_levels
@@ -161,30 +159,46 @@ class BatchMaker:
             keys[slot] = shard.index.keys[place]
         with naming_the_sample(jpegs, found):
             decoder.submit(jpegs, tlhw, real_flips)
-        return BegunBatch(slots, valid, found, classes, levels, crops, flips, keys, jpegs)
+        return BegunBatch(slots, valid, found, of_source, classes, levels, crops, flips, keys, jpegs)
 
-    def _read_classes(self, places: list[Place]) -> np.ndarray:
+    def _by_source(self, of_source: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(data set, int64 [M_i], which samples of the batch are its)."""
+        for i in range(len(self._sources)):
+            if (rows := np.flatnonzero(of_source == i)).size:
+                yield i, rows
+
+    def _read_classes(self, places: list[Place], of_source: np.ndarray) -> np.ndarray:
         """int64 [M], classes of the label space."""
-        stored = read_classes(places, self._columns[CLS.suffix], self._num_old_classes)
-        if self._labels.class_map is None:
-            return stored
-        classes = self._labels.class_map[stored].astype(np.int64)
-        if (dropped := np.flatnonzero(classes < 0)).size:
-            shard, place = places[dropped[0]]
-            raise DataError(
-                f"{shard.where(place, CLS.suffix)}: expected a class that the labels keep, as classes.npy says, "
-                f"found {stored[dropped[0]]}, which they leave out. Run: softshard verify {shard.path}"
-            )
+        classes = np.empty(len(places), np.int64)
+        for i, rows in self._by_source(of_source):
+            source, its_places = self._sources[i], [places[row] for row in rows]
+            stored = read_classes(its_places, self._columns[CLS.suffix], source.manifest.num_classes)
+            class_map = source.labels.class_map
+            classes[rows] = stored if class_map is None else class_map[stored]
+            if (dropped := np.flatnonzero(classes[rows] < 0)).size:
+                shard, place = its_places[dropped[0]]
+                raise DataError(
+                    f"{shard.where(place, CLS.suffix)}: expected a class that the labels keep, as classes.npy says, "
+                    f"found {stored[dropped[0]]}, which they leave out. Run: softshard verify {shard.path}"
+                )
         return classes
 
-    def _read_levels(self, places: list[Place], classes: np.ndarray) -> np.ndarray | None:
+    def _read_levels(
+        self, places: list[Place], of_source: np.ndarray, classes: np.ndarray
+    ) -> np.ndarray | None:
         """int64 [M, L] or [M, A, L], those of the label space."""
-        if self._labels.relabelling is not None:
-            vectors = self._labels.relabelling.vectors
-            return None if vectors is None else vectors[classes].astype(np.int64)
-        if HIER.suffix not in self._columns:
+        if not _gives_levels(self._sources[0]):
             return None
-        return read_levels(places, self._columns[HIER.suffix], self._labels.level_shape)
+        shape = self._labels.level_shape
+        levels = np.empty((len(places), *shape), np.int64)
+        for i, rows in self._by_source(of_source):
+            relabelling = self._sources[i].labels.relabelling
+            if relabelling is not None and relabelling.vectors is not None:
+                levels[rows] = relabelling.vectors[classes[rows]]
+            else:
+                its_places = [places[row] for row in rows]
+                levels[rows] = read_levels(its_places, self._columns[HIER.suffix], shape)
+        return levels
 
     def finish(self, begun: BegunBatch, decoder: Decoder) -> Batch:
         """Pool a batch's label maps, while its images are decoded, and wait for the images."""
@@ -214,34 +228,41 @@ class BatchMaker:
         return batch
 
     def _targets(self, begun: BegunBatch) -> torch.Tensor | None:
-        if self._pooling is None and not self._one_hot:
+        if not self._poolings and not self._one_hot:
             return None
         slots, classes = begun.slots, begun.classes[begun.slots]
-        grid = () if self._pooling is None or self._pooling.grid is None else self._pooling.grid
+        grid = (self._poolings[0].grid or ()) if self._poolings else ()
 
         def empty() -> torch.Tensor:
             return torch.zeros(self._batch_size, *grid, self._labels.num_classes, device=self._device)
 
-        if self._pooling is None or not begun.places:
+        if not self._poolings:
             targets = empty()
             targets[torch.from_numpy(slots).to(self._device), torch.from_numpy(classes).to(self._device)] = 1
             return targets
+        targets = None
         column = self._columns[LMAP.suffix]
-        pooled = pool_label_maps(
-            [shard.member(place, column) for shard, place in begun.places],
-            begun.crops[slots],
-            num_classes=self._labels.num_classes,
-            device=self._device,
-            wheres=lambda i: begun.places[i][0].where(begun.places[i][1], LMAP.suffix),
-            pooling=self._pooling,
-            flips=begun.flips[slots],
-            classes=classes,
-        )
-        if len(slots) == self._batch_size:
-            return pooled
-        targets = empty()
-        targets[torch.from_numpy(slots).to(self._device)] = pooled
-        return targets
+        for i, rows in self._by_source(begun.sources):
+            places = [begun.places[row] for row in rows]
+
+            def where(j: int, places: list[Place] = places) -> str:
+                return places[j][0].where(places[j][1], LMAP.suffix)
+
+            pooled = pool_label_maps(
+                [shard.member(place, column) for shard, place in places],
+                begun.crops[slots[rows]],
+                num_classes=self._labels.num_classes,
+                device=self._device,
+                wheres=where,
+                pooling=self._poolings[i],
+                flips=begun.flips[slots[rows]],
+                classes=classes[rows],
+            )
+            if len(rows) == self._batch_size:
+                return pooled
+            targets = empty() if targets is None else targets
+            targets[torch.from_numpy(slots[rows]).to(self._device)] = pooled
+        return empty() if targets is None else targets
 
     def _teacher(self, begun: BegunBatch, level_sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """(ids, probabilities): int64 and float16 [N, K], zeros in empty slots."""
@@ -263,10 +284,10 @@ class BatchMaker:
         """
         bad = {}
         for slot in np.flatnonzero(draws.samples >= 0).tolist():
-            place = self._places(draws.samples[slot : slot + 1])
+            place, of_source = self._places(draws.samples[slot : slot + 1])
             try:
                 read_sizes(place, self._columns[JPG.suffix])
-                self._read_levels(place, self._read_classes(place))
+                self._read_levels(place, of_source, self._read_classes(place, of_source))
             except DataError as error:
                 bad[slot] = error
         return bad
@@ -288,7 +309,7 @@ class BatchMaker:
                 try:
                     self.finish(self.begin(one, alone, epoch, decoder), decoder)
                 except (DataError, RuntimeError) as error:
-                    [(shard, place)] = self._places(draws.samples[slot : slot + 1])
+                    [(shard, place)], _ = self._places(draws.samples[slot : slot + 1])
                     bad[slot] = (
                         error
                         if isinstance(error, DataError)
@@ -305,7 +326,7 @@ class BatchMaker:
 
     def bad_sample(self, sample: int, error: DataError) -> BadSample:
         """How the quarantine names a sample."""
-        [(shard, place)] = self._places(np.array([sample]))
+        [(shard, place)], _ = self._places(np.array([sample]))
         return BadSample(sample, shard.path.name, shard.index.keys[place], str(error))
 
     def close(self) -> None:
@@ -313,12 +334,48 @@ class BatchMaker:
         self._files.close()
 
 
-def _teacher_level_sizes(dataset: str, manifest: Manifest, labels: Labels) -> tuple[int, ...]:
+def _checked_pooling(pooling: LabelPooling, source: Source) -> LabelPooling:
+    """How a data set's label maps are pooled into the loader's classes.
+
+    Raises:
+        UsageError: it has no label maps.
+        DataError: they are over other classes.
+    """
+    num_renamed = None if pooling.class_map is None else len(pooling.class_map)
+    check_label_maps(source.dataset, source.manifest, num_renamed)
+    return source.labels.pooling(pooling)
+
+
+def _gives_levels(source: Source) -> bool:
+    relabelling = source.labels.relabelling
+    return (
+        HIER.suffix in source.manifest.components if relabelling is None else relabelling.vectors is not None
+    )
+
+
+def _check_same_levels(sources: Sequence[Source]) -> None:
+    """Refuse data sets of which only some have hierarchical label vectors.
+
+    Raises:
+        UsageError: naming one that has and one that has not.
+    """
+    without = next((source for source in sources if not _gives_levels(source)), None)
+    having = next((source for source in sources if _gives_levels(source)), None)
+    if without and having:
+        raise UsageError(
+            f"mixture: expected hierarchical label vectors (component {HIER.suffix!r}) in all data sets or in none, found "
+            f"them in {having.dataset} but not in {without.dataset}. Add them: softshard reshard {without.dataset} DST "
+            "--tree tree.json"
+        )
+
+
+def _teacher_level_sizes(source: Source) -> tuple[int, ...]:
     """Classes of the levels that the stored teacher is about.
 
     Raises:
         UsageError: there is none, or it is about another tree than the labels'.
     """
+    dataset, manifest, labels = source.dataset, source.manifest, source.labels
     if KD.suffix not in manifest.components or manifest.tree_sha256 is None:
         raise UsageError(
             f"{dataset}: expected a label tree and the component 'kd' for teacher=True, found components "

@@ -107,7 +107,7 @@ class EpochOrder:
 
     def lane_bounds(self, lane: int) -> tuple[int, int]:
         """First position of a lane, and the first one after it."""
-        return lane * self.num_samples // self.num_lanes, (lane + 1) * self.num_samples // self.num_lanes
+        return lane_bounds(self.num_samples, self.num_lanes, lane)
 
     def lane_draws(self, lane: int, start: int, stop: int) -> Draws:
         """Draws `start` to `stop` of a lane, counted in the order in which it gives them; fewer where it ends."""
@@ -149,6 +149,11 @@ class EpochOrder:
             return Draws(indices, np.zeros(len(indices), np.int64))
         samples = self.kept[indices]
         return Draws(samples, indices - np.searchsorted(self.kept, samples))
+
+
+def lane_bounds(num_samples: int, num_lanes: int, lane: int) -> tuple[int, int]:
+    """First position of a lane, and the first one after it."""
+    return lane * num_samples // num_lanes, (lane + 1) * num_samples // num_lanes
 
 
 def count_kept(kept: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ..shards.errors import UsageError
 from ..shards.manifest import Manifest, check_sidecar, load_sidecar, load_tree
+from .balance import Balance
 from .fetch import check_local
+from .find_keys import find_keys
 from .labels import Labels, LabelSource
 from .order import EpochOrder, count_kept
 from .subset import Subset, kept_samples
@@ -24,53 +27,118 @@ class Source:
         manifest: its manifest.
         labels: what its classes and levels mean.
         kept: int64 [N], the samples that labels and subset leave, ascending; None where that is all of them.
-        counts: int64 [S], how many of them each shard has.
+        balance: how often each is drawn in an epoch; None where each is once.
+        shard_counts: int64 [S], samples of each shard.
     """
 
     dataset: str
     manifest: Manifest
     labels: Labels
     kept: np.ndarray | None
-    counts: np.ndarray
+    balance: Balance | None
+    shard_counts: np.ndarray
 
     @classmethod
-    def open(cls, dataset: str | Path, labels: LabelSource | None, subset: Subset | None) -> Source:
+    def open(
+        cls,
+        dataset: str | Path,
+        labels: LabelSource | None = None,
+        subset: Subset | None = None,
+        balance: float | None = None,
+    ) -> Source:
         """Read a data set's manifest and tree, and choose its samples.
 
+        Args:
+            dataset: folder of a data set.
+            labels: as the loader's.
+            subset: as the loader's.
+            balance: exponent of class-balanced sampling, or None.
+
         Raises:
-            UsageError: labels or a subset that do not fit the data set, or leave none of its samples.
+            UsageError: labels, a subset or a balance that do not fit the data set, or leave none of its samples.
             DataError: it is incomplete, damaged or of a newer version.
         """
         check_local(dataset)
         manifest = Manifest.load(dataset)
         meant = Labels.of(manifest, load_tree(dataset, manifest), labels)
-        counts = np.array([shard.samples for shard in manifest.shards], np.int64)
         kept = _choose_samples(dataset, manifest, meant, subset or Subset())
-        return cls(str(dataset), manifest, meant, kept, counts if kept is None else count_kept(kept, counts))
+        draws = None
+        if balance is not None:
+            draws = Balance(_classes(dataset, manifest, meant, kept), meant.num_classes, balance)
+        counts = np.array([shard.samples for shard in manifest.shards], np.int64)
+        return cls(str(dataset), manifest, meant, kept, draws, counts)
 
     @property
     def num_samples(self) -> int:
+        """Draws of an epoch, as many as samples are served."""
         return self.manifest.num_samples if self.kept is None else len(self.kept)
 
-    def order(self, seed: int, epoch: int, *, num_lanes: int, window: int, shuffle: bool) -> EpochOrder:
-        """The order of one epoch of these samples."""
-        return EpochOrder(self.counts, seed, epoch, num_lanes, window, shuffle, self.kept)
+    @property
+    def parts(self) -> tuple[Source, ...]:
+        """The data sets that are read: this one."""
+        return (self,)
+
+    @property
+    def most_draws(self) -> int:
+        """How often an epoch draws a sample at most."""
+        return 1 if self.balance is None else self.balance.most_draws
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides what the data set gives, whatever the labels."""
+        return self.manifest.fingerprint
+
+    def labels_fingerprint(self) -> str | None:
+        """Of the labels it is read with; None where they are its own."""
+        return self.labels.fingerprint
+
+    def mixture_state(self) -> None:
+        """What a loader's state says of the mixture: there is none."""
+
+    def order(
+        self,
+        seed: int,
+        epoch: int,
+        *,
+        num_lanes: int,
+        window: int,
+        shuffle: bool,
+        turn: int = 0,
+        first_shard: int = 0,
+        first_position: int = 0,
+    ) -> EpochOrder:
+        """The order of one epoch of these samples.
+
+        Balanced, this chooses the epoch's draws: 2 s of CPU and 250 MB for 14 million samples. Otherwise it takes
+        milliseconds, whatever the size.
+        """
+        kept = self.kept
+        if self.balance is not None:
+            draws = self.balance.count_draws(seed, epoch, turn)
+            kept = np.repeat(np.arange(len(draws)) if kept is None else kept, draws)
+        return EpochOrder(
+            self.shard_counts if kept is None else count_kept(kept, self.shard_counts),
+            seed,
+            epoch,
+            num_lanes,
+            window,
+            shuffle,
+            kept,
+            turn,
+            first_shard,
+            first_position,
+        )
 
     def count_classes(self) -> np.ndarray:
-        """int64 [C], how many of the samples that are served each class has.
+        """int64 [C], the draws of each class in an epoch.
 
         Raises:
             DataError: the file of the samples' classes is missing or damaged.
         """
-        stored = _stored_classes(self.dataset, self.manifest)
-        counts = np.bincount(
-            stored if self.kept is None else stored[self.kept], minlength=self.manifest.num_classes
-        )
-        if (class_map := self.labels.class_map) is None:
-            return counts
-        result = np.zeros(self.labels.num_classes, np.int64)
-        np.add.at(result, class_map[class_map >= 0], counts[class_map >= 0])
-        return result
+        if self.balance is not None:
+            return self.balance.class_draws
+        classes = _classes(self.dataset, self.manifest, self.labels, self.kept)
+        return np.bincount(classes, minlength=self.labels.num_classes)
 
 
 def _choose_samples(
@@ -80,15 +148,23 @@ def _choose_samples(
         labels.keep_class(subset.class_mask(labels.class_names)),
         lambda: _stored_classes(dataset, manifest),
         manifest.num_samples,
+        chosen=None if subset.key_set is None else find_keys(dataset, manifest, subset.key_set),
         fraction=subset.fraction,
         seed=subset.seed,
     )
     if kept is not None and not len(kept):
         raise UsageError(
-            f"{dataset}: expected samples of the chosen classes, found none. Give labels or a subset with "
-            "classes that have samples: softshard stats counts them"
+            f"{dataset}: expected samples of the chosen classes and keys, found none. Give labels or a subset "
+            "with classes that have samples: softshard stats counts them"
         )
     return kept
+
+
+def _classes(dataset: str | Path, manifest: Manifest, labels: Labels, kept: np.ndarray | None) -> np.ndarray:
+    """int32 [N], the class that each of the served samples is read with."""
+    stored = _stored_classes(dataset, manifest)
+    stored = stored if kept is None else stored[kept]
+    return stored if labels.class_map is None else labels.class_map.astype(np.int32)[stored]
 
 
 def _stored_classes(dataset: str | Path, manifest: Manifest) -> np.ndarray:

@@ -27,6 +27,7 @@ PURPOSE_SHUFFLE = 3
 PURPOSE_CROP = 4
 PURPOSE_RESHARD = 5
 PURPOSE_SUBSET = 6
+PURPOSE_BALANCE = 9
 
 
 def check_seed(seed: int, epoch: int = 0) -> None:

@@ -95,7 +95,8 @@ def test_every_batch_is_what_the_plain_reader_says(
             batches = list(loader)
             assert len(batches) == len(loader) == steps
         for step, batch in enumerate(batches):
-            slots = rank_slots(order, global_batch, step * global_batch // lanes, rank, world_size)
+            at = step * global_batch // lanes
+            slots = rank_slots(order, global_batch, at, rank, world_size).samples
             assert batch.valid.tolist() == (slots >= 0).tolist()
             for slot, number in enumerate(slots.tolist()):
                 if number < 0:

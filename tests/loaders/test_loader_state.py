@@ -196,6 +196,8 @@ def test_a_state_is_a_handful_of_plain_numbers(packed):
             "shuffle": True,
             "labels": None,
             "subset": None,
+            "balance": None,
+            "mixture": None,
         }
 
 
@@ -210,9 +212,10 @@ def test_a_state_is_a_handful_of_plain_numbers(packed):
             {"labels": ["cat", "dog"]},
             "expected labels '[0-9a-f]{64}' of this loader, found None; the rest of the epoch",
         ),
+        ({"balance": 0.5}, "expected balance 0.5 of this loader, found None; the rest"),
         (
             {"subset": Subset(fraction=0.5)},
-            r"expected subset \{'classes': None, 'fraction': 0.5, 'seed': 0\} of this loader, found None; the rest",
+            r"expected subset \{'classes': None, 'keys': None, 'fraction': 0.5, 'seed': 0\} of this loader, found None;",
         ),
     ],
 )

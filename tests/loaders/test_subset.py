@@ -1,5 +1,7 @@
 """Subsets: which samples are served, and that nothing else changes."""
 
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from softshard.loaders import Augment, Loader, Subset
 from softshard.loaders.subset import kept_samples
-from softshard.shards import UsageError
+from softshard.shards import DataError, UsageError
 
 
 def make(dataset, **options):
@@ -102,9 +104,71 @@ def test_an_order_of_names_makes_no_other_state(packed):
     assert states[0] == states[1] != states[2]
 
 
+def test_keys_choose_samples_and_nothing_else_changes(packed, tmp_path):
+    whole = crops_of(packed)
+    keys = sorted(whole)[::7]
+    assert crops_of(packed, subset=Subset(keys=keys)) == {key: whole[key] for key in keys}
+    listed = tmp_path / "keys.txt"
+    listed.write_text("\n".join(reversed(keys)) + "\n\n")
+    for file in (listed, str(listed)):
+        assert crops_of(packed, subset=Subset(keys=file)).keys() == set(keys)
+    cats = [key for key in keys if key.startswith("cat")]
+    assert crops_of(packed, subset=Subset(keys=keys, classes=["cat"])).keys() == set(cats)
+    half = crops_of(packed, subset=Subset(keys=keys, fraction=0.5))
+    assert len(half) == round(len(keys) / 2)
+    assert half.keys() < set(keys)
+
+
+def test_the_same_keys_make_the_same_state_wherever_they_come_from(packed, tmp_path):
+    whole = sorted(crops_of(packed))
+    (tmp_path / "keys.txt").write_text("\n".join(whole[:20]))
+    states = []
+    for keys in (whole[:20], list(reversed(whole[:20])), tmp_path / "keys.txt", whole[:19]):
+        with make(packed, subset=Subset(keys=keys)) as loader:
+            states.append(loader.state_dict())
+    assert states[0] == states[1] == states[2] != states[3]
+    with make(packed, subset=Subset(keys=whole[:19])) as loader:
+        digest = states[0]["subset"]["keys"]
+        with pytest.raises(
+            UsageError, match=f"expected subset .*'keys': '[0-9a-f]+'.* found .*'keys': '{digest}'"
+        ):
+            loader.load_state_dict(states[0])
+
+
+def test_keys_of_no_sample_are_refused_and_the_first_ten_named(packed):
+    keys = [*sorted(crops_of(packed))[:2], *(f"no-{i:02}" for i in range(12))]
+    named = ", ".join(f"'no-{i:02}'" for i in range(10))
+    with pytest.raises(
+        UsageError, match=f"keys of its 105 samples, found 12 of 14 that it does not have: {named} and more"
+    ):
+        make(packed, subset=Subset(keys=keys))
+
+
+def test_keys_of_an_index_that_is_not_the_manifests_are_refused(packed, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(packed, copy)
+    index = sorted(copy.glob("*.idx"))[3]
+    index.write_text(index.read_text().replace("cat_", "cax_").replace("dog_", "dox_"))
+    with pytest.raises(DataError, match=f"{index.name}: expected the manifest's SHA-256, found another"):
+        make(copy, subset=Subset(keys=["cat_00"]))
+    index.unlink()
+    with pytest.raises(DataError, match=f"{index.name}: expected the shard's index, found"):
+        make(copy, subset=Subset(keys=["cat_00"]))
+
+
+def test_a_file_of_keys_that_is_missing_or_empty_is_refused(packed, tmp_path):
+    with pytest.raises(UsageError, match=r"none\.txt: cannot be read; No such file"):
+        make(packed, subset=Subset(keys=tmp_path / "none.txt"))
+    (tmp_path / "empty.txt").write_text(" \n")
+    with pytest.raises(DataError, match=r"empty\.txt: expected one key per line, found none"):
+        make(packed, subset=Subset(keys=tmp_path / "empty.txt"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"keys": []}, r"expected keys, or a file of keys, found \[\]"),
+        ({"keys": [1]}, r"expected keys, or a file of keys, found \[1\]"),
         ({"fraction": 0}, "expected a fraction above 0 to 1, found 0"),
         ({"fraction": 1.5}, "expected a fraction above 0 to 1, found 1.5"),
         ({"fraction": float("nan")}, "expected a fraction above 0 to 1, found nan"),
@@ -121,5 +185,5 @@ def test_a_subset_that_cannot_be_is_refused(options, message):
 def test_names_that_are_no_classes_are_all_listed(packed):
     with pytest.raises(UsageError, match="of the loader's 9 classes, found 'lynx', 'cat', 'elm'"):
         make(packed, subset=Subset(classes=["lynx", "cat", "cat", "elm"]))
-    with pytest.raises(UsageError, match="expected samples of the chosen classes, found none"):
+    with pytest.raises(UsageError, match="expected samples of the chosen classes and keys, found none"):
         make(packed, subset=Subset(classes=["mammal"]))
