@@ -193,6 +193,12 @@ def _add_predict(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--top", type=int, default=3, metavar="K", help="classes listed of each level (default: 3)"
     )
+    command.add_argument(
+        "--down-the-tree",
+        action="store_true",
+        help="of a model of one softmax per level: a class has the probability of its parent times its share among its "
+        "sisters, so that leaves of all levels compare; the path is that of the best leaf",
+    )
     command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
     command.add_argument("--json", action="store_true", help="print a JSON object a line, one for each image")
@@ -287,7 +293,11 @@ def _run_predict(args: argparse.Namespace) -> int:
     with _needs_extra("softshard predict"):
         from .predict import Predictor, is_data_set
     predictor = Predictor(
-        args.checkpoint, top=args.top, device=_device(args.device, local_rank=0), num_threads=args.threads
+        args.checkpoint,
+        top=args.top,
+        device=_device(args.device, local_rank=0),
+        num_threads=args.threads,
+        down_the_tree=args.down_the_tree,
     )
     bad = 0
 
