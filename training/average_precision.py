@@ -75,8 +75,8 @@ class MeanAveragePrecision:
                 f"MeanAveragePrecision: expected scores [N, {self.num_classes}], found {tuple(scores.shape)}; "
                 "the model was built for another class list"
             )
-        is_right = multi_hot(targets, self.num_classes)
-        if is_right.shape != scores.shape:
+        is_right = targets if targets.is_floating_point() else multi_hot(targets, self.num_classes)
+        if is_right.dtype != torch.bool or is_right.shape != scores.shape:
             raise UsageError(
                 f"MeanAveragePrecision: expected bool targets {tuple(scores.shape)} or class indices "
                 f"[{len(scores)}, ...], found {targets.dtype} {tuple(targets.shape)}"
@@ -222,10 +222,10 @@ def bin_of(scores: Tensor, bins: int, score_range: tuple[float, float]) -> Tenso
 
 
 def multi_hot(targets: Tensor, num_classes: int) -> Tensor:
-    """bool targets as they are; int64 [N, T] or [N] class indices, -1 for none, to bool [N, C]."""
+    """bool targets as they are; integer [N, T] or [N] class indices, -1 for none, to bool [N, C]."""
     if targets.dtype == torch.bool:
         return targets
-    targets = targets.view(len(targets), -1)
+    targets = targets.reshape(len(targets), -1).to(torch.int64)
     found = torch.zeros(len(targets), num_classes + 1, dtype=torch.bool, device=targets.device)
     # One column more, for no class.
     found.scatter_(1, targets.masked_fill(targets < 0, num_classes), True)

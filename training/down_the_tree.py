@@ -50,21 +50,24 @@ class DownTheTree(nn.Module):
         num_columns = self.layout.num_columns
         levels = self.layout.split(self.layout.arrange(logits.double()))
         within_level = torch.cat([level.log_softmax(dim=1) for level in levels], dim=1)
-        brought = within_level[:, self.child]
-        shares = brought - _log_sums(brought, self.parent, num_columns + 1)[:, self.parent]
-        # Columns as in level order, one more for the node above all roots, whose probability is 1.
-        found = logits.new_full((len(logits), num_columns + 1), -torch.inf, dtype=torch.float64)
-        found[:, -1] = 0.0
-        edges = zip(*(part.split(self.edges_per_level) for part in (self.parent, self.child)), strict=True)
+        # A class is a row from here on: on a CPU, rows are summed much faster than columns.
+        brought = within_level.T.contiguous()[self.child]
+        shares = brought - _log_sums(brought, self.parent, num_columns + 1)[self.parent]
+        # Rows as in level order, one more for the node above all roots, whose probability is 1.
+        found = brought.new_full((num_columns + 1, len(logits)), -torch.inf)
+        found[-1] = 0.0
+        parts = zip(
+            self.layout.level_sizes,
+            *(part.split(self.edges_per_level) for part in (self.parent, self.child, shares)),
+            strict=True,
+        )
         start = 0
-        for size, share, (parent, child) in zip(
-            self.layout.level_sizes, shares.split(self.edges_per_level, dim=1), edges, strict=True
-        ):
+        for size, parent, child, share in parts:
             # Levels rise along every edge, so the parents are known by now.
-            found[:, start : start + size] = _log_sums(found[:, parent] + share, child - start, size)
+            found[start : start + size] = _log_sums(found[parent] + share, child - start, size)
             start += size
-        below = found.new_full((len(found), len(self.layout.position) - num_columns), -torch.inf)
-        return torch.cat([found[:, :-1], below], dim=1)[:, self.layout.position]
+        below = found.new_full((len(self.layout.position) - num_columns, len(logits)), -torch.inf)
+        return torch.cat([found[:-1], below])[self.layout.position].T
 
 
 class LeavesDownTheTree:
@@ -121,9 +124,9 @@ def _edges(tree: LabelTree, layout: LevelLayout) -> tuple[Tensor, Tensor, tuple[
 
 
 def _log_sums(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:
-    """log sum exp over the columns of each group: floating [N, E] and int64 [E] to [N, G]; -inf for an empty one."""
-    highest = values.new_full((len(values), num_groups), -torch.inf)
-    highest = highest.scatter_reduce(1, groups.expand(len(values), -1), values, "amax")
-    finite = highest.masked_fill(highest.isneginf(), 0.0)
-    sums = torch.zeros_like(highest).index_add(1, groups, (values - finite[:, groups]).exp())
-    return sums.log() + finite
+    """log sum exp over the rows of each group: floating [E, N] and int64 [E] to [G, N]; -inf for an empty one."""
+    highest = values.new_full((num_groups, values.shape[1]), -torch.inf)
+    highest = highest.scatter_reduce(0, groups[:, None].expand(values.shape), values, "amax")
+    highest = highest.masked_fill(highest.isneginf(), 0.0)
+    sums = torch.zeros_like(highest).index_add(0, groups, (values - highest[groups]).exp())
+    return sums.log() + highest
