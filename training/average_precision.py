@@ -103,7 +103,8 @@ class MeanAveragePrecision:
         if self.bins is not None:
             sum_over_ranks(self.counts)
         elif dist.is_available() and dist.is_initialized():
-            self.kept = [_of_all_ranks(*self._joined())]
+            scores, marks = self._joined()
+            self.kept = [(_of_all_ranks(scores), _of_all_ranks(marks))]
 
     def per_class(self) -> Tensor:
         """float64 [C] on the CPU: average precision of each class, NaN for a class that no sample has."""
@@ -239,17 +240,14 @@ def _precision_over_groups(right: Tensor, samples: Tensor) -> Tensor:
     return (precision * right).sum(dim=0) / found[-1]
 
 
-def _of_all_ranks(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _of_all_ranks(tensor: Tensor) -> Tensor:
     """The rows of all ranks, in their order; ranks may have different numbers of them."""
-    rows = torch.tensor([len(tensors[0])], device=tensors[0].device)
+    rows = torch.tensor([len(tensor)], device=tensor.device)
     all_rows = [torch.zeros_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(all_rows, rows)
     counts = [int(count) for count in all_rows]
-    gathered = []
-    for tensor in tensors:
-        padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
-        padded[: len(tensor)] = tensor
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        gathered.append(torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]))
-    return tuple(gathered)
+    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

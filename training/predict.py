@@ -45,10 +45,10 @@ class Guess:
         index: class index.
         name: as in the class list, such as a wnid.
         shown: the name for people.
-        probability: among the classes of its level; read down the tree (see DownTheTree), among all classes, where
-            a class has no less than all below it; of a multi-label model, that the class is right, whatever the
-            others are; where the model has one softmax over all classes, among those, and in a path that of the
-            class and everything below it.
+        probability: among the classes of its level; read down the tree (see DownTheTree), that of the class and
+            everything below it; of a multi-label model, that the class is right, whatever the others are; where the
+            model has one softmax over all classes, among those, and in a path that of the class and everything below
+            it.
     """
 
     level: int | None
@@ -204,6 +204,10 @@ class _Reader:
                     self.children.setdefault(parent, []).append(child)
             if down_the_tree:
                 self.down_the_tree = DownTheTree(self.tree, saved.recipe.levels)
+                read = set(torch.cat(self.groups).tolist())
+                self.leaves = [
+                    index for index in sorted(read) if read.isdisjoint(self.children.get(index, ()))
+                ]
         self.ancestors = None if self.tree is None else ancestor_table(self.tree).classes
 
     def __call__(self, image: str, logits: Tensor) -> Prediction:
@@ -217,7 +221,8 @@ class _Reader:
             order = probabilities[group].argsort(descending=True, stable=True)[: self.top]
             best.append([self._guess(index, probabilities) for index in group[order].tolist()])
         if self.down_the_tree is not None:
-            path, shares = self._ancestry(self._best_leaf(probabilities), probabilities), probabilities
+            best_leaf = max(self.leaves, key=lambda index: probabilities[index].item())
+            path, shares = self._ancestry(best_leaf, probabilities), probabilities
         elif self.by_level:
             path, shares = self._descent(probabilities), probabilities
         else:
@@ -229,15 +234,6 @@ class _Reader:
         if self.down_the_tree is not None:  # then these are logarithms
             return logits[group].exp()
         return logits[group].sigmoid() if self.sigmoids else logits[group].softmax(0)
-
-    def _best_leaf(self, probabilities: Tensor) -> int:
-        """The most probable class of the levels read that has no child on them."""
-
-        def has_child(index: int) -> bool:
-            return any(not probabilities[child].isnan() for child in self.children.get(index, []))
-
-        best_first = probabilities.nan_to_num(nan=-1.0).argsort(descending=True, stable=True).tolist()
-        return next(index for index in best_first if not has_child(index))
 
     def _descent(self, probabilities: Tensor) -> list[int]:
         """From the most probable root to its most probable child and on, down to a class that has none.

@@ -33,7 +33,7 @@ def batch(seed=0, n=60, num_classes=5, ties=True):
     if ties:
         scores = scores.round(1)
     right = rng.random((n, num_classes)) < 0.3
-    right[:, 3] = False
+    right[:, 3:4] = False
     return torch.tensor(scores), torch.tensor(right)
 
 
@@ -126,9 +126,8 @@ def test_more_scores_than_can_be_kept_are_refused_with_what_to_do(monkeypatch):
     MeanAveragePrecision(5, bins=2048).update(*batch(n=6))
 
 
-TREE = LabelTree.from_table(
-    None, [("cat", "pet"), ("cat", "hunter"), ("dog", "pet"), ("owl", "hunter")], parents="all-paths"
-)
+PAIRS = [("cat", "pet"), ("cat", "hunter"), ("dog", "pet"), ("owl", "hunter")]
+TREE = LabelTree.from_table(None, PAIRS, parents="all-paths")
 
 
 @pytest.mark.parametrize("kept", [True, False])
