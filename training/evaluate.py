@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .label_space import LabelSpace, load_labels
 from .level_layout import LevelOrder
 from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
 from .models import load_trained_model
+from .processes import process_group
 from .recipes import TREE_LOSSES, Recipe
 from .step import model_input
 
@@ -34,6 +36,8 @@ def evaluate(
     labels: str | Path | LabelSource | None = None,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
     num_threads: int | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -43,8 +47,10 @@ def evaluate(
         checkpoint: a file that `train` wrote.
         dataset: a local folder, with the class list (and tree) of the checkpoint.
         labels: read the data set with these instead of its own, as in `train`; they must then be the checkpoint's.
-        batch_size: samples per step; it does not change the result.
+        batch_size: samples per step of each process; it does not change the result.
         device: where the model runs.
+        rank: this process, in [0, world_size).
+        world_size: how many processes share the samples, under torchrun as in `train`; every one gets the result.
         num_threads: the loader's.
         progress: show a progress bar on standard error.
 
@@ -58,14 +64,23 @@ def evaluate(
     path = Path(checkpoint)
     saved = load_checkpoint(path)
     model = load_trained_model(path, saved, saved.recipe.image_size)
-    with evaluation_loader(
-        saved.recipe,
-        dataset,
-        labels=load_labels(labels),
-        batch_size=batch_size,
-        device=device,
-        num_threads=num_threads,
-    ) as loader:
+    with ExitStack() as stack:
+        if world_size > 1:
+            on_gpu = torch.device(device).type == "cuda"
+            if on_gpu:
+                torch.cuda.set_device(device)
+            stack.enter_context(process_group("nccl" if on_gpu else "gloo", rank, world_size))
+        loader = evaluation_loader(
+            saved.recipe,
+            dataset,
+            labels=load_labels(labels),
+            batch_size=batch_size,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+            num_threads=num_threads,
+        )
+        stack.enter_context(loader)
         saved.check_data(path, dataset, LabelSpace.of_loader(loader))
         numbers = evaluate_model(
             model.to(device),

@@ -5,10 +5,10 @@ level 1 and so on, ascending within a level, and last the classes that are on no
 cut). In level order the classes of a level are a slice of the logits; in class order one gather brings them
 there, and one brings the gradient back.
 
-In a tree of all paths (`--parents all-paths`; METHODS.md, section 1) a label has a row for each of its A paths, and
-several classes may stand on one level. What a sample is right about on a level is then the *set* of the distinct classes
-there: a class on two rows counts once. Losses and metrics say what they make of such a set; with one path it has one
-class, and everything is as published.
+In a tree of all paths (`--parents all-paths`) a label has a row for each of its A paths, and several classes may stand on
+one level. What a sample is right about on a level is then the *set* of the distinct classes there: a class on two rows
+counts once. Losses and metrics say what they make of such a set. With one path, as in Ridnik et al. 2021 (sec. 3.2), a
+set has one class at most, and everything is as published.
 
 Shape letters: N batch, C classes, L levels used, N_k classes of level k, M classes on these levels, A paths to a class.
 """

@@ -39,8 +39,8 @@ class SemanticSoftmaxLoss(nn.Module):
     float32 also under autocast.
 
     In a tree of all paths CE_k is the cross-entropy against the uniform distribution over the sample's distinct
-    classes on level k, with the same smoothing; a level counts where any path reaches it. With one class there that is
-    the published loss (METHODS.md, section 1).
+    classes on level k, with the same smoothing; a level counts where any path reaches it. With one class there, which
+    is all that the paper knows, that is the published loss.
 
     Args:
         tree: a LabelTree, or its `level_classes`: for each level the class indices, ascending. None, which

@@ -28,7 +28,7 @@ class SemanticAccuracy:
     2021).
 
     In a tree of all paths a pair counts once, however many classes the label has on the level, and is right where the
-    argmax is any of them (METHODS.md, section 1).
+    argmax is any of them. With one path that is the published number.
 
     Args:
         tree: a LabelTree, or its `level_classes`: for each level the class indices, ascending.

@@ -1,7 +1,6 @@
 """A sigmoid for each class: a label and all of its ancestors are right, every other class is wrong.
 
-Where a class has several parents, the ancestors on all of its paths are right (METHODS.md, section 1: "sigmoid per class
-on all ancestors").
+Where a class has several parents, the ancestors on all of its paths are right.
 
 Shape letters: N batch, C classes, L levels, M classes on these levels, A paths to a class. `valid` and `num_valid` as in
 losses.py.

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections import deque
 
 import cv2
@@ -492,6 +495,39 @@ def test_models_learn_from_all_paths_and_are_evaluated_and_asked(
     assert main(["evaluate", str(checkpoint), str(path_shards / "val"), "--device", "cpu", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["semantic_accuracy"] == pytest.approx(numbers["semantic_accuracy"])
+
+
+@pytest.mark.parametrize("recipe", ["semantic-softmax", "multi-label"])
+def test_three_processes_evaluate_what_one_does_though_their_last_batches_are_uneven(
+    recipe, path_shards, tmp_path
+):
+    """12 samples in batches of five: each process has five slots, one of them has two samples."""
+    checkpoint = train_by_command(recipe, path_shards, tmp_path, "--epochs", "1")
+    expected = evaluate(checkpoint, str(path_shards / "val"))
+    script = tmp_path / "softshard_command.py"
+    script.write_text("import sys\nfrom softshard.shards.cli import main\nsys.exit(main())\n")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", str(script)]
+    arguments = [
+        "evaluate",
+        str(checkpoint),
+        str(path_shards / "val"),
+        "--batch-size",
+        "5",
+        "--device",
+        "cpu",
+    ]
+    done = subprocess.run(
+        [sys.executable, *launcher, *arguments, "--threads", "1", "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)  # printed once
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == (pytest.approx(value) if isinstance(value, float) else value), name
 
 
 def test_stored_teachers_distil_along_all_paths(path_shards):
