@@ -76,15 +76,14 @@ class MeanAveragePrecision:
                 "the model was built for another class list"
             )
         counted = scores.new_ones(len(scores), dtype=torch.bool) if valid is None else valid
-        if targets.dtype != torch.bool and not targets.is_floating_point():
+        is_right = targets
+        if targets.dtype == torch.int64 and targets.ndim < 3 and len(targets) == len(scores):
+            indices = targets[:, None] if targets.ndim == 1 else targets
             # A padded slot may hold any class index, so it must not be used to look anything up.
-            targets = targets.reshape(len(targets), -1).masked_fill(~counted[:, None], -1)
-            is_right = multi_hot(targets, self.num_classes)
-        else:
-            is_right = targets
+            is_right = multi_hot(indices.masked_fill(~counted[:, None], -1), self.num_classes)
         if is_right.dtype != torch.bool or is_right.shape != scores.shape:
             raise UsageError(
-                f"MeanAveragePrecision: expected bool targets {tuple(scores.shape)} or class indices "
+                f"MeanAveragePrecision: expected bool targets {tuple(scores.shape)} or int64 class indices "
                 f"[{len(scores)}, ...], found {targets.dtype} {tuple(targets.shape)}"
             )
         if self.bins is not None:

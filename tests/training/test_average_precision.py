@@ -121,6 +121,17 @@ def test_the_outermost_bins_have_no_end_and_take_what_is_no_number():
     assert bin_of(scores, 4, (-1.0, 1.0)).tolist() == [0, 0, 0, 2, 3, 3, 3, 3, 0]
 
 
+def test_an_empty_batch_adds_nothing():
+    scores, right = batch(8)
+    metrics = [MeanAveragePrecision(5), MeanAveragePrecision(5, bins=16)]
+    for metric in metrics:
+        metric.update(scores[:0], right[:0])
+        metric.update(scores[:0], torch.zeros(0, dtype=torch.int64))
+        assert metric.compute()["mean_average_precision"] is None
+        metric.update(scores, right)
+    assert torch.equal(metrics[0].per_class()[:3], average_precision(scores, right)[:3])
+
+
 def test_nothing_counted_has_no_precision():
     for bins, more in ((None, {}), (8, {"score_bins": 8})):
         metric = MeanAveragePrecision(3, bins=bins)
@@ -219,11 +230,15 @@ def test_two_ranks_with_uneven_batches_compute_what_one_does(tmp_path):
         ),
         (
             lambda: MeanAveragePrecision(3).update(torch.zeros(2, 3), torch.zeros(2, 4).bool()),
-            r"expected bool targets \(2, 3\) or class indices \[2, ...\], found torch.bool \(2, 4\)",
+            r"expected bool targets \(2, 3\) or int64 class indices \[2, ...\], found torch.bool \(2, 4\)",
         ),
         (
             lambda: MeanAveragePrecision(3).update(torch.zeros(2, 3), torch.zeros(2, 3)),
             r"found torch.float32 \(2, 3\)",
+        ),
+        (
+            lambda: MeanAveragePrecision(3).update(torch.zeros(2, 3), torch.zeros(5, 1, dtype=torch.int64)),
+            r"found torch.int64 \(5, 1\)",
         ),
     ],
 )
