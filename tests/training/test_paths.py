@@ -1,8 +1,10 @@
 """Several paths to a class: losses and metrics against loops over sets of ancestors, and real tiny runs."""
 
+import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections import deque
@@ -15,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softshard.loaders import Loader
-from softshard.shards import ImageRecipe, LabelTree, PackOptions, pack
+from softshard.shards import ImageRecipe, LabelTree, Manifest, PackOptions, ShardWriter, pack, read_shard
 from softshard.shards.cli import main
-from softshard.shards.teacher_levels import num_kept
+from softshard.shards.teacher_levels import encode_teacher_levels
 from softshard.training.ancestors import ancestor_table, count_edges, leaf_classes
 from softshard.training.checkpoint import load_checkpoint
-from softshard.training.distillation import SemanticKDLoss, TeacherLevels, teacher_levels
+from softshard.training.distillation import SemanticKDLoss, teacher_levels
 from softshard.training.evaluate import evaluate
 from softshard.training.label_space import LabelSpace
 from softshard.training.level_layout import LevelLayout, LevelOrder, distinct_targets
@@ -530,13 +532,47 @@ def test_three_processes_evaluate_what_one_does_though_their_last_batches_are_un
         assert found[name] == (pytest.approx(value) if isinstance(value, float) else value), name
 
 
-def test_stored_teachers_distil_along_all_paths(path_shards):
+def test_a_teacher_stored_in_the_shards_distils_along_all_paths(path_shards, tmp_path):
     """What a `kd` component holds of a tree of all paths is per level, as ever."""
-    tree = LabelTree.load(path_shards / "train" / "tree.json")
-    logits, classes, paths = batch_of(tree, 0, n=6, dtype=torch.float32)
-    stored = teacher_levels(logits.flip(1), LevelLayout(tree))
-    assert stored.ids.shape == (6, sum(num_kept(tree.level_sizes)))
-    loss = SemanticKDLoss(tree)
-    assert torch.equal(loss(logits, stored, paths), loss(logits, stored, classes))
-    some = TeacherLevels(*(part[:2] for part in stored))
-    assert loss(logits[:2], some, paths[:2]) > 0
+    dataset = path_shards / "train"
+    manifest, tree = Manifest.load(dataset), LabelTree.load(dataset / "tree.json")
+    logits, _, _ = batch_of(tree, 0, n=manifest.num_samples, dtype=torch.float32)
+    made, row, records = teacher_levels(logits, LevelLayout(tree)), {}, []
+    for shard in manifest.shards:
+        with ShardWriter(tmp_path / shard.name, [*manifest.components, "kd"]) as writer:
+            for sample in read_shard(dataset / shard.name):
+                i = row[sample.key] = len(row)
+                said = encode_teacher_levels(*(part[i].numpy() for part in made), tree.level_sizes)
+                writer.write(sample.key, {**sample.parts, "kd": said})
+        records.append(writer.record)
+    for name in ("classes.npy", "tree.json"):
+        shutil.copy(dataset / name, tmp_path)
+    dataclasses.replace(manifest, components=writer.suffixes, shards=tuple(records)).save(tmp_path)
+    with Loader(tmp_path, batch_size=8, teacher=True) as loader:
+        batch = next(iter(loader))
+    assert batch.levels.shape == (8, 2, 3)
+    said = logits[[row[key] for key in batch.keys]]
+    expected = teacher_levels(said, LevelLayout(tree))
+    assert torch.equal(batch.teacher.ids, expected.ids)
+    loss, student = SemanticKDLoss(tree), said.flip(1)
+    found = loss(student, batch.teacher, batch.levels)
+    assert torch.equal(found, loss(student, expected, batch.classes))
+    # No level of these trees has more than four classes, so one is kept and the others share the rest.
+    shares = [level.softmax(dim=1) for level in LevelLayout(tree).split(LevelLayout(tree).arrange(said))]
+    best = torch.cat([share.amax(dim=1, keepdim=True) for share in shares], dim=1)
+    torch.testing.assert_close(batch.teacher.probabilities.float(), best, rtol=1e-3, atol=0)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_data_set_of_one_path_is_trained_and_evaluated_with_all_paths(shards, tmp_path):
+    pairs = [("cat", "mammal"), ("dog", "mammal"), ("crow", "bird"), ("gull", "bird")]
+    tree = LabelTree.from_table(
+        ("cat", "dog", "crow", "gull"), [*pairs, ("cat", "pet"), ("dog", "pet")], parents="all-paths"
+    )
+    tree.save(tmp_path / "tree.json")
+    labels = ["--labels", str(tmp_path / "tree.json")]
+    checkpoint = train_by_command("multi-label", shards, tmp_path / "run", *labels)
+    assert load_checkpoint(checkpoint).tree.num_paths == 2
+    numbers = evaluate(checkpoint, str(shards / "val"), labels=tmp_path / "tree.json")
+    assert numbers["classes_with_samples"] == 7
+    assert numbers["mean_average_precision"] > 0.8
