@@ -42,10 +42,11 @@ from harness import RESULTS, arguments, write_result
 from torch import Tensor, nn
 
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, pack
+from softshard.training.ancestors import ancestor_table
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.demo_photos import PHOTOS, Region, draw_window, read_photo
+from softshard.training.down_the_tree import DownTheTree
 from softshard.training.evaluate import evaluate_model, evaluation_loader
-from softshard.training.metrics import ancestor_paths
 from softshard.training.models import load_trained_model
 from softshard.training.recipes import RECIPES
 from softshard.training.train import train
@@ -123,38 +124,15 @@ class SumsBelow(nn.Module):
 
     def __init__(self, tree: LabelTree) -> None:
         super().__init__()
-        self.register_buffer("ancestors", ancestor_table(tree))
+        ancestors = ancestor_table(tree).classes
+        num_classes = len(ancestors)
+        # float32 [C, C], 1.0 where the second class is the first or one of its ancestors.
+        table = torch.zeros(num_classes, num_classes + 1)
+        table.scatter_(1, ancestors.masked_fill(ancestors < 0, num_classes), 1.0)
+        self.register_buffer("ancestors", table[:, :-1])
 
     def forward(self, logits: Tensor) -> Tensor:
         return (logits.softmax(dim=1) @ self.get_buffer("ancestors")).log()
-
-
-class DownTheTree(nn.Module):
-    """Logits [N, C] of a softmax for each level to the logarithm of each class's probability: its parent's times its own
-    among its sisters."""
-
-    def __init__(self, tree: LabelTree) -> None:
-        super().__init__()
-        self.register_buffer("ancestors", ancestor_table(tree))
-        families = np.where(tree.parents < 0, len(tree.parents), tree.parents)  # roots are sisters
-        self.register_buffer("families", torch.tensor(families, dtype=torch.int64))
-
-    def forward(self, logits: Tensor) -> Tensor:
-        families = self.get_buffer("families")
-        logits = logits.double() - logits.double().amax(dim=1, keepdim=True)
-        sums = logits.new_zeros(len(logits), logits.shape[1] + 1).index_add_(1, families, logits.exp())
-        among_sisters = logits - sums[:, families].log()
-        return among_sisters @ self.get_buffer("ancestors").T.double()
-
-
-def ancestor_table(tree: LabelTree) -> Tensor:
-    """float32 [C, C], 1.0 where the second class is the first or one of its ancestors."""
-    paths = torch.tensor(ancestor_paths(tree))
-    table = torch.zeros(len(paths), len(paths))
-    for level in paths.unbind(1):
-        rows = (level >= 0).nonzero()[:, 0]
-        table[rows, level[rows]] = 1.0
-    return table
 
 
 def summaries(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -6,7 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .average_precision import MeanAveragePrecision
     from .distillation import SemanticKDLoss, TeacherLevels, teacher_levels
+    from .down_the_tree import DownTheTree
     from .level_layout import LevelLayout, LevelOrder
     from .losses import SemanticSoftmaxLoss, SingleLabelLoss, SoftTargetLoss
     from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AsymmetricLoss",
     "BinaryCrossEntropyLoss",
+    "DownTheTree",
     "LevelLayout",
     "LevelOrder",
+    "MeanAveragePrecision",
     "Recipe",
     "SemanticAccuracy",
     "SemanticKDLoss",
@@ -59,6 +63,8 @@ _MODULES = {
     "teacher_levels": "distillation",
     "LevelLayout": "level_layout",
     "LevelOrder": "level_layout",
+    "DownTheTree": "down_the_tree",
+    "MeanAveragePrecision": "average_precision",
     "SemanticAccuracy": "metrics",
     "TopKAccuracy": "metrics",
     "TreeDistance": "metrics",

@@ -82,20 +82,12 @@ def check_data(recipe: Recipe, dataset: str, loader: Loader) -> None:
     """Refuse a data set that the recipe cannot train on.
 
     Raises:
-        UsageError: no label tree for a loss over one, or one with several paths to a class.
+        UsageError: no label tree for a loss over one.
     """
-    if recipe.loss not in TREE_LOSSES:
-        return
-    if loader.tree is None:
+    if recipe.loss in TREE_LOSSES and loader.tree is None:
         raise UsageError(
             f"{dataset}: expected a label tree for the recipe {recipe.name!r}, found none. "
             "Run: softshard tree build, then softshard train --labels, or softshard pack --tree"
-        )
-    if loader.tree.num_paths > 1:
-        raise UsageError(
-            f"{dataset}: expected a label tree with one path to every class, which is what the recipe "
-            f"{recipe.name!r} trains on, found up to {loader.tree.num_paths} paths to a class. Build the tree with "
-            "another rule for parents: softshard tree build --parents first"
         )
 
 

@@ -158,7 +158,12 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
-    command = subparsers.add_parser("evaluate", help="measure a checkpoint on a data set")
+    command = subparsers.add_parser(
+        "evaluate",
+        help="measure a checkpoint on a data set",
+        description="Measure a checkpoint. "
+        "On several GPUs: torchrun --nproc-per-node N --no-python softshard evaluate ...",
+    )
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of softshard train")
     command.add_argument("dataset", metavar="DATASET", help="folder of a data set with the same classes")
     command.add_argument(
@@ -168,7 +173,9 @@ def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
         "a data set with other classes or another tree: a label tree (.json) or a class list, as there. They must "
         "be the checkpoint's",
     )
-    command.add_argument("--batch-size", type=int, default=256, metavar="N", help="default: 256")
+    command.add_argument(
+        "--batch-size", type=int, default=256, metavar="N", help="of each process (default: 256)"
+    )
     command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -192,6 +199,12 @@ def _add_predict(subparsers: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "--top", type=int, default=3, metavar="K", help="classes listed of each level (default: 3)"
+    )
+    command.add_argument(
+        "--down-the-tree",
+        action="store_true",
+        help="of a model of one softmax per level: a class has the probability of its parent times its share among its "
+        "sisters, so that leaves of all levels compare; the path is that of the best leaf",
     )
     command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
@@ -268,6 +281,7 @@ def _check_compiler() -> None:
 def _run_evaluate(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UsageError(f"--batch-size: expected at least 1, found {args.batch_size}")
+    rank, world_size, local_rank = (_torchrun(name, default) for name, default in _TORCHRUN.items())
     with _needs_extra("softshard evaluate"):
         from .evaluate import evaluate
     numbers = evaluate(
@@ -275,11 +289,14 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         args.dataset,
         labels=args.labels,
         batch_size=args.batch_size,
-        device=_device(args.device, local_rank=0),
+        device=_device(args.device, local_rank),
+        rank=rank,
+        world_size=world_size,
         num_threads=args.threads,
-        progress=sys.stderr.isatty(),
+        progress=rank == 0 and sys.stderr.isatty(),
     )
-    print(json.dumps(numbers, indent=1) if args.json else _table(numbers))
+    if rank == 0:
+        print(json.dumps(numbers, indent=1) if args.json else _table(numbers))
     return 0
 
 
@@ -287,7 +304,11 @@ def _run_predict(args: argparse.Namespace) -> int:
     with _needs_extra("softshard predict"):
         from .predict import Predictor, is_data_set
     predictor = Predictor(
-        args.checkpoint, top=args.top, device=_device(args.device, local_rank=0), num_threads=args.threads
+        args.checkpoint,
+        top=args.top,
+        device=_device(args.device, local_rank=0),
+        num_threads=args.threads,
+        down_the_tree=args.down_the_tree,
     )
     bad = 0
 

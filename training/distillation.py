@@ -13,7 +13,7 @@ from ..loaders.batch import TeacherLevels
 from ..shards.errors import UsageError
 from ..shards.teacher_levels import num_kept
 from ..shards.tree import LabelTree
-from .level_layout import LevelClasses, LevelLayout
+from .level_layout import LevelClasses, LevelLayout, reached_levels
 from .losses import loss_dtype, mean_over_valid
 
 RULES = ("paper", "code")
@@ -46,7 +46,8 @@ class SemanticKDLoss(nn.Module):
     teacher is trusted there. The text and the published code differ:
 
         rule="paper"  P_k is 1 where the ground truth reaches level k, else the sum of the teacher's ceil(N_k / 20)
-                      largest probabilities; averaged over the batch.
+                      largest probabilities; averaged over the batch. In a tree of all paths the ground truth
+                      reaches a level where any of its paths does.
         rule="code"   P_k is always that sum; added up over the batch, so `num_valid` is not used and the loss
                       grows with the batch.
 
@@ -90,8 +91,8 @@ class SemanticKDLoss(nn.Module):
             teacher: logits [N, C] of a live teacher, in class order and without a gradient; or what was
                 stored of them, a batch's `teacher`: what its probabilities leave of 1 counts as spread evenly over
                 the level's other classes. Its K may cover more levels than the loss does.
-            labels: for the paper's rule: int64 [N, L], a batch's `levels`; or int64 [N], class indices, where the
-                loss was made from a LabelTree.
+            labels: for the paper's rule: int64 [N, L] or [N, A, L], a batch's `levels`; or int64 [N], class indices,
+                where the loss was made from a LabelTree.
             valid: see losses.py.
             num_valid: see losses.py.
 
@@ -114,7 +115,7 @@ class SemanticKDLoss(nn.Module):
                 "SemanticKDLoss: expected labels for the paper's rule, found None; give the batch's levels, "
                 "or choose rule='code'"
             )
-        trust = confidences.masked_fill(self.layout.targets(labels) >= 0, 1.0)
+        trust = confidences.masked_fill(reached_levels(self.layout.targets(labels)), 1.0)
         return mean_over_valid((distances * trust).sum(dim=1), valid, num_valid)
 
     def extra_repr(self) -> str:

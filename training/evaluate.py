@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from ..loaders.crops import Augment
 from ..loaders.labels import LabelSource
 from ..loaders.loader import Loader
 from ..shards.errors import DataError
+from .ancestors import leaf_classes
+from .average_precision import AncestorPrecision
 from .checkpoint import load_checkpoint
+from .down_the_tree import LeavesDownTheTree
 from .label_space import LabelSpace, load_labels
 from .level_layout import LevelOrder
-from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance, leaf_classes
+from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
 from .models import load_trained_model
-from .recipes import Recipe
+from .processes import process_group
+from .recipes import TREE_LOSSES, Recipe
 from .step import model_input
 
 
@@ -31,6 +36,8 @@ def evaluate(
     labels: str | Path | LabelSource | None = None,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
     num_threads: int | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -40,8 +47,10 @@ def evaluate(
         checkpoint: a file that `train` wrote.
         dataset: a local folder, with the class list (and tree) of the checkpoint.
         labels: read the data set with these instead of its own, as in `train`; they must then be the checkpoint's.
-        batch_size: samples per step; it does not change the result.
+        batch_size: samples per step of each process; it does not change the result.
         device: where the model runs.
+        rank: this process, in [0, world_size).
+        world_size: how many processes share the samples, under torchrun as in `train`; every one gets the result.
         num_threads: the loader's.
         progress: show a progress bar on standard error.
 
@@ -55,17 +64,31 @@ def evaluate(
     path = Path(checkpoint)
     saved = load_checkpoint(path)
     model = load_trained_model(path, saved, saved.recipe.image_size)
-    with evaluation_loader(
-        saved.recipe,
-        dataset,
-        labels=load_labels(labels),
-        batch_size=batch_size,
-        device=device,
-        num_threads=num_threads,
-    ) as loader:
+    with ExitStack() as stack:
+        if world_size > 1:
+            on_gpu = torch.device(device).type == "cuda"
+            if on_gpu:
+                torch.cuda.set_device(device)
+            stack.enter_context(process_group("nccl" if on_gpu else "gloo", rank, world_size))
+        loader = evaluation_loader(
+            saved.recipe,
+            dataset,
+            labels=load_labels(labels),
+            batch_size=batch_size,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+            num_threads=num_threads,
+        )
+        stack.enter_context(loader)
         saved.check_data(path, dataset, LabelSpace.of_loader(loader))
         numbers = evaluate_model(
-            model.to(device), loader, normalise=saved.recipe.normalise, progress=progress
+            model.to(device),
+            loader,
+            normalise=saved.recipe.normalise,
+            loss=saved.recipe.loss,
+            levels=saved.recipe.levels,
+            progress=progress,
         )
     return {
         "model": saved.model_name,
@@ -82,6 +105,8 @@ def evaluate_model(
     loader: Loader,
     *,
     normalise: bool,
+    loss: str | None = None,
+    levels: int | None = None,
     order: LevelOrder | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -91,6 +116,8 @@ def evaluate_model(
         model: maps float32 images [N, 3, H, W] to logits [N, C]; left in the mode it came in.
         loader: padded and in order: see `evaluation_loader`.
         normalise: False where the loader brings uint8 pixels that the model wants in [0, 1].
+        loss: what the model was trained with, one of `recipes.LOSSES`, which adds what only such models have.
+        levels: how many levels of the label tree it was trained on, from the root; None for all.
         order: the model gives its logits in level order, which is this; None for class order.
         progress: show a progress bar on standard error.
 
@@ -98,12 +125,20 @@ def evaluate_model(
         What TopKAccuracy computes and, where the data set has a label tree, SemanticAccuracy and TreeDistance. All
         of them look at which logit is the largest, within a level or among leaves or all classes; a model of
         sigmoids is read alike. Only models of one softmax compare a class with its ancestors when they train: read
-        the others within levels and among leaves.
+        the others within levels and among leaves. A model of one softmax per level has its leaves read down the tree,
+        too (LeavesDownTheTree), one of sigmoids the mean average precision over labels and ancestors
+        (AncestorPrecision).
     """
     tree = loader.tree
-    accuracy = TopKAccuracy(loader.num_classes, None if tree is None else leaf_classes(tree))
-    semantic = None if tree is None else SemanticAccuracy(tree)
-    distance = None if tree is None else TreeDistance(tree)
+    by_class: list[Any] = [TopKAccuracy(loader.num_classes, None if tree is None else leaf_classes(tree))]
+    by_levels: list[Any] = []
+    if tree is not None:
+        by_class.append(TreeDistance(tree))
+        by_levels.append(SemanticAccuracy(tree))
+        if loss == "semantic-softmax":
+            by_class.append(LeavesDownTheTree(tree, levels))
+        elif loss in TREE_LOSSES:
+            by_levels.append(AncestorPrecision(tree, loader.num_samples, levels))
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -118,18 +153,15 @@ def evaluate_model(
             logits = model(model_input(batch.images, normalise)).float()
             if order is not None:
                 logits = order.to_class_order(logits, dim=1)
-            accuracy.update(logits, batch.classes, batch.valid)
-            if distance is not None:
-                distance.update(logits, batch.classes, batch.valid)
-            if semantic is not None:
-                assert batch.levels is not None  # a data set with a tree has them
-                semantic.update(logits, batch.levels, batch.valid)
+            for metric in by_class:
+                metric.update(logits, batch.classes, batch.valid)
+            for metric in by_levels:  # a data set with a tree has levels
+                metric.update(logits, batch.levels, batch.valid)
     model.train(was_training)
     numbers: dict[str, Any] = {}
-    for metric in (semantic, accuracy, distance):
-        if metric is not None:
-            metric.reduce()
-            numbers.update(metric.compute())
+    for metric in (*by_levels, *by_class):
+        metric.reduce()
+        numbers.update(metric.compute())
     return numbers
 
 

@@ -109,13 +109,13 @@ def _tree_difference(expected: LabelTree, found: LabelTree) -> str:
         first = min(moved, key=lambda name: expected.class_index[name])
         parts.append(
             f"another parent for {len(moved):,} of the classes in both, the first of them {first!r}: "
-            f"{parents[first] or 'none'!r}, not {others[first] or 'none'!r}"
+            f"{parents[first]!r}, not {others[first]!r}"
         )
     return "; ".join(parts) or "other classes"
 
 
-def _parent_names(tree: LabelTree) -> dict[str, str | None]:
+def _parent_names(tree: LabelTree) -> dict[str, str]:
     return {
-        name: tree.classes[parent] if parent >= 0 else None
-        for name, parent in zip(tree.classes, tree.parents.tolist(), strict=True)
+        name: " and ".join(tree.classes[parent] for parent in parents) or "none"
+        for name, parents in zip(tree.classes, tree.all_parents, strict=True)
     }

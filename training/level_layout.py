@@ -5,7 +5,12 @@ level 1 and so on, ascending within a level, and last the classes that are on no
 cut). In level order the classes of a level are a slice of the logits; in class order one gather brings them
 there, and one brings the gradient back.
 
-Shape letters: N batch, C classes, L levels used, N_k classes of level k, M classes on these levels.
+In a tree of all paths (`--parents all-paths`) a label has a row for each of its A paths, and several classes may stand on
+one level. What a sample is right about on a level is then the *set* of the distinct classes there: a class on two rows
+counts once. Losses and metrics say what they make of such a set. With one path, as in Ridnik et al. 2021 (sec. 3.2), a
+set has one class at most, and everything is as published.
+
+Shape letters: N batch, C classes, L levels used, N_k classes of level k, M classes on these levels, A paths to a class.
 """
 
 from __future__ import annotations
@@ -80,9 +85,9 @@ class LevelLayout(nn.Module):
         starts = torch.tensor([0, *self.level_sizes[:-1]]).cumsum(0)
         self.register_buffer("starts", starts, persistent=False)
         vectors = (
-            tree.vectors()[:, :num_levels] if isinstance(tree, LabelTree) else np.empty((0, 0), np.int16)
+            tree.vectors()[..., :num_levels] if isinstance(tree, LabelTree) else np.empty((0, 0), np.int16)
         )
-        self.register_buffer("vectors", torch.tensor(vectors), persistent=False)
+        self.register_buffer("vectors", distinct_targets(torch.tensor(vectors)), persistent=False)
 
     def arrange(self, logits: Tensor) -> Tensor:
         """The logits of the levels, in level order: [N, C] to [N, M], same dtype, differentiable.
@@ -111,33 +116,58 @@ class LevelLayout(nn.Module):
         """Place of every label and its ancestors within their levels: one table look-up.
 
         Args:
-            labels: int64 [N, L] or wider: a batch's `levels`, taken as they are; or int64 [N]: class indices,
-                -1 for none.
+            labels: int64 [N, L] or wider: a batch's `levels`, taken as they are; int64 [N, A, L] or wider: those
+                of a tree of all paths; or int64 [N]: class indices, -1 for none.
 
         Returns:
-            int64 [N, L], -1 where a label has no such level.
+            int64 [N, L], -1 where a label has no such level. With several paths int64 [N, A, L], whose classes of a
+            level are distinct: see `distinct_targets`.
 
         Raises:
             UsageError: too few levels, or class indices where the tree is not known, only its levels.
         """
         if labels.ndim == 1 and self.num_classes is not None:
             levels = self.vectors[labels.clamp(min=0)].to(torch.int64)
-            return levels.masked_fill((labels < 0)[:, None], -1)
+            return levels.masked_fill((labels < 0).view(-1, *[1] * (levels.ndim - 1)), -1)
         if labels.ndim == 1:
             raise UsageError(
                 f"{self.owner}: expected levels [N, {self.num_levels}], found classes {tuple(labels.shape)}; "
                 "classes need a LabelTree, which knows their ancestors, not its level_classes"
             )
-        if labels.ndim != 2 or labels.shape[1] < self.num_levels:
+        if labels.ndim not in (2, 3) or labels.shape[-1] < self.num_levels:
             raise UsageError(
-                f"{self.owner}: expected levels [N, {self.num_levels}] or wider, "
+                f"{self.owner}: expected levels [N, {self.num_levels}] or [N, paths, {self.num_levels}] or wider, "
                 f"found {tuple(labels.shape)}; the data set was packed with another tree"
             )
-        return labels[:, : self.num_levels]
+        return distinct_targets(labels[..., : self.num_levels])
 
     def columns(self, targets: Tensor) -> Tensor:
-        """Columns of `arrange`'s result at which targets [N, L] stand; some column of the level for -1."""
-        return targets.clamp(min=0) + self.starts
+        """Columns of `arrange`'s result at which targets stand, as [N, L] or [N, A * L]; some column of the level for
+        -1."""
+        return (targets.clamp(min=0) + self.starts).flatten(1)
+
+
+def distinct_targets(targets: Tensor) -> Tensor:
+    """Targets without repetition: a class that stands on several paths stays on one of them.
+
+    Args:
+        targets: integer [N, A, L]: on each level of each path a class's place within the level, -1 for none. Or
+            [N, L], which comes back as it is.
+
+    Returns:
+        The same shape and sets; the rows of a level are put into another order, -1 for every repetition.
+    """
+    if targets.ndim < 3 or targets.shape[1] < 2:
+        return targets
+    targets = targets.sort(dim=1, descending=True).values
+    repeated = targets[:, 1:] == targets[:, :-1]
+    return torch.cat([targets[:, :1], targets[:, 1:].masked_fill(repeated, -1)], dim=1)
+
+
+def reached_levels(targets: Tensor) -> Tensor:
+    """Which levels a label reaches on any of its paths: targets [N, L] or [N, A, L] to bool [N, L]."""
+    has_target = targets >= 0
+    return has_target if targets.ndim == 2 else has_target.any(dim=1)
 
 
 class LevelOrder:

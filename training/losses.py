@@ -38,6 +38,10 @@ class SemanticSoftmaxLoss(nn.Module):
     O_k = sum_{j >= k} N_j makes up for the fewer samples that reach a deep level. The log-softmax runs in
     float32 also under autocast.
 
+    In a tree of all paths CE_k is the cross-entropy against the uniform distribution over the sample's distinct
+    classes on level k, with the same smoothing; a level counts where any path reaches it. With one class there, which
+    is all that the paper knows, that is the published loss.
+
     Args:
         tree: a LabelTree, or its `level_classes`: for each level the class indices, ascending. None, which
             `loader.tree` may be, is refused.
@@ -89,8 +93,8 @@ class SemanticSoftmaxLoss(nn.Module):
 
         Args:
             logits: floating [N, C].
-            levels: int64 [N, L]: on each level the index within that level's classes, -1 for none. Or int64
-                [N], class indices, where the loss was made from a LabelTree.
+            levels: int64 [N, L]: on each level the index within that level's classes, -1 for none; [N, A, L] in
+                a tree of all paths. Or int64 [N], class indices, where the loss was made from a LabelTree.
             valid: see the module.
             num_valid: see the module.
 

@@ -1,6 +1,6 @@
 """Accuracy over a label tree and over all classes, counted without waiting for the device.
 
-Shape letters: N batch, C classes, L hierarchy levels.
+Shape letters: N batch, C classes, L hierarchy levels, A paths to a class.
 
 All classes work alike: `update` adds a batch's counts, `reduce` sums them over the ranks, `compute` turns
 them into numbers (the first moment the host waits for the device). Counts, not means of means, are kept, so
@@ -19,12 +19,16 @@ from torch import distributed as dist
 
 from ..shards.errors import UsageError
 from ..shards.tree import LabelTree
-from .level_layout import LevelClasses
+from .ancestors import AncestorTable, ancestor_table, count_edges, leaf_classes
+from .level_layout import LevelClasses, distinct_targets
 
 
 class SemanticAccuracy:
     """Share of (sample, level) pairs with a target whose argmax within the level is right (Ridnik et al.
     2021).
+
+    In a tree of all paths a pair counts once, however many classes the label has on the level, and is right where the
+    argmax is any of them. With one path that is the published number.
 
     Args:
         tree: a LabelTree, or its `level_classes`: for each level the class indices, ascending.
@@ -35,7 +39,8 @@ class SemanticAccuracy:
         self.level_classes = [torch.tensor(np.asarray(ids, dtype=np.int64)) for ids in level_classes]
         self.level_sizes = [len(ids) for ids in level_classes]
         self.starts = torch.tensor([0, *self.level_sizes[:-1]]).cumsum(0)
-        self.right = torch.zeros(len(level_classes), dtype=torch.int64)
+        # Of each level: right pairs, all pairs.
+        self.counts = torch.zeros(2, len(level_classes), dtype=torch.int64)
         # How often each class was a target on its level, level by level.
         self.per_class = torch.zeros(sum(self.level_sizes), dtype=torch.int64)
 
@@ -45,30 +50,33 @@ class SemanticAccuracy:
 
         Args:
             logits: floating [N, C].
-            levels: int64 [N, L]: on each level the index within that level's classes, -1 for none.
+            levels: int64 [N, L]: on each level the index within that level's classes, -1 for none; [N, A, L] in a
+                tree of all paths.
             valid: bool [N]; False slots are not counted.
         """
-        if levels.shape != (len(logits), len(self.level_classes)):
+        paths = distinct_targets(levels[:, None] if levels.ndim == 2 else levels)
+        if paths.ndim != 3 or paths.shape[::2] != (len(logits), len(self.level_classes)):
             raise UsageError(
-                f"SemanticAccuracy: expected levels {(len(logits), len(self.level_classes))}, "
-                f"found {tuple(levels.shape)}; the data set was packed with another tree"
+                f"SemanticAccuracy: expected levels {(len(logits), len(self.level_classes))}, or several rows of them "
+                f"for each sample, found {tuple(levels.shape)}; the data set was packed with another tree"
             )
-        if self.right.device != logits.device:
+        if self.counts.device != logits.device:
             self.level_classes = [ids.to(logits.device) for ids in self.level_classes]
-            self.starts, self.right = self.starts.to(logits.device), self.right.to(logits.device)
+            self.starts, self.counts = self.starts.to(logits.device), self.counts.to(logits.device)
             self.per_class = self.per_class.to(logits.device)
-        counted = levels >= 0
+        counted = paths >= 0
         if valid is not None:
-            counted = counted & valid[:, None]
+            counted = counted & valid[:, None, None]
         best = torch.stack([logits[:, ids].argmax(dim=1) for ids in self.level_classes], dim=1)
-        self.right += ((best == levels) & counted).sum(dim=0)
+        right = (best[:, None] == paths) & counted
+        self.counts += torch.stack([pairs.any(dim=1).sum(dim=0) for pairs in (right, counted)])
         # A padded slot may hold any index, so it must not be used to look anything up.
-        places = self.starts + levels.masked_fill(~counted, 0)
+        places = self.starts + paths.masked_fill(~counted, 0)
         self.per_class.scatter_add_(0, places.flatten(), counted.flatten().to(torch.int64))
 
     def reduce(self) -> None:
         """Sum the counts over the ranks of torch.distributed; afterwards every rank computes the same."""
-        _sum_over_ranks(self.right, self.per_class)
+        sum_over_ranks(self.counts, self.per_class)
 
     def compute(self) -> dict[str, Any]:
         """The numbers so far.
@@ -83,14 +91,13 @@ class SemanticAccuracy:
             `per_level`: one share per level.
             Shares lie in [0, 1] and are None where nothing was counted.
         """
-        right = self.right.tolist()
+        right, pairs = self.counts.tolist()
         targets = self.per_class.cpu().split(self.level_sizes)
-        pairs = [int(level.sum()) for level in targets]
         commonest = [int(level.max()) for level in targets]
         per_level = [_share(part, whole) for part, whole in zip(right, pairs, strict=True)]
         reached = [share for share in per_level if share is not None]
         choices = [level for level, size in enumerate(self.level_sizes) if size > 1]
-        guessed = sum(whole / size for whole, size in zip(pairs, self.level_sizes, strict=True))
+        guessed = sum(int(level.sum()) / size for level, size in zip(targets, self.level_sizes, strict=True))
         return {
             "semantic_accuracy": _share(sum(right), sum(pairs)),
             "semantic_choice": _share(sum(right[k] for k in choices), sum(pairs[k] for k in choices)),
@@ -149,7 +156,7 @@ class TopKAccuracy:
 
     def reduce(self) -> None:
         """Sum the counts over the ranks of torch.distributed; afterwards every rank computes the same."""
-        _sum_over_ranks(self.counts, self.per_class)
+        sum_over_ranks(self.counts, self.per_class)
 
     def compute(self) -> dict[str, Any]:
         """The numbers so far: shares in [0, 1] (None where nothing was counted) and the number of samples.
@@ -175,15 +182,16 @@ class TreeDistance:
     """How far off the answers are: edges of the label tree between the predicted class and the right one.
 
     The way leads up to the lowest common ancestor and down again: 0 for the right class, 1 for its parent, 2 for
-    a sister. Roots hang under a common node of their own, so two roots are 2 edges apart. Two counts, as in
-    TopKAccuracy: of all samples, the best of all classes; of leaf samples, the best of the leaf classes.
+    a sister. Roots hang under a common node of their own, so two roots are 2 edges apart. Where classes have several
+    paths the shortest way counts. Two counts, as in TopKAccuracy: of all samples, the best of all classes; of leaf
+    samples, the best of the leaf classes.
 
     Args:
         tree: a LabelTree; a cut of its levels does not count here.
     """
 
     def __init__(self, tree: LabelTree) -> None:
-        self.paths = torch.tensor(ancestor_paths(tree))
+        self.ancestors = ancestor_table(tree)
         self.is_leaf = torch.zeros(len(tree.classes), dtype=torch.bool)
         self.is_leaf[torch.tensor(leaf_classes(tree))] = True
         # Edges, wrong answers, samples; row 0 among all classes, row 1 among leaves.
@@ -192,25 +200,26 @@ class TreeDistance:
     @torch.no_grad()
     def update(self, logits: Tensor, classes: Tensor, valid: Tensor | None = None) -> None:
         """Count a batch: logits floating [N, C], classes int64 [N], valid bool [N] or None."""
-        if logits.ndim != 2 or logits.shape[1] != len(self.paths):
+        if logits.ndim != 2 or logits.shape[1] != len(self.is_leaf):
             raise UsageError(
-                f"TreeDistance: expected logits [N, {len(self.paths)}], found {tuple(logits.shape)}; "
+                f"TreeDistance: expected logits [N, {len(self.is_leaf)}], found {tuple(logits.shape)}; "
                 "the model was built for another class list"
             )
         if self.counts.device != logits.device:
-            self.paths, self.is_leaf = self.paths.to(logits.device), self.is_leaf.to(logits.device)
+            self.ancestors = AncestorTable(*(part.to(logits.device) for part in self.ancestors))
+            self.is_leaf = self.is_leaf.to(logits.device)
             self.counts = self.counts.to(logits.device)
         valid = torch.ones_like(classes, dtype=torch.bool) if valid is None else valid
         classes = classes.masked_fill(~valid, 0)
         for row, among in enumerate((logits, logits.masked_fill(~self.is_leaf, -torch.inf))):
             counted = valid if row == 0 else valid & self.is_leaf[classes]
-            edges = count_edges(self.paths, among.argmax(dim=1), classes)
+            edges = count_edges(self.ancestors, among.argmax(dim=1), classes)
             found = torch.stack([edges, edges > 0, torch.ones_like(edges)], dim=1)
             self.counts[row] += found.masked_fill(~counted[:, None], 0).sum(dim=0)
 
     def reduce(self) -> None:
         """Sum the counts over the ranks of torch.distributed; afterwards every rank computes the same."""
-        _sum_over_ranks(self.counts)
+        sum_over_ranks(self.counts)
 
     def compute(self) -> dict[str, float | None]:
         """The numbers so far, in edges: no shares.
@@ -229,41 +238,6 @@ class TreeDistance:
         }
 
 
-def count_edges(paths: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Edges between two classes of a label tree: 1 MB of paths instead of a [C, C] table.
-
-    Args:
-        paths: int64 [C, D], from `ancestor_paths`.
-        first: int64 [N], class indices.
-        second: int64 [N], class indices.
-
-    Returns:
-        int64 [N].
-    """
-    first, second = paths[first], paths[second]
-    common = ((first == second) & (first >= 0)).sum(dim=1)
-    return (first >= 0).sum(dim=1) + (second >= 0).sum(dim=1) - 2 * common
-
-
-def ancestor_paths(tree: LabelTree) -> np.ndarray:
-    """int64 [C, D], D levels of the uncut tree: class index of the ancestor on every level, from the root to the
-    class itself; -1 below it."""
-    levels, rows = tree.levels, np.arange(len(tree.classes))
-    paths = np.full((len(rows), len(tree.level_sizes)), -1, np.int64)
-    ancestors = rows
-    while len(rows):
-        paths[rows, levels[ancestors]] = ancestors
-        ancestors = tree.parents[ancestors]
-        rows, ancestors = rows[ancestors >= 0], ancestors[ancestors >= 0]
-    return paths
-
-
-def leaf_classes(tree: LabelTree) -> np.ndarray:
-    """int64 array of the classes that are nobody's parent, ascending."""
-    parents = np.asarray(tree.parents)
-    return np.setdiff1d(np.arange(len(parents)), parents[parents >= 0])
-
-
 def _count_top_k(logits: Tensor, classes: Tensor, counted: Tensor, k: int) -> Tensor:
     """int64 [3]: counted samples right within 1, within k, and all counted ones."""
     hits = logits.topk(k, dim=1).indices == classes[:, None]
@@ -275,7 +249,8 @@ def _share(part: float, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _sum_over_ranks(*counts: Tensor) -> None:
+def sum_over_ranks(*counts: Tensor) -> None:
+    """Sum counts over the ranks of torch.distributed, in place; nothing happens without it."""
     if dist.is_available() and dist.is_initialized():
         for count in counts:
             dist.all_reduce(count)

@@ -1,6 +1,9 @@
 """A sigmoid for each class: a label and all of its ancestors are right, every other class is wrong.
 
-Shape letters: N batch, C classes, L levels, M classes on these levels. `valid` and `num_valid` as in losses.py.
+Where a class has several parents, the ancestors on all of its paths are right.
+
+Shape letters: N batch, C classes, L levels, M classes on these levels, A paths to a class. `valid` and `num_valid` as in
+losses.py.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from torch.nn import functional as F
 
 from ..shards.errors import UsageError
 from ..shards.tree import LabelTree
-from .level_layout import LevelClasses, LevelLayout
+from .level_layout import LevelClasses, LevelLayout, reached_levels
 from .losses import loss_dtype, mean_over_valid
 
 # Least probability whose logarithm is taken, as in the published code of ASL.
@@ -56,8 +59,8 @@ class BinaryCrossEntropyLoss(nn.Module):
         Args:
             logits: floating [N, C].
             labels: int64 [N, L], a batch's `levels`: on each level the index within that level's classes, -1 for
-                none. Or int64 [N], class indices, where the loss was made from a LabelTree. A sample with no
-                label at all has loss 0.
+                none; [N, A, L] in a tree of all paths. Or int64 [N], class indices, where the loss was made from a
+                LabelTree. A sample with no label at all has loss 0.
             valid: see the module.
             num_valid: see the module.
 
@@ -69,8 +72,8 @@ class BinaryCrossEntropyLoss(nn.Module):
         is_right = multi_label_targets(levels, self.layout, arranged.dtype)
         losses = self.class_losses(arranged, is_right)
         per_sample = losses.mean(dim=1) if self.class_mean else losses.sum(dim=1)
-        # The first level tells: who has no ancestor there has no label.
-        return mean_over_valid(per_sample.masked_fill(levels[:, 0] < 0, 0.0), valid, num_valid)
+        # The first level tells: every path begins there, and who has no ancestor there has no label.
+        return mean_over_valid(per_sample.masked_fill(~reached_levels(levels)[:, 0], 0.0), valid, num_valid)
 
     def class_losses(self, logits: Tensor, is_right: Tensor) -> Tensor:
         """The loss of every class: logits and targets (1.0 or 0.0) floating [N, M], to [N, M]."""
@@ -133,14 +136,14 @@ def multi_label_targets(levels: Tensor, layout: LevelLayout, dtype: torch.dtype 
     """1.0 at a label and its ancestors, else 0.0.
 
     Args:
-        levels: int64 [N, L], from `layout.targets`.
+        levels: int64 [N, L] or [N, A, L], from `layout.targets`.
         layout: where the levels stand.
         dtype: of the result.
 
     Returns:
         [N, M], in level order as `layout.arrange` gives the logits.
     """
-    has_level = (levels >= 0).to(dtype)
+    has_level = (levels >= 0).to(dtype).flatten(1)
     targets = torch.zeros(len(levels), layout.num_columns, dtype=dtype, device=levels.device)
-    # A level without a target writes its 0 to the level's first column, where no other level writes.
-    return targets.scatter_(1, layout.columns(levels), has_level)
+    # No target adds its 0 to the level's first column; targets are distinct, so no class is written twice.
+    return targets.scatter_add_(1, layout.columns(levels), has_level)

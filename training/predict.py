@@ -24,7 +24,9 @@ from ..shards.images import ImageRecipe, store_image
 from ..shards.jpeg import read_jpeg_header
 from ..shards.schema import JPG, MANIFEST_NAME
 from ..shards.tree import LabelTree
+from .ancestors import ancestor_table
 from .checkpoint import Checkpoint, load_checkpoint
+from .down_the_tree import DownTheTree
 from .evaluate import evaluation_loader, named_batches
 from .models import load_trained_model
 from .recipes import TREE_LOSSES
@@ -43,9 +45,10 @@ class Guess:
         index: class index.
         name: as in the class list, such as a wnid.
         shown: the name for people.
-        probability: among the classes of its level; of a multi-label model, that the class is right, whatever the
-            others are; where the model has one softmax over all classes, among those, and in a path that of the
-            class and everything below it.
+        probability: among the classes of its level; read down the tree (see DownTheTree), that of the class and
+            everything below it; of a multi-label model, that the class is right, whatever the others are; where the
+            model has one softmax over all classes, among those, and in a path that of the class and everything below
+            it.
     """
 
     level: int | None
@@ -62,7 +65,8 @@ class Prediction:
     Attributes:
         image: the file, or the sample's key.
         path: from a root of the label tree down to a class: a leaf, or with a multi-label model the last class that
-            is more probable than not; the best class alone without a tree.
+            is more probable than not; the best class alone without a tree. In a tree of all paths, along the most
+            probable one.
         best: the most probable classes, most probable first: a list for each level where the model was trained
             level by level, else one list over all classes.
     """
@@ -88,9 +92,12 @@ class Predictor:
         top: classes listed of each level, or of all classes.
         device: where the model runs.
         num_threads: that decode.
+        down_the_tree: compare classes over all levels, as DownTheTree does, instead of within each: the path is then
+            that of the most probable leaf.
 
     Raises:
         DataError: the checkpoint is damaged, or is none.
+        UsageError: down the tree, a model that was not trained with a softmax for each level.
     """
 
     def __init__(
@@ -100,17 +107,24 @@ class Predictor:
         top: int = 3,
         device: str | torch.device = "cpu",
         num_threads: int | None = None,
+        down_the_tree: bool = False,
     ) -> None:
         if top < 1:
             raise UsageError(f"top: expected at least 1, found {top}")
         path = Path(checkpoint)
         self.saved = load_checkpoint(path)
+        if down_the_tree and (self.saved.recipe.loss != "semantic-softmax" or self.saved.tree is None):
+            raise UsageError(
+                f"{path}: expected a model of one softmax per level to read down the tree, as the recipes "
+                f"semantic-softmax and semantic-kd train, found one of the recipe {self.saved.recipe.name!r}. "
+                "Run without --down-the-tree"
+            )
         self.top = top
         self.device = torch.device(device)
         self.num_threads = num_threads
         self._model: nn.Module = load_trained_model(path, self.saved, self.saved.recipe.image_size)
         self._model.to(self.device).eval()
-        self._read_off = _Reader(self.saved, top)
+        self._read_off = _Reader(self.saved, top, down_the_tree=down_the_tree)
 
     def data_set(self, dataset: str, *, batch_size: int = 64) -> Iterator[Prediction]:
         """Predict the images of a data set in its order; their own labels are not looked at.
@@ -171,7 +185,7 @@ class Predictor:
 class _Reader:
     """Reads predictions off logits."""
 
-    def __init__(self, saved: Checkpoint, top: int) -> None:
+    def __init__(self, saved: Checkpoint, top: int, *, down_the_tree: bool = False) -> None:
         self.tree: LabelTree | None = saved.tree
         self.names = saved.class_names
         self.shown = saved.class_names if self.tree is None else self.tree.names
@@ -179,27 +193,47 @@ class _Reader:
         # These losses compare classes within a level, or none at all: a softmax over all would mean nothing.
         self.by_level = saved.recipe.loss in TREE_LOSSES and self.tree is not None
         self.sigmoids = self.by_level and saved.recipe.loss != "semantic-softmax"
+        self.down_the_tree: DownTheTree | None = None
         self.groups = [torch.arange(len(self.names))]
         if self.by_level and self.tree is not None:
             groups = [torch.tensor(members) for members in self.tree.level_classes]
             self.groups = groups[: saved.recipe.levels]  # those below were never trained
             self.children: dict[int, list[int]] = {}
-            for child, parent in enumerate(self.tree.parents.tolist()):
-                self.children.setdefault(parent, []).append(child)
+            for child, parents in enumerate(self.tree.all_parents):
+                for parent in parents or (-1,):
+                    self.children.setdefault(parent, []).append(child)
+            if down_the_tree:
+                self.down_the_tree = DownTheTree(self.tree, saved.recipe.levels)
+                read = set(torch.cat(self.groups).tolist())
+                self.leaves = [
+                    index for index in sorted(read) if read.isdisjoint(self.children.get(index, ()))
+                ]
+        self.ancestors = None if self.tree is None else ancestor_table(self.tree).classes
 
     def __call__(self, image: str, logits: Tensor) -> Prediction:
         """Logits float64 [C] of one image."""
+        if self.down_the_tree is not None:
+            logits = self.down_the_tree(logits[None])[0]
         probabilities = torch.full_like(logits, torch.nan)  # of classes of no group
         best = []
         for group in self.groups:
-            probabilities[group] = logits[group].sigmoid() if self.sigmoids else logits[group].softmax(0)
+            probabilities[group] = self._probabilities(logits, group)
             order = probabilities[group].argsort(descending=True, stable=True)[: self.top]
             best.append([self._guess(index, probabilities) for index in group[order].tolist()])
-        if self.by_level:
+        if self.down_the_tree is not None:
+            best_leaf = max(self.leaves, key=lambda index: probabilities[index].item())
+            path, shares = self._ancestry(best_leaf, probabilities), probabilities
+        elif self.by_level:
             path, shares = self._descent(probabilities), probabilities
         else:
-            path, shares = self._ancestry(best[0][0].index), self._with_what_is_below(probabilities)
+            shares = self._with_what_is_below(probabilities)
+            path = self._ancestry(best[0][0].index, shares)
         return Prediction(image, [self._guess(index, shares) for index in path], best)
+
+    def _probabilities(self, logits: Tensor, group: Tensor) -> Tensor:
+        if self.down_the_tree is not None:  # then these are logarithms
+            return logits[group].exp()
+        return logits[group].sigmoid() if self.sigmoids else logits[group].softmax(0)
 
     def _descent(self, probabilities: Tensor) -> list[int]:
         """From the most probable root to its most probable child and on, down to a class that has none.
@@ -217,20 +251,22 @@ class _Reader:
             below = self.children.get(path[-1], [])
         return path
 
-    def _ancestry(self, index: int) -> list[int]:
+    def _ancestry(self, index: int, shares: Tensor) -> list[int]:
+        """From a root down to a class; of several parents each time the one with the largest share."""
         path = [index]
-        while self.tree is not None and self.tree.parents[path[0]] >= 0:
-            path.insert(0, int(self.tree.parents[path[0]]))
+        while self.tree is not None and self.tree.all_parents[path[0]]:
+            path.insert(0, max(self.tree.all_parents[path[0]], key=lambda parent: shares[parent].item()))
         return path
 
     def _with_what_is_below(self, probabilities: Tensor) -> Tensor:
-        """For every class its own probability plus those of its descendants."""
-        sums = probabilities.clone()
-        if self.tree is not None:
-            for index in np.argsort(-self.tree.levels, kind="stable").tolist():
-                if self.tree.parents[index] >= 0:
-                    sums[self.tree.parents[index]] += sums[index]
-        return sums
+        """For every class its own probability plus those of its descendants, each of them once."""
+        if self.ancestors is None:
+            return probabilities
+        # One place more, for the node above all roots and for rows that are shorter.
+        sums = probabilities.new_zeros(len(probabilities) + 1)
+        places = self.ancestors.masked_fill(self.ancestors < 0, len(probabilities))
+        sums.index_add_(0, places.flatten(), probabilities[:, None].expand(places.shape).flatten())
+        return sums[:-1]
 
     def _guess(self, index: int, probabilities: Tensor) -> Guess:
         level = None if self.tree is None else int(self.tree.levels[index])

@@ -355,6 +355,8 @@ def train(
                     take_step.best_model,
                     val_loader,
                     normalise=recipe.normalise,
+                    loss=recipe.loss,
+                    levels=recipe.levels,
                     order=take_step.order,
                     progress=on_terminal,
                 )

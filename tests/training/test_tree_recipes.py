@@ -20,7 +20,6 @@ from softshard.training import (
     multi_label_bce,
     semantic_kd,
     semantic_softmax,
-    single_label,
 )
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.evaluate import evaluate
@@ -267,17 +266,3 @@ def test_distilling_needs_a_teacher_and_nothing_else_takes_one(teacher, shards, 
     assert main([*command, *small, "--teacher", str(teacher), "--set", "distill=code"]) == 0
     assert "distilled by the rule of the code" in capsys.readouterr().err
     assert load_checkpoint(tmp_path / "checkpoint.pt").teacher_sha256 is not None
-
-
-@pytest.mark.parametrize("recipe", [multi_label_bce, multi_label_asl, semantic_softmax])
-def test_a_tree_with_several_paths_to_a_class_is_refused_before_training(recipe, shards):
-    from softshard.training.checks import check_data
-
-    tree = LabelTree.from_wordnet(
-        ["n02121620", "n02084071", "n01317541", "n02075296"], parents="all-paths", inner="all"
-    )
-    assert tree.num_paths > 1
-    loader = type("Loader", (), {"tree": tree})
-    with pytest.raises(UsageError, match=f"found up to {tree.num_paths} paths to a class"):
-        check_data(recipe(), "set", loader)
-    check_data(single_label(), "set", loader)
