@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batch import Batch, TeacherLevels
+    from .augment_options import RANDAUGMENT_21K, CutMix, Erasing, Mixup, RandAugment
+    from .batch import Batch, Mix, TeacherLevels
     from .crops import Augment
     from .loader import Loader
     from .pooling import SparseTargets, pool_label_maps, pool_top_classes
@@ -17,10 +18,16 @@ if TYPE_CHECKING:
     from .target_modes import LabelPooling
 
 _HOMES = {
+    "RANDAUGMENT_21K": ".augment_options",
     "Augment": ".crops",
     "Batch": ".batch",
+    "CutMix": ".augment_options",
+    "Erasing": ".augment_options",
     "LabelPooling": ".target_modes",
     "Loader": ".loader",
+    "Mix": ".batch",
+    "Mixup": ".augment_options",
+    "RandAugment": ".augment_options",
     "SparseTargets": ".pooling",
     "Subset": ".subset",
     "TeacherLevels": ".batch",
@@ -29,10 +36,16 @@ _HOMES = {
 }
 
 __all__ = [
+    "RANDAUGMENT_21K",
     "Augment",
     "Batch",
+    "CutMix",
+    "Erasing",
     "LabelPooling",
     "Loader",
+    "Mix",
+    "Mixup",
+    "RandAugment",
     "SparseTargets",
     "Subset",
     "TeacherLevels",

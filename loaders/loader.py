@@ -6,6 +6,7 @@ This file puts the parts together:
     fetch.py     their bytes          samples.py     their sizes, labels         crops.py    windows and flips
     decode.py    bytes -> images      pooling.py     maps -> targets             batch.py    what comes out
     make_batch.py    samples -> a batch, of all these          background.py    ahead, in a thread
+    augment_batch.py     what is done to pixels                mixing.py        Mixup and CutMix
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest, check_sidecar, load_sidecar, load_tree
 from ..shards.philox import check_seed
 from ..shards.tree import LabelTree
+from .augment_batch import AugmentStage
 from .background import Background
 from .batch import Batch
 from .crops import Augment
@@ -32,6 +34,7 @@ from .decode import DTYPES, MEAN, STD, CpuDecoder, Decoder, GpuDecoder, usable_d
 from .fetch import check_local
 from .labels import Labels, LabelSource
 from .make_batch import BatchMaker, BegunBatch
+from .mixing import check_mixing
 from .order import LAST_BATCHES, EpochOrder, check_geometry, count_kept, num_steps, rank_slots
 from .subset import Subset, kept_samples
 from .target_modes import TARGETS, LabelPooling
@@ -67,19 +70,20 @@ class Loader:
             classes that become one the logit of either.
         teacher: read what a distillation teacher said of each image, stored in the shards, as `batch.teacher`.
         subset: None, or which part of the samples is served: some classes, a share of them.
-        augment: crop, size and flip; by default random resized crops of 224 pixels.
+        augment: crop, size and flip, by default random resized crops of 224 pixels; and what is done to pixels,
+            Mixup and CutMix.
         dtype: of the images: `uint8`, or normalised `float16` or `float32`.
         mean: channel means (of values 0 to 1) that float images are normalised with.
         std: channel standard deviations.
         shuffle: False keeps the data set's order.
         last_batch: `drop` leaves out what fills no whole step, `pad` adds slots with `valid` False.
-        seed: of order, crops and flips.
+        seed: of order, crops, flips and everything else that is drawn.
         rank: of this process.
         world_size: processes that share the global batch.
         lanes: K, contiguous parts of an epoch that are read side by side; divides the global batch. Set it to
             the number of hosts, so that each reads its own shards only.
         window: W, samples that are shuffled among each other (whole shards are shuffled as well).
-        num_threads: of the decoder; by default one a core that this process may use.
+        num_threads: of the decoder, and of augmentation on the CPU; by default one a core that this process may use.
         prefetch: batches that are ready ahead of need.
 
     Raises:
@@ -146,6 +150,9 @@ class Loader:
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.epoch = 0
         self._prefetch = prefetch
+        check_mixing(self.augment, targets, batch_size, world_size, lanes)
+        stage = (self.augment, seed, dtype, self.mean, self.std, self.num_threads, self.device)
+        self._stage = AugmentStage(*stage) if self.augment.changes_pixels or self.augment.mixes else None
         self._maker = BatchMaker(
             dataset,
             self.manifest,
@@ -153,6 +160,7 @@ class Loader:
             targets=targets,
             teacher=teacher,
             augment=self.augment,
+            stage=self._stage,
             seed=seed,
             batch_size=batch_size,
             device=self.device,
@@ -372,7 +380,8 @@ class Loader:
             problem = None  # its traceback holds this frame: a cycle, which would keep the shards open
 
     def _make_decoder(self) -> Decoder:
-        options = (self.batch_size, self.augment.size, self.dtype, self.mean, self.std, self.num_threads)
+        dtype = self.dtype if self._stage is None else self._stage.decode_dtype
+        options = (self.batch_size, self.augment.size, dtype, self.mean, self.std, self.num_threads)
         return GpuDecoder(*options, self.device) if self.device.type == "cuda" else CpuDecoder(*options)
 
     def _stop(self) -> None:

@@ -1,7 +1,7 @@
 """Makes batches: sample indices in, a Batch out, in two steps, so that images are decoded in between.
 
 begin     reads labels and sizes, draws crops, hands the JPEGs to the decoder
-finish    pools the label maps, and waits for the images
+finish    pools the label maps, waits for the images, and augments and mixes them
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest
 from ..shards.schema import CLS, HIER, JPG, KD, LMAP
 from ..shards.teacher_levels import decode_teacher_levels, num_kept
-from .batch import Batch, TeacherLevels
+from .augment_batch import AugmentStage
+from .batch import Batch, Mix, TeacherLevels
 from .crops import Augment, crop_fractions, draw_crops
 from .decode import Decoder, naming_the_sample
 from .fetch import ShardFiles
 from .labels import Labels
+from .mixing import MixPlan, draw_mix, visible_regions
 from .pooling import pool_label_maps
 from .samples import Place, check_label_maps, read_classes, read_levels, read_sizes
 from .target_modes import TARGET_MODES, LabelPooling
@@ -38,6 +40,8 @@ class BegunBatch:
     flips: np.ndarray  # bool [N]
     keys: list[str]
     jpegs: list[np.ndarray]
+    samples: np.ndarray  # int64 [N], -1 in empty slots
+    epoch: int
 
 
 class BatchMaker:
@@ -49,7 +53,8 @@ class BatchMaker:
         labels: what classes and levels mean.
         targets: as the loader's.
         teacher: whether to read the stored teacher.
-        augment: what is cut from the images.
+        augment: what is cut from the images, and how they are mixed.
+        stage: what is done to them beyond that; None where nothing is.
         seed: of crops and flips.
         batch_size: N.
         device: where batches are.
@@ -69,6 +74,7 @@ class BatchMaker:
         targets: str | LabelPooling,
         teacher: bool,
         augment: Augment,
+        stage: AugmentStage | None,
         seed: int,
         batch_size: int,
         device: torch.device,
@@ -83,7 +89,7 @@ class BatchMaker:
             pooling = labels.pooling(pooling)
         self._pooling = pooling
         self._level_sizes = _teacher_level_sizes(str(dataset), manifest, labels) if teacher else None
-        self._augment, self._seed = augment, seed
+        self._augment, self._stage, self._seed = augment, stage, seed
         self._batch_size, self._device = batch_size, device
         self._columns = {suffix: i for i, suffix in enumerate(manifest.components)}
         self._starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)], dtype=np.int64)
@@ -126,7 +132,7 @@ class BatchMaker:
             keys[slot] = shard.index.keys[place]
         with naming_the_sample(jpegs, found):
             decoder.submit(jpegs, tlhw, real_flips)
-        return BegunBatch(slots, found, classes, levels, crops, flips, keys, jpegs)
+        return BegunBatch(slots, found, classes, levels, crops, flips, keys, jpegs, samples, epoch)
 
     def _read_classes(self, places: list[Place]) -> np.ndarray:
         """int64 [M], classes of the label space."""
@@ -153,10 +159,15 @@ class BatchMaker:
 
     def finish(self, begun: BegunBatch, decoder: Decoder) -> Batch:
         """Pool a batch's label maps, while its images are decoded, and wait for the images."""
-        targets = self._targets(begun)
+        plan = draw_mix(self._augment, begun.samples, seed=self._seed, epoch=begun.epoch)
+        targets, given = self._targets(begun, plan)
         teacher = None if self._level_sizes is None else self._teacher(begun, self._level_sizes)
         with naming_the_sample(begun.jpegs, begun.places):
             images = decoder.take(begun.slots, self._batch_size)
+        if self._stage is not None:
+            images = self._stage.augment(images, begun.slots, begun.samples[begun.slots], begun.epoch)
+            if plan is not None:
+                self._stage.mix(images, targets, given, plan)
         valid = np.zeros(self._batch_size, bool)
         valid[begun.slots] = True
 
@@ -173,15 +184,26 @@ class BatchMaker:
             keys=begun.keys,
             valid=tensor(valid),
             teacher=None if teacher is None else TeacherLevels(*map(tensor, teacher)),
+            mix=None if plan is None else Mix(*map(tensor, (plan.partners, plan.shares, plan.boxes))),
         )
         if self._device.type == "cuda":
             # The copies run on this thread's stream; whoever takes the batch may be on another.
             torch.cuda.current_stream(self._device).synchronize()
         return batch
 
-    def _targets(self, begun: BegunBatch) -> torch.Tensor | None:
+    def _targets(
+        self, begun: BegunBatch, plan: MixPlan | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The slots' targets, not mixed yet, and those of what they give to their partners, where that differs."""
         if self._pooling is None and not self._one_hot:
-            return None
+            return None, None
+        if plan is None or not plan.visible or not plan.pasted.any():
+            return self._targets_of(begun, begun.crops), None
+        own, given = visible_regions(plan, begun.crops, begun.flips, self._augment.size)
+        return self._targets_of(begun, own), self._targets_of(begun, given)
+
+    def _targets_of(self, begun: BegunBatch, crops: np.ndarray) -> torch.Tensor:
+        """float32 [N, C], pooled over crops [N, 4] or regions [N, R, 4]."""
         slots, classes = begun.slots, begun.classes[begun.slots]
         grid = () if self._pooling is None or self._pooling.grid is None else self._pooling.grid
 
@@ -195,7 +217,7 @@ class BatchMaker:
         column = self._columns[LMAP.suffix]
         pooled = pool_label_maps(
             [shard.member(place, column) for shard, place in begun.places],
-            begun.crops[slots],
+            crops[slots],
             num_classes=self._labels.num_classes,
             device=self._device,
             wheres=lambda i: begun.places[i][0].where(begun.places[i][1], LMAP.suffix),
@@ -224,6 +246,8 @@ class BatchMaker:
     def close(self) -> None:
         """Let the shards go."""
         self._files.close()
+        if self._stage is not None:
+            self._stage.close()
 
 
 def _teacher_level_sizes(dataset: str, manifest: Manifest, labels: Labels) -> tuple[int, ...]:
