@@ -100,8 +100,8 @@ class Augment:
             centre: None squishes the whole image. A share c stands for the usual "resize the shorter side to
                 size / c, cut the size x size in the middle" (0.875: 256 and 224), in one step: a square of
                 floor(c * shorter side + 1/2) pixels is cut from the middle of the stored image (an odd pixel more
-                is left at the right and the bottom) and resized. Windows, label maps included, are the same for
-                every size.
+                is left at the right and the bottom) and resized. The two steps round to a pixel of the resized
+                image, so that their window may lie that far off. Label maps are pooled over the window.
         """
         return cls(size=size, scale=None, flip=False, centre=centre)
 
