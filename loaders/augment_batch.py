@@ -23,7 +23,7 @@ from .augment_options import RandAugment
 from .augment_program import NUMBER, OPS, Program, draw_program, normals
 from .crops import Augment
 from .decode import DTYPES, normalization
-from .mixing import MixPlan, blend, mix_images_
+from .mixing import MixPlan, blend, mix_images_, mix_pair_
 
 _setting_threads = threading.Lock()
 
@@ -129,7 +129,10 @@ class AugmentStage:
             members = np.flatnonzero(part.mixed)
             if not len(members):
                 return
-            mix_images_(images[first:last], part)
+            if self._pool is not None:
+                mix_pair_(images[first:last], part)
+            else:
+                mix_images_(images[first:last], part)
             slots, partners, shares = (
                 self._there(array) for array in (members, part.partners[members], part.shares[members])
             )
@@ -138,7 +141,7 @@ class AugmentStage:
 
         if self._pool is None:
             pairs(0, len(images))
-        else:
+        else:  # pair by pair, in the threads
             self._share_out(lambda i: pairs(2 * i, 2 * i + 2), len(images) // 2)
 
     def run(self, images: Tensor, program: Program) -> Tensor:

@@ -205,6 +205,16 @@ def mix_images_(images: Tensor, plan: MixPlan) -> None:
         images[slots] = mixed
 
 
+def mix_pair_(images: Tensor, plan: MixPlan) -> None:
+    """mix_images_ for one pair, which only moves what is pasted: [2, 3, S, S] and two slots of a plan."""
+    if plan.pasted[0]:
+        top, left, height, width = plan.boxes[0].tolist()
+        window = images[:, :, top : top + height, left : left + width]
+        window.copy_(window.flip(0))
+    else:
+        images.copy_(blend(images, images.flip(0), torch.from_numpy(plan.shares)))
+
+
 def blend(own: Tensor, other: Tensor, shares: Tensor) -> Tensor:
     """share * own + (1 - share) * other, in float32, rounded for whole numbers; shares float32 [N]."""
     shares = shares.view(-1, *[1] * (own.dim() - 1))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from label_map_oracles import by_roi_align, random_maps
 
 from softshard.loaders import Augment, CutMix, Mixup, pool_label_maps
-from softshard.loaders.mixing import beta, cut_boxes, draw_mix, mix_images_, visible_regions
+from softshard.loaders.mixing import beta, cut_boxes, draw_mix, mix_images_, mix_pair_, visible_regions
 from softshard.shards import UsageError
 
 SIZE = 24
@@ -123,8 +123,14 @@ def test_images_are_mixed_as_a_plain_loop_mixes_them(dtype):
             mixed = images[slot].numpy().astype(np.float32) * share
             mixed += images[partner].numpy().astype(np.float32) * (np.float32(1) - share)
             expected[slot] = torch.from_numpy(np.rint(mixed) if dtype == torch.uint8 else mixed).to(dtype)
+    pair_by_pair = images.clone()
+    for first in range(0, 40, 2):
+        part = plan._replace(**{name: getattr(plan, name)[first : first + 2] for name in plan._fields[:4]})
+        if plan.mixed[first]:
+            mix_pair_(pair_by_pair[first : first + 2], part)
     mix_images_(images, plan)
     assert torch.equal(images, expected)
+    assert torch.equal(pair_by_pair, expected)
 
 
 def regions_of(box, flip=False, crop=(0, 0, 1, 1)):
