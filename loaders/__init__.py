@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batch import Batch, TeacherLevels
+    from .augment_options import RANDAUGMENT_21K, CutMix, Erasing, Mixup, RandAugment
+    from .batch import Batch, Mix, TeacherLevels
     from .crops import Augment
     from .faults import Faults
     from .loader import Loader
@@ -19,12 +20,18 @@ if TYPE_CHECKING:
     from .target_modes import LabelPooling
 
 _HOMES = {
+    "RANDAUGMENT_21K": ".augment_options",
     "Augment": ".crops",
     "Batch": ".batch",
+    "CutMix": ".augment_options",
+    "Erasing": ".augment_options",
     "Faults": ".faults",
     "LabelPooling": ".target_modes",
     "Loader": ".loader",
+    "Mix": ".batch",
     "Mixture": ".mixture",
+    "Mixup": ".augment_options",
+    "RandAugment": ".augment_options",
     "SparseTargets": ".pooling",
     "Subset": ".subset",
     "TeacherLevels": ".batch",
@@ -33,12 +40,18 @@ _HOMES = {
 }
 
 __all__ = [
+    "RANDAUGMENT_21K",
     "Augment",
     "Batch",
+    "CutMix",
+    "Erasing",
     "Faults",
     "LabelPooling",
     "Loader",
+    "Mix",
     "Mixture",
+    "Mixup",
+    "RandAugment",
     "SparseTargets",
     "Subset",
     "TeacherLevels",

@@ -24,6 +24,23 @@ class TeacherLevels(NamedTuple):
     probabilities: torch.Tensor
 
 
+class Mix(NamedTuple):
+    """How Mixup and CutMix mixed a batch of N.
+
+    Images and targets are then mixed; classes, levels, crops, flips and keys are those of the slot's own image.
+
+    Attributes:
+        partners: int64 [N], the slot of the same batch whose image was mixed in; an unmixed slot's is itself.
+        shares: float32 [N], of the slot's own image, in its pixels and its target; 1 where nothing was mixed in.
+        boxes: int64 [N, 4], top, left, height and width in pixels of the window that CutMix pasted from the same
+            place of the partner's image; zeros where nothing was pasted.
+    """
+
+    partners: torch.Tensor
+    shares: torch.Tensor
+    boxes: torch.Tensor
+
+
 @dataclass
 class Batch:
     """N samples of one step.
@@ -45,6 +62,7 @@ class Batch:
         keys: N sample keys.
         valid: bool [N].
         teacher: a distillation teacher's best classes per level, zeros in padding; None without `teacher=True`.
+        mix: what Mixup and CutMix did; None without them, and in epochs that they are left out of.
     """
 
     images: torch.Tensor
@@ -56,6 +74,7 @@ class Batch:
     keys: list[str]
     valid: torch.Tensor
     teacher: TeacherLevels | None = None
+    mix: Mix | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

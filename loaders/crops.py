@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..shards.errors import UsageError
 from ..shards.philox import PURPOSE_CROP, uniforms
+from .augment_options import CutMix, Erasing, Mixup, RandAugment
 
 _ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What is cut from a stored image, and how large it becomes.
+    """What is cut from a stored image, how large it becomes, and what is done to its pixels.
+
+    In this order: crop, size, flip; colour jitter, lighting, Cutout, RandAugment, erasing; normalising; Mixup or
+    CutMix. Everything after the flip runs on the batch's own device.
 
     Attributes:
         size: pixels, both sides of the batch's images.
         scale: (smallest, largest) share of the area that a crop keeps; None takes the whole image, squished.
         ratio: (smallest, largest) width / height of a crop, drawn log-uniformly.
         flip: mirror half of the images left to right.
+        centre: None, or, instead of a `scale`, the side of a centred square as a share of the shorter side of
+            the stored image.
+        color_jitter: j, or (brightness, contrast, saturation): three factors, each drawn from 1 - j to 1 + j (not
+            below 0), applied in an order that is drawn for every image. 0 is none.
+        lighting: standard deviation of the noise along ImageNet's principal components of colour
+            (Krizhevsky et al. 2012); 0 is none.
+        cutout: side of a square, as a share of the image's, that gets one random colour. It may reach over the
+            border (DeVries and Taylor 2017; coloured as in ImageNet-21K-P's code). 0 is none.
+        randaugment: None, or how operations are drawn.
+        erasing: None, or how a rectangle is overwritten.
+        mixup: None, or how pairs are blended; with a `cutmix` each pair takes one of the two, evenly.
+        cutmix: None, or how rectangles are pasted.
+        mix_until_epoch: the first epoch without `mixup` and `cutmix`; None mixes in all.
     """
 
     size: int = 224
     scale: tuple[float, float] | None = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
+    centre: float | None = None
+    color_jitter: float | tuple[float, float, float] = 0.0
+    lighting: float = 0.0
+    cutout: float = 0.0
+    randaugment: RandAugment | None = None
+    erasing: Erasing | None = None
+    mixup: Mixup | None = None
+    cutmix: CutMix | None = None
+    mix_until_epoch: int | None = None
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -35,11 +62,60 @@ class Augment:
             raise UsageError(f"augment: expected a scale (low, high) within (0, 1], found {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise UsageError(f"augment: expected a ratio (low, high) above 0, found {self.ratio}")
+        if self.centre is not None and (not 0 < self.centre <= 1 or self.scale is not None):
+            raise UsageError(
+                f"augment: expected a centre within (0, 1] and scale=None, found {self.centre} and {self.scale}"
+            )
+        strengths = self.color_jitter if isinstance(self.color_jitter, tuple) else (self.color_jitter,)
+        if len(strengths) not in (1, 3) or not all(0 <= value < math.inf for value in strengths):
+            raise UsageError(
+                "augment: expected a color_jitter from 0, or three (brightness, contrast, saturation), found "
+                f"{self.color_jitter}"
+            )
+        if not 0 <= self.lighting < math.inf:
+            raise UsageError(f"augment: expected lighting from 0, found {self.lighting}")
+        if not 0 <= self.cutout <= 2:
+            raise UsageError(f"augment: expected cutout as a share of the side, 0 to 2, found {self.cutout}")
+        for name, kind in (
+            ("randaugment", RandAugment),
+            ("erasing", Erasing),
+            ("mixup", Mixup),
+            ("cutmix", CutMix),
+        ):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise UsageError(f"augment: expected {name} as {kind.__name__}(...), found {value!r}")
+        if self.mix_until_epoch is not None and (self.mix_until_epoch < 0 or not self.mixes):
+            raise UsageError(
+                "augment: expected mix_until_epoch from 0, with mixup or cutmix, found "
+                f"{self.mix_until_epoch}, {self.mixup} and {self.cutmix}"
+            )
 
     @classmethod
-    def evaluation(cls, size: int = 224) -> Augment:
-        """The whole image, squished to `size`, never flipped."""
-        return cls(size=size, scale=None, flip=False)
+    def evaluation(cls, size: int = 224, centre: float | None = None) -> Augment:
+        """One view of an image, never flipped.
+
+        Args:
+            size: pixels of both sides.
+            centre: None squishes the whole image. A share c stands for the usual "resize the shorter side to
+                size / c, cut the size x size in the middle" (0.875: 256 and 224), in one step: a square of
+                floor(c * shorter side + 1/2) pixels is cut from the middle of the stored image (an odd pixel more
+                is left at the right and the bottom) and resized. The two steps round to a pixel of the resized
+                image, so that their window may lie that far off. Label maps are pooled over the window.
+        """
+        return cls(size=size, scale=None, flip=False, centre=centre)
+
+    @property
+    def changes_pixels(self) -> bool:
+        """Whether single images go through more than crop, resize and flip."""
+        jitter = self.color_jitter != 0 and self.color_jitter != (0, 0, 0)
+        options = (self.randaugment, self.erasing)
+        return jitter or self.lighting > 0 or self.cutout > 0 or any(option is not None for option in options)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others of their batch."""
+        return self.mixup is not None or self.cutmix is not None
 
 
 def draw_crops(
@@ -68,6 +144,9 @@ def draw_crops(
     num = len(hw)
     tlhw = np.zeros((num, 4), np.int32)
     tlhw[:, 2:] = hw
+    if augment.centre is not None:
+        side = np.clip(np.floor(augment.centre * hw.min(axis=1) + 0.5), 1, None).astype(np.int64)[:, None]
+        tlhw = np.concatenate([(hw - side) // 2, side, side], axis=1).astype(np.int32)
     if augment.scale is None and not augment.flip:
         return tlhw, np.zeros(num, bool)
     numbers = uniforms(seed, PURPOSE_CROP, epoch, samples, 3 + 2 * _ATTEMPTS, occurrence)

@@ -138,7 +138,7 @@ def _windows_of_jpegs() -> tuple[Any, Any, Any]:
     )
 
 
-def _normalization(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def normalization(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Scale and shift from 0..255 to normalised values, float32 [3] each."""
     scale = 1 / (255 * np.asarray(std, np.float64))
     return scale.astype(np.float32), (-np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(
@@ -174,7 +174,7 @@ class CpuDecoder(Decoder):
         self._size, self._dtype = size, DTYPES[dtype]
         self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="softshard-resample")
-        scale, shift = _normalization(mean, std)
+        scale, shift = normalization(mean, std)
         # One row of the batch, three interleaved channels: long inner loops, not loops over three values.
         self._scale_row, self._shift_row = np.tile(scale, size), np.tile(shift, size)
         self._scratch = threading.local()

@@ -67,7 +67,9 @@ def pool_label_maps(
         maps: N encoded `lmap` values of one shape, or (scores, ids): float [N, K, P, Q] logits and integer
             [N, K, P, Q] class ids below `num_classes` (below the class map's length, where there is one).
         crops: float32 [N, 4], (x0, y0, x1, y1) as fractions of the stored image; x runs along Q, y along P. A
-            horizontal flip of the crop changes nothing but the order of a grid's columns.
+            horizontal flip of the crop changes nothing but the order of a grid's columns. Or [N, R, 4]: R
+            rectangles of each image that are pooled one by one and averaged by their areas (not with a grid);
+            empty ones count for nothing.
         num_classes: C.
         softmax: False returns the pooled logits.
         device: where to pool; the maps are decoded, and the weights computed, on the host either way.
@@ -146,13 +148,19 @@ def _prepare(
         where = wheres if wheres is None or callable(wheres) else wheres.__getitem__
         shape, groups = decode_map_groups(maps, where)  # pyright: ignore[reportArgumentType]
         num = len(maps)
-    boxes = _checked_crops(crops, (num, *shape))
+    regions = _checked_crops(crops, (num, *shape))
     if not pooling.local:
-        boxes = np.tile(WHOLE_IMAGE, (num, 1))
+        regions = np.tile(WHOLE_IMAGE, (num, 1, 1))
+    if regions.shape[1] > 1 and pooling.grid is not None:
+        raise UsageError(
+            f"label pooling: expected one crop an image for the grid {pooling.grid}, found {regions.shape[1]}"
+        )
+    boxes = regions[:, 0]
     top, num_rows, num_columns = (shape[0], shape[2], shape[1]) if pooling.swap_xy else shape
     bins = pooling.grid or (1, 1)
     rows = axis_weights(boxes[:, 1], boxes[:, 3], num_rows, bins[0])
     columns = axis_weights(boxes[:, 0], boxes[:, 2], num_columns, bins[1])
+    cells = None if regions.shape[1] == 1 else _region_weights(regions, num_rows, num_columns)
     if pooling.grid is not None and flips is not None:
         mirrored = np.asarray(flips, bool)
         if mirrored.shape != (num,):
@@ -160,7 +168,7 @@ def _prepare(
         columns[mirrored] = columns[mirrored, ::-1]
     own = _own_classes(pooling, kind, classes, num, num_classes)
     floor = pooling.fill == "floor"
-    job = PoolingJob(top, rows, columns, num_classes, kind, floor, pooling.original, own, keep)
+    job = PoolingJob(top, rows, columns, num_classes, kind, floor, pooling.original, own, keep, cells)
     return _adapted(groups, pooling, num_classes), job
 
 
@@ -198,23 +206,41 @@ def _as_groups(scores: np.ndarray, ids: np.ndarray) -> Iterator[MapGroup]:
 
 
 def _checked_crops(crops: np.ndarray | torch.Tensor, shape: Sequence[int]) -> np.ndarray:
-    """Crops for maps [N, K, P, Q]."""
+    """Crops for maps [N, K, P, Q] as float32 [N, R, 4]."""
     if isinstance(crops, torch.Tensor):
         crops = crops.detach().cpu().numpy()
     crops = np.ascontiguousarray(crops, np.float32)
-    if crops.shape != (shape[0], 4):
+    regions = crops[:, None] if crops.ndim == 2 else crops
+    if regions.ndim != 3 or len(regions) != shape[0] or regions.shape[1] < 1 or regions.shape[2] != 4:
         raise ValueError(
             f"label pooling: expected crops [{shape[0]}, 4] for maps {list(shape)}, found {list(crops.shape)}"
         )
-    x0, y0, x1, y1 = crops.T
-    fine = (x0 >= 0) & (y0 >= 0) & (x1 <= 1) & (y1 <= 1) & (x0 < x1) & (y0 < y1)  # False for NaN
+    x0, y0, x1, y1 = np.moveaxis(regions, 2, 0)
+    within = (x0 >= 0) & (y0 >= 0) & (x1 <= 1) & (y1 <= 1) & (x0 <= x1) & (y0 <= y1)  # False for NaN
+    fine = within.all(axis=1) & ((x0 < x1) & (y0 < y1)).any(axis=1)
     if not fine.all():
         i = int(np.flatnonzero(~fine)[0])
         raise ValueError(
             f"label pooling: crop {i}: expected 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, "
             f"found {crops[i].tolist()}"
         )
-    return crops
+    return regions
+
+
+def _region_weights(regions: np.ndarray, num_rows: int, num_columns: int) -> np.ndarray:
+    """float32 [N, P, Q], each summing to 1: RoIAlign's weights of R rectangles, averaged by area."""
+    x0, y0, x1, y1 = np.moveaxis(regions.astype(np.float64), 2, 0)
+    areas = (x1 - x0) * (y1 - y0)
+    shares = (areas / areas.sum(axis=1, keepdims=True)).astype(np.float32)
+    weights = np.zeros((len(regions), num_rows, num_columns), np.float32)
+    for r in range(regions.shape[1]):
+        some = np.flatnonzero(areas[:, r] > 0)
+        if len(some):
+            box = regions[some, r]
+            rows = axis_weights(box[:, 1], box[:, 3], num_rows)[:, 0] * shares[some, r, None]
+            columns = axis_weights(box[:, 0], box[:, 2], num_columns)[:, 0]
+            weights[some] += rows[:, :, None] * columns[:, None, :]
+    return weights
 
 
 def _check_ids(group: MapGroup, num_ids: int) -> None:

@@ -32,6 +32,7 @@ def pool_on_device(groups: Iterable[MapGroup], job: PoolingJob, device: torch.de
         return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
 
     scores, ids, rows, columns = there(host_scores), there(host_ids), there(job.rows), there(job.columns)
+    cells_NPQ = None if job.cells is None else there(job.cells)
     flat_ids = ids.reshape(num, -1).long()
     floor = scores.amin(dim=1) if job.floor else None
     if floor is not None:
@@ -39,7 +40,7 @@ def pool_on_device(groups: Iterable[MapGroup], job: PoolingJob, device: torch.de
     cells = []
     for g in range(job.shape[1]):
         for h in range(job.shape[2]):
-            weights = rows[:, g, :, None] * columns[:, h, None, :]
+            weights = rows[:, g, :, None] * columns[:, h, None, :] if cells_NPQ is None else cells_NPQ
             pooled = scores.new_zeros(num, job.num_classes + 1)  # the last one takes dropped classes
             pooled.scatter_add_(1, flat_ids, (scores * weights[:, None]).reshape(num, -1))
             pooled = pooled[:, :-1]

@@ -70,7 +70,9 @@ def _pool(
         scores = scores - floor[:, None]
     rows, columns = job.rows[group.members], job.columns[group.members]
     if job.shape[1:] == (1, 1):
-        weights = rows[:, 0, :, None] * columns[:, 0, None, :]
+        weights = (
+            rows[:, 0, :, None] * columns[:, 0, None, :] if job.cells is None else job.cells[group.members]
+        )
         base = (
             np.zeros(len(scores)) if floor is None else (floor * weights).sum(axis=(1, 2), dtype=np.float64)
         )

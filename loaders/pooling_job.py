@@ -20,6 +20,8 @@ class PoolingJob(NamedTuple):
         original: share of the images' own classes.
         own: int64 [N], those classes, -1 for none; None where `original` is 0.
         keep: None, or how many of the largest values to keep.
+        cells: None, or, for one output cell, float32 [N, P, Q]: weights of the map's cells that are no product of
+            rows and columns, which then count for nothing.
     """
 
     top: int
@@ -31,6 +33,7 @@ class PoolingJob(NamedTuple):
     original: float
     own: np.ndarray | None
     keep: int | None
+    cells: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

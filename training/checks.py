@@ -148,6 +148,8 @@ def _why_not_as_long(saved: Checkpoint, recipe: Recipe, steps_per_epoch: int) ->
     """Why a run cannot have the recipe's number of epochs instead of its own, or None where it can."""
     if recipe.epochs < saved.recipe.epochs:
         return " (a run can be given more epochs, not fewer)"
+    if saved.step > (saved.recipe.epochs - recipe.mix_off_epochs) * steps_per_epoch:
+        return f" (images were no longer mixed: mix_off_epochs is {recipe.mix_off_epochs})"
     parting = first_other_rate(saved.recipe, recipe, steps_per_epoch, saved.step)
     if parting is None:
         return None

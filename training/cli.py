@@ -103,7 +103,9 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "--preset",
         choices=sorted(PRESETS),
         default="paper",
-        help="paper: the recipe as published (default); small: 128 pixels, batch 64, 20 epochs for one small machine",
+        help="paper: the recipe as published (default); paper-cutmix: ReLabel with CutMix, off for the last 5 epochs; "
+        "visible-cutmix: that, with targets pooled from what is visible of both images; small: 128 pixels, batch 64, "
+        "20 epochs for one small machine, without augmentation beside crop and flip",
     )
     command.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
     command.add_argument(
@@ -131,8 +133,8 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="change any other field of the recipe, such as ema_decay=0.9998, clip_norm=1, schedule=cosine; may be "
-        "repeated",
+        help="change any other field of the recipe, such as ema_decay=0.9998, schedule=cosine, "
+        "augment=color-jitter:0.4+lighting:0.1+mixup:0.2; may be repeated",
     )
     command.add_argument(
         "--compile", action="store_true", help="run the model through torch.compile (needs a C++ compiler)"

@@ -150,7 +150,9 @@ def run_demo(
     num_train = packed.manifests["train"].num_samples
     epochs = max(MIN_EPOCHS, min(MAX_EPOCHS, TRAINING_IMAGES // num_train))
     batch = min(GLOBAL_BATCH, max(2, num_train // MIN_STEPS))
-    common: dict[str, Any] = dict(image_size=CROP_PX, global_batch=batch, epochs=epochs)
+    common: dict[str, Any] = dict(
+        image_size=CROP_PX, global_batch=batch, epochs=epochs, augment="none", eval_centre=None
+    )
     threads = () if num_threads is None else ("--threads", num_threads)
     adam = dict(
         optimizer="adamw", lr=2e-3, weight_decay=0.02, schedule="one-cycle", warmup=0.2, warmup_from=1 / 20

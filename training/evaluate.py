@@ -12,7 +12,6 @@ from torch import nn
 from tqdm import tqdm
 
 from ..loaders.batch import Batch
-from ..loaders.crops import Augment
 from ..loaders.labels import LabelSource
 from ..loaders.loader import Loader
 from ..shards.errors import DataError
@@ -176,13 +175,13 @@ def evaluation_loader(
     world_size: int = 1,
     num_threads: int | None = None,
 ) -> Loader:
-    """A loader of whole images, squished to the recipe's size, in order, the last batch padded."""
+    """A loader of the recipe's evaluation view of every image, in order, the last batch padded."""
     return Loader(
         dataset,
         labels=labels,
         batch_size=batch_size,
         device=str(device),
-        augment=Augment.evaluation(size=recipe.image_size),
+        augment=recipe.evaluation_augment(),
         dtype="float32" if recipe.normalise else "uint8",
         shuffle=False,
         last_batch="pad",

@@ -1,7 +1,7 @@
 """`softshard predict`: what a trained model says of images, level by level.
 
 An image goes the way it would have gone through a data set: stored as the training set's images were, decoded
-and squished as in evaluation. So an image file and the sample it was packed as give the same prediction.
+and cut as in evaluation. So an image file and the sample it was packed as give the same prediction.
 
 Shape letters: N batch, C classes, L hierarchy levels.
 """
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..loaders.crops import draw_crops
 from ..loaders.decode import MEAN, STD, CpuDecoder
 from ..shards.errors import DataError, ImageError, UsageError
 from ..shards.files import read_limited
@@ -29,7 +30,7 @@ from .checkpoint import Checkpoint, load_checkpoint
 from .down_the_tree import DownTheTree
 from .evaluate import evaluation_loader, named_batches
 from .models import load_trained_model
-from .recipes import TREE_LOSSES
+from .recipes import TREE_LOSSES, Recipe
 from .step import model_input
 
 # A sigmoid says yes or no of its class by itself: where no child reaches this, a path ends.
@@ -171,7 +172,7 @@ class Predictor:
                     except ImageError as error:
                         bad(error)
                 if jpegs:
-                    decoder.submit(jpegs, _whole(jpegs), np.zeros(len(jpegs), bool))
+                    decoder.submit(jpegs, *_windows(jpegs, recipe))
                     yield from self._ask(decoder.take(np.arange(len(jpegs)), len(jpegs)), names)
         finally:
             decoder.close()
@@ -286,7 +287,8 @@ def _read(path: str) -> bytes:
         raise ImageError(f"{path}: expected an image file, found: {reason}") from error
 
 
-def _whole(jpegs: Sequence[np.ndarray]) -> np.ndarray:
-    """int32 [M, 4] windows (top, left, height, width in pixels) of whole images."""
+def _windows(jpegs: Sequence[np.ndarray], recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """What evaluation sees: int32 [M, 4] windows (top, left, height, width in pixels); bool [M], no flips."""
     headers = [read_jpeg_header(jpeg.tobytes(), "image") for jpeg in jpegs]
-    return np.array([(0, 0, header.height, header.width) for header in headers], np.int32)
+    hw = np.array([(header.height, header.width) for header in headers])
+    return draw_crops(recipe.evaluation_augment(), hw, np.arange(len(hw)), seed=0, epoch=0)

@@ -3,9 +3,6 @@
 A recipe is a small frozen dataclass returned by a function; its defaults are the papers' numbers. Change it
 with `dataclasses.replace(semantic_softmax(), epochs=10)`: a misspelt name is a TypeError.
 
-Every field is applied by `train`. What the papers also do and `train` does not do yet has no field here:
-Cutout and RandAugment (Ridnik et al. 2021); colour jitter, lighting and CutMix (Yun et al. 2021).
-
 Both papers trained in mixed precision on GPUs that had it. Here every recipe begins as `float32`, which runs
 everywhere and is what the exactness promises are tested with: say `precision="bfloat16"` on a GPU.
 """
@@ -18,8 +15,10 @@ import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from ..loaders.crops import Augment
 from ..loaders.target_modes import TARGETS
 from ..shards.errors import UsageError
+from .recipe_augment import parse_augment
 
 LOSSES = ("single-label", "semantic-softmax", "multi-label", "asl", "soft-target")
 # These need a label tree: what a sample is right about is its class and all its ancestors.
@@ -76,6 +75,11 @@ class Recipe:
         crop_scale: (least, most) area of the random crop as a share of the image; None: no crop, the whole
             image is squished.
         flip: mirror half of the images.
+        augment: what else is done to them: `none`, or parts joined by `+`, such as
+            `color-jitter:0.4+lighting:0.1+cutmix:1` (see `parse_augment`). Mixup and CutMix need soft targets.
+        mix_off_epochs: epochs at the end without Mixup and CutMix.
+        eval_centre: in evaluation: the side of a centred square as a share of the image's shorter side (0.875:
+            resize to 256, cut 224); None squishes the whole image.
         normalise: subtract ImageNet's mean and divide by its standard deviation; else pixels are in [0, 1].
         precision: of the forward pass: `float32`, or under autocast `bfloat16` or `float16` (with loss scaling;
             steps that overflow are skipped). Weights, loss and evaluation are float32 in any case.
@@ -120,6 +124,9 @@ class Recipe:
     clip_norm: float | None = None
     freeze: bool = False
     new_head: bool = False
+    augment: str = "none"
+    mix_off_epochs: int = 0
+    eval_centre: float | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -159,8 +166,39 @@ class Recipe:
             problems.append(f"distill_weight: expected more than 0, found {self.distill_weight}")
         if self.crop_scale is not None and not 0.0 < self.crop_scale[0] <= self.crop_scale[1] <= 1.0:
             problems.append(f"crop_scale: expected 0 < least <= most <= 1, found {self.crop_scale}")
+        if not problems:
+            problems += self._augment_problems()
         if problems:
             raise UsageError(f"recipe {self.name!r}: " + "; ".join(problems))
+
+    def _augment_problems(self) -> list[str]:
+        try:
+            mixes = parse_augment(self.augment).mixes
+        except UsageError as error:
+            return [f"augment: {error}"]
+        if mixes and self.loss != "soft-target":
+            return [f"augment: expected no mixing with the loss {self.loss!r}, found {self.augment!r}"]
+        if not 0 <= self.mix_off_epochs <= (self.epochs if mixes else 0):
+            most = "the number of epochs" if mixes else "0 without mixup and cutmix"
+            return [f"mix_off_epochs: expected 0 to {most}, found {self.mix_off_epochs}"]
+        if self.eval_centre is not None and not 0.0 < self.eval_centre <= 1.0:
+            return [f"eval_centre: expected a share above 0, at most 1, found {self.eval_centre}"]
+        return []
+
+    def train_augment(self) -> Augment:
+        """What training cuts from images and does to them."""
+        augment = parse_augment(self.augment)
+        return dataclasses.replace(
+            augment,
+            size=self.image_size,
+            scale=self.crop_scale,
+            flip=self.flip,
+            mix_until_epoch=self.epochs - self.mix_off_epochs if augment.mixes else None,
+        )
+
+    def evaluation_augment(self) -> Augment:
+        """What evaluation sees of an image."""
+        return Augment.evaluation(self.image_size, self.eval_centre)
 
     def _options_of_other_losses(self) -> list[str]:
         """Options that this recipe's loss would not look at."""
@@ -187,6 +225,10 @@ class Recipe:
     def how(self) -> str:
         """How a step is taken, as far as it is not the plain way."""
         parts = [self.precision]
+        if self.augment != "none":
+            parts.append(f"augmented by {self.augment}")
+        if self.mix_off_epochs:
+            parts.append(f"nothing mixed in the last {self.mix_off_epochs} epochs")
         if self.accumulate > 1:
             parts.append(f"{self.accumulate} micro-batches a step")
         if self.ema_decay is not None:
@@ -210,7 +252,7 @@ def single_label() -> Recipe:
 def semantic_softmax() -> Recipe:
     """ImageNet-21K-P's recipe (Ridnik et al. 2021): start it from ImageNet-1K weights.
 
-    Global batch: the published commands, 64 on each of eight GPUs. Without their Cutout and RandAugment.
+    Global batch: the published commands, 64 on each of eight GPUs.
     """
     return Recipe(
         name="semantic-softmax",
@@ -228,6 +270,7 @@ def semantic_softmax() -> Recipe:
         crop_scale=None,
         flip=False,
         normalise=False,
+        augment="cutout:0.5+randaugment-21k",
     )
 
 
@@ -253,7 +296,7 @@ def multi_label_asl() -> Recipe:
 def relabel() -> Recipe:
     """ReLabel on ImageNet-1K (Yun et al. 2021), trained from scratch: 5 of the 300 epochs are warm-up.
 
-    Without their colour jitter, lighting and CutMix.
+    With the preset `paper-cutmix` it is the paper's run with CutMix.
     """
     return Recipe(
         name="relabel",
@@ -271,6 +314,8 @@ def relabel() -> Recipe:
         crop_scale=(0.08, 1.0),
         flip=True,
         normalise=True,
+        augment="color-jitter:0.4+lighting:0.1",
+        eval_centre=0.875,
     )
 
 
@@ -306,7 +351,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def small(recipe: Recipe) -> Recipe:
-    """The same for one small machine and an afternoon: 128 pixels, at most 64 images a step and 20 epochs.
+    """The same for one small machine and an afternoon: 128 pixels, at most 64 images a step and 20 epochs; nothing is
+    done to images beside crop and flip, and whole ones are evaluated.
 
     SGD's learning rate shrinks with the batch (Goyal et al. 2017); Adam's stays, being small already. Not the
     papers' numbers, so not their results.
@@ -319,11 +365,35 @@ def small(recipe: Recipe) -> Recipe:
         epochs=min(20, recipe.epochs),
         global_batch=global_batch,
         image_size=min(128, recipe.image_size),
+        augment="none",
+        mix_off_epochs=0,
+        eval_centre=None,
         lr=recipe.lr * global_batch / recipe.global_batch if linear else recipe.lr,
     )
 
 
-PRESETS: dict[str, Callable[[Recipe], Recipe]] = {"paper": lambda recipe: recipe, "small": small}
+def paper_cutmix(recipe: Recipe) -> Recipe:
+    """The same with CutMix, Beta(1, 1), off for the last 5 epochs (Yun et al. 2021); for soft targets."""
+    return _with_part(recipe, "cutmix")
+
+
+def visible_cutmix(recipe: Recipe) -> Recipe:
+    """paper_cutmix with targets that are pooled from what is visible of both images; ours, not the paper's."""
+    return _with_part(recipe, "visible-cutmix")
+
+
+def _with_part(recipe: Recipe, part: str) -> Recipe:
+    parts = [text for text in (recipe.augment, f"{part}:1") if text != "none"]
+    name = f"{recipe.name}-{part}"
+    return dataclasses.replace(recipe, name=name, augment="+".join(parts), mix_off_epochs=5)
+
+
+PRESETS: dict[str, Callable[[Recipe], Recipe]] = {
+    "paper": lambda recipe: recipe,
+    "paper-cutmix": paper_cutmix,
+    "visible-cutmix": visible_cutmix,
+    "small": small,
+}
 
 
 def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:

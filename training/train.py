@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
-from ..loaders.crops import Augment
 from ..loaders.labels import LabelSource
 from ..loaders.loader import Loader
 from ..shards.errors import UsageError
@@ -180,7 +179,7 @@ def train(
             batch_size=recipe.global_batch // world_size,
             device=device,
             targets=recipe.targets,
-            augment=Augment(size=recipe.image_size, scale=recipe.crop_scale, flip=recipe.flip),
+            augment=recipe.train_augment(),
             dtype="float32" if recipe.normalise else "uint8",
             shuffle=True,
             last_batch="drop",

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.functional import center_crop, resize
 
 from softshard.loaders import Augment
 from softshard.loaders.crops import crop_fractions, draw_crops
@@ -143,6 +144,40 @@ def test_evaluation_takes_whole_images_unflipped():
     assert crop_fractions(crops, hw).tolist() == [[0, 0, 1, 1]] * 2
 
 
+@pytest.mark.parametrize(
+    ("hw", "centre", "tlhw"),
+    [
+        ((256, 256), 0.875, (16, 16, 224, 224)),
+        ((500, 375), 0.875, (86, 23, 328, 328)),  # 328.125
+        ((375, 500), 0.875, (23, 86, 328, 328)),
+        ((10, 11), 1.0, (0, 0, 10, 10)),  # an odd pixel more on the right
+        ((1, 7), 0.1, (0, 3, 1, 1)),
+    ],
+)
+def test_the_centre_crop_is_a_square_of_a_share_of_the_shorter_side(hw, centre, tlhw):
+    crops, flips = draw_crops(
+        Augment.evaluation(32, centre=centre), np.array([hw]), np.zeros(1, int), seed=0, epoch=0
+    )
+    assert tuple(crops[0].tolist()) == tlhw
+    assert not flips.any()
+
+
+@pytest.mark.parametrize("hw", [(256, 341), (500, 375), (1024, 768), (231, 517)])
+def test_the_centre_crop_is_what_resizing_to_256_and_cutting_224_shows(hw):
+    """torchvision's two steps on an image of coordinates: the same window, to a pixel of either image."""
+    rows, columns = torch.meshgrid(*(torch.arange(side) + 0.5 for side in hw), indexing="ij")
+    resized = center_crop(resize(torch.stack([rows, columns]), 256, antialias=True), 224)
+    crops, _ = draw_crops(
+        Augment.evaluation(224, centre=224 / 256), np.array([hw]), np.zeros(1, int), seed=0, epoch=0
+    )
+    top, left, height, width = crops[0].tolist()
+    for axis, first, extent in ((0, top, height), (1, left, width)):
+        seen = resized[axis].mean(dim=1 - axis)
+        step = extent / 224
+        assert abs(seen[0] - step / 2 - first) <= max(1, step)
+        assert abs(seen[-1] + step / 2 - (first + extent)) <= max(1, step)
+
+
 def test_without_a_scale_whole_images_are_still_flipped():
     crops, flips = draw(Augment(scale=None), 30, 40)
     assert set(map(tuple, crops.tolist())) == {(0, 0, 30, 40)}
@@ -164,6 +199,11 @@ def test_fractions_are_x_before_y():
         ({"scale": (0.5, 1.1)}, "expected a scale"),
         ({"ratio": (0.0, 1.0)}, r"expected a ratio \(low, high\) above 0, found \(0.0, 1.0\)"),
         ({"ratio": (2.0, 1.0)}, "expected a ratio"),
+        (
+            {"centre": 0.875},
+            r"expected a centre within \(0, 1\] and scale=None, found 0.875 and \(0.08, 1.0\)",
+        ),
+        ({"centre": 0.0, "scale": None}, "expected a centre within"),
     ],
 )
 def test_impossible_crops_are_refused(options, message):

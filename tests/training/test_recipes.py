@@ -6,10 +6,11 @@ import warnings
 import pytest
 import torch
 
-from softshard.loaders import Augment, Loader
+from softshard.loaders import RANDAUGMENT_21K, Augment, CutMix, Erasing, Loader, Mixup, RandAugment
 from softshard.loaders.target_modes import TARGETS
 from softshard.shards.errors import UsageError
 from softshard.training.objective import create_loss, target_of
+from softshard.training.recipe_augment import parse_augment
 from softshard.training.recipes import (
     PRESETS,
     RECIPES,
@@ -86,6 +87,84 @@ def test_relabel_has_the_papers_numbers():
     assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.momentum) == ("sgd", 0.1, 1e-4, 0.9)
     assert (recipe.schedule, recipe.epochs, recipe.warmup * recipe.epochs) == ("cosine", 300, 5)
     assert (recipe.global_batch, recipe.crop_scale, recipe.flip) == (1024, (0.08, 1.0), True)
+    assert recipe.train_augment() == Augment(224, (0.08, 1.0), color_jitter=0.4, lighting=0.1)
+    assert recipe.evaluation_augment() == Augment.evaluation(224, 0.875)
+
+
+@pytest.mark.parametrize(("preset", "visible"), [("paper-cutmix", False), ("visible-cutmix", True)])
+def test_relabel_with_cutmix_mixes_until_five_epochs_before_the_end(preset, visible):
+    recipe = PRESETS[preset](relabel())
+    augment = recipe.train_augment()
+    assert {line.partition(":")[0] for line in recipe.differences(relabel())} == {
+        "name",
+        "augment",
+        "mix_off_epochs",
+    }
+    assert (augment.cutmix, augment.mix_until_epoch) == (CutMix(1.0, visible=visible), 295)
+    assert (augment.color_jitter, augment.lighting) == (0.4, 0.1)
+    longer = with_settings(recipe, ["epochs=20", "mix_off_epochs=3"])
+    assert longer.train_augment().mix_until_epoch == 17
+
+
+def test_imagenet_21k_ps_recipes_cut_out_and_draw_operations():
+    for recipe in (single_label(), semantic_softmax(), semantic_kd(), multi_label_asl(), transfer()):
+        expected = Augment(224, None, flip=False, cutout=0.5, randaugment=RANDAUGMENT_21K)
+        assert recipe.train_augment() == expected
+        assert recipe.evaluation_augment() == Augment.evaluation(224)
+        assert not small(recipe).train_augment().changes_pixels
+
+
+def test_augmentation_is_given_as_parts():
+    text = "color-jitter:0.3+lighting:0.2+cutout:0.25+randaugment:3:7+erasing:0.5+mixup:0.2+cutmix:2"
+    recipe = with_settings(relabel(), [f"augment={text}", "eval_centre=none"])
+    assert recipe.train_augment() == Augment(
+        224,
+        (0.08, 1.0),
+        color_jitter=0.3,
+        lighting=0.2,
+        cutout=0.25,
+        randaugment=RandAugment(3, 7),
+        erasing=Erasing(0.5),
+        mixup=Mixup(0.2),
+        cutmix=CutMix(2.0),
+        mix_until_epoch=300,
+    )
+    assert f"augmented by {text}" in recipe.how()
+    assert parse_augment("none") == Augment()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "blur:2",
+            "augment: expected 'none', or parts joined by .* of color-jitter:STRENGTH, .*, found 'blur:2'",
+        ),
+        ("cutout", "found 'cutout'"),
+        ("cutout:0.5:3", "found 'cutout:0.5:3'"),
+        ("randaugment:2.5:9", "found 'randaugment:2.5:9'"),
+        ("", "found ''"),
+        ("cutmix:1+visible-cutmix:1", "expected one part for cutmix"),
+        ("mixup:0", "Mixup: expected an alpha above 0, found 0.0"),
+    ],
+)
+def test_wrong_parts_of_an_augmentation_are_refused(text, message):
+    with pytest.raises(UsageError, match=message):
+        with_settings(relabel(), [f"augment={text}"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "message"),
+    [
+        (semantic_softmax, {"augment": "cutmix:1"}, "no mixing with the loss 'semantic-softmax'"),
+        (relabel, {"mix_off_epochs": 5}, "expected 0 to 0 without mixup and cutmix, found 5"),
+        (relabel, {"augment": "mixup:1", "mix_off_epochs": 301}, "0 to the number of epochs, found 301"),
+        (relabel, {"eval_centre": 0.0}, "eval_centre: expected a share above 0"),
+    ],
+)
+def test_augmentations_that_contradict_the_recipe_are_refused(recipe, changes, message):
+    with pytest.raises(UsageError, match=message):
+        dataclasses.replace(recipe(), **changes)
 
 
 def test_transfer_has_the_papers_numbers():
@@ -100,7 +179,7 @@ def test_the_small_preset_shrinks_every_recipe_and_nothing_else(name):
     recipe = RECIPES[name]()
     shrunk = small(recipe)
     changed = {line.partition(":")[0] for line in recipe.differences(shrunk)}
-    assert changed <= {"name", "epochs", "global_batch", "image_size", "lr"}
+    assert changed <= {"name", "epochs", "global_batch", "image_size", "lr", "augment", "eval_centre"}
     assert (shrunk.global_batch, shrunk.image_size, shrunk.epochs) == (64, 128, 20)
     # SGD's step per image stays; Adam's rate does.
     assert shrunk.lr == pytest.approx(0.1 * 64 / 1024 if name == "relabel" else 3e-4)

@@ -178,9 +178,7 @@ def test_the_first_step_of_a_distillation_is_that_of_its_formula(rule, changes, 
     saved = load_checkpoint(teacher)
     knows = timm.create_model("test_resnet", num_classes=6).eval()
     knows.load_state_dict(saved.model)
-    from softshard.loaders import Augment
-
-    augment = Augment(size=32, scale=None, flip=False)
+    augment = recipe.train_augment()  # RandAugment and all: both see the same pixels
     with Loader(shards / "train", batch_size=8, seed=3, augment=augment, dtype="uint8") as loader:
         batch = next(iter(loader))
     images = batch.images.float() / 255
