@@ -1,0 +1,327 @@
+"""Label maps decoded and pooled by compiled loops. Needs numba: `pooling_compiled` imports this, nobody else.
+
+What numpy does in a dozen passes over a group of maps, these do in one. They check no index, so that whoever calls
+them has compared sizes with the bytes that are there, and ids with the number of classes.
+
+n maps of a group, C classes, K classes kept per cell, P Q rows and columns of the map, G H of the output.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from ..shards.labelmap_header import (
+    IDS_PALETTE_DIFFERENCES,
+    IDS_UINT16,
+    MAX_PALETTE,
+    RANK_DIFFERENCES,
+    SCORES_UINT8,
+)
+
+LOGITS, SOFTMAX, ONE_HOT = 0, 1, 2
+
+
+@njit(nogil=True)
+def decode_maps(raw, starts, score_code, id_code, sizes, limits, halves, scores, places, tables):
+    """Decode payloads of one encoding, as `labelmap.decode_group` does.
+
+    Args:
+        raw: uint8, the payloads behind each other; each has the size that its header's fields give.
+        starts: int64 [n], where they begin.
+        score_code: of their scores.
+        id_code: of their ids.
+        sizes: int64 [n], entries of their palettes.
+        limits: int64 [n], their ids are below it.
+        halves: float32 [65536], what the bits of a float16 stand for.
+        scores: float32 [n, K, P, Q], to be filled.
+        places: int32 [n, K, P, Q], to be filled.
+        tables: uint16 [n, 256], to be filled; [0, 0] for ids without a palette.
+
+    Returns:
+        False where one of them is damaged: `labelmap.decode_group` says which, and how.
+    """
+    num, top, num_rows, num_columns = scores.shape
+    cells = num_rows * num_columns
+    before = np.empty(cells, np.uint16)
+    affine = np.empty(2, np.uint32)
+    fine = True
+    for i in range(num):
+        at = starts[i]
+        flat_places, flat_scores = places[i].reshape(-1), scores[i].reshape(-1)
+        if id_code == IDS_UINT16:
+            for j in range(flat_places.size):
+                flat_places[j] = _uint16(raw, at + 2 * j)
+                fine &= flat_places[j] < limits[i]
+            at += 2 * flat_places.size
+        else:
+            unused = MAX_PALETTE - sizes[i]
+            entry = np.int64(0)
+            tables[i, :unused] = 0
+            for j in range(sizes[i]):
+                value = _uint16(raw, at + 2 * j)
+                if id_code == IDS_PALETTE_DIFFERENCES:
+                    value = (entry + value) & 0xFFFF
+                fine &= j == 0 or value > entry
+                tables[i, unused + j] = entry = value
+            fine &= entry < limits[i]
+            at += 2 * sizes[i]
+            for j in range(flat_places.size):
+                flat_places[j] = unused + np.int64(raw[at + j])
+                fine &= raw[at + j] < sizes[i]
+            at += flat_places.size
+        differences = score_code & RANK_DIFFERENCES
+        if score_code & SCORES_UINT8:
+            for j in range(2):
+                affine[j] = _uint16(raw, at) | _uint16(raw, at + 2) << 16
+                at += 4
+            low, step = affine.view(np.float32)[0], affine.view(np.float32)[1]
+            for k in range(top):
+                for j in range(cells):
+                    level = np.uint16(raw[at + k * cells + j])
+                    if differences:
+                        level = np.uint16((before[j] - level) & 0xFF) if k else level
+                        before[j] = level
+                    flat_scores[k * cells + j] = np.float32(level) * step + low
+        else:
+            for k in range(top):
+                for j in range(cells):
+                    byte = at + k * cells + j
+                    level = np.uint16(raw[byte] | raw[byte + flat_scores.size] << 8)
+                    if differences:
+                        level = np.uint16(before[j] - level) if k else level
+                        before[j] = level
+                    flat_scores[k * cells + j] = halves[level]
+        for j in range(flat_scores.size):
+            fine &= math.isfinite(flat_scores[j])
+    return fine
+
+
+@njit(nogil=True)
+def _uint16(raw, at):
+    return np.int64(raw[at]) | np.int64(raw[at + 1]) << 8
+
+
+@njit(nogil=True)
+def pool_maps(
+    members,
+    scores,
+    places,
+    tables,
+    rows,
+    columns,
+    num_classes,
+    kind,
+    floor,
+    original,
+    own,
+    dense,
+    values,
+    ids,
+):
+    """Pool a group's maps, as `pooling_host` does, into their places in the batch's result.
+
+    A cell of the output names the classes that its part of the map names, a few hundred at most, and gives all others
+    one value.
+
+    Args:
+        members: int64 [n], the maps' numbers in the batch.
+        scores: float32 [n, K, P, Q].
+        places: int32 [n, K, P, Q], classes, or with tables places in them; C is that of dropped classes.
+        tables: uint16 [n, 256], or [0, 0] for none.
+        rows: float32 [N, G, P], see PoolingJob.
+        columns: float32 [N, H, Q].
+        num_classes: C.
+        kind: LOGITS, SOFTMAX or ONE_HOT.
+        floor: whether classes that a cell did not keep count as its smallest kept value.
+        original: share of the images' own classes.
+        own: int64 [N], those classes, -1 for none; [0] where `original` is 0.
+        dense: float32 [N, G, H, C], to be filled; [0, 0, 0, 0] for sparse targets.
+        values: float32 [N, G, H, m], to be filled, or [0, 0, 0, 0] for dense targets.
+        ids: int64 [N, G, H, m], to be filled, or [0, 0, 0, 0].
+    """
+    num, top, num_rows, num_columns = scores.shape
+    tabled = tables.shape[0] > 0
+    num_places = MAX_PALETTE if tabled else num_classes + 1
+    pooled = np.zeros(num_places, np.float64)
+    marks = np.zeros(num_places, np.int64)  # the output cell that has named a place last
+    named_by = np.zeros(num_classes, np.int64)  # the same of classes
+    most = min(num_places, top * num_rows * num_columns)
+    named = np.empty(most, np.int64)
+    classes, found = np.empty(most + 1, np.int64), np.empty(most + 1, np.float32)
+    floors = np.zeros((num_rows, num_columns), np.float32)
+    best = np.empty(values.shape[3], np.int64)
+    cell = 0
+    for i in range(num):
+        n = members[i]
+        if floor:
+            _smallest(scores[i], floors)
+        for g in range(rows.shape[1]):
+            for h in range(columns.shape[1]):
+                cell += 1
+                count, base = _add_up(
+                    scores[i],
+                    places[i],
+                    rows[n, g],
+                    columns[n, h],
+                    floors,
+                    -1 if tabled else num_classes,
+                    (pooled, marks, named),
+                    cell,
+                )
+                for j in range(count):
+                    classes[j] = tables[i, named[j]] if tabled else named[j]
+                if kind == SOFTMAX:
+                    others = _softmax(pooled, named, count, num_classes, found)
+                else:
+                    others = np.float32(base)
+                    for j in range(count):
+                        found[j] = np.float32(pooled[named[j]] + base)
+                if kind == ONE_HOT:
+                    _name(classes, count, named_by, cell)
+                    classes[0] = _argmax(classes, found, count, others, named_by, cell)
+                    found[0], others, count = np.float32(1), np.float32(0), 1
+                    cell += 1  # all but the best one are no longer named
+                if original > 0 and own[n] >= 0:
+                    count, others = _mix(classes, found, count, others, own[n], original)
+                if dense.size:
+                    target = dense[n, g, h]
+                    target[:] = others
+                    for j in range(count):
+                        target[classes[j]] = found[j]
+                else:
+                    _name(classes, count, named_by, cell)
+                    _largest(
+                        classes, found, count, others, named_by, cell, best, values[n, g, h], ids[n, g, h]
+                    )
+
+
+@njit(nogil=True)
+def _smallest(scores, floors):
+    """Each cell's smallest score, [P, Q]."""
+    floors[...] = scores[0]
+    for k in range(1, len(scores)):
+        floors[...] = np.minimum(floors, scores[k])
+
+
+@njit(nogil=True)
+def _add_up(scores, places, row, column, floors, dropped, memory, cell):
+    """Add up the weighted scores of one output cell, place by place, in float64 and in the order of numpy's path.
+
+    Returns:
+        (how many places it names, what every class's score lies above).
+    """
+    pooled, marks, named = memory
+    count, base = 0, 0.0
+    p0, p1 = _span(row)
+    q0, q1 = _span(column)
+    for p in range(p0, p1):
+        for q in range(q0, q1):
+            base += floors[p, q] * (row[p] * column[q])
+    for k in range(len(scores)):
+        for p in range(p0, p1):
+            for q in range(q0, q1):
+                place = places[k, p, q]
+                if place == dropped:
+                    continue
+                if marks[place] != cell:
+                    marks[place] = cell
+                    pooled[place] = 0
+                    named[count] = place
+                    count += 1
+                pooled[place] += (scores[k, p, q] - floors[p, q]) * (row[p] * column[q])
+    return count, base
+
+
+@njit(nogil=True)
+def _span(weights):
+    """The first weight that is not zero, and the one after the last."""
+    first, last = 0, len(weights)
+    while first < last and weights[first] == 0:
+        first += 1
+    while first < last and weights[last - 1] == 0:
+        last -= 1
+    return first, last
+
+
+@njit(nogil=True)
+def _softmax(pooled, named, count, num_classes, found):
+    """Probabilities of the named classes; returns that of every other."""
+    largest = 0.0 if count < num_classes else -np.inf
+    for j in range(count):
+        largest = max(largest, pooled[named[j]])
+    other = math.exp(-largest)
+    total = (num_classes - count) * other
+    for j in range(count):
+        pooled[named[j]] = math.exp(pooled[named[j]] - largest)
+        total += pooled[named[j]]
+    scale = 1 / total
+    for j in range(count):
+        found[j] = np.float32(pooled[named[j]] * scale)
+    return np.float32(other * scale)
+
+
+@njit(nogil=True)
+def _name(classes, count, named_by, cell):
+    for j in range(count):
+        named_by[classes[j]] = cell
+
+
+@njit(nogil=True)
+def _argmax(classes, found, count, others, named_by, cell):
+    """The class with the largest value, of equal ones the lowest."""
+    first = 0  # of the others
+    while first < len(named_by) and named_by[first] == cell:
+        first += 1
+    best, value = first, others if first < len(named_by) else np.float32(-np.inf)
+    for j in range(count):
+        if found[j] > value or (found[j] == value and classes[j] < best):
+            best, value = classes[j], found[j]
+    return best
+
+
+@njit(nogil=True)
+def _mix(classes, found, count, others, own, original):
+    """Mix an image's own class in; returns how many classes are named now, and the value of the others."""
+    keep, at = np.float32(1 - original), count
+    for j in range(count):
+        found[j] *= keep
+        if classes[j] == own:
+            at = j
+    others *= keep
+    if at == count:
+        classes[count], found[count] = own, others
+        count += 1
+    found[at] += np.float32(original)
+    return count, others
+
+
+@njit(nogil=True)
+def _largest(classes, found, count, others, named_by, cell, best, values, ids):
+    """The m largest values and their classes, the largest first; of equal ones named classes, the lowest first."""
+    kept = 0  # `best` holds the largest of the named classes so far, in order
+    for j in range(count):
+        at = kept
+        while at and (
+            found[j] > found[best[at - 1]]
+            or (found[j] == found[best[at - 1]] and classes[j] < classes[best[at - 1]])
+        ):
+            at -= 1
+        if at == len(best):
+            continue
+        kept = min(kept + 1, len(best))
+        for other in range(kept - 1, at, -1):
+            best[other] = best[other - 1]
+        best[at] = j
+    taken, next_class = 0, 0
+    for m in range(len(values)):
+        while next_class < len(named_by) and named_by[next_class] == cell:
+            next_class += 1
+        if taken < kept and (next_class == len(named_by) or found[best[taken]] >= others):
+            values[m], ids[m] = found[best[taken]], classes[best[taken]]
+            taken += 1
+        else:
+            values[m], ids[m] = others, next_class
+            next_class += 1
