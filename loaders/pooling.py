@@ -25,7 +25,13 @@ import torch
 
 from ..shards.errors import UsageError
 from ..shards.labelmap import GROUP_ELEMENTS, MapGroup, decode_group, decode_map_groups
-from .pooling_compiled import compiled_decode, load_kernels, num_shares, pool_compiled
+from .pooling_compiled import (
+    COMPILED_GROUP_ELEMENTS,
+    compiled_decode,
+    load_kernels,
+    num_shares,
+    pool_compiled,
+)
 from .pooling_device import pool_on_device
 from .pooling_host import pool_on_host
 from .pooling_job import PoolingJob
@@ -138,6 +144,7 @@ class _Path(NamedTuple):
     pool: Callable[[Sequence[Iterable[MapGroup]], PoolingJob], list[torch.Tensor]]
     decode: Callable[..., MapGroup] = decode_group
     shares: int = 1
+    group_elements: int = GROUP_ELEMENTS
 
 
 def _path(device: str | torch.device, maps: Maps, num_threads: int | None) -> _Path:
@@ -149,7 +156,10 @@ def _path(device: str | torch.device, maps: Maps, num_threads: int | None) -> _P
         return _Path(lambda shares, job: pool_on_host(chain.from_iterable(shares), job))
     num = len(maps[0]) if _are_arrays(maps) else len(maps)
     return _Path(
-        partial(pool_compiled, kernels=kernels), compiled_decode(kernels), num_shares(num, num_threads)
+        partial(pool_compiled, kernels=kernels),
+        compiled_decode(kernels),
+        num_shares(num, num_threads),
+        COMPILED_GROUP_ELEMENTS,
     )
 
 
@@ -178,7 +188,13 @@ def _prepare(
         num, shape, shares = len(scores), scores.shape[1:], _as_groups(scores, ids, path.shares)
     else:
         where = wheres if wheres is None or callable(wheres) else wheres.__getitem__
-        shape, shares = decode_map_groups(maps, where, shares=path.shares, decode=path.decode)  # pyright: ignore
+        shape, shares = decode_map_groups(
+            maps,  # pyright: ignore[reportArgumentType]
+            where,
+            shares=path.shares,
+            decode=path.decode,
+            group_elements=path.group_elements,
+        )
         num = len(maps)
     boxes = _checked_crops(crops, (num, *shape))
     if not pooling.local:

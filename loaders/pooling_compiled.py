@@ -20,6 +20,9 @@ from ..shards.labelmap import MapGroup, decode_group
 from ..shards.labelmap_header import IDS_UINT16, MAX_PALETTE
 from .pooling_job import PoolingJob
 
+COMPILED_GROUP_ELEMENTS = (
+    128_000  # of a group: 1 MB once decoded; what Python does for each counts for little
+)
 MAPS_PER_THREAD = 32  # a thread takes as long to start as so many maps
 
 _KINDS = {"logits": 0, "softmax": 1, "one-hot": 2}
@@ -89,7 +92,7 @@ def _halves() -> np.ndarray:
 def _arrays(shape: tuple[int, ...], *, tabled: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(scores, places, tables) of a group [n, K, P, Q], to be filled."""
     tables = np.empty((shape[0], MAX_PALETTE), np.uint16) if tabled else _NO_TABLES
-    return np.empty(shape, np.float32), np.empty(shape, np.int32), tables
+    return np.empty(shape, np.float32), np.empty(shape, np.uint32), tables
 
 
 def compiled_decode(kernels: Kernels) -> Callable[..., MapGroup]:
@@ -138,8 +141,9 @@ def pool_compiled(
             kernels.pool_maps(
                 group.members,
                 np.ascontiguousarray(group.scores),
-                np.ascontiguousarray(group.places, np.int32),
+                np.ascontiguousarray(group.places, np.uint32),
                 _NO_TABLES if group.tables is None else group.tables,
+                group.sizes,
                 rows,
                 columns,
                 job.num_classes,

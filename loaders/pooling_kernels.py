@@ -37,7 +37,7 @@ def decode_maps(raw, starts, score_code, id_code, sizes, limits, halves, scores,
         limits: int64 [n], their ids are below it.
         halves: float32 [65536], what the bits of a float16 stand for.
         scores: float32 [n, K, P, Q], to be filled.
-        places: int32 [n, K, P, Q], to be filled.
+        places: uint32 [n, K, P, Q], to be filled.
         tables: uint16 [n, 256], to be filled; [0, 0] for ids without a palette.
 
     Returns:
@@ -45,21 +45,22 @@ def decode_maps(raw, starts, score_code, id_code, sizes, limits, halves, scores,
     """
     num, top, num_rows, num_columns = scores.shape
     cells = num_rows * num_columns
-    before = np.empty(cells, np.uint16)
+    size = top * cells
     affine = np.empty(2, np.uint32)
     fine = True
     for i in range(num):
         at = starts[i]
         flat_places, flat_scores = places[i].reshape(-1), scores[i].reshape(-1)
         if id_code == IDS_UINT16:
-            for j in range(flat_places.size):
+            for j in range(size):
                 flat_places[j] = _uint16(raw, at + 2 * j)
                 fine &= flat_places[j] < limits[i]
-            at += 2 * flat_places.size
+            at += 2 * size
         else:
             unused = MAX_PALETTE - sizes[i]
             entry = np.int64(0)
-            tables[i, :unused] = 0
+            for j in range(unused):
+                tables[i, j] = 0
             for j in range(sizes[i]):
                 value = _uint16(raw, at + 2 * j)
                 if id_code == IDS_PALETTE_DIFFERENCES:
@@ -68,34 +69,38 @@ def decode_maps(raw, starts, score_code, id_code, sizes, limits, halves, scores,
                 tables[i, unused + j] = entry = value
             fine &= entry < limits[i]
             at += 2 * sizes[i]
-            for j in range(flat_places.size):
-                flat_places[j] = unused + np.int64(raw[at + j])
-                fine &= raw[at + j] < sizes[i]
-            at += flat_places.size
-        differences = score_code & RANK_DIFFERENCES
+            # Slices and plain reductions: loops that LLVM turns into vector code.
+            codes, largest, shift = raw[at : at + size], np.uint8(0), np.uint32(unused)
+            for j in range(size):
+                flat_places[j] = codes[j] + shift
+                largest = max(largest, codes[j])
+            fine &= largest < sizes[i]
+            at += size
+        differences = score_code & RANK_DIFFERENCES != 0
         if score_code & SCORES_UINT8:
             for j in range(2):
                 affine[j] = _uint16(raw, at) | _uint16(raw, at + 2) << 16
                 at += 4
             low, step = affine.view(np.float32)[0], affine.view(np.float32)[1]
-            for k in range(top):
-                for j in range(cells):
-                    level = np.uint16(raw[at + k * cells + j])
-                    if differences:
-                        level = np.uint16((before[j] - level) & 0xFF) if k else level
-                        before[j] = level
-                    flat_scores[k * cells + j] = np.float32(level) * step + low
+            levels = raw[at : at + size].copy()
+            if differences:
+                for k in range(1, top):
+                    above, below = levels[(k - 1) * cells : k * cells], levels[k * cells : (k + 1) * cells]
+                    for j in range(cells):
+                        below[j] = above[j] - below[j]
+            for j in range(size):
+                flat_scores[j] = np.float32(levels[j]) * step + low
         else:
-            for k in range(top):
-                for j in range(cells):
-                    byte = at + k * cells + j
-                    level = np.uint16(raw[byte] | raw[byte + flat_scores.size] << 8)
-                    if differences:
-                        level = np.uint16(before[j] - level) if k else level
-                        before[j] = level
-                    flat_scores[k * cells + j] = halves[level]
-        for j in range(flat_scores.size):
-            fine &= math.isfinite(flat_scores[j])
+            halfs = np.empty(size, np.uint16)
+            for j in range(size):
+                halfs[j] = raw[at + j] | np.uint16(raw[at + size + j]) << 8
+                if differences and j >= cells:
+                    halfs[j] = halfs[j - cells] - halfs[j]
+                flat_scores[j] = halves[halfs[j]]
+        bits, worst = flat_scores.view(np.int32), np.int32(0)
+        for j in range(size):
+            worst = max(worst, bits[j] & np.int32(0x7FFFFFFF))
+        fine &= worst < 0x7F800000  # the bits of infinity; those of NaN are above
     return fine
 
 
@@ -110,6 +115,7 @@ def pool_maps(
     scores,
     places,
     tables,
+    sizes,
     rows,
     columns,
     num_classes,
@@ -129,8 +135,9 @@ def pool_maps(
     Args:
         members: int64 [n], the maps' numbers in the batch.
         scores: float32 [n, K, P, Q].
-        places: int32 [n, K, P, Q], classes, or with tables places in them; C is that of dropped classes.
-        tables: uint16 [n, 256], or [0, 0] for none.
+        places: uint32 [n, K, P, Q], classes, or with tables places in them; C is that of dropped classes.
+        tables: uint16 [n, 256], each map's classes at the end of its row, or [0, 0] for none.
+        sizes: int64 [n], entries of each table.
         rows: float32 [N, G, P], see PoolingJob.
         columns: float32 [N, H, Q].
         num_classes: C.
@@ -143,36 +150,36 @@ def pool_maps(
         ids: int64 [N, G, H, m], to be filled, or [0, 0, 0, 0].
     """
     num, top, num_rows, num_columns = scores.shape
-    tabled = tables.shape[0] > 0
-    num_places = MAX_PALETTE if tabled else num_classes + 1
-    pooled = np.zeros(num_places, np.float64)
-    marks = np.zeros(num_places, np.int64)  # the output cell that has named a place last
-    named_by = np.zeros(num_classes, np.int64)  # the same of classes
-    most = min(num_places, top * num_rows * num_columns)
+    tabled = len(tables) > 0
+    most = MAX_PALETTE if tabled else min(num_classes, top * num_rows * num_columns)
+    pooled = np.empty(most + 1, np.float64)  # the last one is that of dropped classes
+    made_table, made_places = np.empty(most, np.uint16), np.empty(places.shape[1:], np.uint32)
+    class_places = np.empty(0 if tabled else num_classes + 1, np.uint32)
+    marks, mark = np.zeros(num_classes, np.int64), 0  # the classes that the current output cell names
     named = np.empty(most, np.int64)
     classes, found = np.empty(most + 1, np.int64), np.empty(most + 1, np.float32)
     floors = np.zeros((num_rows, num_columns), np.float32)
     best = np.empty(values.shape[3], np.int64)
-    cell = 0
     for i in range(num):
         n = members[i]
+        if tabled:
+            table, where, first, end = tables[i], places[i], MAX_PALETTE - sizes[i], MAX_PALETTE
+        else:
+            table, where, first = made_table, made_places, 0
+            end = _make_table(places[i], class_places, made_table, made_places)
         if floor:
             _smallest(scores[i], floors)
         for g in range(rows.shape[1]):
             for h in range(columns.shape[1]):
-                cell += 1
-                count, base = _add_up(
-                    scores[i],
-                    places[i],
-                    rows[n, g],
-                    columns[n, h],
-                    floors,
-                    -1 if tabled else num_classes,
-                    (pooled, marks, named),
-                    cell,
-                )
+                for place in range(first, end):
+                    pooled[place] = 0
+                base = _add_up(scores[i], where, rows[n, g], columns[n, h], floors, pooled)
+                count = 0
+                for place in range(first, end):  # a class whose scores add up to 0 is like those not named
+                    named[count] = place
+                    count += pooled[place] != 0
                 for j in range(count):
-                    classes[j] = tables[i, named[j]] if tabled else named[j]
+                    classes[j] = table[named[j]]
                 if kind == SOFTMAX:
                     others = _softmax(pooled, named, count, num_classes, found)
                 else:
@@ -180,59 +187,79 @@ def pool_maps(
                     for j in range(count):
                         found[j] = np.float32(pooled[named[j]] + base)
                 if kind == ONE_HOT:
-                    _name(classes, count, named_by, cell)
-                    classes[0] = _argmax(classes, found, count, others, named_by, cell)
+                    mark += 1
+                    _name(classes, count, marks, mark)
+                    classes[0] = _argmax(classes, found, count, others, marks, mark)
                     found[0], others, count = np.float32(1), np.float32(0), 1
-                    cell += 1  # all but the best one are no longer named
                 if original > 0 and own[n] >= 0:
                     count, others = _mix(classes, found, count, others, own[n], original)
                 if dense.size:
                     target = dense[n, g, h]
-                    target[:] = others
+                    for c in range(num_classes):
+                        target[c] = others
                     for j in range(count):
                         target[classes[j]] = found[j]
                 else:
-                    _name(classes, count, named_by, cell)
-                    _largest(
-                        classes, found, count, others, named_by, cell, best, values[n, g, h], ids[n, g, h]
-                    )
+                    mark += 1
+                    _name(classes, count, marks, mark)
+                    _largest(classes, found, count, others, marks, mark, best, values[n, g, h], ids[n, g, h])
+
+
+@njit(nogil=True)
+def _make_table(ids, class_places, table, places):
+    """The classes of a map in ascending order, and its places in them; that of dropped classes is the one behind them.
+
+    Returns:
+        How many there are.
+    """
+    unnamed = np.uint32(0xFFFFFFFF)
+    for c in range(len(class_places)):
+        class_places[c] = unnamed
+    flat_ids, flat_places = ids.reshape(-1), places.reshape(-1)
+    for j in range(len(flat_ids)):
+        class_places[flat_ids[j]] = 0
+    count = 0
+    for c in range(len(class_places) - 1):
+        if class_places[c] != unnamed:
+            table[count] = c
+            class_places[c] = count
+            count += 1
+    class_places[-1] = count
+    for j in range(len(flat_ids)):
+        flat_places[j] = class_places[flat_ids[j]]
+    return count
 
 
 @njit(nogil=True)
 def _smallest(scores, floors):
     """Each cell's smallest score, [P, Q]."""
-    floors[...] = scores[0]
-    for k in range(1, len(scores)):
-        floors[...] = np.minimum(floors, scores[k])
+    for p in range(floors.shape[0]):
+        for q in range(floors.shape[1]):
+            floors[p, q] = scores[0, p, q]
+            for k in range(1, len(scores)):
+                floors[p, q] = min(floors[p, q], scores[k, p, q])
 
 
 @njit(nogil=True)
-def _add_up(scores, places, row, column, floors, dropped, memory, cell):
-    """Add up the weighted scores of one output cell, place by place, in float64 and in the order of numpy's path.
+def _add_up(scores, places, row, column, floors, pooled):
+    """Add up the weighted scores of one output cell by place, in float64.
+
+    A cell's classes follow each other: neighbouring cells name the same ones, and an addition to the same place would
+    wait for the one before.
 
     Returns:
-        (how many places it names, what every class's score lies above).
+        What every class's score lies above.
     """
-    pooled, marks, named = memory
-    count, base = 0, 0.0
+    base = 0.0
     p0, p1 = _span(row)
     q0, q1 = _span(column)
     for p in range(p0, p1):
         for q in range(q0, q1):
-            base += floors[p, q] * (row[p] * column[q])
-    for k in range(len(scores)):
-        for p in range(p0, p1):
-            for q in range(q0, q1):
-                place = places[k, p, q]
-                if place == dropped:
-                    continue
-                if marks[place] != cell:
-                    marks[place] = cell
-                    pooled[place] = 0
-                    named[count] = place
-                    count += 1
-                pooled[place] += (scores[k, p, q] - floors[p, q]) * (row[p] * column[q])
-    return count, base
+            weight = row[p] * column[q]
+            base += floors[p, q] * weight
+            for k in range(len(scores)):
+                pooled[places[k, p, q]] += (scores[k, p, q] - floors[p, q]) * weight
+    return base
 
 
 @njit(nogil=True)
@@ -264,18 +291,18 @@ def _softmax(pooled, named, count, num_classes, found):
 
 
 @njit(nogil=True)
-def _name(classes, count, named_by, cell):
+def _name(classes, count, marks, mark):
     for j in range(count):
-        named_by[classes[j]] = cell
+        marks[classes[j]] = mark
 
 
 @njit(nogil=True)
-def _argmax(classes, found, count, others, named_by, cell):
+def _argmax(classes, found, count, others, marks, mark):
     """The class with the largest value, of equal ones the lowest."""
     first = 0  # of the others
-    while first < len(named_by) and named_by[first] == cell:
+    while first < len(marks) and marks[first] == mark:
         first += 1
-    best, value = first, others if first < len(named_by) else np.float32(-np.inf)
+    best, value = first, others if first < len(marks) else np.float32(-np.inf)
     for j in range(count):
         if found[j] > value or (found[j] == value and classes[j] < best):
             best, value = classes[j], found[j]
@@ -299,7 +326,7 @@ def _mix(classes, found, count, others, own, original):
 
 
 @njit(nogil=True)
-def _largest(classes, found, count, others, named_by, cell, best, values, ids):
+def _largest(classes, found, count, others, marks, mark, best, values, ids):
     """The m largest values and their classes, the largest first; of equal ones named classes, the lowest first."""
     kept = 0  # `best` holds the largest of the named classes so far, in order
     for j in range(count):
@@ -317,9 +344,9 @@ def _largest(classes, found, count, others, named_by, cell, best, values, ids):
         best[at] = j
     taken, next_class = 0, 0
     for m in range(len(values)):
-        while next_class < len(named_by) and named_by[next_class] == cell:
+        while next_class < len(marks) and marks[next_class] == mark:
             next_class += 1
-        if taken < kept and (next_class == len(named_by) or found[best[taken]] >= others):
+        if taken < kept and (next_class == len(marks) or found[best[taken]] >= others):
             values[m], ids[m] = found[best[taken]], classes[best[taken]]
             taken += 1
         else:

@@ -133,6 +133,7 @@ def decode_map_groups(
     *,
     shares: int = 1,
     decode: Callable[..., MapGroup] | None = None,
+    group_elements: int = GROUP_ELEMENTS,
 ) -> tuple[tuple[int, int, int], list[Iterator[MapGroup]]]:
     """Decode N label maps of one shape, a few of one encoding at a time.
 
@@ -141,6 +142,7 @@ def decode_map_groups(
         where: the name of map i (shard, sample, component), for messages.
         shares: parts that the groups are dealt out to, for as many threads.
         decode: what decodes a group, in the stead of `decode_group`.
+        group_elements: K * P * Q times the maps of a group, at most.
 
     Returns:
         ((K, P, Q), shares of the groups). Headers and checksums have been checked; every map is in one of the
@@ -163,8 +165,8 @@ def decode_map_groups(
             f"{[int(top[i]), int(rows[i]), int(columns[i])]}"
         )
     kinds = heads["scores"] * np.uint8(16) + heads["ids"]
-    step = max(1, GROUP_ELEMENTS // (shape[0] * shape[1] * shape[2]))
-    step = max(1, min(step, -(-len(maps) // shares)))
+    elements = shape[0] * shape[1] * shape[2]
+    step = max(1, min(group_elements // elements, -(-len(maps) // shares)))
     members = []
     for kind in np.unique(kinds):
         same = np.flatnonzero(kinds == kind)
