@@ -27,6 +27,7 @@ from ..shards.errors import UsageError
 from ..shards.labelmap import GROUP_ELEMENTS, MapGroup, decode_group, decode_map_groups
 from .pooling_compiled import (
     COMPILED_GROUP_ELEMENTS,
+    compiled_axis_weights,
     compiled_decode,
     load_kernels,
     num_shares,
@@ -143,6 +144,7 @@ class _Path(NamedTuple):
 
     pool: Callable[[Sequence[Iterable[MapGroup]], PoolingJob], list[torch.Tensor]]
     decode: Callable[..., MapGroup] = decode_group
+    weigh: Callable[..., np.ndarray] = axis_weights
     shares: int = 1
     group_elements: int = GROUP_ELEMENTS
 
@@ -158,6 +160,7 @@ def _path(device: str | torch.device, maps: Maps, num_threads: int | None) -> _P
     return _Path(
         partial(pool_compiled, kernels=kernels),
         compiled_decode(kernels),
+        compiled_axis_weights(kernels),
         num_shares(num, num_threads),
         COMPILED_GROUP_ELEMENTS,
     )
@@ -201,8 +204,8 @@ def _prepare(
         boxes = np.tile(WHOLE_IMAGE, (num, 1))
     top, num_rows, num_columns = (shape[0], shape[2], shape[1]) if pooling.swap_xy else shape
     bins = pooling.grid or (1, 1)
-    rows = axis_weights(boxes[:, 1], boxes[:, 3], num_rows, bins[0])
-    columns = axis_weights(boxes[:, 0], boxes[:, 2], num_columns, bins[1])
+    rows = path.weigh(boxes[:, 1], boxes[:, 3], num_rows, bins[0])
+    columns = path.weigh(boxes[:, 0], boxes[:, 2], num_columns, bins[1])
     if pooling.grid is not None and flips is not None:
         mirrored = np.asarray(flips, bool)
         if mirrored.shape != (num,):

@@ -21,7 +21,7 @@ from ..shards.labelmap_header import IDS_UINT16, MAX_PALETTE
 from .pooling_job import PoolingJob
 
 COMPILED_GROUP_ELEMENTS = (
-    128_000  # of a group: 1 MB once decoded; what Python does for each counts for little
+    128_000  # of a group: 770 kB once decoded; what Python does for each counts for little
 )
 MAPS_PER_THREAD = 32  # a thread takes as long to start as so many maps
 
@@ -35,6 +35,7 @@ class Kernels(NamedTuple):
 
     decode_maps: Callable[..., bool]
     pool_maps: Callable[..., None]
+    weigh_axis: Callable[..., None]
 
 
 @lru_cache(maxsize=1)
@@ -48,9 +49,9 @@ def load_kernels() -> Kernels | None:
         return None
     from . import pooling_kernels as source
 
+    kernels = Kernels(source.decode_maps, source.pool_maps, source.weigh_axis)
     # Where numba can write to no folder, or what lies there is damaged, the error may be any.
     try:
-        kernels = Kernels(source.decode_maps, source.pool_maps)
         for kernel in kernels:
             kernel.enable_caching()  # pyright: ignore[reportFunctionMemberAccess]
         return _tried(kernels)
@@ -58,7 +59,7 @@ def load_kernels() -> Kernels | None:
         pass
     try:
         again = numba.njit(nogil=True)
-        return _tried(Kernels(again(source.decode_maps.py_func), again(source.pool_maps.py_func)))
+        return _tried(Kernels(*(again(kernel.py_func) for kernel in kernels)))
     except Exception as error:
         warnings.warn(
             f"label pooling: expected numba to compile it, found: {error!r}; it runs in numpy, three times as slowly",
@@ -75,7 +76,8 @@ def _tried(kernels: Kernels) -> Kernels:
     if not kernels.decode_maps(raw, one * 0, 1, 1, one, one, _halves(), scores, places, tables):
         raise RuntimeError("numba's decode_maps refuses a map that is fine")
     group = MapGroup(one * 0, scores, places, tables, one)
-    weights = np.ones((1, 1, 1), np.float32)
+    crop = np.array([[0, 1]], np.float32)
+    weights = compiled_axis_weights(kernels)(crop[:, 0], crop[:, 1], 1)
     job = PoolingJob(1, weights, weights, 1, "softmax", False, 0.0, None, None)
     (target,) = pool_compiled([[group]], job, kernels)
     if target.item() != 1:
@@ -119,6 +121,17 @@ def compiled_decode(kernels: Kernels) -> Callable[..., MapGroup]:
         return MapGroup(members, scores, places, tables if tables.size else None, sizes)
 
     return decode
+
+
+def compiled_axis_weights(kernels: Kernels) -> Callable[..., np.ndarray]:
+    """`roialign.axis_weights` by compiled loops; the same bits."""
+
+    def axis_weights(start: np.ndarray, end: np.ndarray, num_cells: int, num_bins: int = 1) -> np.ndarray:
+        weights = np.empty((len(start), num_bins, num_cells), np.float32)
+        kernels.weigh_axis(np.ascontiguousarray(start), np.ascontiguousarray(end), weights)
+        return weights
+
+    return axis_weights
 
 
 def pool_compiled(

@@ -13,6 +13,7 @@ from softshard.loaders.target_modes import TARGET_MODES, TARGETS
 from softshard.shards import DataError, Manifest, UsageError, decode_label_maps, encode_label_map, read_shard
 from softshard.shards.components import decode_class
 
+pytestmark = pytest.mark.usefixtures("each_path")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
