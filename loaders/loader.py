@@ -33,6 +33,7 @@ from .fetch import check_local
 from .labels import Labels, LabelSource
 from .make_batch import BatchMaker, BegunBatch
 from .order import LAST_BATCHES, EpochOrder, check_geometry, count_kept, num_steps, rank_slots
+from .side_maps import SideFiles
 from .subset import Subset, kept_samples
 from .target_modes import TARGETS, LabelPooling
 
@@ -60,6 +61,8 @@ class Loader:
         targets: `none`; `original` (the class, one-hot); `relabel` (each crop's pooled label map, softmaxed) and
             its variants `relabel-global` (the whole image's), `relabel-single` (one-hot) and
             `relabel-global-single`; or a LabelPooling with more options.
+        side: None, or a folder of side shards (`softshard maps make --side`), whose label maps are joined to the samples
+            in place of any that the data set has.
         labels: None, or what to read the data set with instead of its own labels, without rewriting it: a
             LabelTree, class names (a subset or another order), or what `relabel` gives. Classes, levels, label maps,
             `num_classes`, `class_names` and `tree` are then those; samples of classes that are left out are not
@@ -94,6 +97,7 @@ class Loader:
         batch_size: int,
         device: str | torch.device = "cpu",
         targets: str | LabelPooling = "none",
+        side: str | Path | None = None,
         labels: LabelSource | None = None,
         teacher: bool = False,
         subset: Subset | None = None,
@@ -146,6 +150,11 @@ class Loader:
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.epoch = 0
         self._prefetch = prefetch
+        if side is not None and targets in ("none", "original"):
+            raise UsageError(
+                f"loader: expected targets that pool the label maps of side={str(side)!r}, found {targets!r}"
+            )
+        self._side = None if side is None else SideFiles(side, dataset, self.manifest)
         self._maker = BatchMaker(
             dataset,
             self.manifest,
@@ -156,6 +165,8 @@ class Loader:
             seed=seed,
             batch_size=batch_size,
             device=self.device,
+            num_threads=self.num_threads,
+            side=self._side,
         )
         self._counts = np.array([shard.samples for shard in self.manifest.shards], np.int64)
         self._kept = self._choose_samples()
@@ -233,8 +244,8 @@ class Loader:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides what the data set gives, whatever the labels; hashed once."""
-        return self.manifest.fingerprint
+        """SHA-256 over everything that decides what data set and side shards give, whatever the labels; hashed once."""
+        return self.manifest.fingerprint if self._side is None else self._side.fingerprint
 
     @property
     def global_batch(self) -> int:

@@ -6,6 +6,7 @@ finish    pools the label maps, and waits for the images
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,12 @@ from .fetch import ShardFiles
 from .labels import Labels
 from .pooling import pool_label_maps
 from .samples import Place, check_label_maps, read_classes, read_levels, read_sizes
+from .side_maps import SideFiles
 from .target_modes import TARGET_MODES, LabelPooling
+
+# The decoder's threads that give pooling one of its own: a map takes a twentieth of an image's time or less, and
+# more threads would wait for the cores that decode.
+DECODERS_PER_POOLER = 8
 
 
 @dataclass
@@ -38,6 +44,7 @@ class BegunBatch:
     flips: np.ndarray  # bool [N]
     keys: list[str]
     jpegs: list[np.ndarray]
+    label_maps: Sequence[memoryview]  # M of them, none without
 
 
 class BatchMaker:
@@ -53,6 +60,8 @@ class BatchMaker:
         seed: of crops and flips.
         batch_size: N.
         device: where batches are.
+        num_threads: of the decoder.
+        side: label maps that lie beside the data set, in place of its own.
 
     Raises:
         UsageError: targets that the data set has no label maps for; a teacher that it does not have, or that is
@@ -72,22 +81,28 @@ class BatchMaker:
         seed: int,
         batch_size: int,
         device: torch.device,
+        num_threads: int = 1,
+        side: SideFiles | None = None,
     ) -> None:
         self._labels, self._num_old_classes = labels, manifest.num_classes
         self._one_hot = targets == "original"
         pooling = targets if isinstance(targets, LabelPooling) else TARGET_MODES.get(targets)
         if pooling is not None:
             check_label_maps(
-                str(dataset), manifest, None if pooling.class_map is None else len(pooling.class_map)
+                str(dataset),
+                manifest if side is None else side.manifest,
+                None if pooling.class_map is None else len(pooling.class_map),
             )
             pooling = labels.pooling(pooling)
         self._pooling = pooling
         self._level_sizes = _teacher_level_sizes(str(dataset), manifest, labels) if teacher else None
         self._augment, self._seed = augment, seed
         self._batch_size, self._device = batch_size, device
+        self._pooling_threads = max(1, num_threads // DECODERS_PER_POOLER)
         self._columns = {suffix: i for i, suffix in enumerate(manifest.components)}
         self._starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)], dtype=np.int64)
         self._files = ShardFiles(dataset, manifest)
+        self._side = side
 
     def begin(self, samples: np.ndarray, epoch: int, decoder: Decoder) -> BegunBatch:
         """Read the labels of a batch's samples, draw their crops and start decoding.
@@ -105,15 +120,16 @@ class BatchMaker:
             (self._files[number], place)
             for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
         ]
-        hw = read_sizes(found, self._columns[JPG.suffix])
+        members = self._members(found)
+        hw = read_sizes(found, members[JPG.suffix])
         jpegs = [shard.member_array(place, self._columns[JPG.suffix]) for shard, place in found]
         tlhw, real_flips = draw_crops(self._augment, hw, real, seed=self._seed, epoch=epoch)
 
         num = self._batch_size
-        real_classes = self._read_classes(found)
+        real_classes = self._read_classes(found, members)
         classes = np.full(num, -1, np.int64)
         classes[slots] = real_classes
-        levels, real_levels = None, self._read_levels(found, real_classes)
+        levels, real_levels = None, self._read_levels(found, members, real_classes)
         if real_levels is not None:
             levels = np.full((num, *real_levels.shape[1:]), -1, np.int64)
             levels[slots] = real_levels
@@ -126,11 +142,21 @@ class BatchMaker:
             keys[slot] = shard.index.keys[place]
         with naming_the_sample(jpegs, found):
             decoder.submit(jpegs, tlhw, real_flips)
-        return BegunBatch(slots, found, classes, levels, crops, flips, keys, jpegs)
+        label_maps = ()
+        if self._pooling is not None:
+            label_maps = self._side.read(numbers, found) if self._side else members[LMAP.suffix]
+        return BegunBatch(slots, found, classes, levels, crops, flips, keys, jpegs, label_maps)
 
-    def _read_classes(self, places: list[Place]) -> np.ndarray:
+    def _members(self, places: list[Place]) -> dict[str, Sequence[memoryview]]:
+        """The bytes of each component of M samples."""
+        if not places:
+            return dict.fromkeys(self._columns, ())
+        columns = zip(*(shard.members(place) for shard, place in places), strict=True)
+        return dict(zip(self._columns, columns, strict=True))
+
+    def _read_classes(self, places: list[Place], members: dict[str, Sequence[memoryview]]) -> np.ndarray:
         """int64 [M], classes of the label space."""
-        stored = read_classes(places, self._columns[CLS.suffix], self._num_old_classes)
+        stored = read_classes(places, members[CLS.suffix], self._num_old_classes)
         if self._labels.class_map is None:
             return stored
         classes = self._labels.class_map[stored].astype(np.int64)
@@ -142,14 +168,16 @@ class BatchMaker:
             )
         return classes
 
-    def _read_levels(self, places: list[Place], classes: np.ndarray) -> np.ndarray | None:
+    def _read_levels(
+        self, places: list[Place], members: dict[str, Sequence[memoryview]], classes: np.ndarray
+    ) -> np.ndarray | None:
         """int64 [M, L] or [M, A, L], those of the label space."""
         if self._labels.relabelling is not None:
             vectors = self._labels.relabelling.vectors
             return None if vectors is None else vectors[classes].astype(np.int64)
-        if HIER.suffix not in self._columns:
+        if HIER.suffix not in members:
             return None
-        return read_levels(places, self._columns[HIER.suffix], self._labels.level_shape)
+        return read_levels(places, members[HIER.suffix], self._labels.level_shape)
 
     def finish(self, begun: BegunBatch, decoder: Decoder) -> Batch:
         """Pool a batch's label maps, while its images are decoded, and wait for the images."""
@@ -192,22 +220,26 @@ class BatchMaker:
             targets = empty()
             targets[torch.from_numpy(slots).to(self._device), torch.from_numpy(classes).to(self._device)] = 1
             return targets
-        column = self._columns[LMAP.suffix]
         pooled = pool_label_maps(
-            [shard.member(place, column) for shard, place in begun.places],
+            begun.label_maps,
             begun.crops[slots],
             num_classes=self._labels.num_classes,
             device=self._device,
-            wheres=lambda i: begun.places[i][0].where(begun.places[i][1], LMAP.suffix),
+            wheres=lambda i: self._where(begun.places[i]),
             pooling=self._pooling,
             flips=begun.flips[slots],
             classes=classes,
+            num_threads=self._pooling_threads,
         )
         if len(slots) == self._batch_size:
             return pooled
         targets = empty()
         targets[torch.from_numpy(slots).to(self._device)] = pooled
         return targets
+
+    def _where(self, place: Place) -> str:
+        """How messages name a sample's label map."""
+        return self._side.where(place) if self._side else place[0].where(place[1], LMAP.suffix)
 
     def _teacher(self, begun: BegunBatch, level_sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """(ids, probabilities): int64 and float16 [N, K], zeros in empty slots."""
@@ -224,6 +256,8 @@ class BatchMaker:
     def close(self) -> None:
         """Let the shards go."""
         self._files.close()
+        if self._side:
+            self._side.close()
 
 
 def _teacher_level_sizes(dataset: str, manifest: Manifest, labels: Labels) -> tuple[int, ...]:

@@ -33,9 +33,9 @@ _NO_CLASSES = np.empty(0, np.int64)
 class Kernels(NamedTuple):
     """The functions of pooling_kernels.py, compiled."""
 
-    decode_maps: Callable[..., bool]
-    pool_maps: Callable[..., None]
-    weigh_axis: Callable[..., None]
+    decode_maps: Any
+    pool_maps: Any
+    weigh_axis: Any
 
 
 @lru_cache(maxsize=1)
@@ -45,7 +45,7 @@ def load_kernels() -> Kernels | None:
         import numba
     except ImportError:  # also of a numba that does not fit the installed numpy
         return None
-    if numba.config.DISABLE_JIT:
+    if numba.config.DISABLE_JIT:  # pyright: ignore
         return None
     from . import pooling_kernels as source
 
@@ -53,7 +53,7 @@ def load_kernels() -> Kernels | None:
     # Where numba can write to no folder, or what lies there is damaged, the error may be any.
     try:
         for kernel in kernels:
-            kernel.enable_caching()  # pyright: ignore[reportFunctionMemberAccess]
+            kernel.enable_caching()
         return _tried(kernels)
     except Exception:
         pass

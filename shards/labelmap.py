@@ -245,7 +245,10 @@ def _expand_all(
         with suppress(zstandard.ZstdError):
             return list(zstd.multi_decompress_to_buffer(blocks, decompressed_sizes=sizes, threads=1))  # pyright: ignore
     codes, expected = fields["compression"].tolist(), fields["payload"].tolist()
-    return [_expand(*part, zstd, where, i) for *part, i in zip(blocks, codes, expected, numbers, strict=True)]
+    return [
+        _expand(block, code, size, zstd, where, i)
+        for block, code, size, i in zip(blocks, codes, expected, numbers, strict=True)
+    ]
 
 
 def _are_one_block(frames: Sequence[bytes | memoryview]) -> bool:
