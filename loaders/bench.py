@@ -85,6 +85,7 @@ def bench(
     *,
     batch_size: int = 128,
     targets: str = "none",
+    side: str | Path | None = None,
     device: str = "cpu",
     dtype: str = "uint8",
     size: int = 224,
@@ -129,6 +130,7 @@ def bench(
                 dataset,
                 batch_size=batch_size,
                 targets=targets,
+                side=side,
                 device=device,
                 dtype=dtype,
                 augment=Augment(size=size),
@@ -154,6 +156,7 @@ def bench(
         "options": {
             "batch_size": batch_size,
             "targets": targets,
+            "side": None if side is None else str(side),
             "device": device,
             "dtype": dtype,
             "size": size,

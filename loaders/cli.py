@@ -21,6 +21,7 @@ def _add_bench(subparsers: argparse._SubParsersAction) -> None:
     bench.add_argument("dataset", metavar="DATASET", help="folder of a data set")
     bench.add_argument("--batch-size", type=int, default=128, metavar="N", help="(default: 128)")
     bench.add_argument("--targets", default="none", choices=TARGETS, help="(default: none)")
+    bench.add_argument("--side", metavar="DIR", help="side shards with the label maps that --targets pools")
     bench.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     bench.add_argument(
         "--dtype", default="uint8", choices=("uint8", "float16", "float32"), help="(default: uint8)"
@@ -137,6 +138,7 @@ def _run_bench(args: argparse.Namespace) -> int:
         args.dataset,
         batch_size=args.batch_size,
         targets=args.targets,
+        side=args.side,
         device=args.device,
         dtype=args.dtype,
         size=args.size,

@@ -7,6 +7,7 @@ dense map [N, C, P, Q] (230 MB for 256 maps of 1000 classes) is never built.
     roialign.py         crops -> weights of rows and columns
     pooling_job.py      the weights and what to make of them
     pooling_host.py     maps and job -> targets, in numpy
+    pooling_compiled.py    the same by compiled loops (pooling_kernels.py), where numba is installed
     pooling_device.py   the same in torch, for GPUs
 
 N maps, C classes, K classes kept per cell, P Q rows and columns of the map, G H of the output.
@@ -15,13 +16,23 @@ N maps, C classes, K classes kept per cell, P Q rows and columns of the map, G H
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ..shards.errors import UsageError
-from ..shards.labelmap import GROUP_ELEMENTS, MapGroup, decode_map_groups
+from ..shards.labelmap import GROUP_ELEMENTS, MapGroup, decode_group, decode_map_groups
+from .pooling_compiled import (
+    COMPILED_GROUP_ELEMENTS,
+    compiled_axis_weights,
+    compiled_decode,
+    load_kernels,
+    num_shares,
+    pool_compiled,
+)
 from .pooling_device import pool_on_device
 from .pooling_host import pool_on_host
 from .pooling_job import PoolingJob
@@ -57,6 +68,7 @@ def pool_label_maps(
     pooling: LabelPooling = LABEL_POOLING,
     flips: np.ndarray | torch.Tensor | None = None,
     classes: np.ndarray | torch.Tensor | None = None,
+    num_threads: int | None = None,
 ) -> torch.Tensor:
     """Pool N label maps over N crops.
 
@@ -77,6 +89,8 @@ def pool_label_maps(
         pooling: the target mode and its options.
         flips: bool [N], crops that are mirrored left to right; only a grid needs them.
         classes: int64 [N], the images' own classes, -1 for none; only `pooling.original` needs them.
+        num_threads: the most that are used on the processor, where numba is installed; by default torch's number.
+            The result does not depend on it.
 
     Returns:
         float32 [N, C], with a grid [N, G, H, C]: class probabilities, or pooled logits.
@@ -87,8 +101,9 @@ def pool_label_maps(
         DataError: an encoded map is damaged.
     """
     kind = "logits" if not softmax else "softmax" if pooling.multi else "one-hot"
-    groups, job = _prepare(maps, crops, num_classes, kind, None, wheres, pooling, flips, classes)
-    (result,) = _pool(groups, job, torch.device(device))
+    path = _path(device, maps, crops, num_threads)
+    groups, job = _prepare(maps, crops, num_classes, kind, None, wheres, pooling, flips, classes, path)
+    (result,) = path.pool(groups, job)
     return result if pooling.grid is not None else result[:, 0, 0]
 
 
@@ -103,6 +118,7 @@ def pool_top_classes(
     pooling: LabelPooling = LABEL_POOLING,
     flips: np.ndarray | torch.Tensor | None = None,
     classes: np.ndarray | torch.Tensor | None = None,
+    num_threads: int | None = None,
 ) -> SparseTargets:
     """`pool_label_maps`, of which only the m largest probabilities are kept, for large C and for grids.
 
@@ -115,8 +131,9 @@ def pool_top_classes(
     if not 1 <= keep <= num_classes:
         raise UsageError(f"label pooling: expected to keep 1 to {num_classes} classes, found {keep}")
     kind = "softmax" if pooling.multi else "one-hot"
-    groups, job = _prepare(maps, crops, num_classes, kind, keep, wheres, pooling, flips, classes)
-    values, ids = _pool(groups, job, torch.device(device))
+    path = _path(device, maps, crops, num_threads)
+    groups, job = _prepare(maps, crops, num_classes, kind, keep, wheres, pooling, flips, classes, path)
+    values, ids = path.pool(groups, job)
     return (
         SparseTargets(values, ids)
         if pooling.grid is not None
@@ -124,8 +141,40 @@ def pool_top_classes(
     )
 
 
-def _pool(groups: Iterable[MapGroup], job: PoolingJob, device: torch.device) -> list[torch.Tensor]:
-    return pool_on_host(groups, job) if device.type == "cpu" else pool_on_device(groups, job, device)
+class _Path(NamedTuple):
+    """How maps are decoded and pooled: by which functions, in how many threads."""
+
+    pool: Callable[[Sequence[Iterable[MapGroup]], PoolingJob], list[torch.Tensor]]
+    decode: Callable[..., MapGroup] = decode_group
+    weigh: Callable[..., np.ndarray] = axis_weights
+    shares: int = 1
+    group_elements: int = GROUP_ELEMENTS
+
+
+def _path(
+    device: str | torch.device, maps: Maps, crops: np.ndarray | torch.Tensor, num_threads: int | None
+) -> _Path:
+    device = torch.device(device)
+    if device.type != "cpu":
+        return _Path(lambda shares, job: pool_on_device(chain.from_iterable(shares), job, device))
+    # Compiled loops weigh rows and columns; what is seen of several regions is no product of the two.
+    kernels = load_kernels() if np.ndim(crops) == 2 or np.shape(crops)[1] == 1 else None
+    if kernels is None:
+        return _Path(lambda shares, job: pool_on_host(chain.from_iterable(shares), job))
+    num = len(maps[0]) if _are_arrays(maps) else len(maps)
+    return _Path(
+        partial(pool_compiled, kernels=kernels),
+        compiled_decode(kernels),
+        compiled_axis_weights(kernels),
+        num_shares(num, num_threads),
+        COMPILED_GROUP_ELEMENTS,
+    )
+
+
+def _are_arrays(maps: Maps) -> bool:
+    return (
+        isinstance(maps, tuple) and len(maps) == 2 and not isinstance(maps[0], bytes | bytearray | memoryview)
+    )
 
 
 def _prepare(
@@ -138,15 +187,22 @@ def _prepare(
     pooling: LabelPooling,
     flips: np.ndarray | torch.Tensor | None,
     classes: np.ndarray | torch.Tensor | None,
-) -> tuple[Iterator[MapGroup], PoolingJob]:
+    path: _Path,
+) -> tuple[list[Iterator[MapGroup]], PoolingJob]:
     """Check, compute the weights, and begin to decode."""
-    if isinstance(maps, tuple) and len(maps) == 2 and not isinstance(maps[0], bytes | bytearray | memoryview):
+    if _are_arrays(maps):
         scores, ids = np.asarray(maps[0], np.float32), np.asarray(maps[1])
         _check_arrays(scores, ids)
-        num, shape, groups = len(scores), scores.shape[1:], _as_groups(scores, ids)
+        num, shape, shares = len(scores), scores.shape[1:], _as_groups(scores, ids, path.shares)
     else:
         where = wheres if wheres is None or callable(wheres) else wheres.__getitem__
-        shape, groups = decode_map_groups(maps, where)  # pyright: ignore[reportArgumentType]
+        shape, shares = decode_map_groups(
+            maps,  # pyright: ignore[reportArgumentType]
+            where,
+            shares=path.shares,
+            decode=path.decode,
+            group_elements=path.group_elements,
+        )
         num = len(maps)
     regions = _checked_crops(crops, (num, *shape))
     if not pooling.local:
@@ -158,8 +214,8 @@ def _prepare(
     boxes = regions[:, 0]
     top, num_rows, num_columns = (shape[0], shape[2], shape[1]) if pooling.swap_xy else shape
     bins = pooling.grid or (1, 1)
-    rows = axis_weights(boxes[:, 1], boxes[:, 3], num_rows, bins[0])
-    columns = axis_weights(boxes[:, 0], boxes[:, 2], num_columns, bins[1])
+    rows = path.weigh(boxes[:, 1], boxes[:, 3], num_rows, bins[0])
+    columns = path.weigh(boxes[:, 0], boxes[:, 2], num_columns, bins[1])
     cells = None if regions.shape[1] == 1 else _region_weights(regions, num_rows, num_columns)
     if pooling.grid is not None and flips is not None:
         mirrored = np.asarray(flips, bool)
@@ -169,7 +225,7 @@ def _prepare(
     own = _own_classes(pooling, kind, classes, num, num_classes)
     floor = pooling.fill == "floor"
     job = PoolingJob(top, rows, columns, num_classes, kind, floor, pooling.original, own, keep, cells)
-    return _adapted(groups, pooling, num_classes), job
+    return [_adapted(groups, pooling, num_classes) for groups in shares], job
 
 
 def _adapted(groups: Iterable[MapGroup], pooling: LabelPooling, num_classes: int) -> Iterator[MapGroup]:
@@ -197,12 +253,17 @@ def _check_arrays(scores: np.ndarray, ids: np.ndarray) -> None:
         raise ValueError(f"label pooling: expected integer class ids, found {ids.dtype}")
 
 
-def _as_groups(scores: np.ndarray, ids: np.ndarray) -> Iterator[MapGroup]:
+def _as_groups(scores: np.ndarray, ids: np.ndarray, shares: int) -> list[Iterator[MapGroup]]:
     step = max(1, GROUP_ELEMENTS // scores[0].size)
-    for first in range(0, len(scores), step):
-        members = np.arange(first, min(first + step, len(scores)))
-        part = slice(first, first + step)
-        yield MapGroup(members, scores[part], ids[part], None, np.zeros_like(members))
+
+    def groups(start: int, stop: int) -> Iterator[MapGroup]:
+        for first in range(start, stop, step):
+            members = np.arange(first, min(first + step, stop))
+            part = slice(first, first + len(members))
+            yield MapGroup(members, scores[part], ids[part], None, np.zeros_like(members))
+
+    ends = [len(scores) * share // shares for share in range(shares + 1)]
+    return [groups(start, stop) for start, stop in pairwise(ends)]
 
 
 def _checked_crops(crops: np.ndarray | torch.Tensor, shape: Sequence[int]) -> np.ndarray:

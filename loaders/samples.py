@@ -17,6 +17,8 @@ from .fetch import OpenShard
 # A sample: its shard, and its place in it. M of them, L hierarchy levels.
 Place = tuple[OpenShard, int]
 
+_PLAIN_DIGITS = 9  # of a class that needs no look on its own: int64 holds it
+
 
 def check_label_maps(dataset: str, manifest: Manifest, num_renamed: int | None = None) -> None:
     """Refuse a data set whose label maps cannot be pooled into its own classes.
@@ -49,12 +51,12 @@ def check_label_maps(dataset: str, manifest: Manifest, num_renamed: int | None =
         )
 
 
-def read_sizes(places: Sequence[Place], column: int) -> np.ndarray:
+def read_sizes(places: Sequence[Place], members: Sequence[memoryview]) -> np.ndarray:
     """The stored sizes of M samples, from their JPEGs' headers.
 
     Args:
-        places: where the samples lie.
-        column: of the component in the shards' indexes.
+        places: where the samples lie, for messages.
+        members: their JPEGs.
 
     Returns:
         int64 [M, 2], height and width.
@@ -62,22 +64,26 @@ def read_sizes(places: Sequence[Place], column: int) -> np.ndarray:
     Raises:
         DataError: not a JPEG with pixels within the limits.
     """
-    hw = np.empty((len(places), 2), np.int64)
-    for i, (shard, place) in enumerate(places):
+    found = []
+    try:
+        for data in members:
+            header = read_jpeg_header(data)
+            found += header.height, header.width
+    except ImageError:
+        shard, place = places[len(found) // 2]
         try:
-            header = read_jpeg_header(shard.member(place, column), shard.where(place, JPG.suffix))
+            read_jpeg_header(members[len(found) // 2], shard.where(place, JPG.suffix))  # with its name
         except ImageError as error:
             raise DataError(f"{error}. Run: softshard verify {shard.path}") from error
-        hw[i] = header.height, header.width
-    return hw
+    return np.array(found, np.int64).reshape(-1, 2)
 
 
-def read_classes(places: Sequence[Place], column: int, num_classes: int) -> np.ndarray:
+def read_classes(places: Sequence[Place], members: Sequence[memoryview], num_classes: int) -> np.ndarray:
     """The class indices of M samples.
 
     Args:
-        places: where the samples lie.
-        column: of the component in the shards' indexes.
+        places: where the samples lie, for messages.
+        members: their components `cls`.
         num_classes: indices are below it.
 
     Returns:
@@ -86,23 +92,28 @@ def read_classes(places: Sequence[Place], column: int, num_classes: int) -> np.n
     Raises:
         DataError: not a number, or from `num_classes` up.
     """
-    classes = np.empty(len(places), np.int64)
-    for i, (shard, place) in enumerate(places):
-        classes[i] = index = decode_class(shard.member(place, column), shard.sample(place))
+    raw = [bytes(data) for data in members]
+    if all(map(bytes.isdigit, raw)) and max(map(len, raw), default=0) <= _PLAIN_DIGITS:
+        classes = np.array(list(map(int, raw)), np.int64)
+        if classes.max(initial=0) < num_classes:
+            return classes
+    # One at a time, to say which is wrong, and how.
+    for (shard, place), data in zip(places, raw, strict=True):
+        index = decode_class(data, shard.sample(place))
         if index >= num_classes:
             raise DataError(
                 f"{shard.where(place, CLS.suffix)}: expected a class below {num_classes}, found {index}. "
                 f"Run: softshard verify {shard.path}"
             )
-    return classes
+    return np.array(list(map(int, raw)), np.int64)
 
 
-def read_levels(places: Sequence[Place], column: int, shape: tuple[int, ...]) -> np.ndarray:
+def read_levels(places: Sequence[Place], members: Sequence[memoryview], shape: tuple[int, ...]) -> np.ndarray:
     """The hierarchical label vectors of M samples.
 
     Args:
-        places: where the samples lie.
-        column: of the component in the shards' indexes.
+        places: where the samples lie, for messages.
+        members: their components `hier.npy`.
         shape: of one sample's: (L,), or (A, L) in a tree where classes have several parents.
 
     Returns:
@@ -113,9 +124,10 @@ def read_levels(places: Sequence[Place], column: int, shape: tuple[int, ...]) ->
     """
     example = encode_levels(np.zeros(shape, np.int16))
     header = example[: len(example) - 2 * math.prod(shape)]
-    raw = [bytes(shard.member(place, column)) for shard, place in places]
-    for i, ((shard, place), data) in enumerate(zip(places, raw, strict=True)):
+    raw = [bytes(data) for data in members]
+    for i, data in enumerate(raw):
         if len(data) != len(example) or not data.startswith(header):
+            shard, place = places[i]
             found = decode_levels(data, shard.sample(place))
             if found.shape != shape:
                 raise DataError(

@@ -11,7 +11,9 @@ Shape letters: N maps, C classes, K classes kept per cell, P Q rows and columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import lz4.block
 import numpy as np
@@ -28,6 +30,7 @@ from .labelmap_header import (
     RANK_DIFFERENCES,
     SCORES_UINT8,
     STORED,
+    ZSTD,
     read_headers,
 )
 
@@ -35,6 +38,7 @@ __all__ = [
     "GROUP_ELEMENTS",
     "MapGroup",
     "MapHeader",
+    "decode_group",
     "decode_label_map",
     "decode_label_maps",
     "decode_map_groups",
@@ -46,6 +50,10 @@ __all__ = [
 # (fresh pages for a whole batch took four times as long as the arithmetic).
 GROUP_ELEMENTS = 32_000
 _MAX_WINDOW_BYTES = 32 * 1024 * 1024  # above the largest payload: no frame needs more
+_EXPANDS_MANY = "multi_decompress_to_buffer" in zstandard.backend_features  # only CPython's zstandard
+# How a zstd frame begins that states its size in two bytes, and no window, dictionary or checksum (RFC 8878).
+_FRAME = np.dtype([("magic", "S4"), ("flags", "u1"), ("size", "<u2"), ("block", "u1", 3)])
+_SIZE_IN_TWO_BYTES = 0x60
 
 
 class MapHeader(NamedTuple):
@@ -120,17 +128,25 @@ def read_map_header(data: bytes | memoryview, where: str = "label map") -> MapHe
 
 
 def decode_map_groups(
-    maps: Sequence[bytes | memoryview], where: Callable[[int], str] | None = None
-) -> tuple[tuple[int, int, int], Iterator[MapGroup]]:
+    maps: Sequence[bytes | memoryview],
+    where: Callable[[int], str] | None = None,
+    *,
+    shares: int = 1,
+    decode: Callable[..., MapGroup] | None = None,
+    group_elements: int = GROUP_ELEMENTS,
+) -> tuple[tuple[int, int, int], list[Iterator[MapGroup]]]:
     """Decode N label maps of one shape, a few of one encoding at a time.
 
     Args:
         maps: N `lmap` values with the same K, P and Q; encodings may differ.
         where: the name of map i (shard, sample, component), for messages.
+        shares: parts that the groups are dealt out to, for as many threads.
+        decode: what decodes a group, in the stead of `decode_group`.
+        group_elements: K * P * Q times the maps of a group, at most.
 
     Returns:
-        ((K, P, Q), groups). Headers and checksums have been checked; every map is in one of the groups, which
-        are decoded as they are asked for, and raise for what is wrong inside.
+        ((K, P, Q), shares of the groups). Headers and checksums have been checked; every map is in one of the
+        groups, which are decoded as they are asked for, and raise for what is wrong inside.
 
     Raises:
         DataError: see `decode_label_maps`.
@@ -148,26 +164,32 @@ def decode_map_groups(
             f"{where(i)}: expected [K, P, Q] {list(shape)} as before, found "
             f"{[int(top[i]), int(rows[i]), int(columns[i])]}"
         )
-    return shape, _groups(maps, heads, shape, where)
+    kinds = heads["scores"] * np.uint8(16) + heads["ids"]
+    elements = shape[0] * shape[1] * shape[2]
+    step = max(1, min(group_elements // elements, -(-len(maps) // shares)))
+    members = []
+    for kind in np.unique(kinds):
+        same = np.flatnonzero(kinds == kind)
+        members += [same[first : first + step] for first in range(0, len(same), step)]
+    ends = [len(members) * share // shares for share in range(shares + 1)]
+    return shape, [
+        _groups(maps, members[first:last], heads, shape, where, decode or decode_group)
+        for first, last in pairwise(ends)
+    ]
 
 
 def _groups(
     maps: Sequence[bytes | memoryview],
+    groups: Sequence[np.ndarray],
     heads: np.ndarray,
     shape: tuple[int, int, int],
     where: Callable[[int], str],
+    decode: Callable[..., MapGroup],
 ) -> Iterator[MapGroup]:
-    kinds = heads["scores"] * np.uint8(16) + heads["ids"]
-    step = max(1, GROUP_ELEMENTS // (shape[0] * shape[1] * shape[2]))
     # A decompressor is not for two threads at once, and cheap beside a batch.
     zstd = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
-    codes, sizes = heads["compression"].tolist(), heads["payload"].tolist()
-    for kind in np.unique(kinds):
-        same = np.flatnonzero(kinds == kind)
-        for first in range(0, len(same), step):
-            members = same[first : first + step]
-            payloads = [_expand(maps[i], codes[i], sizes[i], zstd, where, i) for i in members.tolist()]
-            yield _decode_group(members, payloads, heads, shape, where)
+    for members in groups:
+        yield decode(members, _expand_all(maps, members, heads, zstd, where), heads, shape, where)
 
 
 def decode_label_maps(
@@ -185,7 +207,7 @@ def decode_label_maps(
     Raises:
         DataError: a map is damaged, an id is out of range, a score is not finite, or shapes differ.
     """
-    shape, groups = decode_map_groups(maps, None if wheres is None else wheres.__getitem__)
+    shape, (groups,) = decode_map_groups(maps, None if wheres is None else wheres.__getitem__)
     scores = np.empty((len(maps), *shape), np.float32)
     ids = np.empty((len(maps), *shape), np.uint16)
     for group in groups:
@@ -207,8 +229,46 @@ def decode_label_map(data: bytes | memoryview, where: str = "label map") -> tupl
     return scores[0], ids[0]
 
 
+def _expand_all(
+    maps: Sequence[bytes | memoryview],
+    members: np.ndarray,
+    heads: np.ndarray,
+    zstd: zstandard.ZstdDecompressor,
+    where: Callable[[int], str],
+) -> Sequence[Any]:
+    """The payloads of some maps, each a buffer of the size that its header states."""
+    fields, numbers = heads[members], members.tolist()
+    blocks = [maps[i][HEADER.size :] for i in numbers]
+    if _EXPANDS_MANY and (fields["compression"] == ZSTD).all() and _are_one_block(blocks):
+        sizes = fields["payload"].astype("<u8").tobytes()
+        # One call, without Python's lock; what it refuses is expanded again below, to say which and why.
+        with suppress(zstandard.ZstdError):
+            return list(zstd.multi_decompress_to_buffer(blocks, decompressed_sizes=sizes, threads=1))  # pyright: ignore
+    codes, expected = fields["compression"].tolist(), fields["payload"].tolist()
+    return [
+        _expand(block, code, size, zstd, where, i)
+        for block, code, size, i in zip(blocks, codes, expected, numbers, strict=True)
+    ]
+
+
+def _are_one_block(frames: Sequence[bytes | memoryview]) -> bool:
+    """Whether these are zstd frames of one compressed block, with nothing behind it, as `encode_label_map` writes them.
+
+    Bytes behind a frame are an error, which expanding many at once would not see. Nor does such a frame state a window:
+    what it may claim is the 64 kB of its own size.
+    """
+    if min(map(len, frames)) < _FRAME.itemsize:
+        return False
+    starts = np.frombuffer(b"".join([frame[: _FRAME.itemsize] for frame in frames]), _FRAME)
+    low, high = starts["block"][:, 0], starts["block"][:, 1:].astype(np.int64)
+    ends = _FRAME.itemsize + (low >> 3) + (high[:, 0] << 5) + (high[:, 1] << 13)
+    last_and_compressed = (low & 7) == 5
+    plain = (starts["magic"] == zstandard.FRAME_HEADER) & (starts["flags"] == _SIZE_IN_TWO_BYTES)
+    return bool((plain & last_and_compressed & (ends == [len(frame) for frame in frames])).all())
+
+
 def _expand(
-    data: bytes | memoryview,
+    block: bytes | memoryview,
     code: int,
     size: int,
     zstd: zstandard.ZstdDecompressor,
@@ -216,7 +276,7 @@ def _expand(
     i: int,
 ) -> bytes:
     """The payload of map i, of the size that its header states."""
-    block, found = data[HEADER.size :], None
+    found = None
     try:
         if code == STORED:
             payload = bytes(block)
@@ -235,14 +295,25 @@ def _expand(
     return payload
 
 
-def _decode_group(
+def decode_group(
     members: np.ndarray,
-    payloads: list[bytes],
+    payloads: Sequence[Any],
     heads: np.ndarray,
     shape: tuple[int, int, int],
     where: Callable[[int], str],
 ) -> MapGroup:
-    """Decode maps of one encoding."""
+    """Decode maps of one encoding.
+
+    Args:
+        members: int64 [n], which of the N maps these are.
+        payloads: n buffers, each of the size that its header states.
+        heads: HEADER_DTYPE [N].
+        shape: (K, P, Q).
+        where: the name of map i, for messages.
+
+    Raises:
+        DataError: see `decode_label_maps`.
+    """
     num, elements = len(members), shape[0] * shape[1] * shape[2]
     score_code, id_code = int(heads["scores"][members[0]]), int(heads["ids"][members[0]])
     sizes = heads["palette"][members].astype(np.int64)
@@ -250,7 +321,7 @@ def _decode_group(
     score_bytes = elements + 8 if score_code & SCORES_UINT8 else 2 * elements
     id_bytes = 2 * elements if id_code == IDS_UINT16 else elements
     width = (0 if id_code == IDS_UINT16 else 2 * MAX_PALETTE) + id_bytes + score_bytes
-    raw = np.frombuffer(b"".join([payload.rjust(width, b"\0") for payload in payloads]), np.uint8)
+    raw = np.frombuffer(b"".join([bytes(payload).rjust(width, b"\0") for payload in payloads]), np.uint8)
     raw = raw.reshape(num, width)
     part = raw[:, width - score_bytes :]
     scores = _decode_scores(part, score_code, shape)

@@ -73,6 +73,12 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "set, or a known list such as imagenet-1k), whose classes, in its order, are then those of the model. Images "
         "of other classes are left out. --resume wants the same labels again",
     )
+    command.add_argument(
+        "--side",
+        metavar="DIR",
+        help="side shards of softshard maps make --side, whose label maps are joined to the training set's samples. "
+        "--resume wants the same again",
+    )
     start = command.add_mutually_exclusive_group()
     start.add_argument("--pretrained", action="store_true", help="begin with timm's own weights")
     start.add_argument(
@@ -235,6 +241,7 @@ def _run_train(args: argparse.Namespace) -> int:
         out=args.out,
         val=args.val,
         labels=args.labels,
+        side=args.side,
         pretrained=args.pretrained,
         init_from=args.init_from,
         teacher=args.teacher,

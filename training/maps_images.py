@@ -97,7 +97,10 @@ class TeacherImages:
             for places, crops_xyxy in batches:
                 places = list(places)
                 jpegs = [shard.member_array(place, self._column) for shard, place in places]
-                tlhw = window_px(crops_xyxy, read_sizes(places, self._column))
+                tlhw = window_px(
+                    crops_xyxy,
+                    read_sizes(places, [shard.member(place, self._column) for shard, place in places]),
+                )
                 with naming_the_sample(jpegs, places):
                     self._decoder.submit(jpegs, tlhw, np.zeros(len(places), bool))
                 if waiting is not None:

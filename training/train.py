@@ -80,6 +80,7 @@ def train(
     out: str | Path,
     val: str | None = None,
     labels: str | Path | LabelSource | None = None,
+    side: str | Path | None = None,
     epochs: int | None = None,
     global_batch: int | None = None,
     pretrained: bool = False,
@@ -107,6 +108,7 @@ def train(
         val: a data set to evaluate on after every epoch.
         labels: read both data sets with these instead of their own, as the Loader does: a LabelTree, class names, a
             Relabelling; or what `load_labels` reads them from. The checkpoint keeps their class list and tree.
+        side: a folder of side shards, whose label maps are joined to the training set's samples.
         epochs: instead of the recipe's.
         global_batch: instead of the recipe's: samples per step over all ranks.
         pretrained: begin with timm's own weights.
@@ -179,6 +181,7 @@ def train(
             batch_size=recipe.global_batch // world_size,
             device=device,
             targets=recipe.targets,
+            side=side,
             augment=recipe.train_augment(),
             dtype="float32" if recipe.normalise else "uint8",
             shuffle=True,

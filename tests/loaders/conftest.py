@@ -34,6 +34,17 @@ def picture(rng, height, width):
     return np.clip(pixels + rng.integers(-8, 9, pixels.shape), 0, 255).astype(np.uint8)
 
 
+@pytest.fixture(scope="module", params=["compiled", "numpy"])
+def each_path(request):
+    """Label pooling on the processor, by compiled loops and in numpy."""
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numpy":
+            patch.setattr("softshard.loaders.pooling.load_kernels", lambda: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory):
     """Folder of a data set: 105 images of 12 to 320 pixels a side in 9 shards, three levels, label maps."""

@@ -14,6 +14,8 @@ from softshard.loaders import pool_label_maps
 from softshard.loaders.roialign import axis_weights
 from softshard.shards import DataError, decode_label_maps, encode_label_map
 
+pytestmark = pytest.mark.usefixtures("each_path")
+
 
 @given(
     st.integers(0, 2**32),

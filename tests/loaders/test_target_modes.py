@@ -13,6 +13,7 @@ from softshard.loaders.target_modes import TARGET_MODES, TARGETS
 from softshard.shards import DataError, Manifest, UsageError, decode_label_maps, encode_label_map, read_shard
 from softshard.shards.components import decode_class
 
+pytestmark = pytest.mark.usefixtures("each_path")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -30,7 +31,7 @@ def on_device(maps, crops, *, num_classes, softmax=True, pooling_options=None, *
     """The device's operations, on the processor."""
     options = pooling_options or LabelPooling()
     kind = "logits" if not softmax else "softmax" if options.multi else "one-hot"
-    groups, job = pooling._prepare(
+    (groups,), job = pooling._prepare(
         maps,
         crops,
         num_classes,
@@ -40,6 +41,7 @@ def on_device(maps, crops, *, num_classes, softmax=True, pooling_options=None, *
         options,
         more.get("flips"),
         more.get("classes"),
+        pooling._Path(pool_on_device),
     )
     results = pool_on_device(groups, job, torch.device("cpu"))
     return results if options.grid is not None else [result[:, 0, 0] for result in results]

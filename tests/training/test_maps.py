@@ -291,6 +291,18 @@ def test_side_shards_joined_give_the_same_data_set(dataset, teacher, made, tmp_p
     assert join_label_maps(dataset, side, joined) == made[1]  # again: all is there
 
 
+def test_training_joins_side_shards_as_it_reads(dataset, teacher, made, tmp_path):
+    side = tmp_path / "side"
+    make_label_maps(dataset, side, teacher, replace(OPTIONS, side=True), num_threads=1)
+    small = ["--model", "test_resnet", "--epochs", "1", "--global-batch", "3", "--image-size", "32"]
+    assert main(["train", "relabel", str(made[0]), "--out", str(tmp_path / "whole"), *small]) == 0
+    call = ["train", "relabel", str(dataset), "--side", str(side), "--out", str(tmp_path / "joined"), *small]
+    assert main(call) == 0
+    weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "joined")]
+    assert weights[0] == weights[1]
+    assert main([*call[:3], *call[5:], "--resume"]) == 2  # no label maps in the data set itself
+
+
 def test_side_shards_of_another_data_set_are_not_joined(dataset, teacher, made, tmp_path, capsys):
     make_label_maps(dataset, tmp_path / "side", teacher, replace(OPTIONS, side=True), num_threads=1)
     assert main(["maps", "join", str(made[0]), str(tmp_path / "side"), str(tmp_path / "out")]) == 1

@@ -1,0 +1,96 @@
+"""Label maps from side shards, joined to a data set's samples as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..shards.errors import DataError
+from ..shards.files import canonical_json, sha256_hex
+from ..shards.labelmap_side import SideMaps, components_with_maps
+from ..shards.manifest import Manifest
+from ..shards.schema import LMAP
+from .fetch import OpenShard, ShardFiles
+
+
+class SideFiles:
+    """The side shards of one data set, opened when needed.
+
+    Args:
+        folder: of the side shards; FORMAT.md describes them.
+        dataset: folder of the data set that they are read with.
+        manifest: its manifest.
+
+    Attributes:
+        manifest: what the data set's would be with these label maps, in place of any that it has.
+
+    Raises:
+        DataError: they are incomplete, damaged, or belong to another data set; both are named.
+    """
+
+    def __init__(self, folder: str | Path, dataset: str | Path, manifest: Manifest) -> None:
+        side = SideMaps.load(folder)
+        again = "Make them for this data set: softshard maps make --side"
+        if side.dataset_fingerprint != manifest.fingerprint:
+            raise DataError(
+                f"{folder}: expected label maps of the data set {manifest.fingerprint[:12]} in {dataset}, found those "
+                f"of {side.dataset_fingerprint[:12]}. {again}"
+            )
+        expected = [(shard.name, shard.samples) for shard in manifest.shards]
+        if [(shard.name, shard.samples) for shard in side.shards] != expected:
+            raise DataError(
+                f"{folder}: expected side shards named like the {len(expected)} shards of {dataset}, with as many samples, "
+                f"found {len(side.shards)} others; label_maps.json is damaged. {again}"
+            )
+        self.manifest = replace(
+            manifest, components=components_with_maps(manifest), label_maps=side.label_maps
+        )
+        self._fingerprint_of = manifest.fingerprint, [shard.sha256 for shard in side.shards]
+        self._folder = folder
+        self._files = ShardFiles(folder, replace(manifest, components=(LMAP.suffix,), shards=side.shards))
+        self._compared: set[int] = set()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the data set's fingerprint and the side shards'."""
+        dataset, side = self._fingerprint_of
+        return sha256_hex(canonical_json({"dataset": dataset, "side": side}))
+
+    def read(self, numbers: np.ndarray, places: Sequence[tuple[OpenShard, int]]) -> list[memoryview]:
+        """The label maps of M samples.
+
+        Args:
+            numbers: integer [M], the samples' shards in the manifest.
+            places: the data set's open shards, and the samples' places in them.
+
+        Raises:
+            DataError: a side shard is missing or damaged, or holds other samples than the shard of its name.
+        """
+        found = []
+        for number, (shard, place) in zip(numbers.tolist(), places, strict=True):
+            side = self._files[number]
+            if number not in self._compared:
+                self._compare(side, shard)
+                self._compared.add(number)
+            found.append(side.member(place, 0))
+        return found
+
+    def _compare(self, side: OpenShard, shard: OpenShard) -> None:
+        if side.index.keys != shard.index.keys:
+            pairs = enumerate(zip(side.index.keys, shard.index.keys, strict=True))
+            i, (found, expected) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+            raise DataError(
+                f"{self._folder}: {shard.path.name}: expected the label map of sample {expected!r} in place {i}, found "
+                f"that of {found!r}; the side shard belongs to another data set. Run: softshard maps make --side"
+            )
+
+    def where(self, place: tuple[OpenShard, int]) -> str:
+        """How messages name a sample's label map."""
+        return f"{self._folder}: {place[0].where(place[1], LMAP.suffix)}"
+
+    def close(self) -> None:
+        """Let the shards go."""
+        self._files.close()

@@ -1,0 +1,195 @@
+"""The compiled loops against numpy's path: the same arrays, targets and errors, and what happens without numba."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from label_map_oracles import random_crops, random_maps
+
+from softshard.loaders import LabelPooling, pool_label_maps, pool_top_classes, pooling
+from softshard.loaders.pooling_compiled import (
+    MAPS_PER_THREAD,
+    compiled_axis_weights,
+    compiled_decode,
+    load_kernels,
+    num_shares,
+)
+from softshard.loaders.roialign import axis_weights
+from softshard.shards import DataError, encode_label_map
+from softshard.shards.labelmap import decode_group
+from softshard.shards.labelmap_header import HEADER_DTYPE, payload_bytes
+
+pytest.importorskip("numba")
+KERNELS = load_kernels()
+
+
+@pytest.fixture(scope="module")
+def by_numpy():
+    """Calls a function on numpy's path."""
+
+    def call(function, *args, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pooling, "load_kernels", lambda: None)
+            return function(*args, **options)
+
+    return call
+
+
+def made(seed, num, shape=(3, 6, 9), num_classes=40):
+    rng = np.random.default_rng(seed)
+    scores, ids = random_maps(rng, num, *shape, num_classes)
+    return scores, ids, random_crops(rng, num)
+
+
+def encode(scores, ids, num_classes, **options):
+    return [
+        encode_label_map(s, i, num_classes=num_classes, **options) for s, i in zip(scores, ids, strict=True)
+    ]
+
+
+def test_the_kernels_are_compiled_here():
+    assert KERNELS is not None
+
+
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([3, 20, 300, 65_536]),
+    st.sampled_from(["zero", "floor"]),
+    st.sampled_from([None, (1, 3), (4, 2)]),
+    st.sampled_from([0.0, 0.3]),
+    st.booleans(),
+    st.sampled_from(["arrays", "uint8", "float16"]),
+)
+@settings(max_examples=100, deadline=None)
+def test_both_paths_give_the_same_targets(by_numpy, seed, num_classes, fill, grid, original, multi, form):
+    num = 3 if num_classes > 1000 else 8
+    scores, ids, crops = made(seed, num, num_classes=num_classes)
+    maps = (scores, ids) if form == "arrays" else encode(scores, ids, num_classes, score_encoding=form)
+    options = LabelPooling(fill=fill, grid=grid, original=original, multi=multi)
+    classes = np.arange(num) % num_classes - 1
+    call = {"num_classes": num_classes, "classes": classes, "pooling": options}
+    ours, numpys = pool_label_maps(maps, crops, **call), by_numpy(pool_label_maps, maps, crops, **call)
+    if multi:
+        torch.testing.assert_close(ours, numpys, rtol=1e-6, atol=1e-7)
+    else:  # of two equal logits either may be the largest
+        assert (ours == numpys).all(dim=-1).float().mean() > 0.95
+    keep = min(num_classes, 4)
+    top, other = (
+        pool_top_classes(maps, crops, keep=keep, **call),
+        by_numpy(pool_top_classes, maps, crops, keep=keep, **call),
+    )
+    torch.testing.assert_close(top.values, other.values, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(ours.gather(-1, top.ids), top.values, rtol=0, atol=0)
+    assert (top.ids.sort(dim=-1).values.diff(dim=-1) > 0).all()  # no class twice
+
+
+def test_the_number_of_threads_changes_no_bit():
+    scores, ids, crops = made(1, 7 * MAPS_PER_THREAD, num_classes=300)
+    mixed = encode(scores[::2], ids[::2], 300) + encode(scores[1::2], ids[1::2], 300, score_encoding="uint8")
+    for maps in ((scores, ids), mixed):
+        one = pool_label_maps(maps, crops, num_classes=300, num_threads=1)
+        for num_threads in (2, 3, 7):
+            assert num_shares(len(crops), num_threads) == num_threads
+            assert torch.equal(pool_label_maps(maps, crops, num_classes=300, num_threads=num_threads), one)
+
+
+def test_few_maps_start_no_threads():
+    assert [num_shares(num, 8) for num in (1, MAPS_PER_THREAD, 3 * MAPS_PER_THREAD)] == [1, 1, 3]
+
+
+def test_a_damaged_map_is_named_whichever_thread_meets_it():
+    scores, ids, crops = made(2, 3 * MAPS_PER_THREAD)
+    maps = encode(scores, ids, 40)
+    maps[-5] = maps[-5][:-6] + bytes(6)
+    with pytest.raises(DataError, match=f"label map {len(maps) - 5}: expected checksum"):
+        pool_label_maps(maps, crops, num_classes=40, num_threads=3)
+    with pytest.raises(ValueError, match="expected class ids from 0 to 4"):
+        pool_label_maps(encode(scores, ids, 40), crops, num_classes=5, num_threads=3)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 17), st.integers(1, 14), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_the_weights_of_rows_and_columns_are_the_same_bits(seed, cells, bins, whole_cells):
+    rng = np.random.default_rng(seed)
+    start, end = random_crops(rng, 50)[:, ::2].T
+    if whole_cells:  # float rounding decides the number of sampling points
+        low = rng.integers(0, cells, 50)
+        start, end = (np.stack([low, rng.integers(low + 1, cells + 1)]) / cells).astype(np.float32)
+    found = compiled_axis_weights(KERNELS)(start, end, cells, bins)
+    np.testing.assert_array_equal(found, axis_weights(start, end, cells, bins))
+
+
+@given(st.data(), st.integers(0, 3), st.integers(0, 2), st.integers(1, 3))
+@settings(max_examples=300, deadline=None)
+def test_any_payload_decodes_to_the_same_arrays_or_the_same_error(data, scores, ids, num):
+    shape, palette = (2, 1, 3), data.draw(st.integers(1, 4)) if ids else 0
+    heads = np.zeros(num, HEADER_DTYPE)
+    heads["scores"], heads["ids"], heads["palette"], heads["classes"] = scores, ids, palette, 600
+    size = int(payload_bytes(*(heads[name] for name in ("scores", "ids", "palette")), np.full(num, 6))[0])
+    heads["payload"] = size
+    # Small bytes: most places and ids are within their limits, and some are not.
+    small = st.lists(st.integers(0, 3), min_size=size, max_size=size).map(bytes)
+    payloads = [data.draw(small | st.binary(min_size=size, max_size=size)) for _ in range(num)]
+    results = []
+    for decode in (decode_group, compiled_decode(KERNELS)):
+        try:
+            group = decode(np.arange(num), payloads, heads, shape, lambda i: f"map {i}")
+            results.append((group.scores.tobytes(), group.ids().astype(np.int64).tolist()))
+        except DataError as error:
+            results.append(str(error))
+    assert results[0] == results[1]
+
+
+# ---- Where numba is missing, or has nowhere to write
+
+POOL = """
+import sys, warnings
+warnings.simplefilter("error")
+import numpy as np
+from softshard.loaders import pool_label_maps
+from softshard.loaders.pooling_compiled import load_kernels
+scores, ids = np.array([[[[2.0]], [[1.0]]]], np.float32), np.array([[[[1]], [[2]]]])
+print(load_kernels() is not None, pool_label_maps((scores, ids), np.float32([[0, 0, 1, 1]]), num_classes=3).tolist())
+"""
+
+
+def pool_in_a_process(script=POOL, **environment):
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "environment"),
+    [("import sys; sys.modules['numba'] = None\n" + POOL, {}), (POOL, {"NUMBA_DISABLE_JIT": "1"})],
+    ids=["missing", "switched off"],
+)
+def test_without_numba_numpy_pools(script, environment):
+    expected = torch.softmax(torch.tensor([[0.0, 2.0, 1.0]]), dim=1)
+    compiled, _, target = pool_in_a_process(script, **environment).partition(" ")
+    assert compiled == "False"
+    torch.testing.assert_close(torch.tensor(eval(target)), expected)
+
+
+def test_a_cache_that_cannot_be_written_or_is_damaged_stops_nothing(tmp_path):
+    expected = pool_in_a_process(NUMBA_CACHE_DIR=str(tmp_path))
+    assert expected.startswith("True")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= 2 * len(KERNELS)  # an index and the code of each
+    assert pool_in_a_process(NUMBA_CACHE_DIR=str(tmp_path)) == expected
+    for path in files:
+        path.write_bytes(b"damaged")
+    assert pool_in_a_process(NUMBA_CACHE_DIR=str(tmp_path)) == expected
+    assert pool_in_a_process(NUMBA_CACHE_DIR="/proc/nowhere") == expected

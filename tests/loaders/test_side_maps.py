@@ -1,0 +1,164 @@
+"""Side shards read beside their data set give the batches of the joined data set; others are refused by name."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from softshard.loaders import Augment, Loader
+from softshard.shards import DataError, Manifest, ShardWriter, UsageError, read_shard
+from softshard.shards.cli import main
+from softshard.shards.labelmap_side import SIDE_NAME, SideMaps
+
+OPTIONS = {
+    "batch_size": 8,
+    "augment": Augment(size=32),
+    "dtype": "uint8",
+    "last_batch": "pad",
+    "num_threads": 1,
+}
+
+
+def make_side(folder, packed, order=lambda samples: samples):
+    """The label maps of a data set, in side shards of their own."""
+    folder.mkdir()
+    manifest, records = Manifest.load(packed), []
+    for shard in manifest.shards:
+        with ShardWriter(folder / shard.name, ("lmap",)) as writer:
+            for sample in order(list(read_shard(packed / shard.name))):
+                writer.write(sample.key, {"lmap": sample.parts["lmap"]})
+        records.append(writer.record)
+    SideMaps(manifest.name, manifest.fingerprint, manifest.label_maps, tuple(records)).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(packed, tmp_path_factory):
+    """The packed data set as it was before it had label maps: the same shards without them."""
+    folder = tmp_path_factory.mktemp("bare") / "train"
+    shutil.copytree(packed, folder)
+    manifest, records = Manifest.load(packed), []
+    components = tuple(name for name in manifest.components if name != "lmap")
+    for shard in manifest.shards:
+        (folder / shard.name).unlink()
+        with ShardWriter(folder / shard.name, components) as writer:
+            for sample in read_shard(packed / shard.name):
+                writer.write(sample.key, {name: sample.parts[name] for name in components})
+        records.append(writer.record)
+    replace(manifest, components=components, label_maps=None, shards=tuple(records)).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def side(packed, bare, tmp_path_factory):
+    folder = make_side(tmp_path_factory.mktemp("side") / "maps", packed)
+    maps = replace(SideMaps.load(folder), dataset_fingerprint=Manifest.load(bare).fingerprint)
+    maps.save(folder)
+    return folder
+
+
+def test_joined_while_reading_or_before_gives_the_same_batches(packed, bare, side):
+    with (
+        Loader(packed, targets="relabel", **OPTIONS) as joined,
+        Loader(bare, side=side, targets="relabel", **OPTIONS) as loader,
+    ):
+        for one, other in zip(joined, loader, strict=True):
+            assert one.keys == other.keys
+            for name in ("images", "classes", "levels", "targets", "crops", "flips", "valid"):
+                assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert one.targets[one.valid].sum() > 0
+
+
+def test_side_shards_take_the_place_of_stored_label_maps(packed, tmp_path):
+    # The same data set with the maps of a second teacher: each sample has the map of the one before it in its shard.
+    folder = tmp_path / "other"
+    folder.mkdir()
+    manifest, records = Manifest.load(packed), []
+    for shard in manifest.shards:
+        samples = list(read_shard(packed / shard.name))
+        with ShardWriter(folder / shard.name, ("lmap",)) as writer:
+            for sample, before in zip(samples, np.roll(np.arange(len(samples)), 1), strict=True):
+                writer.write(sample.key, {"lmap": samples[before].parts["lmap"]})
+        records.append(writer.record)
+    SideMaps(manifest.name, manifest.fingerprint, manifest.label_maps, tuple(records)).save(folder)
+    with (
+        Loader(packed, targets="relabel", **OPTIONS) as own,
+        Loader(packed, side=folder, targets="relabel", **OPTIONS) as loader,
+    ):
+        one, other = next(iter(own)), next(iter(loader))
+        assert torch.equal(one.images, other.images)
+        assert not torch.allclose(one.targets, other.targets)
+        # A state says which maps the epoch was begun with.
+        assert own.fingerprint != loader.fingerprint
+        with pytest.raises(UsageError, match="expected fingerprint"):
+            loader.load_state_dict(own.state_dict())
+        loader.load_state_dict(loader.state_dict())
+
+
+def test_side_shards_of_another_data_set_are_refused(packed, packed_plain, bare, side, tmp_path):
+    own, other = Manifest.load(packed).fingerprint[:12], Manifest.load(bare).fingerprint[:12]
+    message = f"maps: expected label maps of the data set {own} in .*, found those of {other}"
+    with pytest.raises(DataError, match=message):
+        Loader(packed, side=side, targets="relabel", **OPTIONS)
+    with pytest.raises(DataError, match=r"expected side shards of label maps, found no label_maps\.json"):
+        Loader(packed, side=packed_plain, targets="relabel", **OPTIONS)
+    # A description that claims to belong to it, over other shards.
+    shutil.copytree(side, tmp_path / "forged")
+    content = json.loads((side / SIDE_NAME).read_text())
+    (tmp_path / "forged" / SIDE_NAME).write_text(json.dumps({**content, "shards": content["shards"][:-1]}))
+    with pytest.raises(DataError, match=r"expected side shards named like the 9 shards of .*, found 8 others"):
+        Loader(bare, side=tmp_path / "forged", targets="relabel", **OPTIONS)
+
+
+def test_maps_under_other_keys_are_refused_by_name(packed, tmp_path):
+    folder = make_side(tmp_path / "turned", packed, order=lambda samples: samples[::-1])
+    keys = [sample.key for sample in read_shard(packed / Manifest.load(packed).shards[0].name)]
+    message = f"turned: .*000000.tar: expected the label map of sample '{keys[0]}' in place 0, found that of '{keys[-1]}'"
+    options = {**OPTIONS, "shuffle": False}
+    with (
+        Loader(packed, side=folder, targets="relabel", **options) as loader,
+        pytest.raises(DataError, match=message),
+    ):
+        next(iter(loader))
+
+
+def test_a_damaged_side_shard_is_named(packed, tmp_path):
+    folder = make_side(tmp_path / "cut", packed)
+    shard = folder / Manifest.load(packed).shards[0].name
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with (
+        Loader(packed, side=folder, targets="relabel", shuffle=False, **OPTIONS) as loader,
+        pytest.raises(
+            DataError, match=rf"{shard.name}: expected \d+ bytes, found \d+; the shard is cut short"
+        ),
+    ):
+        next(iter(loader))
+
+
+def test_side_shards_that_no_target_needs_are_refused(bare, side):
+    for targets in ("none", "original"):
+        with pytest.raises(
+            UsageError, match=f"expected targets that pool the label maps of side=.*, found '{targets}'"
+        ):
+            Loader(bare, side=side, targets=targets, **OPTIONS)
+
+
+def test_bench_reads_side_shards(bare, side, tmp_path):
+    call = [
+        "bench",
+        str(bare),
+        "--side",
+        str(side),
+        "--targets",
+        "relabel",
+        "--batch-size",
+        "8",
+        "--size",
+        "32",
+    ]
+    few = ["--steps", "1", "--repeats", "1", "--threads", "1", "--json", str(tmp_path / "bench.json")]
+    assert main([*call, *few]) == 0
+    assert json.loads((tmp_path / "bench.json").read_text())["options"]["side"] == str(side)
