@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batch import Batch, TeacherLevels
+    from .cache import Cache
     from .crops import Augment
+    from .fetch_stats import FetchStats
     from .loader import Loader
     from .pooling import SparseTargets, pool_label_maps, pool_top_classes
     from .subset import Subset
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Augment": ".crops",
     "Batch": ".batch",
+    "Cache": ".cache",
+    "FetchStats": ".fetch_stats",
     "LabelPooling": ".target_modes",
     "Loader": ".loader",
     "SparseTargets": ".pooling",
@@ -31,6 +35,8 @@ _HOMES = {
 __all__ = [
     "Augment",
     "Batch",
+    "Cache",
+    "FetchStats",
     "LabelPooling",
     "Loader",
     "SparseTargets",

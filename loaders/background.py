@@ -16,9 +16,16 @@ class Background(Generic[Item]):
     Args:
         start: makes the iterator; called in the thread, and closed there.
         ahead: items that wait in the queue at most.
+        interrupt: ends whatever the iterator waits for; called from another thread.
     """
 
-    def __init__(self, start: Callable[[], Iterator[Item]], ahead: int) -> None:
+    def __init__(
+        self,
+        start: Callable[[], Iterator[Item]],
+        ahead: int,
+        interrupt: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._interrupt = interrupt
         self._ready: queue.Queue[Item | BaseException | None] = queue.Queue(ahead)
         self._stopped = threading.Event()
         # Not a daemon: one that is inside DALI or OpenCV while the interpreter goes down aborts the process.
@@ -82,4 +89,6 @@ class Background(Generic[Item]):
         self._stopped.set()
         # A collection of garbage may run in the thread itself, and finalise an abandoned loop there.
         if self._thread is not threading.current_thread():
-            self._thread.join()
+            while self._thread.is_alive():
+                self._interrupt()  # again and again: it may only be about to wait
+                self._thread.join(0.2)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -24,12 +25,14 @@ import torch
 from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest, check_sidecar, load_sidecar, load_tree
 from ..shards.philox import check_seed
+from ..shards.shard_files import dataset_name, dataset_path
 from ..shards.tree import LabelTree
 from .background import Background
 from .batch import Batch
+from .cache import Cache
 from .crops import Augment
 from .decode import DTYPES, MEAN, STD, CpuDecoder, Decoder, GpuDecoder, usable_device
-from .fetch import check_local
+from .fetch_stats import FetchStats
 from .labels import Labels, LabelSource
 from .make_batch import BatchMaker, BegunBatch
 from .order import LAST_BATCHES, EpochOrder, check_geometry, count_kept, num_steps, rank_slots
@@ -54,7 +57,8 @@ class Loader:
     error. `softshard verify` finds it: it compares every shard's hash.
 
     Args:
-        dataset: folder of a data set (with a manifest).
+        dataset: folder of a data set (with a manifest), read in place; or any fsspec URL of one, whose shards are
+            fetched ahead of need into a cache.
         batch_size: N, samples of one batch of one rank; the global batch is N times `world_size`.
         device: `cpu`, or a CUDA device, where images are then decoded and label maps pooled.
         targets: `none`; `original` (the class, one-hot); `relabel` (each crop's pooled label map, softmaxed) and
@@ -81,6 +85,7 @@ class Loader:
         window: W, samples that are shuffled among each other (whole shards are shuffled as well).
         num_threads: of the decoder; by default one a core that this process may use.
         prefetch: batches that are ready ahead of need.
+        cache: where shards of a data set behind a URL are kept, and how they are fetched; see Cache.
 
     Raises:
         UsageError: options that contradict each other or the data set.
@@ -110,6 +115,7 @@ class Loader:
         window: int = DEFAULT_WINDOW,
         num_threads: int | None = None,
         prefetch: int = 2,
+        cache: Cache | None = None,
     ) -> None:
         for name, value, choices in (
             ("targets", "none" if isinstance(targets, LabelPooling) else targets, TARGETS),
@@ -129,8 +135,8 @@ class Loader:
             )
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
-        check_local(dataset)
-        self.dataset = str(dataset)
+        dataset = self._place = dataset_path(dataset)
+        self.dataset = dataset_name(dataset)  # without passwords
         self.manifest = Manifest.load(dataset)
         self._labels = Labels.of(self.manifest, load_tree(dataset, self.manifest), labels)
         self.subset = subset
@@ -156,6 +162,7 @@ class Loader:
             seed=seed,
             batch_size=batch_size,
             device=self.device,
+            cache=cache,
         )
         self._counts = np.array([shard.samples for shard in self.manifest.shards], np.int64)
         self._kept = self._choose_samples()
@@ -192,8 +199,8 @@ class Loader:
 
     def _stored_classes(self) -> np.ndarray:
         """int32 [samples of the data set], every sample's class in the data set."""
-        check_sidecar(self.dataset, self.manifest)
-        return load_sidecar(self.dataset, self.manifest)
+        check_sidecar(self._place, self.manifest)
+        return load_sidecar(self._place, self.manifest)
 
     def count_classes(self) -> np.ndarray:
         """int64 [C], how many of the samples that are served, on all ranks together, each class has.
@@ -322,7 +329,9 @@ class Loader:
             self._taken = 0
         self._resume = False
         epoch, taken = self.epoch, self._taken
-        run = self._running = Background(lambda: self._batches(epoch, taken), self._prefetch)
+        run = self._running = Background(
+            lambda: self._batches(epoch, taken), self._prefetch, self._maker.files.interrupt
+        )
         try:
             while (batch := run.next()) is not None:
                 # Counted before the yield: a state taken in the loop's body says that this batch is done.
@@ -346,10 +355,11 @@ class Loader:
         begun: deque[BegunBatch] = deque()
         problem: DataError | None = None
         try:
-            for step in range(self._num_steps(taken)):
-                at = taken + step * self._per_lane
-                samples = rank_slots(order, self.global_batch, at, self.rank, self.world_size)
+            # An order of their own: it keeps the windows that it is at, which are others.
+            self._maker.expect(self._slots(replace(order), taken))
+            for step, samples in enumerate(self._slots(order, taken)):
                 try:
+                    self._maker.files.reached(step)
                     begun.append(self._maker.begin(samples, epoch, decoder))
                 except DataError as error:
                     problem = error  # raised in its turn: the step before it is whole
@@ -369,7 +379,18 @@ class Loader:
             decoder.close()
             raise
         finally:
+            self._maker.files.forget()
             problem = None  # its traceback holds this frame: a cycle, which would keep the shards open
+
+    def _slots(self, order: EpochOrder, taken: int) -> Iterator[np.ndarray]:
+        """This rank's samples of every step that is left."""
+        for step in range(self._num_steps(taken)):
+            at = taken + step * self._per_lane
+            yield rank_slots(order, self.global_batch, at, self.rank, self.world_size)
+
+    def fetch_stats(self) -> FetchStats:
+        """What has been fetched since the loader was built: requests, bytes, retries, hits, evictions."""
+        return self._maker.files.stats()
 
     def _make_decoder(self) -> Decoder:
         options = (self.batch_size, self.augment.size, self.dtype, self.mean, self.std, self.num_threads)

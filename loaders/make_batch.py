@@ -6,6 +6,7 @@ finish    pools the label maps, and waits for the images
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from ..shards.manifest import Manifest
 from ..shards.schema import CLS, HIER, JPG, KD, LMAP
 from ..shards.teacher_levels import decode_teacher_levels, num_kept
 from .batch import Batch, TeacherLevels
+from .cache import Cache
 from .crops import Augment, crop_fractions, draw_crops
 from .decode import Decoder, naming_the_sample
-from .fetch import ShardFiles
 from .labels import Labels
 from .pooling import pool_label_maps
+from .remote import open_shards
 from .samples import Place, check_label_maps, read_classes, read_levels, read_sizes
 from .target_modes import TARGET_MODES, LabelPooling
 
@@ -53,6 +55,7 @@ class BatchMaker:
         seed: of crops and flips.
         batch_size: N.
         device: where batches are.
+        cache: where shards of a remote data set are kept.
 
     Raises:
         UsageError: targets that the data set has no label maps for; a teacher that it does not have, or that is
@@ -72,6 +75,7 @@ class BatchMaker:
         seed: int,
         batch_size: int,
         device: torch.device,
+        cache: Cache | None = None,
     ) -> None:
         self._labels, self._num_old_classes = labels, manifest.num_classes
         self._one_hot = targets == "original"
@@ -87,7 +91,14 @@ class BatchMaker:
         self._batch_size, self._device = batch_size, device
         self._columns = {suffix: i for i, suffix in enumerate(manifest.components)}
         self._starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)], dtype=np.int64)
-        self._files = ShardFiles(dataset, manifest)
+        self.files = open_shards(dataset, manifest, cache)
+
+    def expect(self, steps: Iterator[np.ndarray]) -> None:
+        """Say which samples each coming step asks for (as `begin` is told), so that shards are fetched ahead."""
+        self.files.expect(np.unique(self._shard_numbers(samples)).tolist() for samples in steps)
+
+    def _shard_numbers(self, samples: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._starts, samples[samples >= 0], side="right") - 1
 
     def begin(self, samples: np.ndarray, epoch: int, decoder: Decoder) -> BegunBatch:
         """Read the labels of a batch's samples, draw their crops and start decoding.
@@ -99,10 +110,10 @@ class BatchMaker:
         """
         slots = np.flatnonzero(samples >= 0)
         real = samples[slots]
-        numbers = np.searchsorted(self._starts, real, side="right") - 1
+        numbers = self._shard_numbers(samples)
         places = real - self._starts[numbers]
         found = [
-            (self._files[number], place)
+            (self.files[number], place)
             for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
         ]
         hw = read_sizes(found, self._columns[JPG.suffix])
@@ -223,7 +234,7 @@ class BatchMaker:
 
     def close(self) -> None:
         """Let the shards go."""
-        self._files.close()
+        self.files.close()
 
 
 def _teacher_level_sizes(dataset: str, manifest: Manifest, labels: Labels) -> tuple[int, ...]:
