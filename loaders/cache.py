@@ -40,6 +40,14 @@ class Stopped(GeneratorExit):
     """The iteration that wanted a shard has ended. Generators treat it as their own end; nobody's fault."""
 
 
+class NotWanted(Exception):
+    """The steps that would have used a shard have gone by while it waited for room."""
+
+
+class DiskFullError(StorageError):
+    """There is no room on the cache's disk, and nothing more to evict."""
+
+
 @dataclass(frozen=True)
 class Cache:
     """Where shards of remote data sets are kept, and how they are fetched.
@@ -138,6 +146,7 @@ class CacheFolder:
         fill: Callable[[int], object],
         *,
         urgent: Callable[[], bool],
+        wanted: Callable[[], bool] = lambda: True,
         stopped: Event,
     ) -> int:
         """A file of the cache, pinned; made where it is not there, by one process while the others wait.
@@ -147,14 +156,18 @@ class CacheFolder:
             num_bytes: its length.
             fill: writes the file through a descriptor; raises unless it is whole and right.
             urgent: whether a batch waits for the file. If not, it waits for room until others let theirs go.
+            wanted: whether it is needed at all; asked while it waits.
             stopped: ends the waiting.
 
         Raises:
             Stopped: it was ended.
-            StorageError: the disk is full.
+            NotWanted: it is not needed any more.
+            DiskFullError: the disk is full.
         """
         path, part = self.folder / name, self.folder / (name + TEMPORARY_SUFFIX)
         while not stopped.is_set():
+            if not wanted():
+                raise NotWanted
             if (found := self.open(name, num_bytes)) is not None:
                 return found
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -206,7 +219,7 @@ class CacheFolder:
         """Write a small file.
 
         Raises:
-            StorageError: the disk is full.
+            DiskFullError: the disk is full.
         """
         try:
             write_atomically(self.folder / name, data)
@@ -220,8 +233,8 @@ class CacheFolder:
         with suppress(OSError):
             os.utime(self.folder / name)
 
-    def _disk_full(self, num_bytes: int) -> StorageError:
-        return StorageError(
+    def _disk_full(self, num_bytes: int) -> DiskFullError:
+        return DiskFullError(
             f"{self.folder}: expected room for {num_bytes:,} bytes, found {shutil.disk_usage(self.folder).free:,} bytes "
             "free, and nothing in the cache that is not in use; the disk is full, or a quota is. Make room there, "
             "or give Cache(folder=...) on another disk"

@@ -17,6 +17,7 @@ class FetchStats:
         bytes_fetched: bytes of shards and indexes that came, also those of a damaged download.
         shards_fetched: shards that were downloaded by this process.
         cache_hits: shards that were in the cache, or came there by another process of this host.
+        fetched_again: of these, the ones that the same iteration had fetched before: the cache is too small.
         damaged: downloads that were thrown away because they were not the manifest's bytes.
         evictions: shards that this process removed from the cache to make room.
         over_budget: shards that were let in beyond the budget, because a batch waited for them and everything else
@@ -29,6 +30,7 @@ class FetchStats:
     bytes_fetched: int = 0
     shards_fetched: int = 0
     cache_hits: int = 0
+    fetched_again: int = 0
     damaged: int = 0
     evictions: int = 0
     over_budget: int = 0

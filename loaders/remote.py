@@ -12,9 +12,11 @@ batch that waits should not share the line with what comes later.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +26,7 @@ from ..shards.files import join_url, sha256_hex
 from ..shards.index import build_index, format_index, index_name, scan_tar
 from ..shards.manifest import Manifest
 from ..shards.storage import is_remote, public_name
-from .cache import Cache, CacheFolder, Stopped
+from .cache import Cache, CacheFolder, DiskFullError, NotWanted, Stopped
 from .download import Downloads
 from .fetch import OpenShard, ShardFiles, Shards, ShardUrl, checked_index
 from .fetch_stats import FetchCounters, FetchStats
@@ -47,6 +49,7 @@ class RemoteShards:
     def __init__(self, url: str, manifest: Manifest, cache: Cache) -> None:
         self._url, self._manifest, self._cache = url, manifest, cache
         self.counters = FetchCounters()
+        self._warned = False
         self._folder = CacheFolder(cache, self.counters)
         self._run: _Run | None = None
 
@@ -91,13 +94,19 @@ class RemoteShards:
         """The cache's budget."""
         return self._folder.max_bytes
 
-    def open(self, number: int, downloads: Downloads, urgent: Callable[[], bool]) -> OpenShard:
+    def open(
+        self, number: int, downloads: Downloads, *, urgent: Callable[[], bool], wanted: Callable[[], bool]
+    ) -> tuple[OpenShard, bool]:
         """Have a shard in the cache, checked, and map it.
 
         Args:
             number: of the shard.
             downloads: fetch what is not there.
             urgent: whether a batch waits for it.
+            wanted: whether one needs it at all.
+
+        Returns:
+            The shard, and whether it was downloaded for this.
         """
         record = self._manifest.shards[number]
         url = ShardUrl(public_name(join_url(self._url, record.name)))
@@ -124,6 +133,7 @@ class RemoteShards:
                 record.bytes,
                 fill,
                 urgent=urgent,
+                wanted=wanted,
                 stopped=downloads.stopped,
             )
         except FileNotFoundError:
@@ -133,7 +143,8 @@ class RemoteShards:
         try:
             self.counters.add(**{"shards_fetched" if fetched else "cache_hits": 1})
             text = self._index(number, descriptor, downloads)
-            return OpenShard.map(url, descriptor, checked_index(text, record, self._manifest.components, run))
+            index = checked_index(text, record, self._manifest.components, run)
+            return OpenShard.map(url, descriptor, index), fetched
         finally:
             os.close(descriptor)
 
@@ -152,6 +163,18 @@ class RemoteShards:
         if sha256_hex(text) == record.index_sha256:
             self._folder.write(name, text)
         return text
+
+    def fetched_again(self) -> None:
+        """Count a shard that an iteration fetches for the second time, and warn of the first one."""
+        self.counters.add(fetched_again=1)
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"cache: shards of {public_name(self._url)} are fetched again in the same epoch; {self._folder.folder} "
+                f"with {self.max_bytes:,} bytes is too small for the shuffle window, or for all runs that share it. "
+                "Use a larger Cache(max_bytes=...), or a smaller window",
+                stacklevel=2,
+            )
 
     def used(self, number: int) -> None:
         """Say that a shard was in use until now."""
@@ -175,9 +198,10 @@ class _Run:
         self._uses: Counter[int] = Counter()  # shard -> steps of the horizon that need it
         self._waiting: deque[int] = deque()  # of these, not begun, in order of first need
         self._busy: set[int] = set()
-        self._urgent: set[int] = set()  # what batches wait for
+        self._now: set[int] = set()  # what the step that was reached last needs
         self._open: dict[int, OpenShard] = {}
         self._failed: dict[int, BaseException] = {}
+        self._fetched: set[int] = set()  # in this iteration
         self._first: set[int] = set()  # what the first step needs and has not got
         self.reached(0)
         self._threads = [
@@ -203,6 +227,7 @@ class _Run:
             for _ in range(_STEPS_A_CALL):
                 if not self._look_ahead():
                     break
+            self._now = set(self._horizon[0]) if self._horizon else set()
             self._changed.notify_all()
         for number in dropped:
             self._shards.used(number)
@@ -234,38 +259,60 @@ class _Run:
     def get(self, number: int) -> OpenShard:
         """A shard of the step that was reached last; waits until it is there."""
         with self._changed:
-            try:
-                while (shard := self._open.get(number)) is None:
-                    if self._stopped.is_set() or not threading.main_thread().is_alive():
-                        raise Stopped
-                    if number in self._failed:
-                        raise self._failed.pop(number)
-                    self._hurry(number)
-                    self._changed.wait(_POLL_S)
-                return shard
-            finally:
-                self._urgent.discard(number)
+            while (shard := self._open.get(number)) is None:
+                if self._stopped.is_set() or not threading.main_thread().is_alive():
+                    raise Stopped
+                if number in self._failed:
+                    error = self._failed.pop(number)
+                    # What was fetched ahead, and what is being fetched, takes room on a full disk.
+                    if not isinstance(error, DiskFullError) or not (self._shrink() or self._busy):
+                        try:
+                            raise error
+                        finally:
+                            del error  # its traceback holds this frame: a cycle, which would keep shards open
+                if number not in self._now:  # nobody said so before
+                    self._now.add(number)
+                    self._uses[number] += 1
+                    if self._horizon:
+                        self._horizon[0] = [*self._horizon[0], number]
+                if number not in self._busy and number not in self._waiting:
+                    self._waiting.appendleft(number)
+                    self._changed.notify_all()
+                self._changed.wait(_POLL_S)
+            return shard
 
-    def _hurry(self, number: int) -> None:
-        if number not in self._uses:  # nobody said so before
-            self._uses[number] += 1
-            if self._horizon:
-                self._horizon[0] = [*self._horizon[0], number]
-        if number not in self._urgent:
-            self._urgent.add(number)
-            if number in self._waiting:
-                self._waiting.remove(number)
-            if number not in self._busy:
-                self._waiting.appendleft(number)
-            self._changed.notify_all()
+    def _shrink(self) -> bool:
+        """Let go what was fetched ahead, and fetch ahead no more; False where that is so already."""
+        if not self._ahead:
+            return False
+        self._ahead = 0
+        later = list(self._horizon)[1:] + ([] if self._next is None else [self._next])
+        self._steps, self._next = itertools.chain(later, self._steps), None
+        while len(self._horizon) > 1:
+            self._horizon.pop()
+        for number in set(self._uses) - self._now:
+            self._open.pop(number, None)
+        self._uses = Counter(self._now)
+        return True
 
     def _work(self) -> None:
         while (number := self._take()) is not None:
             shard = error = None
             try:
-                shard = self._shards.open(number, self._downloads, lambda: number in self._urgent)
+                shard, fetched = self._shards.open(
+                    number,
+                    self._downloads,
+                    urgent=lambda: number in self._now,
+                    wanted=lambda: number in self._uses,
+                )
+                if fetched and number in self._fetched:
+                    self._shards.fetched_again()
+                if fetched:
+                    self._fetched.add(number)
             except Stopped:
                 return
+            except NotWanted:
+                pass
             except BaseException as caught:  # raised again where the shard is asked for
                 error = caught
             with self._changed:
@@ -286,7 +333,7 @@ class _Run:
                     self._waiting.popleft()  # its step has gone by
                 if self._waiting:
                     number = self._waiting[0]
-                    if not self._first or number in self._first or number in self._urgent:
+                    if not self._first or number in self._first or number in self._now:
                         self._waiting.popleft()
                         self._busy.add(number)
                         return number
