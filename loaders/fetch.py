@@ -46,18 +46,22 @@ class OpenShard:
         data: the tar's bytes.
         array: the same bytes as a plain uint8 array, which DALI takes slices of without copying.
         index: where its members lie.
+        classes: int64 [samples], -1 for none, where they do not stand in members `cls`: in somebody else's tars.
     """
 
     path: Path | ShardUrl
     data: memoryview
     array: np.ndarray
     index: ShardIndex
+    classes: np.ndarray | None = None
 
     @classmethod
-    def map(cls, path: Path | ShardUrl, descriptor: int, index: ShardIndex) -> OpenShard:
+    def map(
+        cls, path: Path | ShardUrl, descriptor: int, index: ShardIndex, classes: np.ndarray | None = None
+    ) -> OpenShard:
         """Map an open file. The mapping holds a descriptor of its own, and with it the file's lock."""
         mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        return cls(path, memoryview(mapped), np.frombuffer(mapped, np.uint8), index)
+        return cls(path, memoryview(mapped), np.frombuffer(mapped, np.uint8), index, classes)
 
     def _span(self, sample: int, column: int) -> slice:
         start = int(self.index.offsets[sample, column])

@@ -23,14 +23,13 @@ import numpy as np
 import torch
 
 from ..shards.errors import DataError, UsageError
-from ..shards.manifest import Manifest, check_sidecar, load_sidecar, load_tree
 from ..shards.philox import check_seed
-from ..shards.shard_files import dataset_name, dataset_path
 from ..shards.tree import LabelTree
 from .background import Background
 from .batch import Batch
 from .cache import Cache
 from .crops import Augment
+from .data_set import open_data_set
 from .decode import DTYPES, MEAN, STD, CpuDecoder, Decoder, GpuDecoder, usable_device
 from .fetch_stats import FetchStats
 from .labels import Labels, LabelSource
@@ -135,10 +134,10 @@ class Loader:
             )
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
-        dataset = self._place = dataset_path(dataset)
-        self.dataset = dataset_name(dataset)  # without passwords
-        self.manifest = Manifest.load(dataset)
-        self._labels = Labels.of(self.manifest, load_tree(dataset, self.manifest), labels)
+        opened = self._opened = open_data_set(dataset, cache)
+        self.dataset = opened.name
+        self.manifest = opened.manifest
+        self._labels = Labels.of(self.manifest, opened.tree, labels)
         self.subset = subset
         self.device = usable_device(device)
         self.batch_size = batch_size
@@ -153,8 +152,7 @@ class Loader:
         self.epoch = 0
         self._prefetch = prefetch
         self._maker = BatchMaker(
-            dataset,
-            self.manifest,
+            opened,
             self._labels,
             targets=targets,
             teacher=teacher,
@@ -162,7 +160,6 @@ class Loader:
             seed=seed,
             batch_size=batch_size,
             device=self.device,
-            cache=cache,
         )
         self._counts = np.array([shard.samples for shard in self.manifest.shards], np.int64)
         self._kept = self._choose_samples()
@@ -171,7 +168,7 @@ class Loader:
         self._per_lane = batch_size * world_size // lanes  # samples of every lane in a step
         if last_batch == "drop" and self.num_samples // lanes < self._per_lane:
             raise UsageError(
-                f"{dataset}: expected a global batch of samples, which is {self.global_batch} on {lanes} lanes, found "
+                f"{self.dataset}: expected a global batch of samples, which is {self.global_batch} on {lanes} lanes, found "
                 f"{self.num_samples}. Use a smaller batch_size, or last_batch='pad'"
             )
         self._taken = 0  # samples that every lane has given in this epoch
@@ -185,7 +182,7 @@ class Loader:
         subset = self.subset or Subset()
         kept = kept_samples(
             self._labels.keep_class(subset.class_mask(self.class_names)),
-            self._stored_classes,
+            self._opened.load_classes,
             self.manifest.num_samples,
             fraction=subset.fraction,
             seed=subset.seed,
@@ -197,18 +194,13 @@ class Loader:
             )
         return kept
 
-    def _stored_classes(self) -> np.ndarray:
-        """int32 [samples of the data set], every sample's class in the data set."""
-        check_sidecar(self._place, self.manifest)
-        return load_sidecar(self._place, self.manifest)
-
     def count_classes(self) -> np.ndarray:
         """int64 [C], how many of the samples that are served, on all ranks together, each class has.
 
         Raises:
             DataError: the file of the samples' classes is missing or damaged.
         """
-        stored = self._stored_classes()
+        stored = self._opened.load_classes()
         counts = np.bincount(
             stored if self._kept is None else stored[self._kept], minlength=self.manifest.num_classes
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,12 +17,11 @@ from ..shards.manifest import Manifest
 from ..shards.schema import CLS, HIER, JPG, KD, LMAP
 from ..shards.teacher_levels import decode_teacher_levels, num_kept
 from .batch import Batch, TeacherLevels
-from .cache import Cache
 from .crops import Augment, crop_fractions, draw_crops
+from .data_set import DataSet
 from .decode import Decoder, naming_the_sample
 from .labels import Labels
 from .pooling import pool_label_maps
-from .remote import open_shards
 from .samples import Place, check_label_maps, read_classes, read_levels, read_sizes
 from .target_modes import TARGET_MODES, LabelPooling
 
@@ -46,8 +44,7 @@ class BatchMaker:
     """Holds the shards open, and all that batches of one loader have in common.
 
     Args:
-        dataset: folder of the data set.
-        manifest: its manifest.
+        opened: the data set.
         labels: what classes and levels mean.
         targets: as the loader's.
         teacher: whether to read the stored teacher.
@@ -55,7 +52,6 @@ class BatchMaker:
         seed: of crops and flips.
         batch_size: N.
         device: where batches are.
-        cache: where shards of a remote data set are kept.
 
     Raises:
         UsageError: targets that the data set has no label maps for; a teacher that it does not have, or that is
@@ -65,8 +61,7 @@ class BatchMaker:
 
     def __init__(
         self,
-        dataset: str | Path,
-        manifest: Manifest,
+        opened: DataSet,
         labels: Labels,
         *,
         targets: str | LabelPooling,
@@ -75,23 +70,25 @@ class BatchMaker:
         seed: int,
         batch_size: int,
         device: torch.device,
-        cache: Cache | None = None,
     ) -> None:
+        dataset, manifest = opened.name, opened.manifest
         self._labels, self._num_old_classes = labels, manifest.num_classes
         self._one_hot = targets == "original"
+        if self._one_hot and not labels.num_classes:
+            raise UsageError(
+                f"{dataset}: expected classes for targets='original', found tars without classes"
+            )
         pooling = targets if isinstance(targets, LabelPooling) else TARGET_MODES.get(targets)
         if pooling is not None:
-            check_label_maps(
-                str(dataset), manifest, None if pooling.class_map is None else len(pooling.class_map)
-            )
+            check_label_maps(dataset, manifest, None if pooling.class_map is None else len(pooling.class_map))
             pooling = labels.pooling(pooling)
         self._pooling = pooling
-        self._level_sizes = _teacher_level_sizes(str(dataset), manifest, labels) if teacher else None
+        self._level_sizes = _teacher_level_sizes(dataset, manifest, labels) if teacher else None
         self._augment, self._seed = augment, seed
         self._batch_size, self._device = batch_size, device
         self._columns = {suffix: i for i, suffix in enumerate(manifest.components)}
         self._starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)], dtype=np.int64)
-        self.files = open_shards(dataset, manifest, cache)
+        self.files = opened.shards
 
     def expect(self, steps: Iterator[np.ndarray]) -> None:
         """Say which samples each coming step asks for (as `begin` is told), so that shards are fetched ahead."""

@@ -81,13 +81,16 @@ def read_classes(places: Sequence[Place], column: int, num_classes: int) -> np.n
         num_classes: indices are below it.
 
     Returns:
-        int64 [M].
+        int64 [M]; -1 for samples without a class, of somebody else's tars.
 
     Raises:
         DataError: not a number, or from `num_classes` up.
     """
     classes = np.empty(len(places), np.int64)
     for i, (shard, place) in enumerate(places):
+        if shard.classes is not None:
+            classes[i] = shard.classes[place]
+            continue
         classes[i] = index = decode_class(shard.member(place, column), shard.sample(place))
         if index >= num_classes:
             raise DataError(
