@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .augment_options import RANDAUGMENT_21K, CutMix, Erasing, Mixup, RandAugment
     from .batch import Batch, Mix, TeacherLevels
+    from .cache import Cache
     from .crops import Augment
     from .faults import Faults
+    from .fetch_stats import FetchStats
     from .loader import Loader
     from .mixture import Mixture
     from .pooling import SparseTargets, pool_label_maps, pool_top_classes
@@ -23,9 +25,11 @@ _HOMES = {
     "RANDAUGMENT_21K": ".augment_options",
     "Augment": ".crops",
     "Batch": ".batch",
+    "Cache": ".cache",
     "CutMix": ".augment_options",
     "Erasing": ".augment_options",
     "Faults": ".faults",
+    "FetchStats": ".fetch_stats",
     "LabelPooling": ".target_modes",
     "Loader": ".loader",
     "Mix": ".batch",
@@ -43,9 +47,11 @@ __all__ = [
     "RANDAUGMENT_21K",
     "Augment",
     "Batch",
+    "Cache",
     "CutMix",
     "Erasing",
     "Faults",
+    "FetchStats",
     "LabelPooling",
     "Loader",
     "Mix",

@@ -22,6 +22,7 @@ class Background(Generic[Item]):
         ahead: items that wait in the queue at most.
         watch: called about once a second while an item is waited for, with the seconds since that began; what it
             raises ends the wait, and the thread is left to itself.
+        interrupt: ends whatever the iterator waits for; called from another thread.
     """
 
     def __init__(
@@ -29,7 +30,9 @@ class Background(Generic[Item]):
         start: Callable[[], Iterator[Item]],
         ahead: int,
         watch: Callable[[float], None] | None = None,
+        interrupt: Callable[[], object] = lambda: None,
     ) -> None:
+        self._interrupt = interrupt
         self._ready: queue.Queue[Item | BaseException | None] = queue.Queue(ahead)
         self._stopped = threading.Event()
         self._watch = watch
@@ -105,5 +108,7 @@ class Background(Generic[Item]):
         self._stopped.set()
         # A collection of garbage may run in the thread itself, and finalise an abandoned loop there.
         if self._thread is not threading.current_thread() and not self._abandoned:
-            self._thread.join()
+            while self._thread.is_alive():
+                self._interrupt()  # again and again: it may only be about to wait
+                self._thread.join(0.2)
             atexit.unregister(self._thread.join)

@@ -30,8 +30,10 @@ from .decode import MEAN, STD, CpuDecoder, Decoder
 from .fetch import ShardFiles, check_local
 from .loader import DEFAULT_WINDOW
 from .make_batch import BatchMaker
+from .make_targets import TargetMaker
 from .order import Draws, EpochOrder
 from .pooling import pool_label_maps
+from .sample_reader import SampleReader
 from .source import Source
 from .stages import Stages
 from .target_modes import TARGETS
@@ -230,15 +232,16 @@ class _Inspector:
         )
         self._classes = load_sidecar(dataset, manifest)
         self._starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)], dtype=np.int64)
+        parts, cpu, stages = Source.open(dataset).parts, torch.device("cpu"), Stages()
         self._maker = BatchMaker(
-            Source.open(dataset).parts,
-            targets=self.targets,
-            teacher=self._reads_teacher,
+            SampleReader(parts, teacher=self._reads_teacher, side=None, stages=stages),
+            TargetMaker(parts, self.targets, side=None, num_slots=1, device=cpu, num_threads=1),
             augment=options.augment,
+            stage=None,
             seed=options.seed,
             batch_size=1,
-            device=torch.device("cpu"),
-            stages=Stages(),
+            device=cpu,
+            stages=stages,
         )
         self._files = ShardFiles(dataset, manifest)
         self._decoder: Decoder | None = None

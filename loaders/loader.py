@@ -25,18 +25,25 @@ from ..shards.errors import UsageError
 from ..shards.manifest import Manifest
 from ..shards.philox import check_seed
 from ..shards.tree import LabelTree
+from .augment_batch import AugmentStage
 from .background import Background
 from .batch import Batch
+from .cache import Cache
 from .crops import Augment
 from .decode import MEAN, STD, create_decoder, usable_device
 from .faults import Faults, Quarantine
+from .fetch_stats import FetchStats
 from .labels import LabelSource
 from .make_batch import BatchMaker
+from .make_targets import TargetMaker
 from .mixed_source import MixedSource
+from .mixing import check_mixing
 from .mixture import Mixture
-from .options import check_choices, check_normalisation, check_numbers
-from .order import check_geometry, num_steps
+from .options import check_choices, check_normalisation, check_numbers, check_side
+from .order import Order, check_geometry, num_steps
 from .pipeline import BatchRun, Step
+from .sample_reader import SampleReader
+from .side_maps import SideFiles
 from .source import Source
 from .stages import Stages, Watchdog
 from .state import STATE_VERSION, check_state
@@ -62,12 +69,16 @@ class Loader:
     shard's hash.
 
     Args:
-        dataset: folder of a data set (with a manifest), or a Mixture of several.
+        dataset: folder of a data set (with a manifest), read in place; any fsspec URL of one, whose shards are fetched
+            ahead of need into a cache; somebody else's tars (`.../{000000..000012}.tar`, or their folder or URL); or a
+            Mixture of several.
         batch_size: N, samples of one batch of one rank; the global batch is N times `world_size`.
         device: `cpu`, or a CUDA device, where images are then decoded and label maps pooled.
         targets: `none`; `original` (the class, one-hot); `relabel` (each crop's pooled label map, softmaxed) and
             its variants `relabel-global` (the whole image's), `relabel-single` (one-hot) and
             `relabel-global-single`; or a LabelPooling with more options.
+        side: None, or a folder of side shards (`softshard maps make --side`), whose label maps are joined to the samples
+            in place of any that the data set has.
         labels: None, or what to read the data set with instead of its own labels, without rewriting it: a
             LabelTree, class names (a subset or another order), or what `relabel` gives. Classes, levels, label maps,
             `num_classes`, `class_names` and `tree` are then those; samples of classes that are left out are not
@@ -79,20 +90,22 @@ class Loader:
             of the epoch's draws that goes with n^(1-a) (1: every class the same; 0.5: by the square root). An epoch
             is as long as before; samples of large classes sit out some epochs, those of small ones are drawn
             several times, each time with another crop.
-        augment: crop, size and flip; by default random resized crops of 224 pixels.
+        augment: crop, size and flip, by default random resized crops of 224 pixels; and what is done to pixels,
+            Mixup and CutMix.
         dtype: of the images: `uint8`, or normalised `float16` or `float32`.
         mean: channel means (of values 0 to 1) that float images are normalised with.
         std: channel standard deviations.
         shuffle: False keeps the data set's order.
         last_batch: `drop` leaves out what fills no whole step, `pad` adds slots with `valid` False.
-        seed: of order, crops and flips.
+        seed: of order, crops, flips and everything else that is drawn.
         rank: of this process.
         world_size: processes that share the global batch.
         lanes: K, contiguous parts of an epoch that are read side by side; divides the global batch. Set it to
             the number of hosts, so that each reads its own shards only.
         window: W, samples that are shuffled among each other (whole shards are shuffled as well).
-        num_threads: of the decoder; by default one a core that this process may use.
+        num_threads: of the decoder, and of augmentation on the CPU; by default one a core that this process may use.
         prefetch: batches that are ready ahead of need.
+        cache: where shards of a data set behind a URL are kept, and how they are fetched; see Cache.
         faults: how much bad data, and how long a silence, is put up with; see Faults.
 
     Raises:
@@ -107,6 +120,7 @@ class Loader:
         batch_size: int,
         device: str | torch.device = "cpu",
         targets: str | LabelPooling = "none",
+        side: str | Path | None = None,
         labels: LabelSource | None = None,
         teacher: bool = False,
         subset: Subset | None = None,
@@ -124,6 +138,7 @@ class Loader:
         window: int = DEFAULT_WINDOW,
         num_threads: int | None = None,
         prefetch: int = 2,
+        cache: Cache | None = None,
         faults: Faults | None = None,
     ) -> None:
         check_choices(targets, dtype, last_batch)
@@ -132,9 +147,9 @@ class Loader:
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
         self._source = (
-            MixedSource.open(dataset, labels, subset, balance, lanes)
+            MixedSource.open(dataset, labels, subset, balance, lanes, cache)
             if isinstance(dataset, Mixture)
-            else Source.open(dataset, labels, subset, balance)
+            else Source.open(dataset, labels, subset, balance, cache)
         )
         self.dataset = self._source.dataset
         self.subset, self.balance = subset, balance
@@ -151,11 +166,32 @@ class Loader:
         self.epoch = 0
         self._prefetch = prefetch
         self._stages = Stages()
+        side_files = None
+        if side is not None:
+            check_side(side, targets, self._source.parts)
+            side_files = SideFiles(side, self.dataset, self.manifest)
+        self._side = side_files
+        check_mixing(self.augment, targets, batch_size, world_size, lanes)
+        stage = None
+        if self.augment.changes_pixels or self.augment.mixes:
+            stage = AugmentStage(
+                self.augment, seed, dtype, self.mean, self.std, self.num_threads, self.device
+            )
+        parts = self._source.parts
+        reader = SampleReader(parts, teacher=teacher, side=side_files, stages=self._stages)
+        target_maker = TargetMaker(
+            parts,
+            targets,
+            side=side_files,
+            num_slots=batch_size,
+            device=self.device,
+            num_threads=self.num_threads,
+        )
         self._maker = BatchMaker(
-            self._source.parts,
-            targets=targets,
-            teacher=teacher,
+            reader,
+            target_maker,
             augment=self.augment,
+            stage=stage,
             seed=seed,
             batch_size=batch_size,
             device=self.device,
@@ -176,7 +212,7 @@ class Loader:
             self.device,
             batch_size=batch_size,
             size=self.augment.size,
-            dtype=dtype,
+            dtype=dtype if stage is None else stage.decode_dtype,
             mean=self.mean,
             std=self.std,
             num_threads=self.num_threads,
@@ -220,8 +256,8 @@ class Loader:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides what the data set gives, whatever the labels; hashed once."""
-        return self._source.fingerprint
+        """SHA-256 over everything that decides what data set and side shards give, whatever the labels; hashed once."""
+        return self._source.fingerprint if self._side is None else self._side.fingerprint
 
     @property
     def global_batch(self) -> int:
@@ -297,7 +333,9 @@ class Loader:
         self._resume = False
         epoch, taken = self.epoch, self._taken
         watch = Watchdog(self._stages, self.faults.stall_s, self.faults.give_up_s)
-        run = self._running = Background(lambda: self._batches(epoch, taken), self._prefetch, watch)
+        run = self._running = Background(
+            lambda: self._batches(epoch, taken), self._prefetch, watch, self._maker.reader.shards.interrupt
+        )
         try:
             while (batch := run.next()) is not None:
                 # Counted before the yield: a state taken in the loop's body says that this batch is done.
@@ -319,20 +357,28 @@ class Loader:
         order = self._source.order(
             self.seed, epoch, num_lanes=self.lanes, window=self.window, shuffle=self.shuffle
         )
-        first = -(-taken // self._per_lane)
-        steps = (
-            Step.of(
-                order,
-                self.global_batch,
-                taken + step * self._per_lane,
-                self.rank,
-                self.world_size,
-                number=first + step,
-                epoch=epoch,
+        shards = self._maker.reader.shards
+        try:
+            # Each counts steps by an order of its own, which keeps the windows that it is at.
+            self._maker.reader.expect(
+                lambda: (step.draws.samples for step in self._steps(order.again(), epoch, taken))
             )
-            for step in range(self._num_steps(taken))
-        )
-        yield from self._run.batches(steps)
+            yield from self._run.batches(self._steps(order, epoch, taken))
+        finally:
+            shards.forget()
+
+    def _steps(self, order: Order, epoch: int, taken: int) -> Iterator[Step]:
+        """This rank's part of every step that is left."""
+        first = -(-taken // self._per_lane)
+        for step in range(self._num_steps(taken)):
+            at = taken + step * self._per_lane
+            yield Step.of(
+                order, self.global_batch, at, self.rank, self.world_size, number=first + step, epoch=epoch
+            )
+
+    def fetch_stats(self) -> FetchStats:
+        """What has been fetched since the loader was built: requests, bytes, retries, hits, evictions."""
+        return self._maker.reader.shards.stats()
 
     def _stop(self) -> None:
         if self._running is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..shards.index import ShardIndex
-from .fetch import OpenShard, ShardFiles
+from .fetch import OpenShard
+from .fetch_stats import FetchStats, sum_stats
 from .source import Source
 
 _MAX_ALIGNED = 256
@@ -30,7 +31,7 @@ class MixedShards:
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self._files = [ShardFiles(source.dataset, source.manifest) for source in sources]
+        self._files = [source.shards for source in sources]
         self._firsts = np.cumsum([0, *(len(source.manifest.shards) for source in sources)])
         self._components = all_components(sources)
         self._aligned: dict[int, tuple[OpenShard, OpenShard]] = {}
@@ -51,6 +52,40 @@ class MixedShards:
                 del self._aligned[next(iter(self._aligned))]
             known = self._aligned[number] = shard, replace(shard, index=_align(shard.index, self._components))
         return known[1]
+
+    def expect(self, steps: Callable[[], Iterator[Sequence[int]]]) -> None:
+        """Say which shards each coming step needs, so that they can be fetched ahead.
+
+        Args:
+            steps: begins to count the steps, once for each data set: they are fetched side by side.
+        """
+        if len(self._files) == 1:
+            self._files[0].expect(steps())
+            return
+        for i, files in enumerate(self._files):
+            first, end = int(self._firsts[i]), int(self._firsts[i + 1])
+            files.expect(
+                [number - first for number in numbers if first <= number < end] for numbers in steps()
+            )
+
+    def reached(self, step: int) -> None:
+        """Say that a step begins; the shards of those before may go."""
+        for files in self._files:
+            files.reached(step)
+
+    def interrupt(self) -> None:
+        """End all waiting, from another thread."""
+        for files in self._files:
+            files.interrupt()
+
+    def forget(self) -> None:
+        """Expect nothing more: fetching ends, and its threads."""
+        for files in self._files:
+            files.forget()
+
+    def stats(self) -> FetchStats:
+        """What has been fetched, of all data sets together."""
+        return sum_stats(files.stats() for files in self._files)
 
     def close(self) -> None:
         """Forget the open shards."""

@@ -12,6 +12,7 @@ import numpy as np
 from ..shards.errors import UsageError
 from ..shards.files import canonical_json, sha256_hex
 from ..shards.manifest import Manifest
+from .cache import Cache
 from .labels import Labels, LabelSource
 from .mixture import MixedOrder, MixedPart, Mixture, check_passes
 from .source import Source
@@ -38,6 +39,7 @@ class MixedSource:
         subset: Subset | None,
         balance: float | None,
         num_lanes: int,
+        cache: Cache | None = None,
     ) -> MixedSource:
         """Open every data set; labels, subset and balance hold for each.
 
@@ -50,7 +52,7 @@ class MixedSource:
                 "mixture: expected a subset by classes or fraction, which holds for every data set, found keys. "
                 "Choose by keys from a single data set"
             )
-        parts = tuple(Source.open(folder, labels, subset, balance) for folder in mixture.weights)
+        parts = tuple(Source.open(folder, labels, subset, balance, cache) for folder in mixture.weights)
         for part in parts[1:]:
             _check_same_labels(parts[0], part)
         opened = cls(mixture, parts)

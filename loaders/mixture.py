@@ -173,6 +173,10 @@ class MixedOrder:
                 occurrences[places[span]] = draws.occurrences + turn * part.most_draws
         return Draws(samples, occurrences)
 
+    def again(self) -> MixedOrder:
+        """The same order for another place in it, with windows of its own."""
+        return MixedOrder(self._parts, self.num_samples, self.num_lanes)
+
     def _order(self, source: int, turn: int) -> EpochOrder:
         """Of a pass; the first one is kept, and the latest."""
         if (source, turn) not in self._orders:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..shards.errors import UsageError
 from .decode import DTYPES
 from .order import LAST_BATCHES
+from .source import Source
 from .target_modes import TARGETS, LabelPooling
 
 
@@ -47,4 +49,21 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
     if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
         raise UsageError(
             f"loader: expected a mean and a std above 0 of three channels, found {mean} and {std}"
+        )
+
+
+def check_side(side: str | Path, targets: str | LabelPooling, sources: Sequence[Source]) -> None:
+    """Refuse side shards that nothing would read, or that are of one of several data sets.
+
+    Raises:
+        UsageError: see there.
+    """
+    if targets in ("none", "original"):
+        raise UsageError(
+            f"loader: expected targets that pool the label maps of side={str(side)!r}, found {targets!r}"
+        )
+    if len(sources) > 1:
+        raise UsageError(
+            f"loader: expected a single data set for side={str(side)!r}, found a mixture of {len(sources)}. Join them "
+            "first: softshard maps join"
         )

@@ -14,7 +14,7 @@ The order knows nothing of ranks, so every world size that divides G sees the sa
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -43,6 +43,8 @@ class Order(Protocol):
     def num_samples(self) -> int: ...
 
     def lane_draws(self, lane: int, start: int, stop: int) -> Draws: ...
+
+    def again(self) -> Order: ...
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,10 @@ class EpochOrder:
             laid = self._shuffled(lane, window, first + begin, min(first + begin + self.window, last))
             parts.append(laid[max(start - begin, 0) : stop - begin])
         return self._to_draws(np.concatenate(parts))
+
+    def again(self) -> EpochOrder:
+        """The same order for another place in it: it keeps the windows that it is at."""
+        return replace(self)
 
     def _shuffled(self, lane: int, window: int, first: int, last: int) -> np.ndarray:
         """What lies at the positions of a window, shuffled; kept, since the next steps take more of it."""

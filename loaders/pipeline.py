@@ -100,8 +100,9 @@ class BatchRun:
         """
         problem: DataError | None = None
         try:
-            for step in steps:
+            for i, step in enumerate(steps):
                 try:
+                    self._maker.reader.shards.reached(i)
                     self._begun.append((step, self._begin(step)))
                 except DataError as error:
                     problem = error  # raised in its turn: the step before it is whole

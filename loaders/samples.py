@@ -87,11 +87,13 @@ def read_classes(places: Sequence[Place], members: Sequence[memoryview], num_cla
         num_classes: indices are below it.
 
     Returns:
-        int64 [M].
+        int64 [M]; -1 for samples without a class, of somebody else's tars.
 
     Raises:
         DataError: not a number, or from `num_classes` up.
     """
+    if any(shard.classes is not None for shard, _ in places):
+        return _classes_of_tars(places)
     raw = [bytes(data) for data in members]
     if all(map(bytes.isdigit, raw)) and max(map(len, raw), default=0) <= _PLAIN_DIGITS:
         classes = np.array(list(map(int, raw)), np.int64)
@@ -106,6 +108,13 @@ def read_classes(places: Sequence[Place], members: Sequence[memoryview], num_cla
                 f"Run: softshard verify {shard.path}"
             )
     return np.array(list(map(int, raw)), np.int64)
+
+
+def _classes_of_tars(places: Sequence[Place]) -> np.ndarray:
+    """int64 [M], the classes of samples of somebody else's tars, found when these were indexed."""
+    return np.array(
+        [-1 if shard.classes is None else shard.classes[place] for shard, place in places], np.int64
+    )
 
 
 def read_levels(places: Sequence[Place], members: Sequence[memoryview], shape: tuple[int, ...]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from ..shards.errors import UsageError
-from ..shards.manifest import Manifest, check_sidecar, load_sidecar, load_tree
+from ..shards.manifest import Manifest
 from .balance import Balance
-from .fetch import check_local
+from .cache import Cache
+from .data_set import DataSet, open_data_set
+from .fetch import Shards
 from .find_keys import find_keys
 from .labels import Labels, LabelSource
 from .order import EpochOrder, count_kept
@@ -23,8 +26,10 @@ class Source:
     """What a loader reads.
 
     Attributes:
-        dataset: folder of the data set.
+        dataset: its name, for messages.
         manifest: its manifest.
+        shards: its bytes.
+        load_classes: reads int32 [samples], every sample's class in the data set.
         labels: what its classes and levels mean.
         kept: int64 [N], the samples that labels and subset leave, ascending; None where that is all of them.
         balance: how often each is drawn in an epoch; None where each is once.
@@ -33,6 +38,8 @@ class Source:
 
     dataset: str
     manifest: Manifest
+    shards: Shards
+    load_classes: Callable[[], np.ndarray]
     labels: Labels
     kept: np.ndarray | None
     balance: Balance | None
@@ -45,28 +52,30 @@ class Source:
         labels: LabelSource | None = None,
         subset: Subset | None = None,
         balance: float | None = None,
+        cache: Cache | None = None,
     ) -> Source:
         """Read a data set's manifest and tree, and choose its samples.
 
         Args:
-            dataset: folder of a data set.
+            dataset: folder or URL of a data set, or somebody else's tars; see `open_data_set`.
             labels: as the loader's.
             subset: as the loader's.
             balance: exponent of class-balanced sampling, or None.
+            cache: where remote shards are kept.
 
         Raises:
             UsageError: labels, a subset or a balance that do not fit the data set, or leave none of its samples.
             DataError: it is incomplete, damaged or of a newer version.
         """
-        check_local(dataset)
-        manifest = Manifest.load(dataset)
-        meant = Labels.of(manifest, load_tree(dataset, manifest), labels)
-        kept = _choose_samples(dataset, manifest, meant, subset or Subset())
+        opened = open_data_set(dataset, cache)
+        manifest = opened.manifest
+        meant = Labels.of(manifest, opened.tree, labels)
+        kept = _choose_samples(dataset, opened, meant, subset or Subset())
         draws = None
         if balance is not None:
-            draws = Balance(_classes(dataset, manifest, meant, kept), meant.num_classes, balance)
+            draws = Balance(_classes(opened.load_classes, meant, kept), meant.num_classes, balance)
         counts = np.array([shard.samples for shard in manifest.shards], np.int64)
-        return cls(str(dataset), manifest, meant, kept, draws, counts)
+        return cls(opened.name, manifest, opened.shards, opened.load_classes, meant, kept, draws, counts)
 
     @property
     def num_samples(self) -> int:
@@ -137,16 +146,17 @@ class Source:
         """
         if self.balance is not None:
             return self.balance.class_draws
-        classes = _classes(self.dataset, self.manifest, self.labels, self.kept)
+        classes = _classes(self.load_classes, self.labels, self.kept)
         return np.bincount(classes, minlength=self.labels.num_classes)
 
 
 def _choose_samples(
-    dataset: str | Path, manifest: Manifest, labels: Labels, subset: Subset
+    dataset: str | Path, opened: DataSet, labels: Labels, subset: Subset
 ) -> np.ndarray | None:
+    manifest = opened.manifest
     kept = kept_samples(
         labels.keep_class(subset.class_mask(labels.class_names)),
-        lambda: _stored_classes(dataset, manifest),
+        opened.load_classes,
         manifest.num_samples,
         chosen=None if subset.key_set is None else find_keys(dataset, manifest, subset.key_set),
         fraction=subset.fraction,
@@ -154,20 +164,14 @@ def _choose_samples(
     )
     if kept is not None and not len(kept):
         raise UsageError(
-            f"{dataset}: expected samples of the chosen classes and keys, found none. Give labels or a subset "
+            f"{opened.name}: expected samples of the chosen classes and keys, found none. Give labels or a subset "
             "with classes that have samples: softshard stats counts them"
         )
     return kept
 
 
-def _classes(dataset: str | Path, manifest: Manifest, labels: Labels, kept: np.ndarray | None) -> np.ndarray:
+def _classes(load_classes: Callable[[], np.ndarray], labels: Labels, kept: np.ndarray | None) -> np.ndarray:
     """int32 [N], the class that each of the served samples is read with."""
-    stored = _stored_classes(dataset, manifest)
+    stored = load_classes()
     stored = stored if kept is None else stored[kept]
     return stored if labels.class_map is None else labels.class_map.astype(np.int32)[stored]
-
-
-def _stored_classes(dataset: str | Path, manifest: Manifest) -> np.ndarray:
-    """int32 [samples of the data set], every sample's class in the data set."""
-    check_sidecar(dataset, manifest)
-    return load_sidecar(dataset, manifest)

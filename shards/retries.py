@@ -6,6 +6,7 @@ file alone knows how to tell a server that is away from one that says no.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,21 +26,34 @@ _CREDENTIALS = (
 )
 
 
-def patiently(call: Callable[[], T], where: str, done: str = "read") -> T:
-    """Call until an answer comes, or for 30 seconds.
+def patiently(
+    call: Callable[[], T],
+    where: str,
+    done: str = "read",
+    *,
+    patience_s: float | None = None,
+    sleep: Callable[[float], object] | None = None,
+) -> T:
+    """Call until an answer comes, or for 30 seconds. Waits double, and vary: clients of one server do not come back
+    together.
 
     Args:
         call: asks a server; may be called again.
         where: for messages, without passwords.
         done: what cannot be done with it then: `read`, `written`.
+        patience_s: instead of the 30 seconds.
+        sleep: waits so many seconds between two calls, in the stead of `time.sleep`.
 
     Raises:
         FileNotFoundError: the server says that there is no such file.
-        StorageError: it says no for another reason, or says nothing for 30 seconds.
+        StorageError: it says no for another reason, or says nothing for that long.
     """
+    patience_s = PATIENCE_S if patience_s is None else patience_s
     start = time.monotonic()
     wait_s = _FIRST_WAIT_S
+    num_calls = 0
     while True:
+        num_calls += 1
         try:
             return call()
         except StorageError:
@@ -50,12 +64,12 @@ def patiently(call: Callable[[], T], where: str, done: str = "read") -> T:
             if is_final(error):
                 raise StorageError(failure(where, error, done)) from None
             waited_s = time.monotonic() - start
-            if waited_s >= PATIENCE_S:
+            if waited_s >= patience_s:
                 raise StorageError(
-                    f"{failure(where, error, done)}; tried for {waited_s:.0f} s, the server is away. What is finished is "
-                    "kept: run the same command again to continue"
+                    f"{failure(where, error, done)}; tried {num_calls} times in {waited_s:.0f} s, the server is away. What "
+                    "is finished is kept: run the same command again to continue"
                 ) from None
-        time.sleep(min(wait_s, PATIENCE_S))
+        (sleep or time.sleep)(min(wait_s, patience_s) * random.uniform(0.5, 1.0))
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 

@@ -142,7 +142,7 @@ def _list_tar(
             sample.setdefault("image", (name, Location(tar, member.offset_data, member.size)))
         elif suffix in ("cls", "json"):
             try:
-                label = _read_label(file, member, suffix)
+                label = read_label(file, member, suffix)
             except ValueError as error:
                 problems.append(f"{where}: {name!r}: {error}")
                 continue
@@ -160,7 +160,12 @@ def _end_sample(sample: Sample, tar: str, samples: list[Labelled], ignored: list
     samples.append((sample["label"], name, location))
 
 
-def _read_label(file: BinaryIO, member: tarfile.TarInfo, suffix: str) -> str | None:
+def read_label(file: BinaryIO, member: tarfile.TarInfo, suffix: str) -> str | None:
+    """A sample's class, an index or a name as text; None where a `json` member says none.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if member.size > _MAX_LABEL_BYTES:
         raise ValueError(f"expected at most {_MAX_LABEL_BYTES} bytes, found {member.size}")
     file.seek(member.offset_data)

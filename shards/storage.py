@@ -218,7 +218,8 @@ class RemoteStorage:
     def __reduce__(self) -> Any:  # a file system has threads and connections of its own
         return RemoteStorage, (self.root,)
 
-    def _at(self, path: str) -> str:
+    def at(self, path: str) -> str:
+        """A file below the root as the file system names it."""
         if not path:
             return self._path
         if _REMOTE.match(path):
@@ -226,18 +227,19 @@ class RemoteStorage:
         return f"{self._path.rstrip('/')}/{quote(path) if self._quoted else path}"
 
     def _folder_at(self, path: str) -> str:
-        return self._at(path).rstrip("/") + ("/" if self._quoted else "")
+        return self.at(path).rstrip("/") + ("/" if self._quoted else "")
 
-    def _where(self, path: str) -> str:
+    def where(self, path: str) -> str:
+        """A file below the root as messages name it."""
         return public_name(f"{self.name.rstrip('/')}/{path}" if path else self.name)
 
     def entries(self, path: str = "") -> list[Entry]:
-        folder = self._at(path).rstrip("/")
+        folder = self.at(path).rstrip("/")
         listed = self._folder_at(path)
         # A file system keeps every listing: it would not see what came since, and fill the memory.
         self._filesystem.invalidate_cache()
         try:
-            found = patiently(lambda: self._filesystem.ls(listed, detail=True), self._where(path))
+            found = patiently(lambda: self._filesystem.ls(listed, detail=True), self.where(path))
         except FileNotFoundError as error:
             raise DataError(str(error)) from None
         self._filesystem.invalidate_cache()
@@ -273,13 +275,13 @@ class RemoteStorage:
         if folder is None:  # no listing: a web server would send all of the file
             return [patiently(lambda: self._filesystem.info(self._path), self.name)]
         listed = self._folder_at(folder)
-        return patiently(lambda: self._filesystem.ls(listed, detail=True), self._where(folder))
+        return patiently(lambda: self._filesystem.ls(listed, detail=True), self.where(folder))
 
     def open(self, path: str = "") -> BinaryIO:
-        where = self._where(path)
+        where = self.where(path)
         try:
             # Reading ahead by 5 MiB gets many headers with a request; skipping it saves nothing over images.
-            file = patiently(lambda: self._filesystem.open(self._at(path), "rb"), where)
+            file = patiently(lambda: self._filesystem.open(self.at(path), "rb"), where)
         except FileNotFoundError as error:
             raise DataError(str(error)) from None
         if not file.seekable():
@@ -293,12 +295,12 @@ class RemoteStorage:
         end = offset + min(limit + 1, limit + 1 if size is None else size)
         if end == offset:
             return b""
-        data = patiently(lambda: self._range(self._at(path), offset, end), self._where(path))
+        data = patiently(lambda: self._range(self.at(path), offset, end), self.where(path))
         if size is None:
             return data[: limit + 1]
         if len(data) > end - offset:
             raise DataError(
-                f"{self._where(path)}: expected {end - offset} bytes of a range, found {len(data)}; the server does "
+                f"{self.where(path)}: expected {end - offset} bytes of a range, found {len(data)}; the server does "
                 "not answer range requests"
             )
         return data

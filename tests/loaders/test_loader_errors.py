@@ -294,12 +294,6 @@ def test_a_gpu_that_is_not_there_is_refused(packed):
         make(packed, device="cuda:0")
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/train", "memory://train", "simplecache::s3://bucket/train"])
-def test_a_url_is_refused(url):
-    with pytest.raises(UsageError, match=f"{url}: expected a local folder, found a URL. Copy the data set"):
-        make(url)
-
-
 def test_relabel_needs_label_maps(packed_plain):
     message = (
         r"expected label maps for targets that pool them, found components \['jpg', 'cls', 'msgpack'\]. Run"

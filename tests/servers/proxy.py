@@ -28,6 +28,8 @@ class FaultyProxy:
         reset_after: a connection is reset after so many bytes of answers; None is never.
         refuse: a connection is reset before anything is read.
         share: the part of the connections that reset_after and refuse hit, from 0 to 1.
+        break_share: the part of the answers in the middle of which their connection is reset, from 0 to 1.
+        break_within: after so many bytes of such an answer at most.
         connections: accepted so far.
         faults: of these, reset so far.
         bytes_out: bytes of answers forwarded so far.
@@ -43,6 +45,7 @@ class FaultyProxy:
         self.reset_after: int | None = None
         self.refuse = False
         self.share = 1.0
+        self.break_share, self.break_within = 0.0, 1_000_000
         self.connections = self.faults = self.bytes_out = 0
         self._target = urlsplit(target)
         self._random = random.Random(seed)
@@ -108,11 +111,15 @@ class FaultyProxy:
         self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: asyncio.Event, hit: bool
     ) -> None:
         sent = 0
+        broken = None
         while data := await answers.read(_BLOCK_BYTES):
             if asked.is_set():
                 asked.clear()
                 await asyncio.sleep(self.delay_s)
-            limit = self.reset_after if hit else None
+                if self._random.random() < self.break_share:
+                    broken = sent + self._random.randrange(1, self.break_within)
+            limits = [self.reset_after if hit else None, broken]
+            limit = min((each for each in limits if each is not None), default=None)
             data = data if limit is None else data[: max(0, limit - sent)]
             writer.write(data)
             await writer.drain()

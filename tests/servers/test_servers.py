@@ -92,6 +92,16 @@ def test_a_share_of_the_connections_is_hit_and_the_seed_says_which(one_answer_ea
     assert 4 < sum(runs[0]) < 16
 
 
+def test_a_share_of_the_answers_breaks_in_the_middle(one_answer_each):
+    with FaultyProxy(one_answer_each, seed=1) as proxy:
+        proxy.break_share, proxy.break_within = 0.5, len(ANSWER)
+        received = [ask(proxy) for _ in range(20)]
+        broken = [answer for answer, reset in received if reset]
+        assert 4 < len(broken) == proxy.faults < 16
+        assert all(ANSWER.startswith(answer) for answer, _ in received)
+        assert len(set(map(len, broken))) > 4
+
+
 def test_delay_and_rate_hold_an_answer_back(one_answer_each):
     with FaultyProxy(one_answer_each) as proxy:
         proxy.delay_s = 3600

