@@ -92,7 +92,8 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--teacher",
         metavar="CHECKPOINT",
-        help="checkpoint.pt of the model that the recipe semantic-kd distils from, with the same classes and tree",
+        help="checkpoint.pt of the model that the recipes semantic-kd and live-distillation learn from, with the same "
+        "classes and tree",
     )
     command.add_argument(
         "--resume",
