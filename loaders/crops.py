@@ -21,12 +21,16 @@ class Augment:
         scale: (smallest, largest) share of the area that a crop keeps; None takes the whole image, squished.
         ratio: (smallest, largest) width / height of a crop, drawn log-uniformly.
         flip: mirror half of the images left to right.
+        centre: with `scale` None: share of both sides that is kept, in the middle of the image.
+        square: with `scale` None: what is kept is square, that share of the shorter side.
     """
 
     size: int = 224
     scale: tuple[float, float] | None = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
+    centre: float = 1.0
+    square: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -35,11 +39,16 @@ class Augment:
             raise UsageError(f"augment: expected a scale (low, high) within (0, 1], found {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise UsageError(f"augment: expected a ratio (low, high) above 0, found {self.ratio}")
+        if not 0 < self.centre <= 1 or (self.scale is not None and (self.centre < 1 or self.square)):
+            raise UsageError(
+                "augment: expected a centre within (0, 1], and only with scale=None, found "
+                f"{self.centre}{', square,' if self.square else ''} with scale={self.scale}"
+            )
 
     @classmethod
-    def evaluation(cls, size: int = 224) -> Augment:
-        """The whole image, squished to `size`, never flipped."""
-        return cls(size=size, scale=None, flip=False)
+    def evaluation(cls, size: int = 224, *, centre: float = 1.0, square: bool = False) -> Augment:
+        """The whole image or a window in its middle, squished to `size`, never flipped."""
+        return cls(size=size, scale=None, flip=False, centre=centre, square=square)
 
 
 def draw_crops(
@@ -61,7 +70,8 @@ def draw_crops(
     hw = np.asarray(hw, np.int64)
     num = len(hw)
     tlhw = np.zeros((num, 4), np.int32)
-    tlhw[:, 2:] = hw
+    tlhw[:, 2:] = hw if augment.scale is not None else centred_window(augment, hw)
+    tlhw[:, :2] = (hw - tlhw[:, 2:]) // 2
     if augment.scale is None and not augment.flip:
         return tlhw, np.zeros(num, bool)
     numbers = uniforms(seed, PURPOSE_CROP, epoch, samples, 3 + 2 * _ATTEMPTS, occurrence)
@@ -89,6 +99,12 @@ def draw_crops(
         top[none] = (image_h - height[none]) // 2
         left[none] = (image_w - width[none]) // 2
     return np.stack([top, left, height, width], axis=1).astype(np.int32), flips
+
+
+def centred_window(augment: Augment, hw: np.ndarray) -> np.ndarray:
+    """Height and width, int64 [N, 2], of the windows that `centre` and `square` keep of images of int64 [N, 2]."""
+    sides = np.broadcast_to(hw.min(axis=1, keepdims=True), hw.shape) if augment.square else hw
+    return np.maximum(np.rint(augment.centre * sides).astype(np.int64), 1)
 
 
 def crop_fractions(crop_tlhw_px: np.ndarray, hw: np.ndarray) -> np.ndarray:

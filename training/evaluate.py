@@ -16,6 +16,7 @@ from ..loaders.labels import LabelSource
 from ..loaders.loader import Loader
 from ..shards.errors import DataError
 from .checkpoint import load_checkpoint
+from .label_sets import AnyOfAccuracy, LabelSets
 from .label_space import LabelSpace, load_labels
 from .level_layout import LevelOrder
 from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance, leaf_classes
@@ -29,6 +30,7 @@ def evaluate(
     dataset: str,
     *,
     labels: str | Path | LabelSource | None = None,
+    label_sets: str | Path | None = None,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
     num_threads: int | None = None,
@@ -40,6 +42,7 @@ def evaluate(
         checkpoint: a file that `train` wrote.
         dataset: a local folder, with the class list (and tree) of the checkpoint.
         labels: read the data set with these instead of its own, as in `train`; they must then be the checkpoint's.
+        label_sets: several right classes for an image, in addition: `real` or a file (see LabelSets).
         batch_size: samples per step; it does not change the result.
         device: where the model runs.
         num_threads: the loader's.
@@ -65,7 +68,11 @@ def evaluate(
     ) as loader:
         saved.check_data(path, dataset, LabelSpace.of_loader(loader))
         numbers = evaluate_model(
-            model.to(device), loader, normalise=saved.recipe.normalise, progress=progress
+            model.to(device),
+            loader,
+            normalise=saved.recipe.normalise,
+            label_sets=None if label_sets is None else LabelSets.of_loader(label_sets, loader),
+            progress=progress,
         )
     return {
         "model": saved.model_name,
@@ -83,6 +90,7 @@ def evaluate_model(
     *,
     normalise: bool,
     order: LevelOrder | None = None,
+    label_sets: LabelSets | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a model on one pass over a loader; under torch.distributed, on all ranks' samples together.
@@ -92,10 +100,12 @@ def evaluate_model(
         loader: padded and in order: see `evaluation_loader`.
         normalise: False where the loader brings uint8 pixels that the model wants in [0, 1].
         order: the model gives its logits in level order, which is this; None for class order.
+        label_sets: several right classes for a sample, any of which counts.
         progress: show a progress bar on standard error.
 
     Returns:
-        What TopKAccuracy computes and, where the data set has a label tree, SemanticAccuracy and TreeDistance. All
+        What TopKAccuracy computes, with label sets AnyOfAccuracy, and, where the data set has a label tree,
+        SemanticAccuracy and TreeDistance. All
         of them look at which logit is the largest, within a level or among leaves or all classes; a model of
         sigmoids is read alike. Only models of one softmax compare a class with its ancestors when they train: read
         the others within levels and among leaves.
@@ -104,6 +114,7 @@ def evaluate_model(
     accuracy = TopKAccuracy(loader.num_classes, None if tree is None else leaf_classes(tree))
     semantic = None if tree is None else SemanticAccuracy(tree)
     distance = None if tree is None else TreeDistance(tree)
+    any_of = None if label_sets is None else AnyOfAccuracy()
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -119,6 +130,8 @@ def evaluate_model(
             if order is not None:
                 logits = order.to_class_order(logits, dim=1)
             accuracy.update(logits, batch.classes, batch.valid)
+            if any_of is not None and label_sets is not None:
+                any_of.update(logits, label_sets.table(batch.keys).to(logits.device), batch.valid)
             if distance is not None:
                 distance.update(logits, batch.classes, batch.valid)
             if semantic is not None:
@@ -126,7 +139,7 @@ def evaluate_model(
                 semantic.update(logits, batch.levels, batch.valid)
     model.train(was_training)
     numbers: dict[str, Any] = {}
-    for metric in (semantic, accuracy, distance):
+    for metric in (semantic, accuracy, any_of, distance):
         if metric is not None:
             metric.reduce()
             numbers.update(metric.compute())
