@@ -7,6 +7,7 @@ timm resizes and crops original images; here the stored image is what there is. 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,21 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config  # pyright: ignore[reportPrivateImportUsage]
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
 from ..loaders.crops import Augment
 from ..loaders.labels import LabelSource
 from ..loaders.loader import Loader
+from ..shards.classes import class_list_sha256
 from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest
 from .evaluate import evaluate_model
 from .label_sets import LabelSets
 from .label_space import LabelSpace, load_labels
-from .maps_teacher import check_own_classes
 from .models import create_model
 from .start import load_start
 
 PREFIX = "timm:"
-_OTHERWISE = "read the data set with the model's class list: --labels imagenet-1k"
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def evaluate_timm(
         last_batch="pad",
         num_threads=num_threads,
     ) as loader:
-        check_own_classes(f"model {name}", num_classes, loader.class_names, dataset, otherwise=_OTHERWISE)
+        _check_classes(name, num_classes, loader)
         model = create_model(name, num_classes, preparation.size, pretrained=weights is None)
         if weights is not None:
             report = load_start(
@@ -183,6 +184,35 @@ def evaluate_timm(
             "differs": preparation.differences(loader.manifest),
             **numbers,
         }
+
+
+def _check_classes(name: str, num_classes: int, loader: Loader) -> None:
+    """Refuse a data set whose classes are not the model's, in the model's order.
+
+    Raises:
+        DataError: another number of classes, others, or another order.
+    """
+    cure = "Pack with --classes, or read the data set with the model's list: --labels imagenet-1k"
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    if subset is not None:
+        names = ImageNetInfo(subset).label_names()
+        expected = LabelSpace(names, class_list_sha256(names), None)
+        if problems := expected.differences(LabelSpace.of_loader(loader)):
+            raise DataError(
+                f"model {name} (outputs as in timm's {subset}) and data set {loader.dataset!r} do not belong together: "
+                f"{'; '.join(problems)}. {cure}"
+            )
+    elif num_classes != loader.num_classes:
+        raise DataError(
+            f"model {name} and data set {loader.dataset!r} do not belong together: expected {num_classes} classes, found "
+            f"{loader.num_classes}. {cure}"
+        )
+    else:
+        warnings.warn(
+            f"model {name}: timm has no class list for its {num_classes} outputs, so that they are the classes of "
+            f"{loader.dataset!r} in the same order could not be checked",
+            stacklevel=3,
+        )
 
 
 def _own_config(name: str) -> Any:

@@ -19,6 +19,7 @@ from typing import Any, TypeGuard
 import timm
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from ..loaders.fetch import OpenShard, ShardFiles
 from ..loaders.loader import Loader
@@ -27,7 +28,6 @@ from ..shards.components import decode_meta
 from ..shards.errors import DataError
 from ..shards.files import read_text
 from ..shards.schema import META, MIB
-from .metrics import _sum_over_ranks
 
 REAL = "real"
 IMAGENET_VAL = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -103,7 +103,8 @@ class AnyOfAccuracy:
 
     def reduce(self) -> None:
         """Sum the counts over the ranks of torch.distributed."""
-        _sum_over_ranks(self.counts)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self.counts)
 
     def compute(self) -> dict[str, Any]:
         """`any_top1` and `any_top5`, shares in [0, 1] or None where nothing was counted; `any_samples`, how many were

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,13 +84,7 @@ def load_teacher(
     config: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if checkpoint is None:
         if config is not None:
-            check_own_classes(
-                f"teacher {name}",
-                config.num_classes,
-                manifest.class_names,
-                manifest.name,
-                otherwise="give the teacher you trained on these classes with --checkpoint",
-            )
+            _check_own_classes(name, config.num_classes, manifest)
         own_size = config.input_size[-1] if config is not None else 224
         model = create_model(name, manifest.num_classes, size or own_size, pretrained=True).eval()
         mean, std = (config.mean, config.std) if config is not None else (MEAN, STD)
@@ -151,45 +144,32 @@ def _trained_model(path: Path, saved: Checkpoint, size: int) -> nn.Module:
     return load_trained_model(path, saved, size)
 
 
-def check_own_classes(
-    who: str, num_classes: int, class_names: Sequence[str], dataset: str, *, otherwise: str
-) -> None:
-    """Refuse weights of timm's whose outputs are not the data set's classes in the data set's order.
-
-    Args:
-        who: the model, for messages.
-        num_classes: of its outputs.
-        class_names: of the data set.
-        dataset: where these are from, for messages.
-        otherwise: what else can be done, for messages.
-
-    Raises:
-        UsageError: another number of classes.
-        DataError: other classes, or another order.
-    """
-    if num_classes != len(class_names):
+def _check_own_classes(name: str, num_classes: int, manifest: Manifest) -> None:
+    """Refuse weights of timm's whose outputs are not the data set's classes in the data set's order."""
+    if num_classes != manifest.num_classes:
         raise UsageError(
-            f"{who}: expected weights for the data set's {len(class_names)} classes, found "
-            f"{num_classes}; {otherwise}"
+            f"teacher {name}: expected weights for the data set's {manifest.num_classes} classes, found "
+            f"{num_classes}. Give the teacher you trained on them with --checkpoint"
         )
     subset = infer_imagenet_subset({"num_classes": num_classes})
     if subset is None:
         warnings.warn(
-            f"{who}: timm has no class list for its {num_classes} outputs, so that they are the classes of "
-            f"{dataset!r} in the same order could not be checked",
+            f"teacher {name}: timm has no class list for its {num_classes} outputs, so that they are the classes of "
+            f"{manifest.name!r} in the same order could not be checked",
             stacklevel=3,
         )
         return
     for index, (output, found) in enumerate(
-        zip(ImageNetInfo(subset).label_names(), class_names, strict=True)
+        zip(ImageNetInfo(subset).label_names(), manifest.class_names, strict=True)
     ):
         if output == found:
             continue
-        where = f"{who}: its outputs are the wnids of {subset}; class {index}"
+        where = f"teacher {name}: its outputs are the wnids of {subset}; class {index}"
         if WNID_PATTERN.fullmatch(found):
             cause = "it is another class list, or another order"
         else:
             cause = "only classes that are named by wnid can be compared; pack with --classes and folders named by wnid"
         raise DataError(
-            f"{where}: expected {output!r}, found {found!r} in the data set; {cause}. Or {otherwise}"
+            f"{where}: expected {output!r}, found {found!r} in the data set; {cause}. "
+            "Or give the teacher you trained on these classes with --checkpoint"
         )

@@ -1,4 +1,4 @@
-"""Evaluation beside a checkpoint's own classes: several right classes, ReaL, ImageNetV2's folders, models of timm's."""
+"""Evaluation beside a checkpoint's own classes: several right classes, ReaL, models of timm's."""
 
 import csv
 import json
@@ -173,73 +173,6 @@ def test_any_right_class_counts_and_images_without_one_are_left_out():
     metric.update(logits[3:], right[3:], torch.tensor([True, False]))
     assert metric.compute() == {"any_top1": 1 / 3, "any_top5": 2 / 3, "any_samples": 3, "any_left_out": 1}
     assert AnyOfAccuracy().compute()["any_top1"] is None
-
-
-# ImageNetV2
-
-
-@pytest.fixture(scope="module")
-def imagenet_v2(tmp_path_factory):
-    """Folders 0 to 11 as ImageNetV2 has them; the first pixel of a folder's image is its number."""
-    folder = tmp_path_factory.mktemp("v2")
-    for index in range(12):
-        (folder / "images" / str(index)).mkdir(parents=True)
-        cv2.imwrite(
-            str(folder / "images" / str(index) / "0a1b2c.png"), np.full((8, 8, 3), 20 * index, np.uint8)
-        )
-    return folder / "images"
-
-
-def test_folders_named_by_index_get_the_classes_at_these_places(imagenet_v2, tmp_path):
-    command = ["pack", str(imagenet_v2), str(tmp_path / "out"), "--classes", "imagenet-1k", "--size", "8"]
-    assert main([*command, "--folders", "index"]) == 0
-    manifest = Manifest.load(tmp_path / "out" / "train")
-    wnids = load_class_list("imagenet-1k")
-    assert manifest.class_names == wnids
-    with loader_of(
-        tmp_path / "out" / "train", augment=Augment.evaluation(8), dtype="uint8", batch_size=12
-    ) as loader:
-        (batch,) = loader
-        paths = dict(sample_names(loader))
-    # Sorted by name, folder 10 would come third and be taken for class 2.
-    for image, index, key in zip(batch.images, batch.classes.tolist(), batch.keys, strict=True):
-        assert round(float(image.float().mean()) / 20) == index
-        assert key.startswith(f"{wnids[index]}_")
-        assert paths[key] == f"{index}/0a1b2c.png"
-
-
-def test_numbered_folders_without_the_option_are_refused_with_the_way_out(imagenet_v2, tmp_path, capsys):
-    command = ["pack", str(imagenet_v2), str(tmp_path / "out"), "--classes", "imagenet-1k"]
-    assert main(command) == 1
-    assert "If they are places in the class list: --folders index" in capsys.readouterr().err
-    assert main(["pack", str(imagenet_v2), str(tmp_path / "out"), "--folders", "index"]) == 2
-    assert "--folders index: expected the class list" in capsys.readouterr().err
-
-
-def test_folders_that_are_no_places_in_the_list_are_all_named(tmp_path):
-    for name in ("0", "00", "7", "cat", "²"):
-        picture(tmp_path / "images" / name / "x.jpg", np.random.default_rng(0))
-    with pytest.raises(DataError) as error:
-        pack(
-            tmp_path / "images",
-            tmp_path / "out",
-            PackOptions(folders="index"),
-            class_names=["a", "b", "c"],
-            workers=1,
-        )
-    assert "folders '0' and '00' are one class" in str(error.value)
-    for name in ("'7'", "'cat'", "'²'"):
-        assert f"folder {name}: expected a number from 0 to 2" in str(error.value)
-
-
-def test_a_killed_packing_of_numbered_folders_continues(imagenet_v2, tmp_path):
-    options = PackOptions(image=ImageRecipe(size=8), folders="index", shard_samples=4)
-    wnids = load_class_list("imagenet-1k")
-    first = pack(imagenet_v2, tmp_path / "out", options, class_names=wnids, workers=1)
-    (tmp_path / "out" / "train" / "manifest.json").unlink()
-    (tmp_path / "out" / "train" / "receipts" / "train-000001.tar.json").unlink()
-    again = pack(imagenet_v2, tmp_path / "out", options, class_names=wnids, workers=1)
-    assert again.manifests == first.manifests
 
 
 # Models of timm's
