@@ -37,6 +37,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -55,7 +56,7 @@ from softshard.training.maps import MapOptions, load_teacher, make_label_maps
 from softshard.training.models import load_trained_model
 from softshard.training.recipes import relabel
 from softshard.training.step import model_input
-from softshard.training.study import format_study, study
+from softshard.training.study import CONTENDERS, LIVE, format_study, study, summarise
 from softshard.training.train import train
 
 TEACHER = "resnet10t"
@@ -164,6 +165,12 @@ def judge(checkpoint: Path, windows: Path, collages: Path, threads: int) -> dict
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="runs of each contender, from 2 (default: 5)")
+    parser.add_argument(
+        "--live-seeds",
+        type=int,
+        default=2,
+        help="those of the live teacher, which takes longest (default: 2)",
+    )
     parser.add_argument("--most-photos", type=int, default=40, help="photographs used (default: 40)")
     parser.add_argument("--teacher", choices=("windows", "collages"), default="windows")
     parser.add_argument(
@@ -244,20 +251,29 @@ def main() -> None:
         maps_s = json.loads(timing.read_text())
     timing.write_text(json.dumps(maps_s))
 
-    result = study(
-        str(with_maps),
-        str(collages["val"]),
-        recipe=dataclasses.replace(base, epochs=args.epochs),
-        model=args.model,
-        out=home / f"study-{args.teacher}",
-        seeds=args.seeds,
-        teacher=taught.checkpoint,
-        num_threads=args.threads,
-        measure=lambda checkpoint: judge(checkpoint, windows["val"], collages["val"], args.threads),
-        log=lambda line: print(line) if line.startswith(("relabel", "finished")) else None,
-    )
-    if result["stopped_by"] is not None:
-        raise SystemExit(128 + result["stopped_by"])
+    def compare(contenders: list[str], seeds: int, out: str) -> dict[str, Any]:
+        result = study(
+            str(with_maps),
+            str(collages["val"]),
+            recipe=dataclasses.replace(base, epochs=args.epochs),
+            model=args.model,
+            out=home / out,
+            seeds=seeds,
+            contenders=contenders,
+            teacher=taught.checkpoint,
+            num_threads=args.threads,
+            measure=lambda checkpoint: judge(checkpoint, windows["val"], collages["val"], args.threads),
+            log=lambda line: print(line, flush=True) if line.startswith("finished") else None,
+        )
+        if result["stopped_by"] is not None:
+            raise SystemExit(128 + result["stopped_by"])
+        return result
+
+    quick = [name for name in CONTENDERS if name != LIVE]
+    result = compare(quick, args.seeds, f"study-{args.teacher}")
+    if args.live_seeds:
+        result["rows"] += compare([LIVE], args.live_seeds, f"study-{args.teacher}-live")["rows"]
+        result["summary"] = summarise(result["rows"])
     print(format_study(result, METRICS))
     write_result(
         args.out or RESULTS / f"relabel_{args.teacher}.json",

@@ -23,6 +23,7 @@ from ..loaders.loader import Loader
 from ..shards.classes import class_list_sha256
 from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest
+from ..shards.relabel import Relabelling, relabel
 from .evaluate import evaluate_model
 from .label_sets import LabelSets
 from .label_space import LabelSpace, load_labels
@@ -122,9 +123,9 @@ def evaluate_timm(
 
     Args:
         name: timm's name of a model and its weights, such as `resnet50.a1_in1k`.
-        dataset: a local folder; its classes must be the model's, in the model's order.
+        dataset: a local folder. Its classes are the model's, or some of them, in any order: they are matched by name.
         weights: a file of weights for this architecture instead of timm's own, which are downloaded once.
-        labels: read the data set with these instead of its own: `imagenet-1k` for a part of ImageNet.
+        labels: read the data set with these instead of its own; they must then be the model's, in its order.
         label_sets: several right classes for an image, in addition: `real` or a file (see LabelSets).
         batch_size: samples per step; it does not change the result.
         device: where the model runs.
@@ -143,7 +144,7 @@ def evaluate_timm(
     num_classes = _own_config(name).num_classes
     with Loader(
         dataset,
-        labels=load_labels(labels),
+        labels=load_labels(labels) if labels is not None else _matched(num_classes, Manifest.load(dataset)),
         batch_size=batch_size,
         device=str(device),
         augment=preparation.augment,
@@ -186,21 +187,33 @@ def evaluate_timm(
         }
 
 
+def _matched(num_classes: int, manifest: Manifest) -> Relabelling | None:
+    """The model's class list to read a data set with that has only some of the classes, or another order of them."""
+    names = _own_classes(num_classes)
+    if names is None or manifest.class_names == names or not set(manifest.class_names) <= set(names):
+        return None
+    return relabel(manifest.class_names, names, allow_missing=True)
+
+
+def _own_classes(num_classes: int) -> tuple[str, ...] | None:
+    """What the outputs of timm's own weights stand for, by their number: wnids; None where timm has no list."""
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    return None if subset is None else tuple(ImageNetInfo(subset).label_names())
+
+
 def _check_classes(name: str, num_classes: int, loader: Loader) -> None:
     """Refuse a data set whose classes are not the model's, in the model's order.
 
     Raises:
         DataError: another number of classes, others, or another order.
     """
-    cure = "Pack with --classes, or read the data set with the model's list: --labels imagenet-1k"
-    subset = infer_imagenet_subset({"num_classes": num_classes})
-    if subset is not None:
-        names = ImageNetInfo(subset).label_names()
+    cure = "Pack with class folders named as the model's classes (wnids), or read only these: --labels imagenet-1k"
+    names = _own_classes(num_classes)
+    if names is not None:
         expected = LabelSpace(names, class_list_sha256(names), None)
         if problems := expected.differences(LabelSpace.of_loader(loader)):
             raise DataError(
-                f"model {name} (outputs as in timm's {subset}) and data set {loader.dataset!r} do not belong together: "
-                f"{'; '.join(problems)}. {cure}"
+                f"model {name} and data set {loader.dataset!r} do not belong together: {'; '.join(problems)}. {cure}"
             )
     elif num_classes != loader.num_classes:
         raise DataError(

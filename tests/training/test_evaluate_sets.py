@@ -257,7 +257,7 @@ def test_a_timm_model_with_weights_of_a_file_is_evaluated(large, tmp_path, capsy
 
 def test_a_model_for_other_classes_is_refused(shards, large, tmp_path):
     with pytest.raises(
-        UsageError, match=r"model test_efficientnet: expected weights for .* 6 classes, found 1000"
+        DataError, match=r"do not belong together: class list: .*1,000 classes, not 6.*--labels"
     ):
         evaluate_timm("test_efficientnet", str(shards / "val"), weights=tmp_path / "none")
     torch.save(create_model("test_efficientnet", 10, 160).state_dict(), tmp_path / "ten.pth")
@@ -265,6 +265,16 @@ def test_a_model_for_other_classes_is_refused(shards, large, tmp_path):
         evaluate_timm("test_efficientnet", str(large / "shards" / "train"), weights=tmp_path / "ten.pth")
     with pytest.raises(UsageError, match="expected a name that timm"):
         evaluate_timm("no_such_model", str(shards / "val"))
+
+
+def test_a_part_of_imagenet_is_read_with_all_its_classes(large, tmp_path):
+    options = PackOptions(image=ImageRecipe(resize="none", quality=100), shard_samples=9)
+    pack(large / "images", tmp_path / "part", options, workers=1)  # its own six classes
+    torch.save(create_model("test_efficientnet", 1000, 160).state_dict(), tmp_path / "weights.pth")
+    weights = {"weights": tmp_path / "weights.pth", "batch_size": 6}
+    whole = evaluate_timm("test_efficientnet", str(large / "shards" / "train"), **weights)
+    part = evaluate_timm("test_efficientnet", str(tmp_path / "part" / "train"), **weights)
+    assert {**whole, "dataset": ""} == {**part, "dataset": ""}
 
 
 def test_weights_without_a_timm_model_are_a_wrong_call(shards, capsys):
