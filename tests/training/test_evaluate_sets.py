@@ -24,8 +24,6 @@ from softshard.training.evaluate_timm import Preparation, evaluate_timm
 from softshard.training.label_sets import AnyOfAccuracy, LabelSets, real_labels, sample_names
 from softshard.training.models import create_model
 
-TIMM_RESULTS = Path(__file__).parents[3] / "shared" / "data" / "timm_results"
-
 
 def picture(path, rng, height=40, width=40):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,10 +59,10 @@ def test_real_has_an_entry_for_every_validation_image():
     assert {index for row in labels for index in row} <= set(range(1000))
 
 
-@pytest.mark.skipif(not TIMM_RESULTS.is_dir(), reason="no shared/data/timm_results beside the project")
-def test_every_published_accuracy_is_a_whole_number_of_reals_images():
+@pytest.mark.shared
+def test_every_published_accuracy_is_a_whole_number_of_reals_images(shared_data):
     counted = sum(map(bool, real_labels()))
-    with (TIMM_RESULTS / "results-imagenet-real.csv").open(newline="") as file:
+    with (shared_data / "timm_results" / "results-imagenet-real.csv").open(newline="") as file:
         shares = np.array([float(row["top1"]) / 100 for row in csv.DictReader(file)])
     assert len(shares) > 500
 
