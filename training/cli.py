@@ -91,9 +91,9 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "--teacher",
-        metavar="CHECKPOINT",
+        metavar="CHECKPOINT|timm:NAME",
         help="checkpoint.pt of the model that the recipes semantic-kd and live-distillation learn from, with the same "
-        "classes and tree",
+        "classes and tree; live-distillation also takes a model of timm's, such as timm:resnet50.a1_in1k",
     )
     command.add_argument(
         "--resume",
@@ -289,7 +289,8 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         raise UsageError(f"--batch-size: expected at least 1, found {args.batch_size}")
     with _needs_extra("softshard evaluate"):
         from .evaluate import evaluate
-        from .evaluate_timm import PREFIX, evaluate_timm
+        from .evaluate_timm import evaluate_timm
+        from .preparation import PREFIX
     options: dict[str, Any] = {
         "labels": args.labels,
         "label_sets": args.label_sets,

@@ -111,8 +111,8 @@ def _add_study(actions: argparse._SubParsersAction) -> None:
     command.add_argument("--targets", metavar="A,B,...", help="these only, such as local-multi,original")
     command.add_argument(
         "--teacher",
-        metavar="CHECKPOINT",
-        help="what live-distillation asks: checkpoint.pt of softshard train",
+        metavar="CHECKPOINT|timm:NAME",
+        help="what live-distillation asks: checkpoint.pt of softshard train, or a model of timm's with its own weights",
     )
     command.add_argument(
         "--labels", metavar="FILE|LIST", help="read both data sets with these labels, as softshard train does"

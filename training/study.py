@@ -72,7 +72,7 @@ def study(
         out: a folder for the runs, and for `study.json`, which is written after each. The same call continues.
         seeds: runs of each contender, with the seeds 0, 1, ...
         contenders: of CONTENDERS; by default all, without `live-distillation` where there is no teacher.
-        teacher: checkpoint that `live-distillation` asks about every crop.
+        teacher: what `live-distillation` asks about every crop: a checkpoint, or `timm:` and a name.
         labels: as in `train`.
         device: as in `train`.
         num_threads: the loader's.

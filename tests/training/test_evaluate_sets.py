@@ -1,6 +1,7 @@
 """Evaluation beside a checkpoint's own classes: several right classes, ReaL, models of timm's."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,14 +16,20 @@ from torch.nn import functional as F
 
 from softshard.loaders import Loader
 from softshard.loaders.crops import Augment
+from softshard.loaders.decode import MEAN, STD
 from softshard.shards import ImageRecipe, PackOptions, pack
 from softshard.shards.classes import load_class_list
 from softshard.shards.cli import main
 from softshard.shards.errors import DataError, UsageError
 from softshard.shards.manifest import Manifest
-from softshard.training.evaluate_timm import Preparation, evaluate_timm
+from softshard.training import live_distillation, semantic_kd
+from softshard.training.evaluate_timm import evaluate_timm
 from softshard.training.label_sets import AnyOfAccuracy, LabelSets, real_labels, sample_names
+from softshard.training.label_space import LabelSpace
 from softshard.training.models import create_model
+from softshard.training.preparation import Preparation
+from softshard.training.teacher_timm import TimmTeacher
+from softshard.training.train import train
 
 
 def picture(path, rng, height=40, width=40):
@@ -273,6 +280,62 @@ def test_a_part_of_imagenet_is_read_with_all_its_classes(large, tmp_path):
     whole = evaluate_timm("test_efficientnet", str(large / "shards" / "train"), **weights)
     part = evaluate_timm("test_efficientnet", str(tmp_path / "part" / "train"), **weights)
     assert {**whole, "dataset": ""} == {**part, "dataset": ""}
+
+
+@pytest.fixture
+def own_weights(tmp_path, monkeypatch):
+    """The weights of test_efficientnet; what the hub would bring comes from a file, the rest is timm's."""
+    path, plain = tmp_path / "hub.pth", timm.create_model
+    torch.manual_seed(0)
+    weights = plain("test_efficientnet").state_dict()
+    torch.save(weights, path)
+
+    def create(name, pretrained=False, **options):
+        overlay = {"pretrained_cfg_overlay": {"file": str(path)}} if pretrained else {}
+        return plain(name, pretrained=pretrained, **overlay, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    return weights
+
+
+def test_timms_own_weights_teach_some_of_their_classes(own_weights, large, tmp_path):
+    options = PackOptions(image=ImageRecipe(size=32), shard_samples=9)
+    pack(large / "images", tmp_path / "part", options, workers=1)  # classes 0, 10, ... 50 of imagenet-1k
+    part = str(tmp_path / "part" / "train")
+    recipe = dataclasses.replace(live_distillation(), epochs=1, global_batch=6, image_size=32)
+    result = train(
+        recipe, part, model="test_resnet", teacher="timm:test_efficientnet", out=tmp_path / "run", log=print
+    )
+    assert result.steps == 1
+    with loader_of(part, batch_size=6) as loader:
+        labels = LabelSpace.of_loader(loader)
+        (batch,) = loader
+    teacher = TimmTeacher("timm:test_efficientnet", recipe, labels=labels, dataset=part)
+    preparation = Preparation.of("test_efficientnet")
+    model = timm.create_model("test_efficientnet").eval()
+    model.load_state_dict(own_weights)
+    pixels = batch.images * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    pixels = F.interpolate(pixels, (preparation.size,) * 2, mode="bilinear", antialias=True)
+    own_scale = (pixels - torch.tensor(preparation.mean)[:, None, None]) / torch.tensor(preparation.std)[
+        :, None, None
+    ]
+    with torch.inference_mode():
+        expected = model(own_scale)[:, [0, 10, 20, 30, 40, 50]]
+    torch.testing.assert_close(teacher(batch.images), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_timms_weights_do_not_teach_levels_or_classes_that_they_do_not_know(shards, tmp_path):
+    tiny = {"epochs": 1, "global_batch": 8, "image_size": 32}
+    options = {"model": "test_resnet", "teacher": "timm:test_efficientnet", "log": print}
+    with pytest.raises(UsageError, match="which knows leaves"):
+        train(
+            dataclasses.replace(semantic_kd(), **tiny), str(shards / "train"), out=tmp_path / "kd", **options
+        )
+    with pytest.raises(
+        DataError, match=r"expected classes among its 1000, by wnid, found 6 others, such as 'cat'"
+    ):
+        recipe = dataclasses.replace(live_distillation(), **tiny)
+        train(recipe, str(shards / "train"), out=tmp_path / "live", **options)
 
 
 def test_weights_without_a_timm_model_are_a_wrong_call(shards, capsys):
