@@ -63,7 +63,7 @@ class LabelSets:
         Raises:
             UsageError: the file cannot be read.
             DataError: the file is damaged, it or ReaL lists none of the images, or it names classes that the data set
-                does not have. (ReaL's classes that it does not have are left out: no image of it is only those.)
+                does not have. (Of ReaL's those are passed over; an image without any other is left out.)
         """
         if str(source) == REAL:
             classes = _real_classes(loader)
