@@ -56,6 +56,7 @@ bench: $(DEV)
 	cd benchmarks && ../$(BIN)/python kill_pack.py
 	cd benchmarks && ../$(BIN)/python losses.py
 	cd benchmarks && ../$(BIN)/python semantic_losses.py
+	cd benchmarks && ../$(BIN)/python relabel.py
 
 clean:
 	rm -rf $(VENV) build dist demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis

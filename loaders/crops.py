@@ -28,6 +28,7 @@ class Augment:
         flip: mirror half of the images left to right.
         centre: None, or, instead of a `scale`, the side of a centred square as a share of the shorter side of
             the stored image.
+        square: False keeps that share of both sides, which is then squished.
         color_jitter: j, or (brightness, contrast, saturation): three factors, each drawn from 1 - j to 1 + j (not
             below 0), applied in an order that is drawn for every image. 0 is none.
         lighting: standard deviation of the noise along ImageNet's principal components of colour
@@ -46,6 +47,7 @@ class Augment:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
     centre: float | None = None
+    square: bool = True
     color_jitter: float | tuple[float, float, float] = 0.0
     lighting: float = 0.0
     cutout: float = 0.0
@@ -92,7 +94,7 @@ class Augment:
             )
 
     @classmethod
-    def evaluation(cls, size: int = 224, centre: float | None = None) -> Augment:
+    def evaluation(cls, size: int = 224, centre: float | None = None, square: bool = True) -> Augment:
         """One view of an image, never flipped.
 
         Args:
@@ -102,8 +104,9 @@ class Augment:
                 floor(c * shorter side + 1/2) pixels is cut from the middle of the stored image (an odd pixel more
                 is left at the right and the bottom) and resized. The two steps round to a pixel of the resized
                 image, so that their window may lie that far off. Label maps are pooled over the window.
+            square: False cuts that share of both sides instead, and squishes it.
         """
-        return cls(size=size, scale=None, flip=False, centre=centre)
+        return cls(size=size, scale=None, flip=False, centre=centre, square=square)
 
     @property
     def changes_pixels(self) -> bool:
@@ -145,8 +148,9 @@ def draw_crops(
     tlhw = np.zeros((num, 4), np.int32)
     tlhw[:, 2:] = hw
     if augment.centre is not None:
-        side = np.clip(np.floor(augment.centre * hw.min(axis=1) + 0.5), 1, None).astype(np.int64)[:, None]
-        tlhw = np.concatenate([(hw - side) // 2, side, side], axis=1).astype(np.int32)
+        sides = np.broadcast_to(hw.min(axis=1, keepdims=True), hw.shape) if augment.square else hw
+        kept = np.clip(np.floor(augment.centre * sides + 0.5), 1, None).astype(np.int64)
+        tlhw = np.concatenate([(hw - kept) // 2, kept], axis=1).astype(np.int32)
     if augment.scale is None and not augment.flip:
         return tlhw, np.zeros(num, bool)
     numbers = uniforms(seed, PURPOSE_CROP, epoch, samples, 3 + 2 * _ATTEMPTS, occurrence)

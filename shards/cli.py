@@ -108,6 +108,13 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
         "--classes", metavar="LIST", help="class list that fixes the indices (default: the folders)"
     )
     labels.add_argument(
+        "--folders",
+        choices=("name", "index"),
+        default="name",
+        help="what class folders are called: like their classes (default), or like their places in --classes, from 0, as "
+        "in ImageNetV2",
+    )
+    labels.add_argument(
         "--tree", metavar="FILE", help="label tree whose hierarchical label vectors are packed"
     )
     labels.add_argument(
@@ -192,6 +199,7 @@ def _run_pack(args: argparse.Namespace) -> int:
         shard_samples=args.shard_samples,
         seed=args.seed,
         max_bad=args.max_bad,
+        folders=args.folders,
     )
     class_names = load_class_list(args.classes) if args.classes else None
     tree = LabelTree.load(args.tree) if args.tree else None

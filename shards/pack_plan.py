@@ -13,6 +13,7 @@ from .classes import class_list_sha256
 from .errors import DataError, StorageError, UsageError
 from .images import ImageRecipe, pixel_stack
 from .index import padded
+from .indexed_folders import name_by_index
 from .labelmap import read_map_header
 from .listing import Listing, in_order
 from .philox import PURPOSE_PLAN, check_seed, permutation
@@ -24,6 +25,7 @@ from .sources import open_source
 from .tree import LabelTree
 
 _MAPS_LOOKED_FOR = 16_384  # images; a wrong folder is told at once
+FOLDERS = ("name", "index")
 SIZE_SAMPLE = 256  # images encoded to estimate how many go into a shard
 
 
@@ -42,6 +44,8 @@ class PackOptions:
         shard_samples: samples of a shard instead; nothing is measured then.
         seed: of the global shuffle.
         max_bad: share of unusable inputs that stops the run; ten are always allowed, with 0 none.
+        folders: `name`: class folders are called like their classes; `index`: like their places in the class list,
+            from 0, as in ImageNetV2.
     """
 
     image: ImageRecipe = field(default_factory=ImageRecipe)
@@ -53,6 +57,7 @@ class PackOptions:
     shard_samples: int | None = None
     seed: int = 0
     max_bad: float = 0.001
+    folders: str = "name"
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -63,6 +68,8 @@ class PackOptions:
             )
         if not 0 <= self.max_bad <= 1:
             raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
+        if self.folders not in FOLDERS:
+            raise UsageError(f"folders: expected one of {', '.join(FOLDERS)}, found {self.folders!r}")
 
     def to_json(self) -> dict[str, Any]:
         """What decides the bytes; not where the label maps lie, nor the budget."""
@@ -75,6 +82,8 @@ class PackOptions:
             "shard_bytes": self.shard_bytes if self.shard_samples is None else None,
             "shard_samples": self.shard_samples,
             "seed": self.seed,
+            # Not where it is the default, so that plans made before it was thought of stay the same.
+            **({} if self.folders == "name" else {"folders": self.folders}),
         }
 
 
@@ -102,7 +111,7 @@ def plan_source(
         with progress_bar(None, "list", "img") as bar:
             listing = open_source(source, class_names, bar.update)
     plan = make_plan(
-        listing,
+        listing if options.folders == "name" else name_by_index(listing, class_names),
         class_names=class_names if class_names is not None else listing.class_names,
         min_images=options.min_images,
         val_per_class=options.val_per_class,

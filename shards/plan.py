@@ -213,7 +213,7 @@ def make_plan(
         raise DataError(
             f"{listing.root}: expected a class folder with at least {max(min_images, 1)} images"
             f"{'' if listed is None else ' that is in the class list'}, found none among {len(dropped)}: "
-            f"{some([name for name, _ in dropped])}"
+            f"{some([name for name, _ in dropped])}{_numbered_hint(listing, listed)}"
         )
     too_few = [folder.name for folder in kept if len(folder.files) <= val_per_class]
     if too_few and val_per_class:
@@ -263,6 +263,12 @@ def some(names: Sequence[str], num: int = 5) -> str:
     """The first few names, for a message."""
     shown = ", ".join(repr(name) for name in names[:num])
     return shown if len(names) <= num else f"{shown} and {len(names) - num} more"
+
+
+def _numbered_hint(listing: Listing, listed: set[str] | None) -> str:
+    """Where folders are called 0, 1, ..., as in ImageNetV2, what that most likely means."""
+    numbered = all(folder.name.isascii() and folder.name.isdigit() for folder in listing.folders)
+    return "" if listed is None or not numbered else ". If they are places in the class list: --folders index"
 
 
 def _shown(folder: ClassFolder) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .multi_label import AsymmetricLoss, BinaryCrossEntropyLoss
     from .recipes import (
         Recipe,
+        live_distillation,
         multi_label_asl,
         multi_label_bce,
         relabel,
@@ -41,6 +42,7 @@ __all__ = [
     "TeacherLevels",
     "TopKAccuracy",
     "TreeDistance",
+    "live_distillation",
     "multi_label_asl",
     "multi_label_bce",
     "relabel",
@@ -69,6 +71,7 @@ _MODULES = {
     "TopKAccuracy": "metrics",
     "TreeDistance": "metrics",
     "Recipe": "recipes",
+    "live_distillation": "recipes",
     "multi_label_asl": "recipes",
     "multi_label_bce": "recipes",
     "relabel": "recipes",

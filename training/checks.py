@@ -55,14 +55,15 @@ def check_call(
             + ("freezes all but the head" if recipe.freeze else "keeps all but their head")
             + ", found none. Give --init-from or --pretrained"
         )
-    if (teacher is None) != (recipe.distill == "none"):
+    if (teacher is None) == recipe.wants_teacher:
         problems.append(
             f"recipe {recipe.name!r}: expected "
             + (
                 "a teacher, since it distils, found none. Give --teacher"
                 if teacher is None
                 else "no teacher, since "
-                f"it does not distil, found {teacher}. Train the recipe semantic-kd, or leave out --teacher"
+                f"it does not distil, found {teacher}. Train the recipe semantic-kd or live-distillation, or leave out "
+                "--teacher"
             )
         )
     if log_steps < 1:

@@ -97,8 +97,9 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "--teacher",
-        metavar="CHECKPOINT",
-        help="checkpoint.pt of the model that the recipe semantic-kd distils from, with the same classes and tree",
+        metavar="CHECKPOINT|timm:NAME",
+        help="checkpoint.pt of the model that the recipes semantic-kd and live-distillation learn from, with the same "
+        "classes and tree; live-distillation also takes a model of timm's, such as timm:resnet50.a1_in1k",
     )
     command.add_argument(
         "--resume",
@@ -168,11 +169,16 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
 def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
     command = subparsers.add_parser(
         "evaluate",
-        help="measure a checkpoint on a data set",
-        description="Measure a checkpoint. "
+        help="measure a checkpoint, or a model of timm's, on a data set",
+        description="Measure a checkpoint or a model of timm's. "
         "On several GPUs: torchrun --nproc-per-node N --no-python softshard evaluate ...",
     )
-    command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of softshard train")
+    command.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT|timm:NAME",
+        help="checkpoint.pt of softshard train; or timm's name of a model with its own weights, such as "
+        "timm:resnet50.a1_in1k, whose images are prepared as timm says, as far as the stored ones allow (`differs`)",
+    )
     command.add_argument("dataset", metavar="DATASET", help="folder of a data set with the same classes")
     command.add_argument(
         "--labels",
@@ -180,6 +186,17 @@ def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
         help="read the data set with these labels instead of its own, for a checkpoint of softshard train --labels, or "
         "a data set with other classes or another tree: a label tree (.json) or a class list, as there. They must "
         "be the checkpoint's",
+    )
+    command.add_argument(
+        "--label-sets",
+        metavar="real|FILE",
+        help="several right classes for an image, any of which counts: ReaL's, for ImageNet's validation images under "
+        'their own names; or a JSON file such as {"dog_and_cat.jpg": ["dog", "cat"]}. Images with none are left out',
+    )
+    command.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="with timm:NAME: these weights of that architecture instead of timm's own",
     )
     command.add_argument(
         "--batch-size", type=int, default=256, metavar="N", help="of each process (default: 256)"
@@ -293,17 +310,25 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     rank, world_size, local_rank = (_torchrun(name, default) for name, default in _TORCHRUN.items())
     with _needs_extra("softshard evaluate"):
         from .evaluate import evaluate
-    numbers = evaluate(
-        args.checkpoint,
-        args.dataset,
-        labels=args.labels,
-        batch_size=args.batch_size,
-        device=_device(args.device, local_rank),
-        rank=rank,
-        world_size=world_size,
-        num_threads=args.threads,
-        progress=rank == 0 and sys.stderr.isatty(),
-    )
+        from .evaluate_timm import evaluate_timm
+        from .preparation import PREFIX
+    options: dict[str, Any] = {
+        "labels": args.labels,
+        "label_sets": args.label_sets,
+        "batch_size": args.batch_size,
+        "device": _device(args.device, local_rank),
+        "rank": rank,
+        "world_size": world_size,
+        "num_threads": args.threads,
+        "progress": rank == 0 and sys.stderr.isatty(),
+    }
+    if args.checkpoint.startswith(PREFIX):
+        name = args.checkpoint.removeprefix(PREFIX)
+        numbers = evaluate_timm(name, args.dataset, weights=args.weights, **options)
+    elif args.weights is not None:
+        raise UsageError(f"--weights: expected timm:NAME, which they are for, found {args.checkpoint}")
+    else:
+        numbers = evaluate(args.checkpoint, args.dataset, **options)
     if rank == 0:
         print(json.dumps(numbers, indent=1) if args.json else _table(numbers))
     return 0
@@ -387,6 +412,10 @@ def _table(numbers: dict[str, Any]) -> str:
     for name, value in numbers.items():
         if name == "per_level":
             lines += [f"  level {level:<20} {_shown(share)}" for level, share in enumerate(value)]
+        elif name == "differs":
+            lines += [f"differs from timm's own        {line}" for line in value]
+        elif name == "preparation":
+            lines.append(f"{name:<28} {', '.join(f'{key} {part}' for key, part in value.items())}")
         else:
             unit = " edges" if "tree_distance" in name and value is not None else ""
             shown = f"{value:.3f}{unit}" if unit else _shown(value)

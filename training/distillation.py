@@ -14,7 +14,7 @@ from ..shards.errors import UsageError
 from ..shards.teacher_levels import num_kept
 from ..shards.tree import LabelTree
 from .level_layout import LevelClasses, LevelLayout, reached_levels
-from .losses import loss_dtype, mean_over_valid
+from .losses import SoftTargetLoss, loss_dtype, mean_over_valid
 
 RULES = ("paper", "code")
 
@@ -155,3 +155,22 @@ class SemanticKDLoss(nn.Module):
 def _level_softmax(logits: Tensor, layout: LevelLayout) -> list[Tensor]:
     """Softmax within each level: L tensors [N, N_k]; float32 also under autocast."""
     return [level.softmax(dim=1) for level in layout.split(layout.arrange(logits).to(loss_dtype(logits)))]
+
+
+class LiveTeacherLoss(nn.Module):
+    """Cross-entropy with the probabilities that a teacher gives the very crop: distillation at temperature 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = SoftTargetLoss()
+
+    def forward(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        target: Tensor,
+        valid: Tensor | None = None,
+        num_valid: Tensor | int | None = None,
+    ) -> Tensor:
+        """Loss of a batch: logits floating [N, C] of student and teacher; `target`, the label, is not looked at."""
+        return self.loss(logits, teacher.to(loss_dtype(teacher)).softmax(dim=1), valid, num_valid)

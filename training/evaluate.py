@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .ancestors import leaf_classes
 from .average_precision import AncestorPrecision
 from .checkpoint import load_checkpoint
 from .down_the_tree import LeavesDownTheTree
+from .label_sets import AnyOfAccuracy, LabelSets
 from .label_space import LabelSpace, load_labels
 from .level_layout import LevelOrder
 from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
@@ -33,6 +34,7 @@ def evaluate(
     dataset: str,
     *,
     labels: str | Path | LabelSource | None = None,
+    label_sets: str | Path | None = None,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
     rank: int = 0,
@@ -46,6 +48,7 @@ def evaluate(
         checkpoint: a file that `train` wrote.
         dataset: a local folder, with the class list (and tree) of the checkpoint.
         labels: read the data set with these instead of its own, as in `train`; they must then be the checkpoint's.
+        label_sets: several right classes for an image, in addition: `real` or a file (see LabelSets).
         batch_size: samples per step of each process; it does not change the result.
         device: where the model runs.
         rank: this process, in [0, world_size).
@@ -64,11 +67,7 @@ def evaluate(
     saved = load_checkpoint(path)
     model = load_trained_model(path, saved, saved.recipe.image_size)
     with ExitStack() as stack:
-        if world_size > 1:
-            on_gpu = torch.device(device).type == "cuda"
-            if on_gpu:
-                torch.cuda.set_device(device)
-            stack.enter_context(process_group("nccl" if on_gpu else "gloo", rank, world_size))
+        stack.enter_context(sharing_samples(device, rank, world_size))
         loader = evaluation_loader(
             saved.recipe,
             dataset,
@@ -87,6 +86,7 @@ def evaluate(
             normalise=saved.recipe.normalise,
             loss=saved.recipe.loss,
             levels=saved.recipe.levels,
+            label_sets=None if label_sets is None else LabelSets.of_loader(label_sets, loader),
             progress=progress,
         )
     return {
@@ -99,6 +99,19 @@ def evaluate(
     }
 
 
+@contextmanager
+def sharing_samples(device: str | torch.device, rank: int, world_size: int) -> Iterator[None]:
+    """A process group, where there are several processes."""
+    if world_size == 1:
+        yield
+        return
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    with process_group("nccl" if on_gpu else "gloo", rank, world_size):
+        yield
+
+
 def evaluate_model(
     model: nn.Module,
     loader: Loader,
@@ -107,6 +120,7 @@ def evaluate_model(
     loss: str | None = None,
     levels: int | None = None,
     order: LevelOrder | None = None,
+    label_sets: LabelSets | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a model on one pass over a loader; under torch.distributed, on all ranks' samples together.
@@ -118,10 +132,12 @@ def evaluate_model(
         loss: what the model was trained with, one of `recipes.LOSSES`, which adds what only such models have.
         levels: how many levels of the label tree it was trained on, from the root; None for all.
         order: the model gives its logits in level order, which is this; None for class order.
+        label_sets: several right classes for a sample, any of which counts.
         progress: show a progress bar on standard error.
 
     Returns:
-        What TopKAccuracy computes and, where the data set has a label tree, SemanticAccuracy and TreeDistance. All
+        What TopKAccuracy computes, with label sets AnyOfAccuracy, and, where the data set has a label tree,
+        SemanticAccuracy and TreeDistance. All
         of them look at which logit is the largest, within a level or among leaves or all classes; a model of
         sigmoids is read alike. Only models of one softmax compare a class with its ancestors when they train: read
         the others within levels and among leaves. A model of one softmax per level has its leaves read down the tree,
@@ -138,6 +154,7 @@ def evaluate_model(
             by_class.append(LeavesDownTheTree(tree, levels))
         elif loss in TREE_LOSSES:
             by_levels.append(AncestorPrecision(tree, loader.num_samples, levels))
+    any_of = None if label_sets is None else AnyOfAccuracy()
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -154,11 +171,13 @@ def evaluate_model(
                 logits = order.to_class_order(logits, dim=1)
             for metric in by_class:
                 metric.update(logits, batch.classes, batch.valid)
+            if any_of is not None and label_sets is not None:
+                any_of.update(logits, label_sets.table(batch.keys).to(logits.device), batch.valid)
             for metric in by_levels:  # a data set with a tree has levels
                 metric.update(logits, batch.levels, batch.valid)
     model.train(was_training)
     numbers: dict[str, Any] = {}
-    for metric in (*by_levels, *by_class):
+    for metric in (*by_levels, *by_class, *([] if any_of is None else [any_of])):
         metric.reduce()
         numbers.update(metric.compute())
     return numbers

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..loaders.batch import Batch
 from ..loaders.loader import Loader
 from ..shards.tree import LabelTree
-from .distillation import SemanticKDLoss
+from .distillation import LiveTeacherLoss, SemanticKDLoss
 from .losses import SemanticSoftmaxLoss, SingleLabelLoss, SoftTargetLoss
 from .multi_label import AsymmetricLoss, BinaryCrossEntropyLoss
 from .recipes import TREE_LOSSES, Recipe
@@ -43,7 +43,7 @@ class DistilledLoss(nn.Module):
 def create_loss(recipe: Recipe, tree: LabelTree | None, class_counts: np.ndarray | None = None) -> nn.Module:
     """The recipe's loss: called with logits, target, `valid` and `num_valid` (see losses.py).
 
-    With distillation the teacher's logits come second.
+    With a teacher (`Recipe.wants_teacher`) its logits come second.
 
     Args:
         recipe: which loss, and its options.
@@ -59,6 +59,8 @@ def create_loss(recipe: Recipe, tree: LabelTree | None, class_counts: np.ndarray
         )
     if recipe.loss == "soft-target":
         return SoftTargetLoss()
+    if recipe.loss == "live-teacher":
+        return LiveTeacherLoss()
     if recipe.loss == "single-label":
         return SingleLabelLoss(recipe.smoothing)
     loss = SemanticSoftmaxLoss(

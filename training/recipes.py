@@ -20,7 +20,7 @@ from ..loaders.target_modes import TARGETS
 from ..shards.errors import UsageError
 from .recipe_augment import parse_augment
 
-LOSSES = ("single-label", "semantic-softmax", "multi-label", "asl", "soft-target")
+LOSSES = ("single-label", "semantic-softmax", "multi-label", "asl", "soft-target", "live-teacher")
 # These need a label tree: what a sample is right about is its class and all its ancestors.
 TREE_LOSSES = ("semantic-softmax", "multi-label", "asl")
 BALANCES = ("classes", "images")
@@ -44,7 +44,8 @@ class Recipe:
     Attributes:
         name: as the command line calls it.
         loss: `single-label`; `semantic-softmax`, `multi-label` (binary cross-entropy) or `asl`, which need a label
-            tree; or `soft-target` (needs `targets`).
+            tree; `soft-target` (needs `targets`); or `live-teacher`, what a teacher says of the very crop (`train
+            --teacher`).
         targets: what the loader brings as soft targets: `none`, `original` (the class, one-hot), `relabel` (each
             crop's pooled label map) or one of its variants (see Loader).
         smoothing: label smoothing in [0, 1), of `single-label` and `semantic-softmax`.
@@ -214,6 +215,11 @@ class Recipe:
                 problems.append(f"{field}: expected {plain!r} with the loss {self.loss!r}, found {value!r}")
         return problems
 
+    @property
+    def wants_teacher(self) -> bool:
+        """Whether a teacher is asked in every step."""
+        return self.distill != "none" or self.loss == "live-teacher"
+
     def differences(self, other: Recipe) -> list[str]:
         """One line for each field that differs: `lr: 0.1, not 0.2` (this recipe's value first)."""
         return [
@@ -319,6 +325,15 @@ def relabel() -> Recipe:
     )
 
 
+def live_distillation() -> Recipe:
+    """relabel with a teacher that is asked about every crop, instead of label maps: `train --teacher`.
+
+    What Yun et al. (2021) compare ReLabel with: the targets of "knowledge distillation", at the teacher's cost in every
+    step.
+    """
+    return dataclasses.replace(relabel(), name="live-distillation", loss="live-teacher", targets="none")
+
+
 def transfer() -> Recipe:
     """A trained model for other classes: a new head, 50 epochs, cosine with 3 epochs of warm-up, an average of
     the weights with decay 0.995 (Ridnik et al. 2021, transfer).
@@ -346,6 +361,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "semantic-softmax": semantic_softmax,
     "semantic-kd": semantic_kd,
     "relabel": relabel,
+    "live-distillation": live_distillation,
     "transfer": transfer,
 }
 

@@ -27,6 +27,7 @@ from .models import set_training
 from .objective import target_of
 from .recipes import Recipe
 from .teacher import Teacher
+from .teacher_timm import TimmTeacher
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -69,7 +70,7 @@ class TrainStep:
         *,
         world_size: int = 1,
         compile: bool = False,
-        teacher: Teacher | None = None,
+        teacher: Teacher | TimmTeacher | None = None,
         head_order: HeadOrder | None = None,
     ) -> None:
         self.recipe = recipe

@@ -36,6 +36,7 @@ from .head_order import HeadOrder
 from .label_space import LabelSpace, load_labels
 from .models import create_model, export_weights, freeze_backbone
 from .objective import count_images, create_loss
+from .preparation import PREFIX
 from .processes import process_group, rng_states, set_rng_state, stop_signal
 from .progress import Progress, epoch_line
 from .recipes import Recipe
@@ -44,6 +45,7 @@ from .start import load_start
 from .step import TrainStep
 from .steplog import StepLog, board_writer
 from .teacher import Teacher
+from .teacher_timm import TimmTeacher
 
 BOARD_NAME = "tensorboard"
 INIT_NAME = "init.json"
@@ -245,7 +247,8 @@ def train(
         loss_module = create_loss(recipe, loader.tree, count_images(recipe, loader)).to(device)
         asked = None
         if teacher is not None:
-            asked = Teacher(teacher, recipe, labels=label_space, dataset=dataset, device=device)
+            kind = TimmTeacher if str(teacher).startswith(PREFIX) else Teacher
+            asked = kind(str(teacher), recipe, labels=label_space, dataset=dataset, device=device)
             say(f"teacher: {asked.name} of {teacher}")
         teacher_sha256 = None if asked is None else asked.sha256
         optimizer = create_optimizer_v2(

@@ -209,3 +209,26 @@ def test_fractions_are_x_before_y():
 def test_impossible_crops_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         Augment(**options)
+
+
+@pytest.mark.parametrize(
+    ("centre", "square", "expected"),
+    [
+        (1.0, False, (0, 0, 100, 201)),
+        (1.0, True, (0, 50, 100, 100)),
+        (0.875, True, (6, 56, 88, 88)),
+        (0.5, False, (25, 50, 50, 101)),
+        (0.001, True, (49, 100, 1, 1)),
+    ],
+)
+def test_the_middle_of_an_image_is_a_share_of_its_sides_or_of_the_shorter_one(centre, square, expected):
+    augment = Augment.evaluation(32, centre=centre, square=square)
+    tlhw, flips = draw_crops(augment, np.array([[100, 201]]), np.arange(1), seed=0, epoch=0)
+    assert tuple(tlhw[0].tolist()) == expected
+    assert not flips.any()
+
+
+@pytest.mark.parametrize("options", [{"centre": 0.0}, {"centre": 1.5}, {"scale": (0.5, 1.0), "centre": 0.5}])
+def test_a_middle_that_cannot_be_is_refused(options):
+    with pytest.raises(UsageError, match="expected a centre within"):
+        Augment(**{"scale": None, **options})

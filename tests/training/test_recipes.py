@@ -182,7 +182,7 @@ def test_the_small_preset_shrinks_every_recipe_and_nothing_else(name):
     assert changed <= {"name", "epochs", "global_batch", "image_size", "lr", "augment", "eval_centre"}
     assert (shrunk.global_batch, shrunk.image_size, shrunk.epochs) == (64, 128, 20)
     # SGD's step per image stays; Adam's rate does.
-    assert shrunk.lr == pytest.approx(0.1 * 64 / 1024 if name == "relabel" else 3e-4)
+    assert shrunk.lr == pytest.approx(0.1 * 64 / 1024 if recipe.optimizer == "sgd" else 3e-4)
     assert PRESETS["paper"](recipe) == recipe
 
 
