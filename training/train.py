@@ -14,11 +14,9 @@ run has finished, `summary.json` and `model.safetensors` (the weights alone, for
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,48 +27,32 @@ from ..loaders.crops import Augment
 from ..loaders.labels import LabelSource
 from ..loaders.loader import Loader
 from ..shards.errors import UsageError
-from ..shards.files import write_atomically
 from .checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint, stored_images
 from .checks import check_call, check_data, check_resume, check_same_classes
 from .evaluate import evaluate_model, evaluation_loader, named_batches
 from .head_order import HeadOrder
 from .label_space import LabelSpace, load_labels
-from .models import create_model, export_weights, freeze_backbone
+from .models import create_model, freeze_backbone
 from .objective import count_images, create_loss
 from .processes import process_group, rng_states, set_rng_state, stop_signal
-from .progress import Progress, epoch_line
+from .progress import Progress, epoch_line, print_to_stderr, say_nothing
 from .recipes import Recipe
+from .results import (
+    BOARD_NAME,
+    INIT_NAME,
+    METRICS_NAME,
+    SUMMARY_NAME,
+    WEIGHTS_NAME,
+    TrainResult,
+    write_json,
+    write_summary,
+    write_weights,
+)
 from .schedule import create_schedule
 from .start import load_start
 from .step import TrainStep
 from .steplog import StepLog, board_writer
 from .teacher import Teacher
-
-BOARD_NAME = "tensorboard"
-INIT_NAME = "init.json"
-METRICS_NAME = "metrics.csv"
-SUMMARY_NAME = "summary.json"
-WEIGHTS_NAME = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run came to.
-
-    Attributes:
-        checkpoint: the latest checkpoint.
-        weights: the exported weights, or None where the run was stopped before its end.
-        steps: steps since the run began, those before a --resume included.
-        history: one dict per finished epoch: `epoch`, `loss` (mean over its steps) and, with a validation
-            set, `weights` (`ema` or `model`: whose numbers follow) and the numbers of `evaluate_model`.
-        stopped_by: number of the signal that stopped the run, or None where it finished.
-    """
-
-    checkpoint: Path
-    weights: Path | None
-    steps: int
-    history: list[dict[str, Any]]
-    stopped_by: int | None
 
 
 def train(
@@ -162,7 +144,7 @@ def train(
     open_board = board_writer() if tensorboard else None
     checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
     is_main = rank == 0
-    say = (log or _print_to_stderr) if is_main else _say_nothing
+    say = (log or print_to_stderr) if is_main else say_nothing
     on_terminal = is_main and sys.stderr.isatty()
     on_gpu = device.startswith("cuda")
     if on_gpu:
@@ -232,7 +214,7 @@ def train(
             )
             say(f"{report.line()}; all of it: {checkpoint_path.with_name(INIT_NAME)}")
             if is_main:
-                _write_json(checkpoint_path.with_name(INIT_NAME), report.to_json())
+                write_json(checkpoint_path.with_name(INIT_NAME), report.to_json())
         if recipe.freeze:
             freeze_backbone(plain_model, model)
         plain_model.to(device)
@@ -292,7 +274,6 @@ def train(
         )
         progress = Progress(say, bar=on_terminal, total_steps=total_steps)
         stack.callback(progress.end_epoch)
-        tree_json = None if loader.tree is None else json.dumps(loader.tree.to_json())
 
         def save() -> None:
             """Called by all ranks together, when all losses so far are known to be finite."""
@@ -308,10 +289,7 @@ def train(
                         step=steps.step,
                         epoch=epoch,
                         loader=loader.state_dict(),
-                        class_names=list(label_space.class_names),
-                        classes_sha256=label_space.classes_sha256,
-                        tree_sha256=None if loader.tree is None else loader.tree.fingerprint,
-                        tree_json=tree_json,
+                        **label_space.to_json(),
                         stored_images=stored_images(loader.manifest),
                         rng=rng,
                         loss_sum=steps.loss_sum,
@@ -373,45 +351,22 @@ def train(
             return TrainResult(checkpoint_path, None, steps.step, history, stopped_by)
         weights_path = checkpoint_path.with_name(WEIGHTS_NAME)
         if is_main:
-            metadata = {
-                "model": model,
-                "recipe": recipe.name,
-                "weights": take_step.best_weights,
-                "classes_sha256": label_space.classes_sha256,
-                "class_names": json.dumps(list(label_space.class_names)),
-                **({} if tree_json is None else {"tree_json": tree_json}),
-            }
-            export_weights(weights_path, take_step.best_state_dict(), metadata)
-            summary = {
-                "recipe": dataclasses.asdict(recipe),
-                "model": model,
-                "dataset": dataset,
-                "val": val,
-                "teacher": None if teacher is None else str(teacher),
-                "seed": seed,
-                "labels": loader.state_dict()["labels"],
-                "classes": loader.num_classes,
-                "chance": 1 / loader.num_classes,
-                "samples": loader.num_samples,
-                "processes": world_size,
-                "steps_per_epoch": steps_per_epoch,
-                "steps": steps.step,
-                "skipped": steps.skipped,
-                "weights": take_step.best_weights,
-                "history": history,
-            }
-            _write_json(checkpoint_path.with_name(SUMMARY_NAME), summary)
+            best = take_step.best_weights
+            weights = take_step.best_state_dict()
+            write_weights(weights_path, weights, which=best, model=model, recipe=recipe, labels=label_space)
+            write_summary(
+                checkpoint_path.with_name(SUMMARY_NAME),
+                recipe,
+                loader,
+                steps,
+                history,
+                model=model,
+                dataset=dataset,
+                val=val,
+                teacher=None if teacher is None else str(teacher),
+                seed=seed,
+                processes=world_size,
+                weights=best,
+            )
         say(f"finished after {steps.step} steps: {checkpoint_path.parent}")
         return TrainResult(checkpoint_path, weights_path, steps.step, history, None)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _say_nothing(_line: str) -> None:
-    pass
