@@ -55,10 +55,12 @@ class TeacherInfo:
 def label_maps_problem(entry: object) -> str | None:
     """What is wrong with a manifest's entry `label_maps`, or None."""
     numbers = ("top", "rows", "columns", "num_classes")
-    fine = isinstance(entry, dict) and all(type(entry.get(key)) is int and entry[key] > 0 for key in numbers)
-    if fine and isinstance(entry.get("teacher"), dict):
-        return None
-    return "expected the label maps' geometry and teacher"
+    fine = (
+        isinstance(entry, dict)
+        and all(type(entry.get(key)) is int and entry[key] > 0 for key in numbers)
+        and isinstance(entry.get("teacher"), dict)
+    )
+    return None if fine else "expected the label maps' geometry and teacher"
 
 
 def teacher_problem(entry: object) -> str | None:

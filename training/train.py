@@ -52,7 +52,7 @@ from .schedule import create_schedule
 from .start import load_start
 from .step import TrainStep
 from .steplog import StepLog, board_writer
-from .teacher import Teacher
+from .teacher import choose_teacher
 
 
 def train(
@@ -94,7 +94,7 @@ def train(
         global_batch: instead of the recipe's: samples per step over all ranks.
         pretrained: begin with timm's own weights.
         init_from: begin with the weights in this file, or with timm's of this name (see `load_start`).
-        teacher: the checkpoint that the recipe distils from.
+        teacher: the checkpoint that the recipe distils from; by default what the data set has stored.
         resume: continue from `out`'s checkpoint; begin where there is none, so that one command line does for
             the first start and every later one.
         seed: of the first weights, of dropout and of the loader.
@@ -162,6 +162,7 @@ def train(
             batch_size=recipe.global_batch // world_size,
             device=device,
             targets=recipe.targets,
+            teacher=recipe.distill != "none" and teacher is None,
             augment=Augment(size=recipe.image_size, scale=recipe.crop_scale, flip=recipe.flip),
             dtype="float32" if recipe.normalise else "uint8",
             shuffle=True,
@@ -223,11 +224,9 @@ def train(
 
         # 4. Loss, optimizer, schedule.
         loss_module = create_loss(recipe, loader.tree, count_images(recipe, loader)).to(device)
-        asked = None
-        if teacher is not None:
-            asked = Teacher(teacher, recipe, labels=label_space, dataset=dataset, device=device)
-            say(f"teacher: {asked.name} of {teacher}")
-        teacher_sha256 = None if asked is None else asked.sha256
+        chosen = choose_teacher(teacher, recipe, loader, labels=label_space, dataset=dataset, device=device)
+        if chosen.facts is not None:
+            say(chosen.line())
         optimizer = create_optimizer_v2(
             plain_model,
             opt=recipe.optimizer,
@@ -241,7 +240,7 @@ def train(
         step, epoch, loss_sum, loss_steps, skipped = 0, 0, 0.0, 0, 0
         history: list[dict[str, Any]] = []
         if saved is not None:
-            check_resume(saved, checkpoint_path, dataset, recipe, model, loader, teacher_sha256)
+            check_resume(saved, checkpoint_path, dataset, recipe, model, loader, chosen.facts)
             optimizer.load_state_dict(saved.optimizer)
             loader.load_state_dict(saved.loader)
             set_rng_state(saved.rng, rank, world_size, on_gpu)
@@ -257,7 +256,7 @@ def train(
             optimizer,
             world_size=world_size,
             compile=compile,
-            teacher=asked,
+            teacher=chosen.live,
             head_order=HeadOrder(plain_model, model, loader.tree if recipe.level_order else None),
         )
         if saved is not None:
@@ -284,7 +283,7 @@ def train(
                     Checkpoint(
                         model_name=model,
                         recipe=recipe,
-                        teacher_sha256=teacher_sha256,
+                        teacher=chosen.facts,
                         optimizer=optimizer.state_dict(),
                         step=steps.step,
                         epoch=epoch,
@@ -351,8 +350,7 @@ def train(
             return TrainResult(checkpoint_path, None, steps.step, history, stopped_by)
         weights_path = checkpoint_path.with_name(WEIGHTS_NAME)
         if is_main:
-            best = take_step.best_weights
-            weights = take_step.best_state_dict()
+            best, weights = take_step.best_weights, take_step.best_state_dict()
             write_weights(weights_path, weights, which=best, model=model, recipe=recipe, labels=label_space)
             write_summary(
                 checkpoint_path.with_name(SUMMARY_NAME),
@@ -363,7 +361,7 @@ def train(
                 model=model,
                 dataset=dataset,
                 val=val,
-                teacher=None if teacher is None else str(teacher),
+                teacher=chosen.facts,
                 seed=seed,
                 processes=world_size,
                 weights=best,
