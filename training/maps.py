@@ -24,11 +24,12 @@ from ..shards.errors import UsageError
 from ..shards.labelmap import encode_label_map
 from ..shards.labelmap_encode import SCORE_ENCODINGS
 from ..shards.labelmap_side import SideMaps, label_maps_component
-from ..shards.manifest import LabelMapInfo, Manifest
+from ..shards.manifest import LabelMapInfo, Manifest, load_sidecar
 from ..shards.writer import ShardRecord
 from .dense import DenseTeacher, mean_of_teachers, top_k_map
 from .maps_teacher import Teacher, load_teacher, load_teachers
 from .shard_run import run_over_shards
+from .teacher_outputs import check_all_known
 
 __all__ = ["MapOptions", "Teacher", "load_teacher", "load_teachers", "make_label_maps"]
 
@@ -98,7 +99,8 @@ def make_label_maps(
     Raises:
         UsageError: the destination holds something else, the data set is a URL, a teacher's head cannot be run
             densely, or the teachers' grids differ.
-        DataError: the data set is damaged. Shards that are finished stay, and the same call continues.
+        DataError: the data set is damaged, or a teacher does not know a class that has images. Shards that are
+            finished stay, and the same call continues.
     """
     options = options or MapOptions()
     teachers = [teachers] if isinstance(teachers, Teacher) else list(teachers)
@@ -109,12 +111,19 @@ def make_label_maps(
     source = Manifest.load(dataset)
     check_sidecars(dataset, source)
     dense = [DenseTeacher(teacher.model.to(device), options.amp) for teacher in teachers]
+    classes = load_sidecar(dataset, source)
+    for teacher in teachers:
+        if teacher.outputs is not None:
+            check_all_known(teacher.name, teacher.outputs, source, classes)
     label_maps = _prove(teachers, dense, source, options, device)
     names = [teacher.name for teacher in teachers]
     top = label_maps.top
 
     def encoded(images: Tensor) -> Iterator[Callable[[], bytes]]:
-        logits = [model(teacher.normalise(images)) for teacher, model in zip(teachers, dense, strict=True)]
+        logits = [
+            teacher.to_classes(model(teacher.normalise(images)))
+            for teacher, model in zip(teachers, dense, strict=True)
+        ]
         best, ids = top_k_map(mean_of_teachers(logits, names), top)
         for scores_KPQ, ids_KPQ in zip(best.cpu().numpy(), ids.cpu().numpy(), strict=True):
             yield partial(
@@ -157,7 +166,9 @@ def _prove(
 ) -> LabelMapInfo:
     """Run the teachers on noise before anything is written: a head that is refused is refused here."""
     noise = torch.randn(2, 3, options.size, options.size, generator=torch.Generator().manual_seed(0))
-    logits = [model(noise.to(device)) for model in dense]
+    logits = [
+        teacher.to_classes(model(noise.to(device))) for teacher, model in zip(teachers, dense, strict=True)
+    ]
     for teacher, predicted in zip(teachers, logits, strict=True):
         if predicted.shape[1] != source.num_classes:
             raise UsageError(
@@ -176,8 +187,9 @@ def _prove(
     }
     if len(teachers) == 1:
         facts["weights_sha256"] = teachers[0].weights_sha256
+    num_known = int(mean[0, :, 0, 0].isfinite().sum())  # by all of the teachers
     return LabelMapInfo(
-        top=min(options.top, source.num_classes),
+        top=min(options.top, num_known),
         rows=mean.shape[2],
         columns=mean.shape[3],
         num_classes=source.num_classes,
