@@ -105,8 +105,8 @@ def _add_teacher(command: argparse.ArgumentParser, *, required: bool, several: s
         action="append",
         metavar="LIST",
         help="the class list that a teacher's outputs mean, one for each teacher in their order: a file of names, the "
-        "folder of a data set, or a known list such as imagenet-1k (default: timm's list of wnids for that number of outputs; "
-        "a checkpoint must be for the data set's own list). Outputs that are no class of the data set are left out",
+        "folder of a data set, or a known list such as imagenet-1k (default: timm's wnids for that number of outputs; a "
+        "checkpoint must be for the data set's own list). Outputs that are no class of the data set are left out",
     )
 
 
