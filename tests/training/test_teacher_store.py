@@ -104,7 +104,7 @@ def test_the_shards_hold_what_the_teacher_says_of_the_whole_images(shards, check
     torch.testing.assert_close(torch.from_numpy(found), probabilities, rtol=2**-10, atol=1e-6)
 
 
-def test_everything_else_keeps_its_bytes_and_the_result_says_who_spoke(shards, checkpoint, stored):
+def test_everything_else_keeps_its_bytes_and_the_result_says_who_spoke(shards, checkpoint, stored, tmp_path):
     folder, manifest = stored
     for suffix in Manifest.load(shards / "train").components:
         assert values(folder, suffix) == values(shards / "train", suffix)
@@ -119,6 +119,9 @@ def test_everything_else_keeps_its_bytes_and_the_result_says_who_spoke(shards, c
     assert stats["teacher"] == {"kept_per_level": [1, 1], "origin": manifest.teacher.to_json()}
     line = f"stored teacher  test_resnet of checkpoint {sha256[:12]}, best 1 + 1 classes of the levels"
     assert line in format_stats(stats)
+    page = tmp_path / "stats.html"
+    assert main(["stats", str(folder), "--html", str(page)]) == 0
+    assert "Stored teacher: test_resnet; of each level its 1 + 1 best classes" in page.read_text()
 
 
 def test_a_damaged_value_is_found_by_verify(stored, tmp_path):
