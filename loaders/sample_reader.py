@@ -236,13 +236,14 @@ def _teacher_level_sizes(source: Source) -> tuple[int, ...]:
     dataset, manifest, labels = source.dataset, source.manifest, source.labels
     if KD.suffix not in manifest.components or manifest.tree_sha256 is None:
         raise UsageError(
-            f"{dataset}: expected a label tree and the component 'kd' for teacher=True, found components "
-            f"{list(manifest.components)}. Distil from a live teacher instead"
+            f"{dataset}: expected a stored teacher to distil from, a label tree and the component 'kd', found components "
+            f"{list(manifest.components)}. Store what a teacher says: softshard teacher make DATASET DST --teacher "
+            "CHECKPOINT; or ask a live one: softshard train --teacher CHECKPOINT"
         )
     if labels.tree is None or labels.tree.fingerprint != manifest.tree_sha256:
         found = "none" if labels.tree is None else labels.tree.fingerprint[:12]
         raise UsageError(
             f"{dataset}: expected labels over the tree {manifest.tree_sha256[:12]}, whose levels the stored teacher is "
-            f"about, found {found}. Leave out labels or teacher=True, or distil from a live teacher"
+            f"about, found {found}. Leave out these labels, or ask a live teacher that knows them: softshard train --teacher"
         )
     return labels.tree.level_sizes[: labels.tree.num_levels]

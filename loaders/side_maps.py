@@ -10,7 +10,7 @@ import numpy as np
 
 from ..shards.errors import DataError
 from ..shards.files import canonical_json, sha256_hex
-from ..shards.labelmap_side import SideMaps, components_with_maps
+from ..shards.labelmap_side import SideMaps, label_maps_component
 from ..shards.manifest import Manifest
 from ..shards.schema import LMAP
 from .fetch import OpenShard, ShardFiles
@@ -46,7 +46,9 @@ class SideFiles:
                 f"found {len(side.shards)} others; label_maps.json is damaged. {again}"
             )
         self.manifest = replace(
-            manifest, components=components_with_maps(manifest), label_maps=side.label_maps
+            manifest,
+            components=label_maps_component(side.label_maps).beside(manifest),
+            label_maps=side.label_maps,
         )
         self._fingerprint_of = manifest.fingerprint, [shard.sha256 for shard in side.shards]
         self._folder = folder

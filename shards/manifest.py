@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -22,6 +22,7 @@ from .schema import (
     FORMAT_NAME,
     FORMAT_VERSION,
     HIER,
+    KD,
     LMAP,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -30,27 +31,9 @@ from .schema import (
     TREE_NAME,
 )
 from .storage import is_remote, public_name
+from .teacher_info import LabelMapInfo, TeacherInfo, label_maps_problem, teacher_problem
 from .tree import LabelTree
 from .writer import ShardRecord
-
-
-@dataclass(frozen=True)
-class LabelMapInfo:
-    """Geometry and origin of a data set's label maps.
-
-    Attributes:
-        top: K, classes kept per cell.
-        rows: P.
-        columns: Q.
-        num_classes: C of the teacher; ids are below it.
-        teacher: what made the maps: model name, input size and the SHA-256 of its weights.
-    """
-
-    top: int
-    rows: int
-    columns: int
-    num_classes: int
-    teacher: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +53,7 @@ class Manifest:
         sidecar_sha256: of `classes.npy` (int32 [samples]: every sample's class, in shard order).
         shards: one record a shard, in order.
         version: (major, minor) of the format.
+        teacher: origin of the stored distillation teacher; None without one, or where nobody wrote it down.
     """
 
     name: str
@@ -84,6 +68,7 @@ class Manifest:
     sidecar_sha256: str
     shards: tuple[ShardRecord, ...]
     version: tuple[int, int] = FORMAT_VERSION
+    teacher: TeacherInfo | None = None
 
     @property
     def num_samples(self) -> int:
@@ -120,9 +105,8 @@ class Manifest:
             "components": list(self.components),
             "classes": {"sha256": self.classes_sha256, "names": list(self.class_names)},
             "tree": {"sha256": self.tree_sha256, "num_levels": self.num_levels} if self.tree_sha256 else None,
-            "label_maps": {**vars(self.label_maps), "teacher": dict(self.label_maps.teacher)}
-            if self.label_maps
-            else None,
+            "label_maps": self.label_maps.to_json() if self.label_maps else None,
+            **({"teacher": self.teacher.to_json()} if self.teacher else {}),
             "recipe": dict(self.recipe),
             "pixel_stack": dict(self.pixel_stack),
             "sidecar": {"name": CLASSES_NAME, "sha256": self.sidecar_sha256},
@@ -197,7 +181,7 @@ class Manifest:
         problems = _problems(content)
         if problems:
             raise DataError(f"{where}: " + "; ".join(problems))
-        maps, tree = content.get("label_maps"), content.get("tree")
+        maps, tree, teacher = (content.get(entry) for entry in ("label_maps", "tree", "teacher"))
         return cls(
             name=content["name"],
             components=tuple(content["components"]),
@@ -216,6 +200,9 @@ class Manifest:
                 for shard in content["shards"]
             ),
             version=(version[0], version[1]),
+            teacher=TeacherInfo(**{key: teacher[key] for key in TeacherInfo.__dataclass_fields__})
+            if teacher
+            else None,
         )
 
 
@@ -274,19 +261,19 @@ def _problems(content: dict[str, Any]) -> list[str]:
             and tree["num_levels"] > 0
         )
         expect(fine, "expected the tree's SHA-256 and number of levels")
-    maps = content.get("label_maps")
-    if maps is not None:
-        numbers = ("top", "rows", "columns", "num_classes")
-        fine = isinstance(maps, dict) and all(type(maps.get(key)) is int and maps[key] > 0 for key in numbers)
-        expect(
-            fine and isinstance(maps.get("teacher"), dict), "expected the label maps' geometry and teacher"
-        )
+    for entry, problem in (("label_maps", label_maps_problem), ("teacher", teacher_problem)):
+        if content.get(entry) is not None and (text := problem(content[entry])):
+            found.append(text)
     if isinstance(components, list):
         for suffix, entry in ((HIER.suffix, "tree"), (LMAP.suffix, "label_maps")):
             expect(
                 (suffix in components) == (content.get(entry) is not None),
                 f"expected {entry!r} described where samples have {suffix!r}, and only there",
             )
+        expect(
+            KD.suffix in components or content.get("teacher") is None,
+            f"expected 'teacher' described only where samples have {KD.suffix!r}",
+        )
     shards = content.get("shards")
     if not isinstance(shards, list):
         return [*found, "expected a list of shards"]

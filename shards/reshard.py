@@ -31,7 +31,7 @@ from .philox import PURPOSE_RESHARD, permutation
 from .progress import progress_bar
 from .receipts import check_free, read_receipts, settle_plan, write_receipt
 from .reshard_plan import ReshardOptions, check_fit, check_keys, kept_samples, result_name, shard_bounds
-from .schema import HIER, LMAP, PLAN_NAME, RECEIPTS_DIR, TREE_NAME, sorted_suffixes
+from .schema import HIER, KD, LMAP, PLAN_NAME, RECEIPTS_DIR, TREE_NAME, sorted_suffixes
 from .shard_files import dataset_path
 from .writer import ShardRecord, ShardWriter
 
@@ -219,6 +219,7 @@ def _finish(run: _Run, records: Sequence[ShardRecord], classes: np.ndarray) -> M
         pixel_stack=_stacks([m.pixel_stack for m in manifests]),
         sidecar_sha256=save_sidecar(run.destination, classes),
         shards=tuple(records),
+        teacher=first.teacher if KD.suffix in suffixes else None,
     )
     run.destination.remove_leftovers()
     result.save(run.destination)

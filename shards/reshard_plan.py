@@ -115,6 +115,8 @@ def check_fit(sources: Sequence[tuple[str | Path, Manifest]], options: ReshardOp
         same.append(("the label tree", lambda manifest: (manifest.tree_sha256 or "none")[:12]))
     if LMAP.suffix not in options.left_out:
         same.append(("label maps", lambda manifest: manifest.label_maps and vars(manifest.label_maps)))
+    if KD.suffix not in options.left_out:
+        same.append(("the stored teacher", lambda manifest: manifest.teacher and manifest.teacher.to_json()))
     for folder, manifest in sources[1:]:
         problems += [
             f"{dataset_name(folder)}: expected {what} {value(first)} of {dataset_name(first_folder)}, found "

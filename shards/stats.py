@@ -12,7 +12,9 @@ from .index import index_name, parse_index
 from .manifest import Manifest, load_sidecar, load_tree
 from .parallel import in_threads
 from .progress import progress_bar
+from .schema import KD
 from .shard_files import dataset_name, dataset_path, read_index
+from .teacher_levels import num_kept
 from .writer import ShardRecord
 
 _READERS = 16  # requests to a server at a time
@@ -77,7 +79,11 @@ def data_set_stats(folder: str | Path) -> dict[str, Any]:
             for level in range(tree.num_levels)
         ]
     if manifest.label_maps is not None:
-        result["label_maps"] = {**vars(manifest.label_maps), "teacher": dict(manifest.label_maps.teacher)}
+        result["label_maps"] = manifest.label_maps.to_json()
+    if KD.suffix in manifest.components:
+        kept = [] if tree is None else list(num_kept(tree.level_sizes[: tree.num_levels]))
+        origin = None if manifest.teacher is None else manifest.teacher.to_json()
+        result["teacher"] = {"kept_per_level": kept, "origin": origin}
     return result
 
 
@@ -125,4 +131,12 @@ def format_stats(stats: dict[str, Any]) -> str:
     if "label_maps" in stats:
         maps = stats["label_maps"]
         lines.append(f"  label maps      top {maps['top']} on {maps['rows']} x {maps['columns']} cells")
+    if "teacher" in stats:
+        kept, origin = stats["teacher"]["kept_per_level"], stats["teacher"]["origin"]
+        who = (
+            f"{origin['model']} of checkpoint {origin['checkpoint_sha256'][:12]}"
+            if origin
+            else "of unknown origin"
+        )
+        lines.append(f"  stored teacher  {who}, best {' + '.join(map(str, kept))} classes of the levels")
     return "\n".join(lines)

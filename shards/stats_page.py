@@ -94,6 +94,12 @@ def _add_data_set(page: Page, stats: dict[str, Any]) -> None:
         page.paragraph(
             f"Label maps: the {maps['top']} best classes on {maps['rows']} x {maps['columns']} cells."
         )
+    if teacher := stats.get("teacher"):
+        origin = teacher["origin"]
+        page.paragraph(
+            f"Stored teacher: {origin['model'] if origin else 'of unknown origin'}; of each level its "
+            f"{' + '.join(map(str, teacher['kept_per_level']))} best classes are kept."
+        )
 
 
 def _sorted_curve(counts: Sequence[int]) -> list[tuple[float, float]]:

@@ -29,7 +29,7 @@ from .label_space import LabelSpace
 from .recipes import Recipe
 
 CHECKPOINT_NAME = "checkpoint.pt"
-CHECKPOINT_VERSION = 3
+CHECKPOINT_VERSION = 4
 
 
 @dataclass(kw_only=True)
@@ -41,7 +41,7 @@ class Checkpoint:
         recipe: as it ran, with every override.
         model: the model's state dict, in class order, as it trains on.
         model_ema: that of the averaged weights, which are evaluated and exported; None without an average.
-        teacher_sha256: of the file of the teacher, which is not in here; None without distillation.
+        teacher: which one the run distils from (`ChosenTeacher.facts`), which is not in here; None without distillation.
         scaler: state of the loss scaling of float16, or None.
         optimizer: the optimizer's state dict; where the recipe has `level_order`, that of the head is in level order.
         step: steps taken since the run began; also the position in the learning rate schedule.
@@ -64,7 +64,7 @@ class Checkpoint:
     recipe: Recipe
     model: dict[str, torch.Tensor]
     model_ema: dict[str, torch.Tensor] | None
-    teacher_sha256: str | None
+    teacher: dict[str, Any] | None
     scaler: dict[str, Any] | None
     optimizer: dict[str, Any]
     step: int
@@ -167,17 +167,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "or damaged. Use an older copy, or start the run again without --resume"
         ) from error
     names = {field.name for field in dataclasses.fields(Checkpoint)}
+    # The version first: another one may have other fields.
+    if isinstance(fields, dict) and "recipe" in fields and fields.get("version") != CHECKPOINT_VERSION:
+        raise DataError(
+            f"{path}: expected checkpoint version {CHECKPOINT_VERSION}, found {fields.get('version')!r}; it was written by "
+            "another version of softshard"
+        )
     if not isinstance(fields, dict) or not names <= fields.keys():
         missing = sorted(names - fields.keys()) if isinstance(fields, dict) else sorted(names)
         raise DataError(
             f"{path}: expected a checkpoint of softshard train, found a file without {', '.join(missing)}; "
             "plain weights go to --init-from"
-        )
-    version = fields.get("version")
-    if version != CHECKPOINT_VERSION:
-        raise DataError(
-            f"{path}: expected checkpoint version {CHECKPOINT_VERSION}, found {version!r}; it was written by "
-            "another version of softshard"
         )
     recipe = fields["recipe"]
     try:

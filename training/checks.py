@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from ..loaders.loader import Loader
 from ..shards.errors import DataError, UsageError
@@ -55,16 +56,14 @@ def check_call(
             + ("freezes all but the head" if recipe.freeze else "keeps all but their head")
             + ", found none. Give --init-from or --pretrained"
         )
-    if (teacher is None) == recipe.wants_teacher:
+    if teacher is not None and not recipe.wants_teacher:
         problems.append(
-            f"recipe {recipe.name!r}: expected "
-            + (
-                "a teacher, since it distils, found none. Give --teacher"
-                if teacher is None
-                else "no teacher, since "
-                f"it does not distil, found {teacher}. Train the recipe semantic-kd or live-distillation, or leave out "
-                "--teacher"
-            )
+            f"recipe {recipe.name!r}: expected no teacher, since it does not distil, found {teacher}. Train the recipe "
+            "semantic-kd or live-distillation, or leave out --teacher"
+        )
+    if teacher is None and recipe.loss == "live-teacher":
+        problems.append(
+            f"recipe {recipe.name!r}: expected a teacher, since it distils, found none. Give --teacher"
         )
     if log_steps < 1:
         problems.append(f"log_steps: expected at least 1, found {log_steps}")
@@ -116,7 +115,7 @@ def check_resume(
     recipe: Recipe,
     model: str,
     loader: Loader,
-    teacher_sha256: str | None,
+    teacher: dict[str, Any] | None,
 ) -> None:
     """Refuse to continue a run with another data set, recipe, model or teacher.
 
@@ -136,13 +135,20 @@ def check_resume(
             problems.append(f"epochs: {saved.recipe.epochs}, not {recipe.epochs}{reason or ''}")
     if saved.model_name != model:
         problems.append(f"model: {saved.model_name!r}, not {model!r}")
-    if saved.teacher_sha256 != teacher_sha256:
-        problems.append(f"teacher: a file with SHA-256 {saved.teacher_sha256}, not {teacher_sha256}")
+    if _shown_teacher(saved.teacher) != _shown_teacher(teacher):
+        problems.append(f"teacher: {_shown_teacher(saved.teacher)}, not {_shown_teacher(teacher)}")
     if problems:
         raise UsageError(
             f"{path}: expected the call that began this run, found other options: {'; '.join(problems)}. "
             "Repeat the first call with --resume, or begin a new run in another --out"
         )
+
+
+def _shown_teacher(facts: dict[str, Any] | None) -> str:
+    """What must be the same of a teacher: its file, wherever it lies, and whether it is asked or was."""
+    if facts is None:
+        return "none"
+    return f"{'a stored' if facts['stored'] else 'a live'} one with SHA-256 {facts['sha256']}"
 
 
 def _why_not_as_long(saved: Checkpoint, recipe: Recipe, steps_per_epoch: int) -> str | None:

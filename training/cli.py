@@ -1,4 +1,4 @@
-"""The commands of softshard.training: `demo`, `train`, `evaluate`, `predict`, and those of `cli_maps`.
+"""The commands of softshard.training: `demo`, `train`, `evaluate`, `predict`, and those of `cli_maps` and `cli_teacher`.
 
 `softshard pack` imports this module too, so torch, timm and DALI are imported only when a command runs. This
 is also the only place that reads torchrun's environment.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..shards.errors import MissingExtraError, UsageError
 from .cli_maps import add_maps
+from .cli_teacher import add_teacher
 from .recipes import PRECISIONS, PRESETS, RECIPES, Recipe, with_settings
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ EXIT_SIGNAL = 128  # a run that a signal stopped exits with this plus its number
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register demo, maps, train, evaluate and predict."""
+    """Register demo, maps, teacher, train, evaluate and predict."""
     _add_demo(subparsers)
     add_maps(subparsers)
+    add_teacher(subparsers)
     _add_train(subparsers)
     _add_evaluate(subparsers)
     _add_predict(subparsers)
@@ -99,7 +101,8 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "--teacher",
         metavar="CHECKPOINT|timm:NAME",
         help="checkpoint.pt of the model that the recipes semantic-kd and live-distillation learn from, with the same "
-        "classes and tree; live-distillation also takes a model of timm's, such as timm:resnet50.a1_in1k",
+        "classes and tree: it is asked about every crop. live-distillation also takes a model of timm's, such as "
+        "timm:resnet50.a1_in1k; semantic-kd does without where the data set has a stored one: softshard teacher make",
     )
     command.add_argument(
         "--resume",

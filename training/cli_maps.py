@@ -147,6 +147,14 @@ def _add_teacher(command: argparse.ArgumentParser, *, required: bool, several: s
         metavar="FILE",
         help="what `softshard train` wrote, one for each teacher in their order (default: timm's own weights)",
     )
+    command.add_argument(
+        "--labels",
+        action="append",
+        metavar="LIST",
+        help="the class list that a teacher's outputs mean, one for each teacher in their order: a file of names, the "
+        "folder of a data set, or a known list such as imagenet-1k (default: timm's wnids for that number of outputs; a "
+        "checkpoint must be for the data set's own list). Outputs that are no class of the data set are left out",
+    )
 
 
 def _run_make(args: argparse.Namespace) -> int:
@@ -162,10 +170,17 @@ def _run_make(args: argparse.Namespace) -> int:
     options = MapOptions(args.size, args.top, args.scores, args.batch_size, args.amp, args.side)
     rank, world_size, local_rank = (cli._torchrun(name, default) for name, default in cli._TORCHRUN.items())
     device = cli._device(args.device, local_rank)
+    teachers = load_teachers(
+        args.teacher,
+        args.checkpoint or [],
+        Manifest.load(args.dataset),
+        size=args.size,
+        labels=args.labels or (),
+    )
     made = make_label_maps(
         args.dataset,
         args.destination,
-        load_teachers(args.teacher, args.checkpoint or [], Manifest.load(args.dataset), size=args.size),
+        teachers,
         options,
         device=device,
         num_threads=args.threads or max(1, len(os.sched_getaffinity(0)) // world_size),
@@ -175,6 +190,9 @@ def _run_make(args: argparse.Namespace) -> int:
     maps = made.label_maps
     assert maps is not None
     if rank == 0:
+        for teacher in teachers:
+            if teacher.outputs is not None:
+                print(teacher.outputs.line(teacher.name))
         print(
             f"{made.num_samples:,} label maps, top {maps.top} of {maps.num_classes} classes on {maps.rows} x "
             f"{maps.columns} cells; {made.num_bytes / made.num_samples:,.0f} bytes a sample: "
@@ -201,7 +219,9 @@ def _run_check(args: argparse.Namespace) -> int:
     manifest = Manifest.load(args.dataset)
     result: dict = {"labels": check_label_map_labels(args.dataset, manifest)}
     if args.teacher:
-        (teacher,) = load_teachers(args.teacher, args.checkpoint or [], manifest, size=args.size)
+        (teacher,) = load_teachers(
+            args.teacher, args.checkpoint or [], manifest, size=args.size, labels=args.labels or ()
+        )
         result["orientation"] = check_orientation(
             args.dataset,
             manifest,

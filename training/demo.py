@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import sys
 import time
 from dataclasses import dataclass, fields, replace
@@ -27,6 +26,7 @@ from ..shards.philox import check_seed
 from ..shards.sources import list_image_folder
 from ..shards.tree import LabelTree
 from ..shards.verify import verify
+from .demo_folder import MARKED, MARKER, begin, check_apart
 from .demo_page import write_page
 from .demo_photos import PHOTOS, read_photo, write_demo_photos
 from .evaluate import evaluate
@@ -34,21 +34,6 @@ from .maps import MapOptions, load_teacher, make_label_maps
 from .recipes import RECIPES, Recipe, relabel, semantic_softmax, single_label
 from .train import train
 
-MARKER = "demo.json"  # a folder with it, and MARKED in it, is a demo's, and may be made anew
-MARKED = {"softshard_demo": 1}
-# What a demo writes besides; nothing else is ever deleted.
-CHILDREN = (
-    "classes.txt",
-    "tree.json",
-    "windows.csv",
-    "photos",
-    "shards",
-    "teacher",
-    "relabelled",
-    "semantic-softmax",
-    "relabel",
-    "index.html",
-)
 MODEL = "resnet10t"
 STORED_PX, CROP_PX, TEACHER_PX = 96, 64, 160
 GLOBAL_BATCH, MIN_STEPS = 64, 4  # a small folder gets a smaller batch, for that many steps an epoch
@@ -107,8 +92,8 @@ def run_demo(
             read_photo(photo)
     else:
         val_per_class = _val_per_class(Path(images))
-        _check_apart(out, Path(images))
-    _begin(out)
+        check_apart(out, Path(images))
+    begin(out)
     source, classes = (Path(images), None) if images is not None else _photographs(out, seed)
 
     _say(1, "a label tree from WordNet")
@@ -253,48 +238,6 @@ def run_demo(
     (out / MARKER).write_text(json.dumps(summary, indent=1) + "\n")
     _print_summary(summary, models, page)
     return summary
-
-
-def _begin(out: Path) -> None:
-    """Make an empty output folder; what an earlier demo wrote is deleted, anything else is refused."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: expected a folder, found a file. Give another --out")
-    found = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    others = [name for name in found if name not in (*CHILDREN, MARKER)]
-    if others or (found and not _is_demo(out)):
-        raise UsageError(
-            f"{out}: expected a new or empty folder, or that of an earlier demo, found {', '.join((others or found)[:5])}. "
-            "Give another --out"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MARKER).write_text(
-        json.dumps(MARKED) + "\n"
-    )  # first, so that an interrupted demo can be made anew
-    for name in found:
-        path = out / name
-        if name == MARKER:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _is_demo(out: Path) -> bool:
-    try:
-        marker = json.loads((out / MARKER).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(marker, dict) and MARKED.items() <= marker.items()
-
-
-def _check_apart(out: Path, images: Path) -> None:
-    """Refuse folders of which one holds the other: the demo deletes in one and reads from the other."""
-    inner, outer = out.resolve(), images.resolve()
-    if inner.is_relative_to(outer) or outer.is_relative_to(inner):
-        raise UsageError(
-            f"{out}: expected a folder apart from the images in {images}, found one inside the other. Give another --out"
-        )
 
 
 def _photographs(out: Path, seed: int) -> tuple[Path, tuple[str, ...]]:

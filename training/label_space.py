@@ -7,9 +7,11 @@ refused with the fingerprints and with the first names that differ.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..loaders.labels import LabelSource
 from ..loaders.loader import Loader
@@ -42,6 +44,20 @@ class LabelSpace:
     def of_loader(cls, loader: Loader) -> LabelSpace:
         """That of a loader's batches: of its data set, or of the labels that it is read with."""
         return cls(loader.class_names, class_list_sha256(loader.class_names), loader.tree)
+
+    @property
+    def tree_json(self) -> str | None:
+        """The label tree as JSON text, as files keep it."""
+        return None if self.tree is None else json.dumps(self.tree.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: the fields of these names there."""
+        return {
+            "class_names": list(self.class_names),
+            "classes_sha256": self.classes_sha256,
+            "tree_sha256": None if self.tree is None else self.tree.fingerprint,
+            "tree_json": self.tree_json,
+        }
 
     def differences(self, other: LabelSpace) -> list[str]:
         """What differs, each with both fingerprints (this one's first); empty where they belong together.

@@ -2,54 +2,36 @@
 
     shard -> decode, squished to the teacher's size -> dense logits -> mean of teachers -> K best -> encode -> shard
 
-The components that were there are copied byte by byte; or the maps go to side shards of their own. A shard of the
-result depends on the shard of the source and on the options alone, so several processes share the shards, and a
-run that was killed continues with those that have no receipt.
+The components that were there are copied byte by byte; or the maps go to side shards of their own. shard_run.py
+walks over the shards.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import distributed as dist
+from torch import Tensor
 
 from ..loaders.fetch import check_local
+from ..shards.added_component import check_sidecars
 from ..shards.destination import open_destination
-from ..shards.errors import SoftshardError, UsageError
+from ..shards.errors import UsageError
 from ..shards.labelmap import encode_label_map
 from ..shards.labelmap_encode import SCORE_ENCODINGS
-from ..shards.labelmap_side import (
-    SideMaps,
-    attach,
-    check_sidecars,
-    components_with_maps,
-    encoder_versions,
-    finish,
-    settle,
-)
-from ..shards.manifest import LabelMapInfo, Manifest
-from ..shards.progress import progress_bar
-from ..shards.schema import LMAP
+from ..shards.labelmap_side import SideMaps, label_maps_component
+from ..shards.manifest import LabelMapInfo, Manifest, load_sidecar
 from ..shards.writer import ShardRecord
 from .dense import DenseTeacher, mean_of_teachers, top_k_map
-from .maps_images import TeacherImages
 from .maps_teacher import Teacher, load_teacher, load_teachers
-from .processes import process_group
+from .shard_run import run_over_shards
+from .teacher_outputs import check_all_known
 
 __all__ = ["MapOptions", "Teacher", "load_teacher", "load_teachers", "make_label_maps"]
-
-# The slowest process may be far behind: torch's own half an hour is a shard or two.
-_LONGEST_WAIT = timedelta(days=7)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -117,7 +99,8 @@ def make_label_maps(
     Raises:
         UsageError: the destination holds something else, the data set is a URL, a teacher's head cannot be run
             densely, or the teachers' grids differ.
-        DataError: the data set is damaged. Shards that are finished stay, and the same call continues.
+        DataError: the data set is damaged, or a teacher does not know a class that has images. Shards that are
+            finished stay, and the same call continues.
     """
     options = options or MapOptions()
     teachers = [teachers] if isinstance(teachers, Teacher) else list(teachers)
@@ -128,70 +111,50 @@ def make_label_maps(
     source = Manifest.load(dataset)
     check_sidecars(dataset, source)
     dense = [DenseTeacher(teacher.model.to(device), options.amp) for teacher in teachers]
+    classes = load_sidecar(dataset, source)
+    for teacher in teachers:
+        if teacher.outputs is not None:
+            check_all_known(teacher.name, teacher.outputs, source, classes)
     label_maps = _prove(teachers, dense, source, options, device)
-    content = {
-        "maps": {"dataset": source.fingerprint, "batch_size": options.batch_size, "side": options.side},
-        "label_maps": {**vars(label_maps), "teacher": dict(label_maps.teacher)},
-        **encoder_versions(),
-    }
-    with ExitStack() as stack:
-        group: Any = None
-        if world_size > 1:
-            stack.enter_context(process_group("gloo", rank, world_size))
-            group = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+    names = [teacher.name for teacher in teachers]
+    top = label_maps.top
 
-        def begin() -> tuple[str, set[str]]:
-            target.make()
-            stack.enter_context(target.hold())
-            return settle(target, content, source)
-
-        plan_sha256, done = _from_first(begin, rank, group)
-        missing = [i for i, record in enumerate(source.shards) if record.name not in done]
-        images = stack.enter_context(
-            TeacherImages(
-                dataset,
-                source,
-                size=options.size,
-                batch_size=options.batch_size,
-                device=device,
-                num_threads=num_threads,
+    def encoded(images: Tensor) -> Iterator[Callable[[], bytes]]:
+        logits = [
+            teacher.to_classes(model(teacher.normalise(images)))
+            for teacher, model in zip(teachers, dense, strict=True)
+        ]
+        best, ids = top_k_map(mean_of_teachers(logits, names), top)
+        for scores_KPQ, ids_KPQ in zip(best.cpu().numpy(), ids.cpu().numpy(), strict=True):
+            yield partial(
+                encode_label_map,
+                scores_KPQ,
+                ids_KPQ,
+                num_classes=source.num_classes,
+                score_encoding=options.scores,
             )
-        )
-        pool = stack.enter_context(ThreadPoolExecutor(num_threads or len(os.sched_getaffinity(0))))
-        suffixes = (LMAP.suffix,) if options.side else components_with_maps(source)
-        own = missing[rank::world_size]
-        total = sum(source.shards[number].samples for number in own)
-        with progress_bar(total, "label maps", "img") as bar:
-            for number in own:
-                maps = _encoded_maps(images, number, teachers, dense, options, source.num_classes, pool)
-                attach(target, dataset, source.shards[number], suffixes, maps, plan_sha256)
-                bar.update(source.shards[number].samples)
-        if group is not None:
-            dist.barrier(group)
 
-        def save_side(records: tuple[ShardRecord, ...]) -> None:
-            SideMaps(source.name, source.fingerprint, label_maps, records).save(target)
+    def save_side(records: tuple[ShardRecord, ...]) -> None:
+        SideMaps(source.name, source.fingerprint, label_maps, records).save(target)
 
-        def end() -> Manifest:
-            save = save_side if options.side else None
-            return finish(target, dataset, source, label_maps, plan_sha256, save)
-
-        return _from_first(end, rank, group)
-
-
-def _from_first(call: Callable[[], T], rank: int, group: Any) -> T:
-    """What rank 0's call returns, on every rank; or its error, so that nobody waits for the others."""
-    outcome: list[Any] = [None]
-    if rank == 0:
-        try:
-            outcome = [call()]
-        except SoftshardError as error:
-            outcome = [error]
-    if group is not None:
-        dist.broadcast_object_list(outcome, src=0, group=group)
-    if isinstance(outcome[0], SoftshardError):
-        raise outcome[0]
-    return outcome[0]
+    return run_over_shards(
+        dataset,
+        source,
+        target,
+        label_maps_component(label_maps),
+        encoded,
+        plan={
+            "maps": {"dataset": source.fingerprint, "batch_size": options.batch_size, "side": options.side}
+        },
+        title="label maps",
+        size=options.size,
+        batch_size=options.batch_size,
+        device=device,
+        num_threads=num_threads,
+        rank=rank,
+        world_size=world_size,
+        save_side=save_side if options.side else None,
+    )
 
 
 def _prove(
@@ -203,7 +166,9 @@ def _prove(
 ) -> LabelMapInfo:
     """Run the teachers on noise before anything is written: a head that is refused is refused here."""
     noise = torch.randn(2, 3, options.size, options.size, generator=torch.Generator().manual_seed(0))
-    logits = [model(noise.to(device)) for model in dense]
+    logits = [
+        teacher.to_classes(model(noise.to(device))) for teacher, model in zip(teachers, dense, strict=True)
+    ]
     for teacher, predicted in zip(teachers, logits, strict=True):
         if predicted.shape[1] != source.num_classes:
             raise UsageError(
@@ -222,35 +187,11 @@ def _prove(
     }
     if len(teachers) == 1:
         facts["weights_sha256"] = teachers[0].weights_sha256
+    num_known = int(mean[0, :, 0, 0].isfinite().sum())  # by all of the teachers
     return LabelMapInfo(
-        top=min(options.top, source.num_classes),
+        top=min(options.top, num_known),
         rows=mean.shape[2],
         columns=mean.shape[3],
         num_classes=source.num_classes,
         teacher=facts,
     )
-
-
-def _encoded_maps(
-    images: TeacherImages,
-    number: int,
-    teachers: Sequence[Teacher],
-    dense: Sequence[DenseTeacher],
-    options: MapOptions,
-    num_classes: int,
-    pool: ThreadPoolExecutor,
-) -> Iterator[tuple[str, bytes]]:
-    """Key and encoded map of every sample of a shard, in its order."""
-    names = [teacher.name for teacher in teachers]
-    for places, batch in images.whole(number):
-        logits = [model(teacher.normalise(batch)) for teacher, model in zip(teachers, dense, strict=True)]
-        best, ids = top_k_map(mean_of_teachers(logits, names), min(options.top, num_classes))
-        best_NKPQ, ids_NKPQ = best.cpu().numpy(), ids.cpu().numpy()
-
-        def encode(i: int, best_NKPQ: Any = best_NKPQ, ids_NKPQ: Any = ids_NKPQ) -> bytes:
-            return encode_label_map(
-                best_NKPQ[i], ids_NKPQ[i], num_classes=num_classes, score_encoding=options.scores
-            )
-
-        for (shard, place), data in zip(places, pool.map(encode, range(len(places))), strict=True):
-            yield shard.index.keys[place], data

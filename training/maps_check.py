@@ -157,7 +157,7 @@ def check_orientation(
         torch.inference_mode(),
     ):
         for places, crops in images.windows(_batches(images.files, manifest, chosen, per_batch)):
-            said_MC = model(teacher.normalise(crops)).float().softmax(dim=1).cpu()
+            said_MC = teacher.to_classes(model(teacher.normalise(crops)).float()).softmax(dim=1).cpu()
             entropy, agreement = _compare(places[:: len(WINDOWS)], manifest, said_MC)
             entropies.append(entropy)
             agreements.append(agreement)

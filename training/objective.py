@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor, nn
 
-from ..loaders.batch import Batch
+from ..loaders.batch import Batch, TeacherLevels
 from ..loaders.loader import Loader
 from ..shards.tree import LabelTree
 from .distillation import LiveTeacherLoss, SemanticKDLoss
@@ -18,11 +18,11 @@ from .recipes import TREE_LOSSES, Recipe
 
 
 class DistilledLoss(nn.Module):
-    """A loss of the labels plus a weighted one of a teacher's logits.
+    """A loss of the labels plus a weighted one of a teacher.
 
     Args:
         loss: called with logits, target, `valid` and `num_valid`.
-        distillation: called with the teacher's logits, too.
+        distillation: called with what the teacher says, too.
         weight: of the distillation.
     """
 
@@ -33,9 +33,15 @@ class DistilledLoss(nn.Module):
         self.weight = weight
 
     def forward(
-        self, logits: Tensor, teacher: Tensor, target: Tensor, valid: Tensor, num_valid: Tensor | int
+        self,
+        logits: Tensor,
+        teacher: Tensor | TeacherLevels,
+        target: Tensor,
+        valid: Tensor,
+        num_valid: Tensor | int,
     ) -> Tensor:
-        """Loss of a batch: logits floating [N, C] of the student and of the teacher, the others as in losses.py."""
+        """Loss of a batch: logits floating [N, C] of the student, those of the teacher or what was stored of them; the
+        others as in losses.py."""
         distance = self.distillation(logits, teacher, target, valid, num_valid)
         return self.loss(logits, target, valid, num_valid) + self.weight * distance
 
@@ -43,7 +49,7 @@ class DistilledLoss(nn.Module):
 def create_loss(recipe: Recipe, tree: LabelTree | None, class_counts: np.ndarray | None = None) -> nn.Module:
     """The recipe's loss: called with logits, target, `valid` and `num_valid` (see losses.py).
 
-    With a teacher (`Recipe.wants_teacher`) its logits come second.
+    With a teacher (`Recipe.wants_teacher`) its logits, or what was stored of them, come second.
 
     Args:
         recipe: which loss, and its options.

@@ -8,6 +8,7 @@ Shape letters: N batch, C classes, L hierarchy levels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from .ancestors import ancestor_table
 from .checkpoint import Checkpoint, load_checkpoint
 from .down_the_tree import DownTheTree
 from .evaluate import evaluation_loader, named_batches
+from .label_space import LabelSpace
 from .models import load_trained_model
 from .recipes import TREE_LOSSES, Recipe
 from .step import model_input
@@ -112,7 +114,7 @@ class Predictor:
     ) -> None:
         if top < 1:
             raise UsageError(f"top: expected at least 1, found {top}")
-        path = Path(checkpoint)
+        self._path = path = Path(checkpoint)
         self.saved = load_checkpoint(path)
         if down_the_tree and (self.saved.recipe.loss != "semantic-softmax" or self.saved.tree is None):
             raise UsageError(
@@ -130,6 +132,8 @@ class Predictor:
     def data_set(self, dataset: str, *, batch_size: int = 64) -> Iterator[Prediction]:
         """Predict the images of a data set in its order; their own labels are not looked at.
 
+        So a data set of other classes may be predicted, in the checkpoint's: a UserWarning names both.
+
         Raises:
             DataError: the data set is damaged.
         """
@@ -137,6 +141,13 @@ class Predictor:
         with evaluation_loader(
             recipe, dataset, batch_size=batch_size, device=self.device, num_threads=self.num_threads
         ) as loader:
+            problems = self.saved.label_space.differences(LabelSpace.of_loader(loader))
+            if problems:
+                warnings.warn(
+                    f"{self._path} was trained with other labels than data set {dataset!r} has: {'; '.join(problems)}; the "
+                    "predictions are the checkpoint's classes",
+                    stacklevel=2,
+                )
             for batch in named_batches(loader):
                 num = int(batch.valid.sum())  # padding comes last
                 yield from self._ask(batch.images[:num], batch.keys[:num])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -79,3 +80,12 @@ def epoch_line(entry: dict[str, Any]) -> str:
         shown[0] = f"averaged weights: {shown[0]}"
     loss = "-" if entry["loss"] is None else f"{entry['loss']:.4f}"
     return ", ".join([f"epoch {entry['epoch']}: loss {loss}", *shown])
+
+
+def print_to_stderr(line: str) -> None:
+    """Say a line where people look for it while results go to standard output."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def say_nothing(_line: str) -> None:
+    """What the other ranks say."""

@@ -58,8 +58,8 @@ class Recipe:
         gamma_neg: `asl` only: focusing of the wrong classes.
         gamma_pos: `asl` only: focusing of the right ones.
         asl_clip: `asl` only: what is taken off the probability of a wrong class.
-        distill: `semantic-softmax` only: learn from a teacher, too (`train --teacher`), by the rule of the `paper`
-            or of the published `code` (see SemanticKDLoss); or `none`.
+        distill: `semantic-softmax` only: learn from a teacher, too (`train --teacher`, or stored in the shards), by the
+            rule of the `paper` or of the published `code` (see SemanticKDLoss); or `none`.
         distill_weight: what the distillation's loss is multiplied with.
         optimizer: a name of timm.optim: `adam`, `sgd` (which is Nesterov there), `momentum`, `adamw`, ...
         lr: the highest learning rate, for `global_batch`; it is not scaled when that changes.
@@ -281,7 +281,8 @@ def semantic_softmax() -> Recipe:
 
 
 def semantic_kd() -> Recipe:
-    """semantic_softmax with semantic distillation from a teacher (Ridnik et al. 2021, sec. 3.3): `train --teacher`.
+    """semantic_softmax with semantic distillation from a teacher (Ridnik et al. 2021, sec. 3.3): `train --teacher`, or
+    one that `softshard teacher make` stored in the shards.
 
     The rule is the paper's; the weight of 1 is ours.
     """

@@ -20,7 +20,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from ..loaders.batch import Batch
+from ..loaders.batch import Batch, TeacherLevels
 from .head_order import HeadOrder
 from .level_layout import LevelOrder
 from .models import set_training
@@ -57,7 +57,8 @@ class TrainStep:
         optimizer: over the model's parameters.
         world_size: ranks that share the batch; with more than one, torch.distributed has begun.
         compile: run the model through torch.compile.
-        teacher: of a distillation: its logits are the loss's second argument.
+        teacher: of a distillation: its logits are the loss's second argument. So is what a batch brings of a stored
+            one.
         head_order: how the head is kept in level order, for a loss that wants it so. By default it is not.
     """
 
@@ -95,19 +96,19 @@ class TrainStep:
             dist.all_reduce(num_valid)
         num_valid = num_valid.clamp(min=1)
         self.optimizer.zero_grad(set_to_none=True)
-        pieces = [
-            part.chunk(self.recipe.accumulate)
-            for part in (batch.images, target_of(self.recipe, batch), batch.valid)
-        ]
+        parts = (batch.images, target_of(self.recipe, batch), batch.valid, *(batch.teacher or ()))
+        pieces = [part.chunk(self.recipe.accumulate) for part in parts]
         micro_batches = list(zip(*pieces, strict=True))
         losses = []
-        for i, (images, target, valid) in enumerate(micro_batches):
+        for i, (images, target, valid, *stored) in enumerate(micro_batches):
             # The ranks exchange gradients once, after the last micro-batch.
             with nullcontext() if i + 1 == len(micro_batches) else self._no_sync():
                 with self._autocast():
                     inputs = model_input(images, self.recipe.normalise)
                     logits = [self.model(inputs)]
-                    if self.teacher is not None:
+                    if stored:
+                        logits.append(TeacherLevels(*stored))
+                    elif self.teacher is not None:
                         logits.append(self.teacher(inputs))
                 loss = self.loss(*logits, target, valid, num_valid)
                 # Gradients are averaged over the ranks; times the world size that is the mean over samples.

@@ -14,11 +14,9 @@ run has finished, `summary.json` and `model.safetensors` (the weights alone, for
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,50 +26,32 @@ from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImpor
 from ..loaders.labels import LabelSource
 from ..loaders.loader import Loader
 from ..shards.errors import UsageError
-from ..shards.files import write_atomically
 from .checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint, stored_images
 from .checks import check_call, check_data, check_resume, check_same_classes
 from .evaluate import evaluate_model, evaluation_loader, named_batches
 from .head_order import HeadOrder
 from .label_space import LabelSpace, load_labels
-from .models import create_model, export_weights, freeze_backbone
+from .models import create_model, freeze_backbone
 from .objective import count_images, create_loss
-from .preparation import PREFIX
 from .processes import process_group, rng_states, set_rng_state, stop_signal
-from .progress import Progress, epoch_line
+from .progress import Progress, epoch_line, print_to_stderr, say_nothing
 from .recipes import Recipe
+from .results import (
+    BOARD_NAME,
+    INIT_NAME,
+    METRICS_NAME,
+    SUMMARY_NAME,
+    WEIGHTS_NAME,
+    TrainResult,
+    write_json,
+    write_summary,
+    write_weights,
+)
 from .schedule import create_schedule
 from .start import load_start
 from .step import TrainStep
 from .steplog import StepLog, board_writer
-from .teacher import Teacher
-from .teacher_timm import TimmTeacher
-
-BOARD_NAME = "tensorboard"
-INIT_NAME = "init.json"
-METRICS_NAME = "metrics.csv"
-SUMMARY_NAME = "summary.json"
-WEIGHTS_NAME = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run came to.
-
-    Attributes:
-        checkpoint: the latest checkpoint.
-        weights: the exported weights, or None where the run was stopped before its end.
-        steps: steps since the run began, those before a --resume included.
-        history: one dict per finished epoch: `epoch`, `loss` (mean over its steps) and, with a validation
-            set, `weights` (`ema` or `model`: whose numbers follow) and the numbers of `evaluate_model`.
-        stopped_by: number of the signal that stopped the run, or None where it finished.
-    """
-
-    checkpoint: Path
-    weights: Path | None
-    steps: int
-    history: list[dict[str, Any]]
-    stopped_by: int | None
+from .teacher import choose_teacher
 
 
 def train(
@@ -115,7 +95,7 @@ def train(
         global_batch: instead of the recipe's: samples per step over all ranks.
         pretrained: begin with timm's own weights.
         init_from: begin with the weights in this file, or with timm's of this name (see `load_start`).
-        teacher: the checkpoint that the recipe distils from.
+        teacher: the checkpoint that the recipe distils from; by default what the data set has stored.
         resume: continue from `out`'s checkpoint; begin where there is none, so that one command line does for
             the first start and every later one.
         seed: of the first weights, of dropout and of the loader.
@@ -165,7 +145,7 @@ def train(
     open_board = board_writer() if tensorboard else None
     checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
     is_main = rank == 0
-    say = (log or _print_to_stderr) if is_main else _say_nothing
+    say = (log or print_to_stderr) if is_main else say_nothing
     on_terminal = is_main and sys.stderr.isatty()
     on_gpu = device.startswith("cuda")
     if on_gpu:
@@ -184,6 +164,7 @@ def train(
             device=device,
             targets=recipe.targets,
             side=side,
+            teacher=recipe.distill != "none" and teacher is None,
             augment=recipe.train_augment(),
             dtype="float32" if recipe.normalise else "uint8",
             shuffle=True,
@@ -236,7 +217,7 @@ def train(
             )
             say(f"{report.line()}; all of it: {checkpoint_path.with_name(INIT_NAME)}")
             if is_main:
-                _write_json(checkpoint_path.with_name(INIT_NAME), report.to_json())
+                write_json(checkpoint_path.with_name(INIT_NAME), report.to_json())
         if recipe.freeze:
             freeze_backbone(plain_model, model)
         plain_model.to(device)
@@ -245,12 +226,9 @@ def train(
 
         # 4. Loss, optimizer, schedule.
         loss_module = create_loss(recipe, loader.tree, count_images(recipe, loader)).to(device)
-        asked = None
-        if teacher is not None:
-            kind = TimmTeacher if str(teacher).startswith(PREFIX) else Teacher
-            asked = kind(str(teacher), recipe, labels=label_space, dataset=dataset, device=device)
-            say(f"teacher: {asked.name} of {teacher}")
-        teacher_sha256 = None if asked is None else asked.sha256
+        chosen = choose_teacher(teacher, recipe, loader, labels=label_space, dataset=dataset, device=device)
+        if chosen.facts is not None:
+            say(chosen.line())
         optimizer = create_optimizer_v2(
             plain_model,
             opt=recipe.optimizer,
@@ -264,7 +242,7 @@ def train(
         step, epoch, loss_sum, loss_steps, skipped = 0, 0, 0.0, 0, 0
         history: list[dict[str, Any]] = []
         if saved is not None:
-            check_resume(saved, checkpoint_path, dataset, recipe, model, loader, teacher_sha256)
+            check_resume(saved, checkpoint_path, dataset, recipe, model, loader, chosen.facts)
             optimizer.load_state_dict(saved.optimizer)
             loader.load_state_dict(saved.loader)
             set_rng_state(saved.rng, rank, world_size, on_gpu)
@@ -280,7 +258,7 @@ def train(
             optimizer,
             world_size=world_size,
             compile=compile,
-            teacher=asked,
+            teacher=chosen.live,
             head_order=HeadOrder(plain_model, model, loader.tree if recipe.level_order else None),
         )
         if saved is not None:
@@ -297,7 +275,6 @@ def train(
         )
         progress = Progress(say, bar=on_terminal, total_steps=total_steps)
         stack.callback(progress.end_epoch)
-        tree_json = None if loader.tree is None else json.dumps(loader.tree.to_json())
 
         def save() -> None:
             """Called by all ranks together, when all losses so far are known to be finite."""
@@ -308,15 +285,12 @@ def train(
                     Checkpoint(
                         model_name=model,
                         recipe=recipe,
-                        teacher_sha256=teacher_sha256,
+                        teacher=chosen.facts,
                         optimizer=optimizer.state_dict(),
                         step=steps.step,
                         epoch=epoch,
                         loader=loader.state_dict(),
-                        class_names=list(label_space.class_names),
-                        classes_sha256=label_space.classes_sha256,
-                        tree_sha256=None if loader.tree is None else loader.tree.fingerprint,
-                        tree_json=tree_json,
+                        **label_space.to_json(),
                         stored_images=stored_images(loader.manifest),
                         rng=rng,
                         loss_sum=steps.loss_sum,
@@ -380,45 +354,21 @@ def train(
             return TrainResult(checkpoint_path, None, steps.step, history, stopped_by)
         weights_path = checkpoint_path.with_name(WEIGHTS_NAME)
         if is_main:
-            metadata = {
-                "model": model,
-                "recipe": recipe.name,
-                "weights": take_step.best_weights,
-                "classes_sha256": label_space.classes_sha256,
-                "class_names": json.dumps(list(label_space.class_names)),
-                **({} if tree_json is None else {"tree_json": tree_json}),
-            }
-            export_weights(weights_path, take_step.best_state_dict(), metadata)
-            summary = {
-                "recipe": dataclasses.asdict(recipe),
-                "model": model,
-                "dataset": dataset,
-                "val": val,
-                "teacher": None if teacher is None else str(teacher),
-                "seed": seed,
-                "labels": loader.state_dict()["labels"],
-                "classes": loader.num_classes,
-                "chance": 1 / loader.num_classes,
-                "samples": loader.num_samples,
-                "processes": world_size,
-                "steps_per_epoch": steps_per_epoch,
-                "steps": steps.step,
-                "skipped": steps.skipped,
-                "weights": take_step.best_weights,
-                "history": history,
-            }
-            _write_json(checkpoint_path.with_name(SUMMARY_NAME), summary)
+            best, weights = take_step.best_weights, take_step.best_state_dict()
+            write_weights(weights_path, weights, which=best, model=model, recipe=recipe, labels=label_space)
+            write_summary(
+                checkpoint_path.with_name(SUMMARY_NAME),
+                recipe,
+                loader,
+                steps,
+                history,
+                model=model,
+                dataset=dataset,
+                val=val,
+                teacher=chosen.facts,
+                seed=seed,
+                processes=world_size,
+                weights=best,
+            )
         say(f"finished after {steps.step} steps: {checkpoint_path.parent}")
         return TrainResult(checkpoint_path, weights_path, steps.step, history, None)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _say_nothing(_line: str) -> None:
-    pass

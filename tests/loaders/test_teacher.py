@@ -80,7 +80,8 @@ def test_without_asking_there_is_no_teacher(taught):
 
 def test_a_teacher_is_refused_where_there_is_none_or_the_labels_have_another_tree(packed, taught, tree):
     with pytest.raises(
-        UsageError, match="expected a label tree and the component 'kd' for teacher=True, found"
+        UsageError,
+        match="expected a stored teacher to distil from, a label tree and the component 'kd', found",
     ):
         make(packed)
     other = relabel(tree.classes, ["cat", "dog"], old_tree=tree)

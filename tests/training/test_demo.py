@@ -11,7 +11,7 @@ import pytest
 from softshard.shards import DataError, Manifest, UsageError, verify
 from softshard.shards.cli import main
 from softshard.training import demo, single_label
-from softshard.training.train import TrainResult
+from softshard.training.results import TrainResult
 
 COLOURS = {
     "tabby": (200, 60, 60),

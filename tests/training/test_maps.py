@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
 
 import cv2
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from timm.data import ImageNetInfo
 
 from softshard.loaders import Augment, Loader
 from softshard.shards import (
@@ -32,7 +30,6 @@ from softshard.shards.cli import main
 from softshard.shards.images import pixel_stack
 from softshard.shards.labelmap_side import join_label_maps
 from softshard.training import maps as maps_module
-from softshard.training import maps_teacher
 from softshard.training.dense import dense_logits
 from softshard.training.maps import MapOptions, Teacher, load_teacher, load_teachers, make_label_maps
 from softshard.training.recipes import single_label
@@ -386,75 +383,9 @@ def test_a_trained_checkpoint_teaches_its_own_class_list_from_the_command_line(
     assert len(Manifest.load(out).label_maps.teacher["weights_sha256"]) == 64
 
 
-def test_a_checkpoint_of_another_class_list_is_refused_with_both_fingerprints(dataset, checkpoint, tmp_path):
-    (tmp_path / "images" / "cat").mkdir(parents=True)
-    cv2.imwrite(str(tmp_path / "images" / "cat" / "0.png"), np.zeros((32, 32, 3), np.uint8))
-    pack(tmp_path / "images", tmp_path / "shards", PackOptions(), workers=1)
-    other, own = Manifest.load(tmp_path / "shards" / "train"), Manifest.load(dataset)
-    with pytest.raises(DataError, match="do not belong together") as caught:
-        load_teacher("test_resnet", other, size=32, checkpoint=checkpoint)
-    assert own.classes_sha256 in str(caught.value)
-    assert other.classes_sha256 in str(caught.value)
-
-
 def test_a_checkpoint_of_another_architecture_is_refused(dataset, checkpoint):
     with pytest.raises(DataError, match="expected a checkpoint of resnet10t, found one of test_resnet"):
         load_teacher("resnet10t", Manifest.load(dataset), size=32, checkpoint=checkpoint)
-
-
-def test_timms_own_weights_are_refused_for_another_number_of_classes(dataset):
-    with pytest.raises(UsageError, match="expected weights for the data set's 5 classes, found 1000"):
-        load_teacher("resnet50", Manifest.load(dataset), size=32)
-
-
-SYNSETS = tuple(ImageNetInfo("imagenet-1k").label_names())
-
-
-def own_weights(dataset, monkeypatch, class_names, num_outputs=1000):
-    """load_teacher with timm's own weights, without downloading them."""
-    config = replace(timm.get_pretrained_cfg("test_resnet"), num_classes=num_outputs)
-    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: config)
-    monkeypatch.setattr(
-        maps_teacher,
-        "create_model",
-        lambda name, num_classes, size, **_: timm.create_model(name, num_classes=num_classes),
-    )
-    return load_teacher("test_resnet", replace(Manifest.load(dataset), class_names=class_names), size=32)
-
-
-def test_timms_own_weights_teach_a_data_set_of_their_classes_in_their_order(dataset, monkeypatch):
-    with warnings.catch_warnings(action="error"):
-        own = own_weights(dataset, monkeypatch, SYNSETS)
-    assert own.weights_sha256 == maps_teacher.state_sha256(own.model)
-    with torch.no_grad():
-        next(own.model.parameters()).view(-1)[0] += 1
-    assert own.weights_sha256 != maps_teacher.state_sha256(own.model)
-
-
-@pytest.mark.parametrize(
-    ("class_names", "message"),
-    [
-        (
-            (*SYNSETS[:2], SYNSETS[3], SYNSETS[2], *SYNSETS[4:]),
-            f"class 2: expected '{SYNSETS[2]}', found '{SYNSETS[3]}' .*another order",
-        ),
-        (
-            tuple(f"noun {i}" for i in range(1000)),
-            "class 0: expected 'n01440764', found 'noun 0' .*named by wnid.*--checkpoint",
-        ),
-    ],
-)
-def test_timms_own_weights_are_refused_for_other_classes_of_the_same_number(
-    dataset, monkeypatch, class_names, message
-):
-    with pytest.raises(DataError, match=message):
-        own_weights(dataset, monkeypatch, class_names)
-
-
-def test_outputs_that_timm_has_no_class_list_for_are_used_with_a_warning(dataset, monkeypatch):
-    names = Manifest.load(dataset).class_names
-    with pytest.warns(UserWarning, match="no class list for its 5 outputs.*could not be checked"):
-        own_weights(dataset, monkeypatch, names, num_outputs=5)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import warnings
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from softshard.shards import LabelTree, read_shard
+from softshard.shards import LabelTree, ReshardOptions, read_shard, reshard
 from softshard.shards.cli import main
 from softshard.shards.components import decode_meta
 from softshard.training import semantic_softmax, single_label
@@ -58,6 +59,22 @@ def test_an_image_and_the_sample_it_was_packed_as_are_predicted_alike(recipe, ch
     assert [prediction.image for prediction in images] == [path for _, path in sources]
     for image, sample in zip(images, packed, strict=True):
         assert (image.path, image.best) == (sample.path, sample.best)
+
+
+def test_a_data_set_of_another_tree_is_predicted_with_a_warning_that_names_both(
+    checkpoints, shards, tmp_path
+):
+    own = LabelTree.load(shards / "val" / "tree.json")
+    table = [("cat", "mammal"), ("crow", "mammal"), ("dog", "bird"), ("gull", "bird")]
+    other = LabelTree.from_table(own.classes[:4], table)
+    reshard([shards / "val"], tmp_path / "other", ReshardOptions(tree=other, drop=("lmap",)))
+    predictor = Predictor(checkpoints["semantic-softmax"])
+    with pytest.warns(
+        UserWarning, match=rf"checkpoint.pt was .*: expected {own.fingerprint}, found {other.fingerprint}"
+    ):
+        warned = list(predictor.data_set(str(tmp_path / "other")))
+    with warnings.catch_warnings(action="error"):
+        assert list(predictor.data_set(str(shards / "val"))) == warned
 
 
 def test_a_trained_model_knows_the_colours_level_by_level(checkpoints, shards, sources):

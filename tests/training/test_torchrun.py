@@ -1,6 +1,7 @@
 """The commands in processes of their own: torchrun's two do what one does; a killed run goes on."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -8,8 +9,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from softshard.training import semantic_softmax
 from softshard.training.checkpoint import load_checkpoint
+from softshard.training.teacher_store import store_teacher
+from softshard.training.train import train as train_here
 
 # The softshard command, which dies at the given micro-batch of the given rank: by SIGKILL, nothing cleans up.
 COMMAND = """
@@ -29,12 +34,14 @@ sys.exit(main())
 """
 
 
-def train(tmp_path, shards, out, *arguments, processes=1, **environment):
+def train(
+    tmp_path, shards, out, *arguments, recipe="semantic-softmax", dataset=None, processes=1, **environment
+):
     script = tmp_path / "softshard_command.py"
     script.write_text(COMMAND)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [
-        "train", "semantic-softmax", shards / "train", "--val", shards / "val", "--out", out,
+        "train", recipe, dataset or shards / "train", "--val", shards / "val", "--out", out,
         "--model", "test_convnext", "--global-batch", 8, "--image-size", 32, "--set", "ema_decay=0.9",
         "--device", "cpu", "--log-steps", 1, "--threads", 1, *arguments,
     ]  # fmt: skip
@@ -102,3 +109,86 @@ def test_a_process_killed_by_sigkill_is_continued_by_two(whole, shards, tmp_path
     done = train(tmp_path, shards, tmp_path / "run", *options, "--resume", processes=2)
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "run") == pytest.approx(losses(whole[1]), rel=1e-4)
+
+
+# What a global batch shares beside its labels: a teacher, and a loss that is a sum (`code`) where others are means.
+DISTILLED = {
+    "live": ("--set", "distill=paper"),
+    "stored": ("--set", "distill=code", "--set", "distill_weight=0.2", "--checkpoint-steps", "4"),
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(shards, tmp_path_factory):
+    """The checkpoint of a model that knows the colours, and the data set with what it says."""
+    folder = tmp_path_factory.mktemp("teacher")
+    recipe = dataclasses.replace(semantic_softmax(), epochs=4, global_batch=8, image_size=32, lr=1e-2)
+    options = {"model": "test_resnet", "log": lambda line: None}
+    checkpoint = train_here(recipe, str(shards / "train"), out=folder, **options).checkpoint
+    store_teacher(shards / "train", folder / "stored", checkpoint, num_threads=1)
+    return checkpoint, folder / "stored"
+
+
+def distil(tmp_path, shards, teacher, kind, out, *arguments, **options):
+    """Train `semantic-kd` with a teacher of that kind, for nine epochs."""
+    checkpoint, stored = teacher
+    if kind == "live":
+        arguments = ("--teacher", checkpoint, *arguments)
+    else:
+        options["dataset"] = stored
+    words = ("--epochs", 9, *DISTILLED[kind], *arguments)
+    return train(tmp_path, shards, out, *words, recipe="semantic-kd", **options)
+
+
+@pytest.fixture(scope="module")
+def distilled(shards, teacher, tmp_path_factory):
+    """By kind of teacher: the folder of a run of one process that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("distilled")
+    for kind in DISTILLED:
+        done = distil(folder, shards, teacher, kind, folder / kind)
+        assert done.returncode == 0, done.stderr
+        assert f"teacher: {'test_resnet of' if kind == 'live' else 'stored in the shards'}" in done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("kind", DISTILLED)
+def test_two_processes_distil_as_one_does(kind, distilled, teacher, shards, whole, tmp_path):
+    done = distil(tmp_path, shards, teacher, kind, tmp_path / "two", processes=2)
+    assert done.returncode == 0, done.stderr
+    expected = losses(distilled / kind)
+    assert len(expected) == 54
+    assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-4)
+    # The teacher counts: without it the losses are others from the first step.
+    assert expected[0] > losses(whole[1])[0] + 0.05
+
+
+def test_two_processes_that_distil_are_killed_in_mid_epoch_and_continue_with_the_same_curve(
+    distilled, teacher, shards, tmp_path
+):
+    killed = distil(
+        tmp_path,
+        shards,
+        teacher,
+        "stored",
+        tmp_path / "run",
+        processes=2,
+        TEST_KILL_AT="11",
+        TEST_KILL_RANK="1",
+    )
+    assert killed.returncode != 0
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").step == 8
+    done = distil(tmp_path, shards, teacher, "stored", tmp_path / "run", "--resume", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "8 of 54 steps are done" in done.stderr
+    assert losses(tmp_path / "run") == pytest.approx(losses(distilled / "stored"), rel=1e-4)
+
+
+def test_two_processes_with_heads_in_level_order_learn_what_one_does_without(whole, shards, tmp_path):
+    options = ("--epochs", 9, "--set", "level_order=true")
+    done = train(tmp_path, shards, tmp_path / "two", *options, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "head in level order" in done.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(whole[1]), rel=1e-4)
+    saved = [load_checkpoint(path / "checkpoint.pt") for path in (tmp_path / "two", whole[1])]
+    for name, weights in saved[1].model.items():
+        torch.testing.assert_close(saved[0].model[name], weights, rtol=1e-3, atol=1e-4)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -189,7 +190,10 @@ def test_the_first_step_of_a_distillation_is_that_of_its_formula(rule, changes, 
     assert losses(tmp_path)[0] == pytest.approx(expected.item(), rel=1e-4)
     # The teacher stays where it was: in no state of the student's.
     assert load_checkpoint(result.checkpoint).model.keys() == student.state_dict().keys()
-    assert json.loads((tmp_path / "summary.json").read_text())["teacher"] == str(teacher)
+    facts = {"model": "test_resnet", "checkpoint": str(teacher), "stored": False}
+    facts["sha256"] = hashlib.sha256(teacher.read_bytes()).hexdigest()
+    assert json.loads((tmp_path / "summary.json").read_text())["teacher"] == facts
+    assert load_checkpoint(result.checkpoint).teacher == facts
 
 
 def test_a_teacher_sees_its_own_size_and_scale_and_learns_nothing(shards, tmp_path):
@@ -214,7 +218,7 @@ def test_a_distillation_continues_with_its_own_teacher_only(teacher, shards, tmp
     recipe = tiny(semantic_kd(), schedule="constant", warmup=0.0)
     whole = run(recipe, shards, tmp_path / "whole", teacher=teacher)
     run(dataclasses.replace(recipe, epochs=1), shards, tmp_path / "parts", teacher=teacher)
-    with pytest.raises(UsageError, match=r"teacher: a file with SHA-256 .*, not "):
+    with pytest.raises(UsageError, match=r"teacher: a live one with SHA-256 .*, not a live one with "):
         run(recipe, shards, tmp_path / "parts", resume=True, teacher=whole.checkpoint)
     run(recipe, shards, tmp_path / "parts", resume=True, teacher=teacher)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
@@ -247,7 +251,10 @@ def test_a_teacher_must_know_every_level_that_the_student_learns(shards, tmp_pat
 
 
 def test_distilling_needs_a_teacher_and_nothing_else_takes_one(teacher, shards, tmp_path, capsys):
-    with pytest.raises(UsageError, match=r"expected a teacher, since it distils, found none. Give --teacher"):
+    with pytest.raises(
+        UsageError,
+        match=r"expected a stored teacher .* found components .*softshard teacher make .* train --teacher CHECKPOINT",
+    ):
         run(tiny(semantic_kd()), shards, tmp_path)
     with pytest.raises(UsageError, match="expected no teacher, since it does not distil"):
         run(tiny(semantic_softmax()), shards, tmp_path, teacher=teacher)
@@ -263,4 +270,4 @@ def test_distilling_needs_a_teacher_and_nothing_else_takes_one(teacher, shards, 
     small = ["--epochs", "1", "--global-batch", "8", "--image-size", "32", "--device", "cpu"]
     assert main([*command, *small, "--teacher", str(teacher), "--set", "distill=code"]) == 0
     assert "distilled by the rule of the code" in capsys.readouterr().err
-    assert load_checkpoint(tmp_path / "checkpoint.pt").teacher_sha256 is not None
+    assert load_checkpoint(tmp_path / "checkpoint.pt").teacher["sha256"]

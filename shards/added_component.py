@@ -1,0 +1,204 @@
+"""A component that is added to every sample of a data set: shards are copied with it, one by one, and a run continues.
+
+Nothing is decoded and everything else keeps its bytes. A plan says what is added, a receipt that a shard is finished;
+sidecars and manifest come last. Label maps (labelmap_side.py) and a teacher's levels are added like this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .destination import Destination
+from .errors import DataError, UsageError
+from .files import canonical_json, sha256_hex
+from .images import pixel_stack
+from .manifest import Manifest
+from .reader import read_shard
+from .receipts import read_receipts, settle_plan, write_receipt
+from .schema import CLASSES_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME, component_rank
+from .writer import ShardRecord, ShardWriter
+
+
+@dataclass(frozen=True)
+class NewComponent:
+    """A component that every sample gets.
+
+    Attributes:
+        suffix: its name.
+        entry: what the manifest says of it: fields of Manifest.
+        packages: what compresses it; another version may give other bytes.
+    """
+
+    suffix: str
+    entry: Mapping[str, Any]
+    packages: tuple[str, ...]
+
+    def beside(self, source: Manifest) -> tuple[str, ...]:
+        """The components of a data set once it has this one."""
+        return tuple(sorted({*source.components, self.suffix}, key=lambda name: (component_rank(name), name)))
+
+    def versions(self) -> dict[str, str]:
+        """Of the packages."""
+        stack = pixel_stack()
+        return {package: stack[package] for package in self.packages}
+
+    def to_json(self) -> dict[str, Any]:
+        """What a plan says of it."""
+        return {name: value.to_json() for name, value in self.entry.items()} | self.versions()
+
+
+def check_sidecars(dataset: Path, source: Manifest) -> None:
+    """Refuse a data set without a file that is copied at the end.
+
+    Raises:
+        DataError: with the file's name.
+    """
+    for name in _sidecars(source):
+        if not (dataset / name).is_file():
+            raise DataError(
+                f"{dataset / name}: expected a file of the data set, found none; it was not copied whole. "
+                f"Run: softshard verify {dataset}"
+            )
+
+
+def settle(target: Destination, content: dict[str, Any], source: Manifest) -> tuple[str, set[str]]:
+    """Write `plan.json`, or compare it with that of an earlier run; returns its SHA-256 and the shards that are done.
+
+    Raises:
+        UsageError: the destination holds something else, or the work of another call.
+        DataError: the earlier plan is damaged.
+    """
+    plan_sha256 = sha256_hex(canonical_json(content))
+    earlier = settle_plan(
+        target, lambda: json.dumps({"sha256": plan_sha256, **content}, indent=1).encode("ascii")
+    )
+    if earlier is not None:
+        try:
+            found = json.loads(earlier)
+            other = {key for key in content if found.get(key) != json.loads(json.dumps(content[key]))}
+            found_sha256 = found["sha256"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{target.name}/{PLAN_NAME}: expected the plan of an earlier run, found: {error!r}; it is damaged. "
+                "Write into a new folder"
+            ) from error
+        if found_sha256 != plan_sha256:
+            raise UsageError(
+                f"{target.name}: expected the plan {plan_sha256[:12]} of this call, found {found_sha256[:12]} of another "
+                f"run ({', '.join(sorted(other)) or 'options'} differ). Write into a new folder"
+            )
+    target.folder(RECEIPTS_DIR).make()
+    names = [record.name for record in source.shards]
+    receipts = read_receipts(target, names, plan_sha256)
+    return plan_sha256, {
+        name for name, receipt in zip(names, receipts, strict=True) if receipt and receipt["record"]
+    }
+
+
+def attach(
+    target: Destination,
+    dataset: Path,
+    record: ShardRecord,
+    suffixes: Sequence[str],
+    added: str,
+    values: Iterable[tuple[str, bytes]],
+    plan_sha256: str,
+) -> None:
+    """Write one shard, with its receipt: the source's samples with the new component.
+
+    Args:
+        target: where to write.
+        dataset: folder of the source.
+        record: the source's shard.
+        suffixes: components of the result; the new one alone writes a side shard.
+        added: which of them is new; one of this name that the samples have is replaced.
+        values: key and encoded value of every sample, in the shard's order.
+        plan_sha256: of the run.
+
+    Raises:
+        DataError: the shard is not what its manifest says, or the values are of other samples.
+    """
+    path = dataset / record.name
+    check_hash(path, record)
+    rest = iter(values)
+    with ShardWriter(target.at(record.name), suffixes) as writer:
+        for sample in read_shard(path):
+            key, data = next(rest, ("", b""))
+            if key != sample.key:
+                raise DataError(
+                    f"{record.name}: expected the component {added!r} of sample {sample.key!r} next, found that of {key!r}; "
+                    "they belong to another data set"
+                )
+            parts = {**sample.parts, added: data}
+            writer.write(key, {suffix: parts[suffix] for suffix in suffixes})
+    assert writer.record is not None
+    write_receipt(target, record.name, {"plan": plan_sha256, "record": writer.record.to_json()})
+
+
+def finish(
+    target: Destination,
+    dataset: Path,
+    source: Manifest,
+    component: NewComponent,
+    plan_sha256: str,
+    save: Callable[[tuple[ShardRecord, ...]], object] | None = None,
+) -> Manifest:
+    """Write what comes last: sidecars and manifest, or what `save` writes in their stead.
+
+    Returns:
+        The data set's manifest with the new component (which is not written where `save` is given).
+
+    Raises:
+        DataError: a shard is missing: the processes of the run did not write to one place.
+    """
+    receipts = read_receipts(target, [record.name for record in source.shards], plan_sha256)
+    records = tuple(ShardRecord(**receipt["record"]) for receipt in receipts if receipt)
+    if len(records) != len(source.shards):
+        raise DataError(
+            f"{target.name}: expected {len(source.shards)} shards, found {len(records)}; is it a place that all processes "
+            "of the run share? Run the same command again: it continues"
+        )
+    made = replace(
+        source,
+        components=component.beside(source),
+        pixel_stack={**source.pixel_stack, **component.versions()},
+        shards=records,
+        **component.entry,
+    )
+    target.remove_leftovers()
+    if save is not None:
+        save(records)
+        return made
+    for name in _sidecars(source):
+        target.write(name, (dataset / name).read_bytes())
+    made.save(target)
+    return made
+
+
+def check_hash(path: Path, record: ShardRecord) -> None:
+    """Refuse a shard whose bytes have changed: they would be given a new and valid hash.
+
+    Raises:
+        DataError: missing, or of other bytes.
+    """
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path}: expected a shard of the data set, found none. Copy the data set again"
+        ) from error
+    if found != record.sha256:
+        raise DataError(
+            f"{path}: expected SHA-256 {record.sha256[:12]}, found {found[:12]}; bytes have changed. "
+            f"Run: softshard verify {path}"
+        )
+
+
+def _sidecars(manifest: Manifest) -> list[str]:
+    return [CLASSES_NAME, *([TREE_NAME] if manifest.tree_sha256 else [])]

@@ -1,0 +1,70 @@
+"""The command `softshard teacher make`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+
+def add_teacher(subparsers: argparse._SubParsersAction) -> None:
+    """Register `teacher make`."""
+    teacher = subparsers.add_parser("teacher", help="store a distillation's teacher in a data set's shards")
+    actions = teacher.add_subparsers(dest="action", metavar="ACTION", required=True)
+    make = actions.add_parser(
+        "make",
+        help="run a trained model over a data set and store its best classes of every level",
+        description="Ask a model that softshard train made about every image of a data set, whole and squished to the "
+        "model's size, and add its ceil(N/20) best classes of each level of N classes to the samples, with their "
+        "probabilities: 2 kB an image for ImageNet-21K-P. `softshard train semantic-kd` then learns from them without "
+        "--teacher. Images are not encoded again. A run that was killed continues when it is given again. On several GPUs "
+        "or processes: torchrun --nproc-per-node N --no-python softshard teacher make ...",
+    )
+    make.add_argument("dataset", metavar="DATASET", help="folder of a data set with a label tree")
+    make.add_argument(
+        "destination",
+        metavar="DST",
+        help="new folder, or fsspec URL that can be written: the same data set with the stored teacher",
+    )
+    make.add_argument(
+        "--teacher",
+        required=True,
+        metavar="CHECKPOINT",
+        help="checkpoint.pt of softshard train, with the same classes and tree",
+    )
+    make.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a step (default: 64)")
+    make.add_argument(
+        "--amp", choices=("bfloat16", "float16"), help="the teacher in mixed precision (default: float32)"
+    )
+    make.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    make.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
+    make.set_defaults(run=_run_make)
+
+
+def _run_make(args: argparse.Namespace) -> int:
+    from . import cli
+
+    with cli._needs_extra("softshard teacher make"):
+        from .teacher_store import store_teacher
+    from ..shards.storage import public_name
+
+    rank, world_size, local_rank = (cli._torchrun(name, default) for name, default in cli._TORCHRUN.items())
+    made = store_teacher(
+        args.dataset,
+        args.destination,
+        args.teacher,
+        batch_size=args.batch_size,
+        amp=args.amp,
+        device=cli._device(args.device, local_rank),
+        num_threads=args.threads or max(1, len(os.sched_getaffinity(0)) // world_size),
+        rank=rank,
+        world_size=world_size,
+    )
+    assert made.teacher is not None
+    if rank == 0:
+        where = public_name(args.destination)
+        print(
+            f"{made.num_samples:,} samples with the levels of {made.teacher.model}; "
+            f"{made.num_bytes / made.num_samples:,.0f} bytes a sample: {where}"
+        )
+        print(f"Run: softshard train semantic-kd {where} --model TIMM_NAME --out DIR")
+    return 0
