@@ -71,7 +71,14 @@ class AugmentStage:
         names = {value: name for name, value in DTYPES.items()}
         return "uint8" if self._augment.changes_pixels else names[self._dtype]
 
-    def augment(self, images: Tensor, slots: np.ndarray, samples: np.ndarray, epoch: int) -> Tensor:
+    def augment(
+        self,
+        images: Tensor,
+        slots: np.ndarray,
+        samples: np.ndarray,
+        epoch: int,
+        occurrence: int | np.ndarray = 0,
+    ) -> Tensor:
         """Run the operations of the real samples, and normalise.
 
         Args:
@@ -79,13 +86,16 @@ class AugmentStage:
             slots: int64 [M], where real samples stand; the other slots are zeros and stay so.
             samples: int64 [M], their indices in the manifest's order.
             epoch: number of the epoch.
+            occurrence: which draw of a sample in this epoch: one number, or [M].
 
         Returns:
             [N, 3, S, S], channels-last, of the stage's dtype; `images` themselves where there are no operations.
         """
         if not self._augment.changes_pixels:
             return images
-        program = draw_program(self._augment, samples, mean=self._mean, seed=self._seed, epoch=epoch)
+        program = draw_program(
+            self._augment, samples, mean=self._mean, seed=self._seed, epoch=epoch, occurrence=occurrence
+        )
         out = torch.empty_like(images, dtype=self._dtype)
         if len(slots) < len(images):
             out.zero_()
