@@ -49,6 +49,7 @@ format: $(DEV)
 
 bench: $(DEV)
 	cd benchmarks && ../$(BIN)/python loader_cpu.py
+	cd benchmarks && ../$(BIN)/python augment_cpu.py
 	cd benchmarks && ../$(BIN)/python label_maps.py
 	cd benchmarks && ../$(BIN)/python sharder.py
 	cd benchmarks && ../$(BIN)/python plan_scale.py

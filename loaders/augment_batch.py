@@ -86,7 +86,7 @@ class AugmentStage:
             slots: int64 [M], where real samples stand; the other slots are zeros and stay so.
             samples: int64 [M], their indices in the manifest's order.
             epoch: number of the epoch.
-            occurrence: which draw of each sample in this epoch, one number or int64 [M].
+            occurrence: which draw of a sample in this epoch: one number, or [M].
 
         Returns:
             [N, 3, S, S], channels-last, of the stage's dtype; `images` themselves where there are no operations.
