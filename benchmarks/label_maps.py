@@ -9,9 +9,11 @@ to decode, and to decode and pool. Raw ids and scores in float32 take 9,000 byte
 
 Pooling: 256 uint8 maps over 256 crops to probabilities, against the dense form (scatter to [N, C, P, Q],
 torchvision's roi_align, softmax) from maps that are decoded already. Each contender runs in a process of its own
-for its peak memory, and both in turn in one process for the time.
+for its peak memory, and all in turn in one process for the time; ratios are medians over the rounds. `numpy` is what
+softshard does where numba is missing.
 
-Loader: batches of 128 crops of 224-pixel images with and without label maps (simulated ones) and label vectors.
+Loader: batches of 128 crops of 224-pixel images: image, class and key; the same with label vectors; and with label
+vectors and label maps (simulated ones). What the last adds to the first is the share of maps and vectors.
 
 Run: python benchmarks/label_maps.py --maps build/benchmarks/maps.npz
 """
@@ -33,6 +35,7 @@ from harness import RESULTS, arguments, make_data_set, simulated_arrays, sweep, 
 from torchvision.ops import roi_align
 
 from softshard.loaders import Augment, LabelPooling, Loader, pool_label_maps, pool_top_classes
+from softshard.loaders import pooling as pooling_module
 from softshard.loaders.bench import loader_batches
 from softshard.loaders.crops import crop_fractions, draw_crops
 from softshard.shards.labelmap import decode_label_maps, encode_label_map
@@ -149,11 +152,25 @@ def contenders(maps: list[bytes], crops: np.ndarray) -> dict[str, Callable[[], A
     grid = LabelPooling(grid=(14, 14))
     return {
         "softshard": lambda: pool_label_maps(maps, crops, **call),
+        "softshard one thread": lambda: pool_label_maps(maps, crops, num_threads=1, **call),
+        "softshard numpy": lambda: in_numpy(pool_label_maps, maps, crops, **call),
         "dense": lambda: dense(*decoded, crops),
         "softshard floor": lambda: pool_label_maps(maps, crops, pooling=LabelPooling(fill="floor"), **call),
         "softshard single": lambda: pool_label_maps(maps, crops, pooling=LabelPooling(multi=False), **call),
         "softshard grid 14x14 top 5": lambda: pool_top_classes(maps, crops, keep=5, pooling=grid, **call),
+        "softshard numpy grid 14x14 top 5": lambda: in_numpy(
+            pool_top_classes, maps, crops, keep=5, pooling=grid, **call
+        ),
     }
+
+
+def in_numpy(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """A call as it runs where numba is missing."""
+    load, pooling_module.load_kernels = pooling_module.load_kernels, lambda: None
+    try:
+        return function(*args, **options)
+    finally:
+        pooling_module.load_kernels = load
 
 
 def peak_memory(name: str, kind: str, file: Path | None, threads: int, answer: Any) -> None:
@@ -205,9 +222,19 @@ def pooling(file: Path | None, threads: int, repeats: int) -> Callable[..., dict
             }
             for name, values in times.items()
         }
+        rounds = {name: np.array(values) for name, values in times.items()}
+
+        def times_as_fast(ours: str, other: str) -> float:
+            return round(float(np.median(rounds[other] / rounds[ours])), 1)
+
         return {
             "results": results,
-            "times_dense": round(results["dense"]["ms"] / results["softshard"]["ms"], 1),
+            "times_dense": times_as_fast("softshard", "dense"),
+            "times_dense_one_thread": times_as_fast("softshard one thread", "dense"),
+            "times_numpy": times_as_fast("softshard one thread", "softshard numpy"),
+            "times_numpy_grid": times_as_fast(
+                "softshard grid 14x14 top 5", "softshard numpy grid 14x14 top 5"
+            ),
             "largest_difference": float(f"{difference:.1e}"),
         }
 
@@ -218,46 +245,65 @@ def pooling(file: Path | None, threads: int, repeats: int) -> Callable[..., dict
 
 
 def loader_share(data: Path, photos: Path | None, threads: int, rounds: int) -> dict[str, Any]:
-    """What label maps add to a loader's time, as the median over rounds in which both take turns."""
-    dataset = make_data_set(data, photos, size=224, samples=128 * 64)
+    """What label vectors and label maps add to a loader's time, as medians over rounds in which all take turns."""
+    bare = make_data_set(data, photos, size=224, samples=128 * 64, components="jpg")
+    whole = make_data_set(data, photos, size=224, samples=128 * 64)
     options: dict[str, Any] = {"batch_size": 128, "dtype": "uint8", "num_threads": threads}
     times = []
-    with Loader(dataset, **options) as plain, Loader(dataset, targets="relabel", **options) as maps:
-        batches = [loader_batches(plain), loader_batches(maps)]
+    with (
+        Loader(bare, **options) as images,
+        Loader(whole, **options) as vectors,
+        Loader(whole, targets="relabel", **options) as maps,
+    ):
+        batches = [loader_batches(loader) for loader in (images, vectors, maps)]
         for loaded in batches:
             for _ in range(8):
                 next(loaded)
         for number in range(rounds):
-            spent = {}
-            for which in (0, 1) if number % 2 else (1, 0):
+            spent = np.empty((3, 2))
+            for which in np.roll(np.arange(3), number):
                 wall, cpu = time.perf_counter(), time.process_time()
-                images = sum(next(batches[which]) for _ in range(12))
-                spent[which] = (
-                    (time.perf_counter() - wall) / images,
-                    (time.process_time() - cpu) / images,
-                )
-            times.append([*spent[0], *spent[1]])
-    wall, cpu, wall_maps, cpu_maps = np.array(times).T * 1e6
+                num = sum(next(batches[which]) for _ in range(12))
+                spent[which] = (time.perf_counter() - wall) / num, (time.process_time() - cpu) / num
+            times.append(spent)
+    wall, cpu = np.moveaxis(np.array(times) * 1e6, 2, 0)
+
+    def added(spent: np.ndarray, with_: int, without: int) -> float:
+        return round(float(np.median(1 - spent[:, without] / spent[:, with_])), 3)
+
     return {
         "stored_pixels": 224,
         "rounds": rounds,
-        "cpu_us_per_image": round(float(np.median(cpu)), 1),
-        "cpu_us_added": round(float(np.median(cpu_maps - cpu)), 1),
-        "share_of_cpu_time": round(float(np.median(1 - cpu / cpu_maps)), 3),
-        "share_of_wall_time": round(float(np.median(1 - wall / wall_maps)), 3),
+        "cpu_us_per_image": dict(
+            zip(("images", "vectors", "maps"), np.median(cpu, axis=0).round(1).tolist(), strict=True)
+        ),
+        "cpu_us_added_by_maps": round(float(np.median(cpu[:, 2] - cpu[:, 1])), 1),
+        "maps_share_of_cpu_time": added(cpu, 2, 1),
+        "maps_share_of_wall_time": added(wall, 2, 1),
+        "maps_and_vectors_share_of_cpu_time": added(cpu, 2, 0),
+        "maps_and_vectors_share_of_wall_time": added(wall, 2, 0),
     }
 
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--maps", type=Path, help="a teacher's maps, from teacher_maps.py")
+    parser.add_argument(
+        "--only", choices=("codec", "pooling", "loader"), help="print one part; write nothing"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     kinds = ["teacher", "simulated"] if args.maps else ["simulated"]
     swept = {"maps": kinds, "scores": ["uint8", "float16"], "compression": ["zstd", "lz4"]}
-    codec_rows = sweep(swept, codec(args.maps, args.repeats))
-    pooling_rows = sweep({"pooled": kinds}, pooling(args.maps, args.threads, args.repeats))
-    share = loader_share(args.data, args.photos, args.threads, rounds=8 * args.repeats)
+    parts: dict[str, Callable[[], Any]] = {
+        "codec": lambda: sweep(swept, codec(args.maps, args.repeats)),
+        "pooling": lambda: sweep({"pooled": kinds}, pooling(args.maps, args.threads, args.repeats)),
+        "loader": lambda: loader_share(args.data, args.photos, args.threads, rounds=8 * args.repeats),
+    }
+    if args.only:
+        print(parts[args.only]())
+        return
+    codec_rows, pooling_rows, share = (part() for part in parts.values())
     print(share)
     write_result(
         args.out or RESULTS / "label_maps.json",

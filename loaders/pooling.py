@@ -162,11 +162,12 @@ def _path(
     if kernels is None:
         return _Path(lambda shares, job: pool_on_host(chain.from_iterable(shares), job))
     num = len(maps[0]) if _are_arrays(maps) else len(maps)
+    threads = torch.get_num_threads() if num_threads is None else num_threads
     return _Path(
-        partial(pool_compiled, kernels=kernels),
+        partial(pool_compiled, kernels=kernels, num_threads=threads),
         compiled_decode(kernels),
         compiled_axis_weights(kernels),
-        num_shares(num, num_threads),
+        num_shares(num, threads),
         COMPILED_GROUP_ELEMENTS,
     )
 

@@ -7,9 +7,11 @@ where it fails, pooling_host.py does the same in numpy. Both agree to 1e-6, whic
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -23,7 +25,7 @@ from .pooling_job import PoolingJob
 COMPILED_GROUP_ELEMENTS = (
     128_000  # of a group: 770 kB once decoded; what Python does for each counts for little
 )
-MAPS_PER_THREAD = 32  # a thread takes as long to start as so many maps
+MAPS_PER_SHARE = 32  # handing a share to another thread takes as long as a few maps
 
 _KINDS = {"logits": 0, "softmax": 1, "one-hot": 2}
 _NO_TABLES = np.empty((0, 0), np.uint16)
@@ -79,7 +81,7 @@ def _tried(kernels: Kernels) -> Kernels:
     crop = np.array([[0, 1]], np.float32)
     weights = compiled_axis_weights(kernels)(crop[:, 0], crop[:, 1], 1)
     job = PoolingJob(1, weights, weights, 1, "softmax", False, 0.0, None, None)
-    (target,) = pool_compiled([[group]], job, kernels)
+    (target,) = pool_compiled([[group]], job, kernels, 1)
     if target.item() != 1:
         raise RuntimeError("numba's pool_maps pools another target")
     return kernels
@@ -135,9 +137,9 @@ def compiled_axis_weights(kernels: Kernels) -> Callable[..., np.ndarray]:
 
 
 def pool_compiled(
-    shares: Sequence[Iterable[MapGroup]], job: PoolingJob, kernels: Kernels
+    shares: Sequence[Iterable[MapGroup]], job: PoolingJob, kernels: Kernels, num_threads: int
 ) -> list[torch.Tensor]:
-    """Pool N maps, each share of them in a thread of its own. The result does not depend on how they are shared.
+    """Pool N maps, share by share, in so many threads at most. The result depends on neither.
 
     Returns:
         [float32 [N, G, H, C]], or with `keep` [float32 [N, G, H, m], int64 [N, G, H, m]].
@@ -169,25 +171,50 @@ def pool_compiled(
                 ids,
             )
 
-    _in_threads(pool, shares)
+    _in_threads(pool, shares, num_threads)
     return (
         [torch.from_numpy(dense)] if job.keep is None else [torch.from_numpy(values), torch.from_numpy(ids)]
     )
 
 
-def _in_threads(run: Callable[[Iterable[MapGroup]], None], shares: Sequence[Iterable[MapGroup]]) -> None:
-    """The first share here, every other in a thread; raises the error of the first share that has one."""
-    if len(shares) == 1:
-        run(shares[0])
-        return
-    with ThreadPoolExecutor(len(shares) - 1, "softshard-pooling") as pool:
-        futures = [pool.submit(run, share) for share in shares[1:]]
-        run(shares[0])
-        for future in futures:
-            future.result()
+@lru_cache(maxsize=1)
+def _helpers() -> ThreadPoolExecutor:
+    """Threads that stay for as long as the process: on a busy machine starting one takes longer than all its maps."""
+    return ThreadPoolExecutor(os.cpu_count(), "label-pooling")
 
 
-def num_shares(num_maps: int, num_threads: int | None) -> int:
-    """Threads that so many maps keep busy, within the budget (by default torch's)."""
-    budget = torch.get_num_threads() if num_threads is None else num_threads
-    return max(1, min(budget, num_maps // MAPS_PER_THREAD))
+os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child process has none of its parent's threads
+
+
+def _in_threads(
+    run: Callable[[Iterable[MapGroup]], None], shares: Sequence[Iterable[MapGroup]], num_threads: int
+) -> None:
+    """Work through the shares, here and in helpers; what a helper has not begun by the end is not waited for.
+
+    Raises:
+        The error of the first share that has one.
+    """
+    waiting, errors = deque(enumerate(shares)), dict[int, BaseException]()
+
+    def work() -> None:
+        while True:
+            try:
+                i, share = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                run(share)
+            except BaseException as error:
+                errors[i] = error
+                waiting.clear()  # those before it have been begun
+
+    helpers = [_helpers().submit(work) for _ in range(min(num_threads, len(shares)) - 1)]
+    work()
+    wait([helper for helper in helpers if not helper.cancel()])
+    if errors:
+        raise errors[min(errors)]
+
+
+def num_shares(num_maps: int, num_threads: int) -> int:
+    """Shares that the threads take one after the other: one where there is a single thread or little to do."""
+    return max(1, min(2 * num_threads if num_threads > 1 else 1, num_maps // MAPS_PER_SHARE))

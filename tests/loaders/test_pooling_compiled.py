@@ -1,5 +1,7 @@
 """The compiled loops against numpy's path: the same arrays, targets and errors, and what happens without numba."""
 
+import multiprocessing
+import os
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ from label_map_oracles import random_crops, random_maps
 
 from softshard.loaders import LabelPooling, pool_label_maps, pool_top_classes, pooling
 from softshard.loaders.pooling_compiled import (
-    MAPS_PER_THREAD,
+    MAPS_PER_SHARE,
     compiled_axis_weights,
     compiled_decode,
     load_kernels,
@@ -21,7 +23,7 @@ from softshard.loaders.pooling_compiled import (
 from softshard.loaders.roialign import axis_weights
 from softshard.shards import DataError, encode_label_map
 from softshard.shards.labelmap import decode_group
-from softshard.shards.labelmap_header import HEADER_DTYPE, payload_bytes
+from softshard.shards.labelmap_header import HEADER, HEADER_DTYPE, pack_header, payload_bytes, read_headers
 
 pytest.importorskip("numba")
 KERNELS = load_kernels()
@@ -88,21 +90,44 @@ def test_both_paths_give_the_same_targets(by_numpy, seed, num_classes, fill, gri
 
 
 def test_the_number_of_threads_changes_no_bit():
-    scores, ids, crops = made(1, 7 * MAPS_PER_THREAD, num_classes=300)
+    scores, ids, crops = made(1, 7 * MAPS_PER_SHARE, num_classes=300)
     mixed = encode(scores[::2], ids[::2], 300) + encode(scores[1::2], ids[1::2], 300, score_encoding="uint8")
     for maps in ((scores, ids), mixed):
         one = pool_label_maps(maps, crops, num_classes=300, num_threads=1)
         for num_threads in (2, 3, 7):
-            assert num_shares(len(crops), num_threads) == num_threads
+            assert num_shares(len(crops), num_threads) == min(2 * num_threads, 7)
             assert torch.equal(pool_label_maps(maps, crops, num_classes=300, num_threads=num_threads), one)
 
 
-def test_few_maps_start_no_threads():
-    assert [num_shares(num, 8) for num in (1, MAPS_PER_THREAD, 3 * MAPS_PER_THREAD)] == [1, 1, 3]
+def test_few_maps_are_not_shared_out():
+    assert [num_shares(num, 8) for num in (1, MAPS_PER_SHARE, 3 * MAPS_PER_SHARE)] == [1, 1, 3]
+    assert num_shares(100 * MAPS_PER_SHARE, 1) == 1
+
+
+def test_the_first_damaged_map_is_the_one_named():
+    scores, ids, crops = made(3, 6 * MAPS_PER_SHARE)
+    maps, places = encode(scores, ids, 40), (40, 100, 190)
+    for i in places:  # under a good checksum, so that it is found only where the map is decoded
+        maps[i] = pack_header(
+            read_headers([maps[i]], str)[0].item()[2:-1], b"\0" * (len(maps[i]) - HEADER.size)
+        )
+    for _ in range(20):
+        with pytest.raises(DataError, match="label map 40: expected a zstd frame"):
+            pool_label_maps(maps, crops, num_classes=40, num_threads=4)
+
+
+def test_a_forked_process_pools_with_threads_of_its_own():
+    scores, ids, crops = made(4, 4 * MAPS_PER_SHARE)
+    expected = pool_label_maps((scores, ids), crops, num_classes=40, num_threads=2)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(
+            pool_label_maps, ((scores, ids), crops), {"num_classes": 40, "num_threads": 2}
+        )
+        np.testing.assert_array_equal(found.get(timeout=60).numpy(), expected.numpy())
 
 
 def test_a_damaged_map_is_named_whichever_thread_meets_it():
-    scores, ids, crops = made(2, 3 * MAPS_PER_THREAD)
+    scores, ids, crops = made(2, 3 * MAPS_PER_SHARE)
     maps = encode(scores, ids, 40)
     maps[-5] = maps[-5][:-6] + bytes(6)
     with pytest.raises(DataError, match=f"label map {len(maps) - 5}: expected checksum"):
@@ -158,8 +183,6 @@ print(load_kernels() is not None, pool_label_maps((scores, ids), np.float32([[0,
 
 
 def pool_in_a_process(script=POOL, **environment):
-    import os
-
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
