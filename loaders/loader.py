@@ -3,7 +3,7 @@
 This file puts the parts together:
 
     labels.py    what classes mean    subset.py      which samples are served    order.py    in which order
-    fetch.py     their bytes          samples.py     their sizes, labels         crops.py    windows and flips
+    data_set.py  their bytes          samples.py     their sizes, labels         crops.py    windows and flips
     decode.py    bytes -> images      pooling.py     maps -> targets             batch.py    what comes out
     make_batch.py    samples -> a batch, of all these          background.py    ahead, in a thread
 """
@@ -56,8 +56,8 @@ class Loader:
     error. `softshard verify` finds it: it compares every shard's hash.
 
     Args:
-        dataset: folder of a data set (with a manifest), read in place; or any fsspec URL of one, whose shards are
-            fetched ahead of need into a cache.
+        dataset: folder of a data set, read in place; or any fsspec URL of one, whose shards are fetched ahead of
+            need into a cache; or somebody else's WebDataset: a folder or URL of tars, `.../{000000..000012}.tar`.
         batch_size: N, samples of one batch of one rank; the global batch is N times `world_size`.
         device: `cpu`, or a CUDA device, where images are then decoded and label maps pooled.
         targets: `none`; `original` (the class, one-hot); `relabel` (each crop's pooled label map, softmaxed) and
@@ -81,7 +81,8 @@ class Loader:
         world_size: processes that share the global batch.
         lanes: K, contiguous parts of an epoch that are read side by side; divides the global batch. Set it to
             the number of hosts, so that each reads its own shards only.
-        window: W, samples that are shuffled among each other (whole shards are shuffled as well).
+        window: W, samples that are shuffled among each other (whole shards are shuffled as well). The first batch
+            needs the shards that W samples of every lane of this rank lie in: a smaller window starts sooner.
         num_threads: of the decoder; by default one a core that this process may use.
         prefetch: batches that are ready ahead of need.
         cache: where shards of a data set behind a URL are kept, and how they are fetched; see Cache.
