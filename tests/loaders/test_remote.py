@@ -18,7 +18,7 @@ import torch
 from servers import web
 from servers.proxy import FaultyProxy
 from softshard.loaders import Augment, Cache, Loader
-from softshard.shards import DataError, Manifest, ReshardOptions, StorageError, reshard
+from softshard.shards import DataError, Manifest, ReshardOptions, StorageError, UsageError, reshard
 
 OPTIONS = {"batch_size": 8, "augment": Augment(size=16), "dtype": "uint8", "num_threads": 2, "window": 16}
 
@@ -367,6 +367,30 @@ def test_a_cached_file_that_was_cut_is_fetched_again(packed, memory, cache):
     with Loader(url, cache=cache, **OPTIONS) as loader:
         assert same(contents(loader), expected)
         assert loader.fetch_stats().shards_fetched == 1
+
+
+# ---- Caches that are too small
+
+
+def test_a_cache_that_cannot_hold_one_batchs_shards_is_refused(memory, packed, cache):
+    small = replace(cache, max_bytes=max(shard_bytes(packed)) + 1)
+    with Loader(memory(packed), cache=small, **{**OPTIONS, "window": 60}) as loader:
+        with pytest.raises(
+            UsageError, match=r"cache: expected room for the \d shards of one batch, .* or batch"
+        ):
+            next(iter(loader))
+        assert threads() == []
+
+
+def test_a_cache_that_is_smaller_than_the_window_serves_all_and_warns(memory, packed, cache):
+    small = replace(cache, max_bytes=3 * max(shard_bytes(packed)))
+    options = {"batch_size": 2, "window": 105}
+    with Loader(memory(packed), cache=small, **{**OPTIONS, **options}) as loader:
+        with pytest.warns(UserWarning, match="fetched again in the same epoch; .* too small for the shuffle"):
+            assert same(contents(loader), epoch(packed, **options))
+        stats = loader.fetch_stats()
+    assert stats.fetched_again > 0
+    assert stats.shards_fetched == len(shard_bytes(packed)) + stats.fetched_again
 
 
 # ---- Threads, files, processes
