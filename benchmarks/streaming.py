@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32_768)
     parser.add_argument("--shard-samples", type=int, default=2048)
     parser.add_argument("--pace", type=float, default=0.4, help="of the local full speed (default: 0.4)")
+    parser.add_argument("--window", nargs="+", type=int, help="default: one shard's samples and four shards'")
     parser.add_argument("--speed", nargs="+", default=["full", "paced"], choices=["full", "paced"])
     parser.set_defaults(repeats=5)
     args = parser.parse_args()
@@ -243,7 +244,7 @@ def main() -> None:
                 }
 
             swept = {
-                "window": [args.shard_samples, 4 * args.shard_samples],
+                "window": args.window or [args.shard_samples, 4 * args.shard_samples],
                 "speed": args.speed,
             }
             write_result(

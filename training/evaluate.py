@@ -15,6 +15,7 @@ from ..loaders.crops import Augment
 from ..loaders.labels import LabelSource
 from ..loaders.loader import Loader
 from ..shards.errors import DataError
+from ..shards.storage import public_name
 from .checkpoint import load_checkpoint
 from .label_space import LabelSpace, load_labels
 from .level_layout import LevelOrder
@@ -38,7 +39,7 @@ def evaluate(
 
     Args:
         checkpoint: a file that `train` wrote.
-        dataset: a local folder, with the class list (and tree) of the checkpoint.
+        dataset: a local folder or any fsspec URL, with the class list (and tree) of the checkpoint.
         labels: read the data set with these instead of its own, as in `train`; they must then be the checkpoint's.
         batch_size: samples per step; it does not change the result.
         device: where the model runs.
@@ -71,7 +72,7 @@ def evaluate(
         "model": saved.model_name,
         "recipe": saved.recipe.name,
         "step": saved.step,
-        "dataset": dataset,
+        "dataset": public_name(str(dataset)),
         "weights": saved.best_weights,
         **numbers,
     }

@@ -30,6 +30,7 @@ from ..loaders.labels import LabelSource
 from ..loaders.loader import Loader
 from ..shards.errors import UsageError
 from ..shards.files import write_atomically
+from ..shards.storage import public_name
 from .checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint, stored_images
 from .checks import check_call, check_data, check_resume, check_same_classes
 from .evaluate import evaluate_model, evaluation_loader, named_batches
@@ -102,7 +103,7 @@ def train(
 
     Args:
         recipe: what decides the result.
-        dataset: a local folder.
+        dataset: a local folder, or any fsspec URL (see Loader).
         model: timm's name of the architecture.
         out: a local folder for everything the run writes.
         val: a data set to evaluate on after every epoch.
@@ -385,8 +386,8 @@ def train(
             summary = {
                 "recipe": dataclasses.asdict(recipe),
                 "model": model,
-                "dataset": dataset,
-                "val": val,
+                "dataset": public_name(str(dataset)),
+                "val": None if val is None else public_name(str(val)),
                 "teacher": None if teacher is None else str(teacher),
                 "seed": seed,
                 "labels": loader.state_dict()["labels"],
