@@ -113,13 +113,14 @@ def one_download(url: str, manifest: Manifest, folder: Path) -> float:
 
 
 def epoch(loader: Loader, start: float, skip: int, pace: float | None) -> dict[str, float]:
-    """Images per second of an epoch from the sample `skip` on, and when the first batch came.
+    """Images per second, and per CPU-second of this process, of an epoch from the sample `skip` on; when the first
+    batch came.
 
     Args:
         start: when the clock of the first batch began.
         pace: images per second that the loop takes; None is as fast as they come.
     """
-    first = begun = 0.0
+    first = begun = cpu = 0.0
     served = counted = 0
     due = 0.0
     for batch in loader:
@@ -133,8 +134,12 @@ def epoch(loader: Loader, start: float, skip: int, pace: float | None) -> dict[s
         if begun:
             counted += len(batch)
         elif served >= skip:
-            begun = time.perf_counter()
-    return {"images_per_s": counted / (time.perf_counter() - begun), "first_batch_s": first}
+            begun, cpu = time.perf_counter(), time.process_time()
+    return {
+        "images_per_s": counted / (time.perf_counter() - begun),
+        "images_per_cpu_s": counted / (time.process_time() - cpu),
+        "first_batch_s": first,
+    }
 
 
 def main() -> None:
@@ -143,6 +148,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32_768)
     parser.add_argument("--shard-samples", type=int, default=2048)
     parser.add_argument("--pace", type=float, default=0.4, help="of the local full speed (default: 0.4)")
+    parser.add_argument("--window", nargs="+", type=int, help="default: one shard's samples and four shards'")
+    parser.add_argument("--speed", nargs="+", default=["full", "paced"], choices=["full", "paced"])
     parser.set_defaults(repeats=5)
     args = parser.parse_args()
     source = make_data_set(args.data, args.photos, size=224, samples=args.samples, components="jpg")
@@ -195,7 +202,10 @@ def main() -> None:
                 if speed == "paced":
                     pace = args.pace * one_epoch("local", window, 0, None)["images_per_s"]
                 rounds = [
-                    {where: one_epoch(where, window, seed, pace) for where in ("local", "remote")}
+                    {
+                        where: one_epoch(where, window, seed, pace)
+                        for where in ("local", "remote")[:: (-1) ** seed]
+                    }
                     for seed in range(args.repeats)
                 ]
 
@@ -208,6 +218,12 @@ def main() -> None:
                 local, remote = values("local", "images_per_s"), values("remote", "images_per_s")
                 ratios = [far / near for far, near in zip(remote, local, strict=True)]
                 cached = [far / near for far, near in zip(values("remote", "cached"), local, strict=True)]
+                by_cpu = [
+                    far / near
+                    for far, near in zip(
+                        values("remote", "images_per_cpu_s"), values("local", "images_per_cpu_s"), strict=True
+                    )
+                ]
                 firsts = values("remote", "first_batch_s")
                 return {
                     "local_images_per_s": median(local, 0),
@@ -215,6 +231,7 @@ def main() -> None:
                     "of_local": median(ratios),
                     "of_local_low": round(min(ratios), 3),
                     "of_local_high": round(max(ratios), 3),
+                    "of_local_by_cpu_time": median(by_cpu),
                     "cached_of_local": median(cached),
                     "first_batch_s": median(firsts),
                     "local_first_batch_s": median(values("local", "first_batch_s")),
@@ -227,8 +244,8 @@ def main() -> None:
                 }
 
             swept = {
-                "window": [args.shard_samples, 4 * args.shard_samples],
-                "speed": ["full", "paced"],
+                "window": args.window or [args.shard_samples, 4 * args.shard_samples],
+                "speed": args.speed,
             }
             write_result(
                 args.out or RESULTS / "streaming.json",

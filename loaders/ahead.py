@@ -146,6 +146,10 @@ class FetchAhead:
         self._next = None
         return True
 
+    def opened(self, number: int) -> OpenShard | None:
+        """A shard, if it is there."""
+        return self._open.get(number)
+
     def get(self, number: int) -> OpenShard:
         """A shard of the step that was reached last; waits until it is there."""
         with self._changed:

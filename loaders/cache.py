@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_RESERVING = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 _POLL_S = 0.05  # for another process's download
 _NO_ROOM_POLL_S = 0.2
+_LEFT_OVER_S = 3600.0  # a small file that has been unfinished for so long has lost its process
 
 
 class Stopped(GeneratorExit):
@@ -170,6 +172,7 @@ class CacheFolder:
                 raise NotWanted
             if (found := self.open(name, num_bytes)) is not None:
                 return found
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # somebody may have emptied the cache
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             keep = False
             try:
@@ -261,7 +264,7 @@ class CacheFolder:
         with self._locked():
             entries = [entry for entry in self._entries() if entry[2] != part]
             total = sum(size for _, size, _ in entries)
-            left = iter([entry for entry in entries if entry[2].suffix != ".idx"])
+            left = iter([entry for entry in entries if _may_go(entry[2], entry[0])])
             while total + num_bytes > self.max_bytes and (entry := next(left, None)) is not None:
                 total -= self._evict(entry[2], entry[1])
             if total + num_bytes > self.max_bytes:
@@ -303,6 +306,15 @@ class CacheFolder:
             return 0
         finally:
             os.close(descriptor)
+
+
+def _may_go(path: Path, last_use: float) -> bool:
+    """Whether a file may be evicted by itself, unless it is locked: an index goes with its shard."""
+    if path.name.endswith((".tar", ".tar" + TEMPORARY_SUFFIX)):
+        return True
+    if path.suffix == ".idx":
+        return not path.with_suffix(".tar").exists()
+    return time.time() - last_use > _LEFT_OVER_S
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -4,7 +4,7 @@ This file puts the parts together:
 
     options.py   what cannot be       source.py      the data set                state.py    where it stands
     labels.py    what classes mean    subset.py      which samples are served    order.py    in which order
-    fetch.py     their bytes          samples.py     their sizes, labels         crops.py    windows and flips
+    data_set.py  their bytes          samples.py     their sizes, labels         crops.py    windows and flips
     decode.py    bytes -> images      pooling.py     maps -> targets             batch.py    what comes out
     make_batch.py    samples -> a batch, of all these          pipeline.py, background.py    ahead, in a thread
 """
@@ -102,7 +102,8 @@ class Loader:
         world_size: processes that share the global batch.
         lanes: K, contiguous parts of an epoch that are read side by side; divides the global batch. Set it to
             the number of hosts, so that each reads its own shards only.
-        window: W, samples that are shuffled among each other (whole shards are shuffled as well).
+        window: W, samples that are shuffled among each other (whole shards are shuffled as well). The first batch
+            needs the shards that W samples of every lane of this rank lie in: a smaller window starts sooner.
         num_threads: of the decoder, and of augmentation on the CPU; by default one a core that this process may use.
         prefetch: batches that are ready ahead of need.
         cache: where shards of a data set behind a URL are kept, and how they are fetched; see Cache.

@@ -51,6 +51,8 @@ class RemoteShards:
     def __getitem__(self, number: int) -> OpenShard:
         if self._run is None:
             raise UsageError("loader: expected an iteration that fetches shards, found none")
+        if (shard := self._run.opened(number)) is not None:  # once a sample: no clock, no lock
+            return shard
         start = time.monotonic()
         try:
             return self._run.get(number)
@@ -109,7 +111,13 @@ class RemoteShards:
         def fill(descriptor: int) -> None:
             nonlocal fetched
             for last in (False, True):
-                found = downloads.whole(record.name, record.bytes, descriptor)
+                try:
+                    found = downloads.whole(record.name, record.bytes, descriptor)
+                except FileNotFoundError:
+                    raise DataError(
+                        f"{url}: expected the shard, which the data set has by its manifest or listing, found none. "
+                        "Copy it there again"
+                    ) from None
                 if self._is_right(number, found):
                     fetched = True
                     return
@@ -120,20 +128,14 @@ class RemoteShards:
                         f"manifest's, or damaged. Run: softshard verify {url}"
                     )
 
-        try:
-            descriptor = self._folder.fetch(
-                f"{self._key(number)}.tar",
-                record.bytes,
-                fill,
-                urgent=urgent,
-                wanted=wanted,
-                stopped=downloads.stopped,
-            )
-        except FileNotFoundError:
-            raise DataError(
-                f"{url}: expected the shard, which the data set has by its manifest or listing, found none. "
-                "Copy it there again"
-            ) from None
+        descriptor = self._folder.fetch(
+            f"{self._key(number)}.tar",
+            record.bytes,
+            fill,
+            urgent=urgent,
+            wanted=wanted,
+            stopped=downloads.stopped,
+        )
         return descriptor, fetched
 
     def _shard_url(self, number: int) -> ShardUrl:

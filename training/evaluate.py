@@ -15,6 +15,7 @@ from ..loaders.batch import Batch
 from ..loaders.labels import LabelSource
 from ..loaders.loader import Loader
 from ..shards.errors import DataError
+from ..shards.storage import public_name
 from .ancestors import leaf_classes
 from .average_precision import AncestorPrecision
 from .checkpoint import load_checkpoint
@@ -46,7 +47,7 @@ def evaluate(
 
     Args:
         checkpoint: a file that `train` wrote.
-        dataset: a local folder, with the class list (and tree) of the checkpoint.
+        dataset: a local folder or any fsspec URL, with the class list (and tree) of the checkpoint.
         labels: read the data set with these instead of its own, as in `train`; they must then be the checkpoint's.
         label_sets: several right classes for an image, in addition: `real` or a file (see LabelSets).
         batch_size: samples per step of each process; it does not change the result.
@@ -93,7 +94,7 @@ def evaluate(
         "model": saved.model_name,
         "recipe": saved.recipe.name,
         "step": saved.step,
-        "dataset": dataset,
+        "dataset": public_name(str(dataset)),
         "weights": saved.best_weights,
         **numbers,
     }

@@ -26,6 +26,7 @@ from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImpor
 from ..loaders.labels import LabelSource
 from ..loaders.loader import Loader
 from ..shards.errors import UsageError
+from ..shards.storage import public_name
 from .checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint, stored_images
 from .checks import check_call, check_data, check_resume, check_same_classes
 from .evaluate import evaluate_model, evaluation_loader, named_batches
@@ -84,7 +85,7 @@ def train(
 
     Args:
         recipe: what decides the result.
-        dataset: a local folder.
+        dataset: a local folder, or any fsspec URL (see Loader).
         model: timm's name of the architecture.
         out: a local folder for everything the run writes.
         val: a data set to evaluate on after every epoch.
@@ -363,8 +364,8 @@ def train(
                 steps,
                 history,
                 model=model,
-                dataset=dataset,
-                val=val,
+                dataset=public_name(str(dataset)),
+                val=None if val is None else public_name(str(val)),
                 teacher=chosen.facts,
                 seed=seed,
                 processes=world_size,

@@ -77,6 +77,23 @@ def test_a_file_goes_with_its_index(folder):
     assert names(cache) == ["b.tar"]
 
 
+def test_what_is_left_over_goes_in_the_end(folder):
+    cache = folder()
+    cache.write("gone.idx", b"x" * 400)  # its shard is not there
+    (cache.folder / "new.idx.abcd.part").write_bytes(b"x" * 100)  # being written
+    (cache.folder / "old.idx.abcd.part").write_bytes(b"x" * 100)
+    os.utime(cache.folder / "old.idx.abcd.part", (1, 1))
+    os.close(put(cache, "a.tar", 900))
+    assert names(cache) == ["a.tar", "new.idx.abcd.part"]
+
+
+def test_a_cache_that_was_removed_is_made_again(folder):
+    cache = folder()
+    shutil.rmtree(cache.folder)
+    os.close(put(cache, "a.tar"))
+    assert names(cache) == ["a.tar"]
+
+
 def test_what_is_in_use_stays_and_room_is_waited_for(folder):
     cache, other = folder(), folder()
     pinned = put(cache, "a.tar", 900)

@@ -1,9 +1,15 @@
 """Data sets behind URLs give the local folder's batches, bit for bit, whatever the network and the cache do."""
 
+import ast
+import gc
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -12,7 +18,7 @@ import torch
 from servers import web
 from servers.proxy import FaultyProxy
 from softshard.loaders import Augment, Cache, Loader
-from softshard.shards import DataError, Manifest, ReshardOptions, StorageError, reshard
+from softshard.shards import DataError, Manifest, ReshardOptions, StorageError, UsageError, reshard
 
 OPTIONS = {"batch_size": 8, "augment": Augment(size=16), "dtype": "uint8", "num_threads": 2, "window": 16}
 
@@ -295,7 +301,7 @@ def copied(packed, tmp_path):
             lambda path: path.write_bytes(path.read_bytes() + b"x"),
             "expected ([0-9]+) bytes, found [0-9]+ or more; it is another shard",
         ),
-        (lambda path: path.unlink(), "expected the shard, which the manifest names, found none"),
+        (lambda path: path.unlink(), "expected the shard, which the data set has by its manifest or listing, found none"),
         (
             lambda path: path.with_suffix(".idx").write_text("v1.2 0\n"),
             "expected the manifest's SHA-256, found another",
@@ -361,3 +367,166 @@ def test_a_cached_file_that_was_cut_is_fetched_again(packed, memory, cache):
     with Loader(url, cache=cache, **OPTIONS) as loader:
         assert same(contents(loader), expected)
         assert loader.fetch_stats().shards_fetched == 1
+
+
+# ---- Caches that are too small
+
+
+def test_a_cache_that_cannot_hold_one_batchs_shards_is_refused(memory, packed, cache):
+    small = replace(cache, max_bytes=max(shard_bytes(packed)) + 1)
+    with Loader(memory(packed), cache=small, **{**OPTIONS, "window": 60}) as loader:
+        with pytest.raises(
+            UsageError, match=r"cache: expected room for the \d shards of one batch, .* or batch"
+        ):
+            next(iter(loader))
+        assert threads() == []
+
+
+def test_a_cache_that_is_smaller_than_the_window_serves_all_and_warns(memory, packed, cache):
+    small = replace(cache, max_bytes=3 * max(shard_bytes(packed)))
+    options = {"batch_size": 2, "window": 105}
+    with Loader(memory(packed), cache=small, **{**OPTIONS, **options}) as loader:
+        with pytest.warns(UserWarning, match="fetched again in the same epoch; .* too small for the shuffle"):
+            assert same(contents(loader), epoch(packed, **options))
+        stats = loader.fetch_stats()
+    assert stats.fetched_again > 0
+    assert stats.shards_fetched == len(shard_bytes(packed)) + stats.fetched_again
+
+
+# ---- Threads, files, processes
+
+
+def open_files(cache):
+    """Files of the cache that this process has open or mapped."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue
+        if target.startswith(str(cache.path)):
+            found.append(target)
+    return found
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("softshard-fetch")]
+
+
+def test_close_ends_the_threads_and_lets_the_files_go(memory, packed, cache):
+    loader = Loader(memory(packed), cache=cache, **OPTIONS)
+    iterator = iter(loader)
+    next(iterator)
+    assert len(threads()) == cache.num_fetchers
+    assert open_files(cache)
+    loader.close()
+    assert threads() == []
+    del iterator
+    assert open_files(cache) == []
+
+
+def test_breaking_off_lets_the_files_go(memory, packed, cache):
+    with Loader(memory(packed), cache=cache, **OPTIONS) as loader:
+        for _ in loader:
+            break
+        assert threads() == []
+        assert open_files(cache) == []
+
+
+def test_a_forgotten_loader_leaves_nothing(memory, packed, cache, remaining_threads):
+    iterator = iter(Loader(memory(packed), cache=cache, **OPTIONS))
+    next(iterator)
+    del iterator
+    gc.collect()
+    assert remaining_threads() == []
+    assert open_files(cache) == []
+
+
+def test_an_error_that_was_dealt_with_keeps_nothing(copied, memory, cache):
+    change_byte(copied / "train-000003.tar")
+    loader = Loader(memory(copied), cache=cache, shuffle=False, **OPTIONS)
+    with pytest.raises(DataError, match="expected SHA-256"):
+        list(loader)
+    assert threads() == []
+    gc.collect()
+    assert open_files(cache) == []
+    loader.close()
+
+
+def keys_of(url, folder, rank, out):
+    with Loader(
+        url, cache=Cache(folder=folder), rank=rank, world_size=2, **{**OPTIONS, "batch_size": 4}
+    ) as loader:
+        out.put((rank, [batch.keys for batch in loader]))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_that_are_forked_and_spawned_read_too(packed, serve_spoiled, cache, method):
+    url, requests = serve_spoiled(packed, lambda name, start, answer: answer)
+    with Loader(url, cache=cache, **OPTIONS) as loader:  # this process has an event loop, and threads
+        next(iter(loader))
+    before = sum(name.endswith(".tar") for name, _ in requests)
+    code = SCRIPT.format(method=method, url=url, folder=str(cache.path), here=str(Path(__file__).parent))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = dict(ast.literal_eval(done.stdout))
+    for rank in (0, 1):
+        options = {**OPTIONS, "batch_size": 4, "rank": rank, "world_size": 2}
+        with Loader(packed, **options) as local:
+            assert found[rank] == [batch.keys for batch in local]
+    # One of the two downloads a shard, the other waits for it.
+    assert sum(name.endswith(".tar") for name, _ in requests) == len(shard_bytes(packed)) >= before
+
+
+SCRIPT = """
+import multiprocessing, sys
+sys.path.insert(0, {here!r} + "/..")
+sys.path.insert(0, {here!r})
+from softshard.loaders import Loader, Cache
+
+def main():
+    import fsspec
+    from test_remote import keys_of
+    fsspec.filesystem("http").exists({url!r})  # the parent has an event loop
+    context = multiprocessing.get_context({method!r})
+    out = context.Queue()
+    processes = [context.Process(target=keys_of, args=({url!r}, {folder!r}, rank, out)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    print([out.get(timeout=90) for _ in processes])
+    for process in processes:
+        process.join()
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_a_killed_process_leaves_a_cache_that_goes_on(packed, serve_spoiled, cache):
+    """SIGKILL in the middle of downloads, several times; then an epoch is whole."""
+    slow = threading.Event()
+
+    def spoil(name, start, answer):
+        if name.endswith(".tar") and not slow.is_set():
+            slow.wait(0.2)
+        return answer
+
+    url, _ = serve_spoiled(packed, spoil)
+    code = f"""
+from softshard.loaders import Augment, Cache, Loader
+loader = Loader({url!r}, batch_size=8, augment=Augment(size=16), num_threads=1, window=16,
+                cache=Cache(folder={str(cache.path)!r}, num_fetchers=2))
+for batch in loader:
+    print("batch", flush=True)
+"""
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "batch\n"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    slow.set()
+    assert same(epoch(url, cache=cache), epoch(packed))
+    assert cached(cache, "*.part") == []
