@@ -77,7 +77,10 @@ def wds_steps(urls: list[str], batch: int, rank: int, world: int, kind: str) -> 
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))  # where its splitter looks
     even = -(-int(shard_counts(len(urls)).sum()) // (batch * world))
     if kind == "resampled":
-        data = wds.WebDataset(urls, resampled=True, seed=rank, empty_check=False).with_epoch(even * batch)
+        # Every rank draws shards from all of them, with replacement: no split.
+        data = wds.WebDataset(
+            urls, resampled=True, nodesplitter=iter, shardshuffle=False, seed=rank, empty_check=False
+        ).with_epoch(even * batch)
     else:
         data = wds.WebDataset(
             urls, nodesplitter=wds.split_by_node, shardshuffle=False, empty_check=kind == "split"
@@ -164,7 +167,7 @@ def in_own_process(contender: str, num_shards: int) -> list[dict[str, Any]]:
         process.join()
 
 
-def train_rank(rank: int, urls: list[str], meet: str, queue: Any) -> None:
+def train_rank(rank: int, urls: list[str], meet: str, queue: Any, done: Any) -> None:
     """One rank of a training loop that only adds up how many samples all ranks have."""
     import torch
     from torch import distributed as dist
@@ -176,17 +179,17 @@ def train_rank(rank: int, urls: list[str], meet: str, queue: Any) -> None:
             dist.all_reduce(torch.tensor([len(samples)]))
             steps += 1
         queue.put((rank, steps, "ended"))
-        dist.barrier()
     except Exception as error:
         queue.put((rank, steps, f"waited 10 s in step {steps}: {type(error).__name__}"))
+    done.wait()  # a process that ends closes its connections, which the other would notice
 
 
 def hang_for_real() -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
+    queue, done = context.Queue(), context.Event()
     with tempfile.TemporaryDirectory() as folder:
         urls = write_shards(Path(folder), 3)
-        args = [(rank, urls, f"{folder}/meet", queue) for rank in range(2)]
+        args = [(rank, urls, f"{folder}/meet", queue, done) for rank in range(2)]
         processes = [context.Process(target=train_rank, args=each) for each in args]
         for process in processes:
             process.start()

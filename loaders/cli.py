@@ -1,4 +1,4 @@
-"""The commands of this package: bench."""
+"""The commands of this package: bench, stats and replay."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
+from .cli_order import add_order
 from .target_modes import TARGETS
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register bench."""
+    """Register bench, stats and replay."""
+    add_order(subparsers)
     bench = subparsers.add_parser("bench", help="measure the loader on a data set, beside decoding alone")
     bench.add_argument("dataset", metavar="DATASET", help="folder of a data set")
     bench.add_argument("--batch-size", type=int, default=128, metavar="N", help="(default: 128)")

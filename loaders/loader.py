@@ -33,14 +33,12 @@ from .make_batch import BatchMaker
 from .mixed_source import MixedSource
 from .mixture import Mixture
 from .options import check_choices, check_normalisation, check_numbers
-from .order import check_geometry, num_steps, rank_slots
+from .order import DEFAULT_WINDOW, check_geometry, num_steps, rank_slots
 from .pipeline import make_batches
 from .source import Source
 from .state import STATE_VERSION, check_state
 from .subset import Subset
 from .target_modes import LabelPooling
-
-DEFAULT_WINDOW = 32_768
 
 
 class Loader:
