@@ -122,12 +122,12 @@ class Loader:
         check_normalisation(mean, std)
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
-        self._source = (
+        self.source = (
             MixedSource.open(dataset, labels, subset, balance, lanes)
             if isinstance(dataset, Mixture)
             else Source.open(dataset, labels, subset, balance)
         )
-        self.dataset = self._source.dataset
+        self.dataset = self.source.dataset
         self.subset, self.balance = subset, balance
         self.device = usable_device(device)
         self.batch_size = batch_size
@@ -142,7 +142,7 @@ class Loader:
         self.epoch = 0
         self._prefetch = prefetch
         self._maker = BatchMaker(
-            self._source.parts,
+            self.source.parts,
             targets=targets,
             teacher=teacher,
             augment=self.augment,
@@ -168,37 +168,37 @@ class Loader:
         Raises:
             DataError: the file of the samples' classes is missing or damaged.
         """
-        return self._source.count_classes()
+        return self.source.count_classes()
 
     @property
     def manifest(self) -> Manifest:
         """The data set's manifest; of a mixture, that of its first data set."""
-        return self._source.manifest
+        return self.source.manifest
 
     @property
     def num_samples(self) -> int:
         """Samples that an epoch serves: of the whole data set, or those that labels and subset leave."""
-        return self._source.num_samples
+        return self.source.num_samples
 
     @property
     def num_classes(self) -> int:
         """C of the labels that the data set is read with."""
-        return self._source.labels.num_classes
+        return self.source.labels.num_classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """C names, in the order of `batch.classes`."""
-        return self._source.labels.class_names
+        return self.source.labels.class_names
 
     @property
     def tree(self) -> LabelTree | None:
         """Over these classes; `batch.levels` are its vectors. None without one."""
-        return self._source.labels.tree
+        return self.source.labels.tree
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides what the data set gives, whatever the labels; hashed once."""
-        return self._source.fingerprint
+        return self.source.fingerprint
 
     @property
     def global_batch(self) -> int:
@@ -244,10 +244,10 @@ class Loader:
             "lanes": self.lanes,
             "window": self.window,
             "shuffle": self.shuffle,
-            "labels": self._source.labels_fingerprint(),
+            "labels": self.source.labels_fingerprint(),
             "subset": None if self.subset is None else self.subset.to_json(),
             "balance": self.balance,
-            "mixture": self._source.mixture_state(),
+            "mixture": self.source.mixture_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -287,7 +287,7 @@ class Loader:
 
     def _batches(self, epoch: int, taken: int) -> Iterator[Batch]:
         """The rest of an epoch; runs in the background, and the decoder a step ahead of it."""
-        order = self._source.order(
+        order = self.source.order(
             self.seed, epoch, num_lanes=self.lanes, window=self.window, shuffle=self.shuffle
         )
         decoder = self._decoder = self._decoder or self._make_decoder()

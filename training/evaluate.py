@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from ..loaders.batch import Batch
 from ..loaders.crops import Augment
-from ..loaders.labels import LabelSource
+from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
 from ..shards.errors import DataError
 from .checkpoint import load_checkpoint
-from .label_space import LabelSpace, load_labels
+from .label_space import LabelSpace
 from .level_layout import LevelOrder
 from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance, leaf_classes
 from .models import load_trained_model
