@@ -54,6 +54,7 @@ bench: $(DEV)
 	cd benchmarks && ../$(BIN)/python sharder.py
 	cd benchmarks && ../$(BIN)/python plan_scale.py
 	cd benchmarks && ../$(BIN)/python order_scale.py
+	cd benchmarks && ../$(BIN)/python exactness.py
 	cd benchmarks && ../$(BIN)/python kill_pack.py
 	cd benchmarks && ../$(BIN)/python losses.py
 	cd benchmarks && ../$(BIN)/python semantic_losses.py

@@ -1,4 +1,4 @@
-"""The commands of this package: bench, inspect."""
+"""The commands of this package: bench, inspect, stats and replay."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 
 from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE, local_path
+from .cli_order import add_order
 from .target_modes import TARGETS
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register bench and inspect."""
+    """Register bench, inspect, stats and replay."""
+    add_order(subparsers)
     _add_bench(subparsers)
     _add_inspect(subparsers)
 

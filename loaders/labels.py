@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ..shards.classes import load_class_list
 from ..shards.errors import UsageError
 from ..shards.manifest import Manifest
 from ..shards.relabel import Relabelling, relabel
+from ..shards.storage import public_name
 from ..shards.tree import LabelTree
 from .target_modes import LabelPooling
 
@@ -115,6 +118,23 @@ class Labels:
                 f"`labels` then takes to its own, found {first.max()}"
             )
         return replace(pooling, class_map=np.where(first < 0, -1, self.class_map[first]))
+
+
+def load_labels(labels: str | Path | LabelSource | None) -> LabelSource | None:
+    """What a loader reads a data set with, from a file or a name; anything else comes back as it is.
+
+    Args:
+        labels: a label tree (a file or URL that ends in `.json`), or a class list as `load_class_list` takes it.
+
+    Raises:
+        UsageError: there is no such file or list.
+        DataError: it is no label tree, or no class list.
+    """
+    if not isinstance(labels, str | Path):
+        return labels
+    if PurePosixPath(public_name(str(labels))).suffix == ".json":
+        return LabelTree.load(labels)
+    return load_class_list(labels)
 
 
 def _are_names(labels: object) -> bool:

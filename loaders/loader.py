@@ -40,7 +40,7 @@ from .mixed_source import MixedSource
 from .mixing import check_mixing
 from .mixture import Mixture
 from .options import check_choices, check_normalisation, check_numbers, check_side
-from .order import Order, check_geometry, num_steps
+from .order import DEFAULT_WINDOW, Order, check_geometry, num_steps
 from .pipeline import BatchRun, Step
 from .sample_reader import SampleReader
 from .side_maps import SideFiles
@@ -49,8 +49,6 @@ from .stages import Stages, Watchdog
 from .state import STATE_VERSION, check_state
 from .subset import Subset
 from .target_modes import LabelPooling
-
-DEFAULT_WINDOW = 32_768
 
 
 class Loader:
@@ -147,12 +145,12 @@ class Loader:
         check_normalisation(mean, std)
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
-        self._source = (
+        self.source = (
             MixedSource.open(dataset, labels, subset, balance, lanes, cache)
             if isinstance(dataset, Mixture)
             else Source.open(dataset, labels, subset, balance, cache)
         )
-        self.dataset = self._source.dataset
+        self.dataset = self.source.dataset
         self.subset, self.balance = subset, balance
         self.device = usable_device(device)
         self.batch_size = batch_size
@@ -169,7 +167,7 @@ class Loader:
         self._stages = Stages()
         side_files = None
         if side is not None:
-            check_side(side, targets, self._source.parts)
+            check_side(side, targets, self.source.parts)
             side_files = SideFiles(side, self.dataset, self.manifest)
         self._side = side_files
         check_mixing(self.augment, targets, batch_size, world_size, lanes)
@@ -178,7 +176,7 @@ class Loader:
             stage = AugmentStage(
                 self.augment, seed, dtype, self.mean, self.std, self.num_threads, self.device
             )
-        parts = self._source.parts
+        parts = self.source.parts
         reader = SampleReader(parts, teacher=teacher, side=side_files, stages=self._stages)
         target_maker = TargetMaker(
             parts,
@@ -228,37 +226,37 @@ class Loader:
         Raises:
             DataError: the file of the samples' classes is missing or damaged.
         """
-        return self._source.count_classes()
+        return self.source.count_classes()
 
     @property
     def manifest(self) -> Manifest:
         """The data set's manifest; of a mixture, that of its first data set."""
-        return self._source.manifest
+        return self.source.manifest
 
     @property
     def num_samples(self) -> int:
         """Samples that an epoch serves: of the whole data set, or those that labels and subset leave."""
-        return self._source.num_samples
+        return self.source.num_samples
 
     @property
     def num_classes(self) -> int:
         """C of the labels that the data set is read with."""
-        return self._source.labels.num_classes
+        return self.source.labels.num_classes
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """C names, in the order of `batch.classes`."""
-        return self._source.labels.class_names
+        return self.source.labels.class_names
 
     @property
     def tree(self) -> LabelTree | None:
         """Over these classes; `batch.levels` are its vectors. None without one."""
-        return self._source.labels.tree
+        return self.source.labels.tree
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides what data set and side shards give, whatever the labels; hashed once."""
-        return self._source.fingerprint if self._side is None else self._side.fingerprint
+        return self.source.fingerprint if self._side is None else self._side.fingerprint
 
     @property
     def global_batch(self) -> int:
@@ -309,10 +307,10 @@ class Loader:
             "lanes": self.lanes,
             "window": self.window,
             "shuffle": self.shuffle,
-            "labels": self._source.labels_fingerprint(),
+            "labels": self.source.labels_fingerprint(),
             "subset": None if self.subset is None else self.subset.to_json(),
             "balance": self.balance,
-            "mixture": self._source.mixture_state(),
+            "mixture": self.source.mixture_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -355,7 +353,7 @@ class Loader:
 
     def _batches(self, epoch: int, taken: int) -> Iterator[Batch]:
         """The rest of an epoch; runs in the background, and the decoder a step ahead of it."""
-        order = self._source.order(
+        order = self.source.order(
             self.seed, epoch, num_lanes=self.lanes, window=self.window, shuffle=self.shuffle
         )
         shards = self._maker.reader.shards

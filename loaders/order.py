@@ -23,6 +23,7 @@ from ..shards.errors import UsageError
 from ..shards.philox import PURPOSE_SHARD_ORDER, PURPOSE_SHUFFLE, permutation
 
 LAST_BATCHES = ("drop", "pad")
+DEFAULT_WINDOW = 32_768
 _WINDOWS_KEPT = 4  # permuted windows that stay in memory; a step touches two of a lane at most
 
 

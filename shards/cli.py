@@ -1,4 +1,4 @@
-"""The `softshard` command, and the commands of this package: tree, pack, verify, stats, reshard.
+"""The `softshard` command, and the commands of this package: tree, maps, pack, verify, reshard.
 
 Every package registers its commands through the entry-point group `softshard.commands`; the functions that a
 command runs import what they need when they run, so that `softshard pack` never imports torch.
@@ -80,7 +80,7 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register tree, maps, pack, verify, stats and reshard."""
+    """Register tree, maps, pack, verify and reshard."""
     add_tree(subparsers)
     add_maps(subparsers)
     _add_pack(subparsers)

@@ -1,9 +1,11 @@
-"""The commands on finished data sets: verify, stats, reshard."""
+"""The commands on finished data sets: verify, reshard, and stats, which loaders/cli_order.py registers with more options."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .cli_values import EXIT_BAD_DATA, EXIT_FINE, byte_size, local_path, print_json
 from .errors import DataError
@@ -11,9 +13,8 @@ from .schema import DEFAULT_SHARD_BYTES
 
 
 def add_data_sets(subparsers: argparse._SubParsersAction) -> None:
-    """Register verify, stats and reshard."""
+    """Register verify and reshard."""
     _add_verify(subparsers)
-    _add_stats(subparsers)
     _add_reshard(subparsers)
 
 
@@ -34,7 +35,8 @@ def _add_verify(subparsers: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_run_verify)
 
 
-def _add_stats(subparsers: argparse._SubParsersAction) -> None:
+def add_stats(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Make the command stats; `run_stats` runs it."""
     command = subparsers.add_parser("stats", help="count samples, classes, levels and bytes")
     command.add_argument(
         "dataset",
@@ -44,7 +46,7 @@ def _add_stats(subparsers: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts, too")
-    command.set_defaults(run=_run_stats)
+    return command
 
 
 def _add_reshard(subparsers: argparse._SubParsersAction) -> None:
@@ -135,11 +137,25 @@ def _run_verify(args: argparse.Namespace) -> int:
     return EXIT_BAD_DATA if problems else EXIT_FINE
 
 
-def _run_stats(args: argparse.Namespace) -> int:
+def run_stats(
+    args: argparse.Namespace, measure: Callable[[str | Path], tuple[dict[str, Any], str]] | None = None
+) -> int:
+    """Count the data sets.
+
+    Args:
+        args: of the command.
+        measure: measures more of a data set, for the JSON and as text.
+    """
     from .stats import data_set_stats, format_stats
     from .verify import data_set_folders
 
-    results = [data_set_stats(folder) for dataset in args.dataset for folder in data_set_folders(dataset)]
+    folders = [folder for dataset in args.dataset for folder in data_set_folders(dataset)]
+    results = [data_set_stats(folder) for folder in folders]
+    texts = [format_stats(stats) for stats in results]
+    if measure is not None:
+        measured = [measure(folder) for folder in folders]
+        results = [{**stats, **more} for stats, (more, _) in zip(results, measured, strict=True)]
+        texts = [f"{text}\n{more}" for text, (_, more) in zip(texts, measured, strict=True)]
     if args.html is not None:
         from .stats_page import stats_page
 
@@ -147,7 +163,7 @@ def _run_stats(args: argparse.Namespace) -> int:
     if args.json:
         print_json(results)
     else:
-        print("\n".join(format_stats(stats) for stats in results))
+        print("\n".join(texts))
     return EXIT_FINE
 
 

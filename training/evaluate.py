@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..loaders.batch import Batch
-from ..loaders.labels import LabelSource
+from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
 from ..shards.errors import DataError
 from ..shards.storage import public_name
@@ -21,7 +21,7 @@ from .average_precision import AncestorPrecision
 from .checkpoint import load_checkpoint
 from .down_the_tree import LeavesDownTheTree
 from .label_sets import AnyOfAccuracy, LabelSets
-from .label_space import LabelSpace, load_labels
+from .label_space import LabelSpace
 from .level_layout import LevelOrder
 from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
 from .models import load_trained_model

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..loaders.labels import LabelSource
+from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
 from ..shards.classes import class_list_sha256
 from ..shards.errors import DataError
@@ -19,7 +19,7 @@ from ..shards.manifest import Manifest
 from ..shards.relabel import Relabelling, relabel
 from .evaluate import evaluate_model, sharing_samples
 from .label_sets import LabelSets
-from .label_space import LabelSpace, load_labels
+from .label_space import LabelSpace
 from .models import create_model
 from .preparation import Preparation, own_classes, own_config
 from .start import load_start

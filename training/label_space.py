@@ -10,14 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..loaders.labels import LabelSource
 from ..loaders.loader import Loader
-from ..shards.classes import class_list_sha256, load_class_list
+from ..shards.classes import class_list_sha256
 from ..shards.manifest import Manifest
-from ..shards.storage import public_name
 from ..shards.tree import LabelTree
 
 
@@ -77,23 +74,6 @@ class LabelSpace:
                     f"label tree: expected {expected}, found {tree} ({_tree_difference(self.tree, other.tree)})"
                 )
         return found
-
-
-def load_labels(labels: str | Path | LabelSource | None) -> LabelSource | None:
-    """What a loader reads a data set with, from a file or a name; anything else comes back as it is.
-
-    Args:
-        labels: a label tree (a file or URL that ends in `.json`), or a class list as `load_class_list` takes it.
-
-    Raises:
-        UsageError: there is no such file or list.
-        DataError: it is no label tree, or no class list.
-    """
-    if not isinstance(labels, str | Path):
-        return labels
-    if PurePosixPath(public_name(str(labels))).suffix == ".json":
-        return LabelTree.load(labels)
-    return load_class_list(labels)
 
 
 def _class_difference(expected: Sequence[str], found: Sequence[str]) -> str:

@@ -66,6 +66,7 @@ class StepLog:
         loss_steps: how many they are.
         skipped: steps so far that overflowed in float16.
         board: a SummaryWriter of torch's, which gets the same numbers, or None.
+        replay: gives the command that makes a step's batch again, from epoch and step, or None.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class StepLog:
         loss_steps: int,
         skipped: int = 0,
         board: Any = None,
+        replay: Callable[[int, int], str | None] = lambda epoch, step: None,
     ) -> None:
         self.path = path
         self.step = step
@@ -88,6 +90,7 @@ class StepLog:
         self.skipped = skipped
         self._skipped_in_a_row = 0
         self._board = board
+        self._replay = replay
         self._losses: list[Tensor] = []
         self._were_skipped: list[bool] = []
         self._keys: list[list[str]] = []
@@ -160,7 +163,8 @@ class StepLog:
             if math.isfinite(loss):
                 losses.append(loss)
             elif not self._were_skipped[i]:
-                raise _not_finite(first_step + i, epoch, loss, part, self._keys[i])
+                step = first_step + i
+                raise _not_finite(step, epoch, loss, part, self._keys[i], self._replay(epoch, step))
         elapsed_s = time.perf_counter() - (self._started or 0.0)
         line = LogLine(
             step=self.step,
@@ -223,13 +227,16 @@ def _start_csv(path: Path, step: int) -> None:
         csv.writer(file).writerows([METRICS_COLUMNS, *rows])
 
 
-def _not_finite(step: int, epoch: int, loss: float, part: float, keys: list[str]) -> DataError:
+def _not_finite(
+    step: int, epoch: int, loss: float, part: float, keys: list[str], replay: str | None
+) -> DataError:
     if math.isfinite(part):
         samples = "the samples are another rank's"
     else:
         samples = f"this rank's samples are {', '.join(keys[:8])}" + (", ..." if len(keys) > 8 else "")
+    look = f" Look at the whole batch with: {replay}" if replay else ""
     return DataError(
         f"step {step} (epoch {epoch}): expected a finite loss, found {loss}; {samples}. The learning rate "
         "may be too high for this batch size, or the samples' targets are damaged. Continue from the last "
-        "checkpoint with --resume after `softshard verify`, or start again with a lower --lr"
+        f"checkpoint with --resume after `softshard verify`, or start again with a lower --lr.{look}"
     )

@@ -23,15 +23,16 @@ from typing import Any
 import torch
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
-from ..loaders.labels import LabelSource
+from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
+from ..loaders.replay import replay_command
 from ..shards.errors import UsageError
 from ..shards.storage import public_name
 from .checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint, stored_images
 from .checks import check_call, check_data, check_resume, check_same_classes
 from .evaluate import evaluate_model, evaluation_loader, named_batches
 from .head_order import HeadOrder
-from .label_space import LabelSpace, load_labels
+from .label_space import LabelSpace
 from .models import create_model, freeze_backbone
 from .objective import count_images, create_loss
 from .processes import process_group, rng_states, set_rng_state, stop_signal
@@ -271,8 +272,19 @@ def train(
         if open_board is not None and is_main:
             board = open_board(checkpoint_path.with_name(BOARD_NAME), step)
             stack.callback(board.close)
+        labels_file = str(labels) if isinstance(labels, str | Path) else None
         steps = StepLog(
-            metrics_path, step, recipe.global_batch, world_size, loss_sum, loss_steps, skipped, board
+            metrics_path,
+            step,
+            recipe.global_batch,
+            world_size,
+            loss_sum,
+            loss_steps,
+            skipped,
+            board,
+            replay=lambda epoch, step: replay_command(
+                loader, epoch, step - epoch * steps_per_epoch, labels_file
+            ),
         )
         progress = Progress(say, bar=on_terminal, total_steps=total_steps)
         stack.callback(progress.end_epoch)

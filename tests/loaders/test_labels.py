@@ -222,7 +222,7 @@ def test_original_targets_are_the_new_classes(packed):
         (
             ["mammal"],
             UsageError,
-            "expected samples of the chosen classes, found none. Give labels or a subset",
+            "expected samples of the chosen classes and keys, found none. Give labels or a subset",
         ),
         (
             relabel(["cat", "dog"], ["cat"]),

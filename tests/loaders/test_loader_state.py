@@ -1,86 +1,11 @@
 """State: whatever the step it is taken at, what comes after it is exactly what would have come."""
 
-import json
-
 import numpy as np
 import pytest
-import torch
+from restoring import assert_same_samples, check_state_before_every_batch, make, per_sample
 
-from softshard.loaders import Augment, Loader, Subset
+from softshard.loaders import Mixture, Subset
 from softshard.shards import UsageError
-
-
-def make(dataset, **options):
-    defaults = {
-        "batch_size": 12,
-        "augment": Augment(size=16),
-        "targets": "relabel",
-        "dtype": "uint8",
-        "last_batch": "pad",
-        "seed": 4,
-        "window": 30,
-        "lanes": 2,
-        "num_threads": 2,
-    }
-    return Loader(dataset, **{**defaults, **options})
-
-
-def per_sample(batches):
-    """Key to everything the batch says of that sample; no key comes twice."""
-    found = {}
-    for batch in batches:
-        for slot in range(len(batch)):
-            if batch.valid[slot]:
-                assert batch.keys[slot] not in found
-                found[batch.keys[slot]] = (
-                    batch.images[slot],
-                    batch.classes[slot],
-                    batch.levels[slot],
-                    batch.targets[slot],
-                    batch.crops[slot],
-                    batch.flips[slot],
-                )
-    return found
-
-
-def assert_same_samples(found, expected, ordered=True):
-    """The same samples with the same pixels, labels and crops, in the same order unless told otherwise."""
-    one, other = per_sample(found), per_sample(expected)
-    assert (list(one) if ordered else sorted(one)) == (list(other) if ordered else sorted(other))
-    for key, values in other.items():
-        assert all(torch.equal(a, b) for a, b in zip(one[key], values, strict=True)), key
-
-
-def joined(parts):
-    """The batches of several ranks as global batches, slot after slot."""
-    steps = zip(*parts, strict=True)  # strict: every rank has the same number of steps
-    return [batch for step in steps for batch in step]
-
-
-def check_state_before_every_batch(dataset, restored, *, epoch=1, **options):
-    """Save a state before every batch, restore each, and compare everything after it.
-
-    Args:
-        dataset: folder of the data set.
-        restored: option sets, one a rank, of the loaders that continue.
-        epoch: epoch to iterate.
-        options: of the loader that is interrupted.
-    """
-    with make(dataset, **options) as loader:
-        loader.set_epoch(epoch)
-        states, batches = [loader.state_dict()], []
-        for batch in loader:
-            batches.append(batch)
-            states.append(loader.state_dict())
-    assert len(states) == len(batches) + 1 > 5
-    for number, state in enumerate(states):
-        parts = []
-        for rank_options in restored:
-            with make(dataset, **rank_options) as other:
-                other.load_state_dict(json.loads(json.dumps(state)))
-                assert other.state_dict() | {"global_batch": 0} == state | {"global_batch": 0}
-                parts.append(list(other))
-        yield number, batches[number:], joined(parts)
 
 
 def test_restore_at_any_step_yields_the_remaining_batches(packed):
@@ -130,6 +55,47 @@ def test_another_global_batch_threads_and_prefetch_continue_with_the_remaining_s
     ]
     for _, expected, found in check_state_before_every_batch(packed, ranks):
         assert_same_samples(found, expected, ordered=False)
+
+
+WAYS = {
+    "plain": {},
+    "no shuffle": {"shuffle": False},
+    "balanced": {"balance": 1.0, "subset": Subset(fraction=0.6, seed=1)},
+    "subset": {"subset": Subset(classes=["cat", "gull", "oak", "dog"])},
+}
+CONTINUED = {
+    "alone": [{}],
+    "three ranks": [{"batch_size": 4, "rank": rank, "world_size": 3} for rank in range(3)],
+    "one thread": [{"num_threads": 1, "prefetch": 1}],
+}
+
+
+@pytest.mark.parametrize("last_batch", ["drop", "pad"])
+@pytest.mark.parametrize("continued", CONTINUED)
+@pytest.mark.parametrize("way", WAYS)
+def test_however_samples_are_chosen_the_remaining_batches_follow(packed, way, continued, last_batch):
+    options = {**WAYS[way], "last_batch": last_batch, "targets": "none", "batch_size": 12}
+    ranks = [{**options, **rank} for rank in CONTINUED[continued]]
+    for _, expected, found in check_state_before_every_batch(packed, ranks, **options):
+        assert_same_samples(found, expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_however_samples_are_chosen_another_global_batch_serves_the_remaining_ones(packed, way):
+    options = {**WAYS[way], "targets": "none"}
+    ranks = [{**options, "batch_size": 7, "rank": rank, "world_size": 2} for rank in range(2)]
+    for _, expected, found in check_state_before_every_batch(packed, ranks, **options):
+        assert_same_samples(found, expected, ordered=False)
+
+
+@pytest.mark.parametrize("balance", [None, 0.7])
+@pytest.mark.parametrize("continued", CONTINUED)
+def test_a_mixture_continues_with_the_remaining_batches(packed, continued, balance):
+    mixture = Mixture({packed: 2, f"{packed}/": 1}, epoch_samples=70)
+    options = {"balance": balance, "lanes": 3, "targets": "none"}
+    ranks = [{**options, **rank} for rank in CONTINUED[continued]]
+    for _, expected, found in check_state_before_every_batch(mixture, ranks, **options):
+        assert_same_samples(found, expected)
 
 
 def test_after_the_last_batch_the_epoch_has_nothing_left_and_the_next_one_follows(packed):

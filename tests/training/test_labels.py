@@ -9,13 +9,14 @@ import safetensors
 import torch
 
 from softshard.loaders import Loader, Subset
+from softshard.loaders.labels import load_labels
 from softshard.shards import LabelTree, Manifest, relabel
 from softshard.shards.classes import class_list_sha256
 from softshard.shards.cli import main
 from softshard.shards.errors import DataError, UsageError
 from softshard.shards.manifest import load_sidecar
 from softshard.training.checkpoint import load_checkpoint
-from softshard.training.label_space import LabelSpace, load_labels
+from softshard.training.label_space import LabelSpace
 from softshard.training.objective import count_images, create_loss
 from softshard.training.recipes import semantic_softmax, single_label
 from softshard.training.train import train

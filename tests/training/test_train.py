@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -302,7 +304,9 @@ def test_an_architecture_without_weights_is_named():
         create_model("botnet50ts_256", 6, 32, pretrained=True)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(shards, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(
+    shards, tmp_path, monkeypatch, capsys
+):
     plain, taken = step_module.model_input, []
 
     def model_input(images, normalise):
@@ -312,8 +316,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(shar
     monkeypatch.setattr(step_module, "model_input", model_input)
     with pytest.raises(
         DataError, match=r"step 8 \(epoch 1\): expected a finite loss, found nan; .*(cat|dog|crow|gull)_"
-    ):
+    ) as caught:
         run(tiny(single_label()), shards, tmp_path, checkpoint_steps=9)
+    # The command at the end of the message shows the batch whose samples its beginning names.
+    command = str(caught.value).partition("Look at the whole batch with: ")[2]
+    assert "--epoch 1 --step 2 " in command
+    capsys.readouterr()
+    assert main([*shlex.split(command)[1:], "--json"]) == 0
+    shown = [slot["key"] for slot in json.loads(capsys.readouterr().out)["slots"]]
+    named = re.findall("[a-z]+_[a-z0-9_]+", str(caught.value).partition("samples are ")[2].partition(". ")[0])
+    assert named
+    assert named == shown[: len(named)]
     assert load_checkpoint(tmp_path / "checkpoint.pt").step == 6
 
 
