@@ -16,6 +16,7 @@ def test_bench_writes_options_machine_and_results(packed, tmp_path, capsys):
     assert result["options"] == {
         "batch_size": 16,
         "targets": "relabel",
+        "side": None,
         "device": "cpu",
         "dtype": "uint8",
         "size": 32,
