@@ -21,6 +21,7 @@ PACKAGES = (
     "numpy",
     "opencv-python-headless",
     "simplejpeg",
+    "numba",
     "lz4",
     "zstandard",
 )
