@@ -30,12 +30,11 @@ from .crops import Augment
 from .decode import MEAN, STD, CpuDecoder, Decoder, GpuDecoder, usable_device
 from .labels import LabelSource
 from .make_batch import BatchMaker
-from .mixed_source import MixedSource
+from .mixed_source import open_source
 from .mixture import Mixture
 from .options import check_choices, check_normalisation, check_numbers
 from .order import DEFAULT_WINDOW, check_geometry, num_steps, rank_slots
 from .pipeline import make_batches
-from .source import Source
 from .state import STATE_VERSION, check_state
 from .subset import Subset
 from .target_modes import LabelPooling
@@ -122,11 +121,7 @@ class Loader:
         check_normalisation(mean, std)
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
-        self.source = (
-            MixedSource.open(dataset, labels, subset, balance, lanes)
-            if isinstance(dataset, Mixture)
-            else Source.open(dataset, labels, subset, balance)
-        )
+        self.source = open_source(dataset, labels, subset, balance, lanes)
         self.dataset = self.source.dataset
         self.subset, self.balance = subset, balance
         self.device = usable_device(device)
