@@ -30,10 +30,8 @@ from .decode import MEAN, STD, CpuDecoder, Decoder
 from .fetch import ShardFiles, check_local
 from .loader import DEFAULT_WINDOW
 from .make_batch import BatchMaker
-from .make_targets import TargetMaker
 from .order import Draws, EpochOrder
 from .pooling import pool_label_maps
-from .sample_reader import SampleReader
 from .source import Source
 from .stages import Stages
 from .target_modes import TARGETS
@@ -232,16 +230,20 @@ class _Inspector:
         )
         self._classes = load_sidecar(dataset, manifest)
         self._starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)], dtype=np.int64)
-        parts, cpu, stages = Source.open(dataset).parts, torch.device("cpu"), Stages()
-        self._maker = BatchMaker(
-            SampleReader(parts, teacher=self._reads_teacher, side=None, stages=stages),
-            TargetMaker(parts, self.targets, side=None, num_slots=1, device=cpu, num_threads=1),
+        self._maker = BatchMaker.create(
+            Source.open(dataset).parts,
+            targets=self.targets,
+            teacher=self._reads_teacher,
+            side=None,
             augment=options.augment,
-            stage=None,
+            dtype="uint8",
+            mean=MEAN,
+            std=STD,
             seed=options.seed,
             batch_size=1,
-            device=cpu,
-            stages=stages,
+            device=torch.device("cpu"),
+            num_threads=1,
+            stages=Stages(),
         )
         self._files = ShardFiles(dataset, manifest)
         self._decoder: Decoder | None = None

@@ -25,7 +25,6 @@ from ..shards.errors import UsageError
 from ..shards.manifest import Manifest
 from ..shards.philox import check_seed
 from ..shards.tree import LabelTree
-from .augment_batch import AugmentStage
 from .background import Background
 from .batch import Batch
 from .cache import Cache
@@ -35,16 +34,13 @@ from .faults import Faults, Quarantine
 from .fetch_stats import FetchStats
 from .labels import LabelSource
 from .make_batch import BatchMaker
-from .make_targets import TargetMaker
-from .mixed_source import MixedSource
+from .mixed_source import open_source
 from .mixing import check_mixing
 from .mixture import Mixture
 from .options import check_choices, check_normalisation, check_numbers, check_side
 from .order import DEFAULT_WINDOW, Order, check_geometry, num_steps
 from .pipeline import BatchRun, Step
-from .sample_reader import SampleReader
 from .side_maps import SideFiles
-from .source import Source
 from .stages import Stages, Watchdog
 from .state import STATE_VERSION, check_state
 from .subset import Subset
@@ -145,11 +141,7 @@ class Loader:
         check_normalisation(mean, std)
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
-        self.source = (
-            MixedSource.open(dataset, labels, subset, balance, lanes, cache)
-            if isinstance(dataset, Mixture)
-            else Source.open(dataset, labels, subset, balance, cache)
-        )
+        self.source = open_source(dataset, labels, subset, balance, lanes, cache)
         self.dataset = self.source.dataset
         self.subset, self.balance = subset, balance
         self.device = usable_device(device)
@@ -165,35 +157,24 @@ class Loader:
         self.epoch = 0
         self._prefetch = prefetch
         self._stages = Stages()
-        side_files = None
+        check_mixing(self.augment, targets, batch_size, world_size, lanes)
+        self._side = None
         if side is not None:
             check_side(side, targets, self.source.parts)
-            side_files = SideFiles(side, self.dataset, self.manifest)
-        self._side = side_files
-        check_mixing(self.augment, targets, batch_size, world_size, lanes)
-        stage = None
-        if self.augment.changes_pixels or self.augment.mixes:
-            stage = AugmentStage(
-                self.augment, seed, dtype, self.mean, self.std, self.num_threads, self.device
-            )
-        parts = self.source.parts
-        reader = SampleReader(parts, teacher=teacher, side=side_files, stages=self._stages)
-        target_maker = TargetMaker(
-            parts,
-            targets,
-            side=side_files,
-            num_slots=batch_size,
-            device=self.device,
-            num_threads=self.num_threads,
-        )
-        self._maker = BatchMaker(
-            reader,
-            target_maker,
+            self._side = SideFiles(side, self.dataset, self.manifest)
+        self._maker = BatchMaker.create(
+            self.source.parts,
+            targets=targets,
+            teacher=teacher,
+            side=self._side,
             augment=self.augment,
-            stage=stage,
+            dtype=dtype,
+            mean=self.mean,
+            std=self.std,
             seed=seed,
             batch_size=batch_size,
             device=self.device,
+            num_threads=self.num_threads,
             stages=self._stages,
         )
         self._per_lane = batch_size * world_size // lanes  # samples of every lane in a step
@@ -211,7 +192,7 @@ class Loader:
             self.device,
             batch_size=batch_size,
             size=self.augment.size,
-            dtype=dtype if stage is None else stage.decode_dtype,
+            dtype=self._maker.decode_dtype,
             mean=self.mean,
             std=self.std,
             num_threads=self.num_threads,

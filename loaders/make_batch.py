@@ -23,7 +23,10 @@ from .make_targets import TargetMaker
 from .mixing import draw_mix
 from .order import Draws
 from .sample_reader import Found, SampleReader
+from .side_maps import SideFiles
+from .source import Source
 from .stages import Stages
+from .target_modes import LabelPooling
 
 
 @dataclass
@@ -52,6 +55,7 @@ class BatchMaker:
         target_maker: of their targets.
         augment: what is cut from the images, and how they are mixed.
         stage: what is done to them beyond that; None where nothing is.
+        decode_dtype: what the decoder is to give.
         seed: of all that is drawn.
         batch_size: N.
         device: where batches are.
@@ -65,14 +69,59 @@ class BatchMaker:
         *,
         augment: Augment,
         stage: AugmentStage | None,
+        decode_dtype: str,
         seed: int,
         batch_size: int,
         device: torch.device,
         stages: Stages,
     ) -> None:
         self.reader, self._target_maker, self._stages = reader, target_maker, stages
+        self.decode_dtype = decode_dtype
         self._augment, self._stage, self._seed = augment, stage, seed
         self._batch_size, self._device = batch_size, device
+
+    @classmethod
+    def create(
+        cls,
+        sources: Sequence[Source],
+        *,
+        targets: str | LabelPooling,
+        teacher: bool,
+        side: SideFiles | None,
+        augment: Augment,
+        dtype: str,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        seed: int,
+        batch_size: int,
+        device: torch.device,
+        num_threads: int,
+        stages: Stages,
+    ) -> BatchMaker:
+        """Put together what a loader with these options needs; see Loader.
+
+        Raises:
+            UsageError: see SampleReader and TargetMaker.
+            DataError: label maps over other classes.
+        """
+        reader = SampleReader(sources, teacher=teacher, side=side, stages=stages)
+        target_maker = TargetMaker(
+            sources, targets, side=side, num_slots=batch_size, device=device, num_threads=num_threads
+        )
+        stage = None
+        if augment.changes_pixels or augment.mixes:
+            stage = AugmentStage(augment, seed, dtype, mean, std, num_threads, device)
+        return cls(
+            reader,
+            target_maker,
+            augment=augment,
+            stage=stage,
+            decode_dtype=dtype if stage is None else stage.decode_dtype,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+            stages=stages,
+        )
 
     def begin(self, draws: Draws, valid: np.ndarray, epoch: int, decoder: Decoder) -> BegunBatch:
         """Read the labels of a batch's samples, draw their crops and start decoding.

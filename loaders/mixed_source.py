@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,20 @@ class MixedSource:
             for part, share in zip(self.parts, self.mixture.shares, strict=True)
         ]
         return np.rint(np.sum(means, axis=0)).astype(np.int64)
+
+
+def open_source(
+    dataset: str | Path | Mixture,
+    labels: LabelSource | None,
+    subset: Subset | None,
+    balance: float | None,
+    num_lanes: int,
+    cache: Cache | None = None,
+) -> Source | MixedSource:
+    """Open what a loader is given: a data set, or a mixture of several; the arguments and errors are theirs."""
+    if isinstance(dataset, Mixture):
+        return MixedSource.open(dataset, labels, subset, balance, num_lanes, cache)
+    return Source.open(dataset, labels, subset, balance, cache)
 
 
 def _check_same_labels(one: Source, other: Source) -> None:

@@ -7,7 +7,8 @@ be by largest remainders, whose shares of a longer epoch can be smaller (the Ala
 with two sources, less than one with three. And which source draw number m comes from takes the same few
 microseconds whatever m is.
 
-Each lane runs through this sequence by itself, so that an epoch continues with any global batch that the lanes divide.
+Each of K lanes runs through this sequence by itself, so that an epoch continues with any global batch that the lanes
+divide; all lanes together are within K times that bound.
 """
 
 from __future__ import annotations
