@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapters import Batches, as_dicts, as_tuples, as_webdataset, on_device
     from .batch import Batch, TeacherLevels
     from .crops import Augment
     from .loader import Loader
@@ -19,11 +20,16 @@ if TYPE_CHECKING:
 _HOMES = {
     "Augment": ".crops",
     "Batch": ".batch",
+    "Batches": ".adapters",
     "LabelPooling": ".target_modes",
     "Loader": ".loader",
     "SparseTargets": ".pooling",
     "Subset": ".subset",
     "TeacherLevels": ".batch",
+    "as_dicts": ".adapters",
+    "as_tuples": ".adapters",
+    "as_webdataset": ".adapters",
+    "on_device": ".adapters",
     "pool_label_maps": ".pooling",
     "pool_top_classes": ".pooling",
 }
@@ -31,11 +37,16 @@ _HOMES = {
 __all__ = [
     "Augment",
     "Batch",
+    "Batches",
     "LabelPooling",
     "Loader",
     "SparseTargets",
     "Subset",
     "TeacherLevels",
+    "as_dicts",
+    "as_tuples",
+    "as_webdataset",
+    "on_device",
     "pool_label_maps",
     "pool_top_classes",
 ]

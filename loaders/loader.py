@@ -81,6 +81,10 @@ class Loader:
         window: W, samples that are shuffled among each other (whole shards are shuffled as well).
         num_threads: of the decoder; by default one a core that this process may use.
         prefetch: batches that are ready ahead of need.
+        pin_memory: make the batches in page-locked memory, from which `batch.to(device, non_blocking=True)` and
+            `on_device` copy while the GPU computes. It goes back to torch's pool of such memory, which keeps as
+            much as was ever in use at a time, when nothing refers to the batch and its copies are done. As in
+            torch's DataLoader, of no effect without a GPU (nor for a batch that is made on one).
 
     Raises:
         UsageError: options that contradict each other or the data set.
@@ -110,6 +114,7 @@ class Loader:
         window: int = DEFAULT_WINDOW,
         num_threads: int | None = None,
         prefetch: int = 2,
+        pin_memory: bool = False,
     ) -> None:
         for name, value, choices in (
             ("targets", "none" if isinstance(targets, LabelPooling) else targets, TARGETS),
@@ -135,6 +140,7 @@ class Loader:
         self._labels = Labels.of(self.manifest, load_tree(dataset, self.manifest), labels)
         self.subset = subset
         self.device = usable_device(device)
+        self.pin_memory = pin_memory and self.device.type == "cpu" and torch.cuda.is_available()
         self.batch_size = batch_size
         self.targets = targets
         self.augment = augment or Augment()
@@ -268,6 +274,11 @@ class Loader:
             self._stop()
             self.epoch, self._taken, self._resume = epoch, 0, False
 
+    @property
+    def sampler(self) -> Loader:
+        """The loader: Lightning and timm's train.py choose the epoch with `loader.sampler.set_epoch`."""
+        return self
+
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, after the batch yielded last: a handful of numbers and a fingerprint."""
         return {
@@ -355,9 +366,9 @@ class Loader:
                     problem = error  # raised in its turn: the step before it is whole
                     break
                 if len(begun) > 1:
-                    yield self._maker.finish(begun.popleft(), decoder)
+                    yield self._finish(begun.popleft(), decoder)
             while begun:
-                yield self._maker.finish(begun.popleft(), decoder)
+                yield self._finish(begun.popleft(), decoder)
             if problem is not None:
                 raise problem
         except GeneratorExit:
@@ -371,9 +382,15 @@ class Loader:
         finally:
             problem = None  # its traceback holds this frame: a cycle, which would keep the shards open
 
+    def _finish(self, begun: BegunBatch, decoder: Decoder) -> Batch:
+        batch = self._maker.finish(begun, decoder)
+        return batch.pin_memory() if self.pin_memory else batch  # its images are pinned from the start
+
     def _make_decoder(self) -> Decoder:
         options = (self.batch_size, self.augment.size, self.dtype, self.mean, self.std, self.num_threads)
-        return GpuDecoder(*options, self.device) if self.device.type == "cuda" else CpuDecoder(*options)
+        if self.device.type == "cuda":
+            return GpuDecoder(*options, self.device)
+        return CpuDecoder(*options, self.pin_memory)
 
     def _stop(self) -> None:
         if self._running is not None:
