@@ -58,8 +58,8 @@ accelerator.end_training()
 def test_two_processes_share_the_global_batches_and_resume_in_an_epoch(packed, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    # `accelerate launch` starts several processes on GPUs only (or through MPI).
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]),
