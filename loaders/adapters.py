@@ -57,6 +57,7 @@ class Batches(Generic[Item]):
         self, loader: Loader, convert: Callable[[Batch], Item], device: str | torch.device | None = None
     ) -> None:
         self.loader = loader
+        self.batch_size = loader.batch_size
         self.device = None if device is None else usable_device(device)
         self._convert = convert
         self._stream: torch.cuda.Stream | None = None
@@ -76,6 +77,8 @@ class Batches(Generic[Item]):
     def sampler(self) -> Batches[Item]:
         """These batches: Lightning and timm's train.py choose the epoch with `loader.sampler.set_epoch`."""
         return self
+
+    batch_sampler = sampler  # Lightning expects both or neither, and DeepSpeed a `batch_size` there
 
     def set_epoch(self, epoch: int) -> None:
         """See Loader.set_epoch."""

@@ -279,6 +279,8 @@ class Loader:
         """The loader: Lightning and timm's train.py choose the epoch with `loader.sampler.set_epoch`."""
         return self
 
+    batch_sampler = sampler  # Lightning expects both or neither
+
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, after the batch yielded last: a handful of numbers and a fingerprint."""
         return {
@@ -333,6 +335,8 @@ class Loader:
             self._taken = 0
         self._resume = False
         epoch, taken = self.epoch, self._taken
+        if self.pin_memory:
+            self._gpu = torch.cuda.current_device()
         run = self._running = Background(lambda: self._batches(epoch, taken), self._prefetch)
         try:
             while (batch := run.next()) is not None:
@@ -352,6 +356,8 @@ class Loader:
 
     def _batches(self, epoch: int, taken: int) -> Iterator[Batch]:
         """The rest of an epoch; runs in the background, and the decoder a step ahead of it."""
+        if self.pin_memory:
+            torch.cuda.set_device(self._gpu)  # every thread begins with GPU 0, and would take memory there
         order = EpochOrder(self._counts, self.seed, epoch, self.lanes, self.window, self.shuffle, self._kept)
         decoder = self._decoder = self._decoder or self._make_decoder()
         begun: deque[BegunBatch] = deque()

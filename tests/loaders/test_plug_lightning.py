@@ -74,6 +74,26 @@ def test_training_resumes_on_the_next_batch_of_any_checkpoint(packed, tmp_path, 
         assert torch.equal(resumed.head.weight, whole.head.weight)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_validation_sees_every_image_once_an_epoch(packed):
+    counts = []
+
+    class Validated(Classifier):
+        def on_validation_epoch_start(self):
+            self.keys = []
+
+        def validation_step(self, batch, batch_idx):
+            self.keys += [key for key, valid in zip(batch.keys, batch.valid, strict=True) if valid]
+
+        def on_validation_epoch_end(self):
+            counts.append((len(self.keys), len(set(self.keys))))
+
+    with Loader(packed, **OPTIONS) as loader, Loader(packed, **OPTIONS, last_batch="pad") as val:
+        model = Validated(loader)
+        lightning.Trainer(**QUIET, enable_checkpointing=False).fit(model, val_dataloaders=val)
+    assert counts == [(48, 48), (105, 105), (105, 105)]  # first Lightning's own check of two batches
+
+
 SCRIPT = """
 import json, sys
 import lightning, torch
