@@ -9,7 +9,8 @@ import pytest
 import timm
 import torch
 from timm import utils
-from timm.data import Mixup
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
+from timm.data.loader import PrefetchLoader
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -111,3 +112,16 @@ def test_a_model_of_timms_learns_in_the_loop_of_train_py(packed, mode):
             _, num = validate(model, loader_eval)
             assert num == 105  # each image once
         assert losses[-1] < losses[0]
+
+
+def test_timms_prefetcher_makes_of_bytes_what_the_loader_makes(packed):
+    options = {"batch_size": 16, "augment": Augment(size=32), "num_threads": 1}
+    with Loader(packed, dtype="uint8", **options) as pixels, Loader(packed, **options) as normalised:
+        # As create_loader wraps its own: bytes go to the device, where they become floats.
+        prefetcher = PrefetchLoader(
+            as_tuples(pixels), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, device=torch.device("cpu")
+        )
+        assert len(prefetcher) == len(normalised) == 6
+        for (images, classes), batch in zip(prefetcher, normalised, strict=True):
+            torch.testing.assert_close(images, batch.images, rtol=0, atol=2e-6)
+            assert torch.equal(classes, batch.classes)
