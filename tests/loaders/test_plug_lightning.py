@@ -58,7 +58,9 @@ def fit(folder, loader, checkpoint=None, wrap=lambda loader: loader):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("wrap", [lambda loader: loader, lambda loader: on_device(loader, "cpu")])
+@pytest.mark.parametrize(
+    "wrap", [lambda loader: loader, lambda loader: on_device(loader, "cpu")], ids=["loader", "on_device"]
+)
 def test_training_resumes_on_the_next_batch_of_any_checkpoint(packed, tmp_path, wrap):
     with Loader(packed, **OPTIONS) as loader:
         expected = [(batch.keys, batch.crops.tolist()) for _ in range(EPOCHS) for batch in loader]
@@ -107,17 +109,23 @@ class Ranked(Classifier):
         return Loader(dataset, **{**OPTIONS, "batch_size": 12},
                       rank=self.trainer.global_rank, world_size=self.trainer.world_size)
 
+def fit(checkpoint=None):
+    with Loader(dataset, **OPTIONS) as loader:
+        model = Ranked(loader)
+    every_step = lightning.pytorch.callbacks.ModelCheckpoint(
+        dirpath=out, filename="{step}", every_n_train_steps=1, save_top_k=-1, enable_version_counter=False)
+    trainer = lightning.Trainer(**QUIET, devices=2, strategy="ddp", callbacks=[every_step])
+    trainer.fit(model, ckpt_path=checkpoint)
+    return {"rank": trainer.global_rank, "seen": model.seen, "weight": model.head.weight.tolist()}
+
 torch.set_num_threads(1)
-with Loader(dataset, **OPTIONS) as loader:
-    model = Ranked(loader)
-trainer = lightning.Trainer(**QUIET, devices=2, strategy="ddp", enable_checkpointing=False)
-trainer.fit(model)
-with open(f"{out}/{trainer.global_rank}.json", "w") as file:
-    json.dump({"seen": model.seen, "weight": model.head.weight.tolist()}, file)
+whole, resumed = fit(), fit(f"{out}/step=3.ckpt")
+with open(f"{out}/{whole['rank']}.json", "w") as file:
+    json.dump({"whole": whole, "resumed": resumed}, file)
 """
 
 
-def test_two_processes_share_the_global_batches(packed, tmp_path):
+def test_two_processes_share_the_global_batches_and_resume_in_an_epoch(packed, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -137,6 +145,8 @@ def test_two_processes_share_the_global_batches(packed, tmp_path):
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     with Loader(packed, **OPTIONS) as loader:
         expected = [batch.keys for _ in range(EPOCHS) for batch in loader]
-    steps = zip(ranks[0]["seen"], ranks[1]["seen"], strict=True)
+    steps = zip(ranks[0]["whole"]["seen"], ranks[1]["whole"]["seen"], strict=True)
     assert [one[0] + other[0] for one, other in steps] == expected
-    assert ranks[0]["weight"] == ranks[1]["weight"]
+    for rank in ranks:
+        assert rank["resumed"]["seen"] == rank["whole"]["seen"][3:]
+        assert rank["resumed"]["weight"] == rank["whole"]["weight"] == ranks[0]["whole"]["weight"]
