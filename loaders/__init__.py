@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapters import Batches, as_dicts, as_tuples, as_webdataset, on_device
     from .augment_options import RANDAUGMENT_21K, CutMix, Erasing, Mixup, RandAugment
     from .batch import Batch, Mix, TeacherLevels
     from .cache import Cache
@@ -25,6 +26,7 @@ _HOMES = {
     "RANDAUGMENT_21K": ".augment_options",
     "Augment": ".crops",
     "Batch": ".batch",
+    "Batches": ".adapters",
     "Cache": ".cache",
     "CutMix": ".augment_options",
     "Erasing": ".augment_options",
@@ -39,6 +41,10 @@ _HOMES = {
     "SparseTargets": ".pooling",
     "Subset": ".subset",
     "TeacherLevels": ".batch",
+    "as_dicts": ".adapters",
+    "as_tuples": ".adapters",
+    "as_webdataset": ".adapters",
+    "on_device": ".adapters",
     "pool_label_maps": ".pooling",
     "pool_top_classes": ".pooling",
 }
@@ -47,6 +53,7 @@ __all__ = [
     "RANDAUGMENT_21K",
     "Augment",
     "Batch",
+    "Batches",
     "Cache",
     "CutMix",
     "Erasing",
@@ -61,6 +68,10 @@ __all__ = [
     "SparseTargets",
     "Subset",
     "TeacherLevels",
+    "as_dicts",
+    "as_tuples",
+    "as_webdataset",
+    "on_device",
     "pool_label_maps",
     "pool_top_classes",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,3 +83,31 @@ class Batch:
     def to_dict(self) -> dict[str, Any]:
         """The same tensors under the same names."""
         return {part.name: getattr(self, part.name) for part in fields(self)}
+
+    def to(self, device: str | torch.device, non_blocking: bool = False) -> Batch:
+        """This batch on a device; `non_blocking` as in torch, of use where the batch is pinned.
+
+        Lightning's Trainer and Accelerate's `send_to_device` look for this method.
+        """
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """This batch in page-locked memory; needs a GPU. DataLoaders and torchdata look for this method."""
+        return map_tensors(self, lambda tensor: tensor.pin_memory())
+
+
+def map_tensors(item: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same batch, dict, tuple or list with a function applied to its tensors; all else stays as it is."""
+    import torch
+
+    if isinstance(item, torch.Tensor):
+        return function(item)
+    if isinstance(item, Batch):
+        return Batch(**map_tensors(item.to_dict(), function))
+    if isinstance(item, dict):
+        return {name: map_tensors(value, function) for name, value in item.items()}
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
+        return type(item)(*(map_tensors(value, function) for value in item))
+    if isinstance(item, (tuple, list)):
+        return type(item)(map_tensors(value, function) for value in item)
+    return item

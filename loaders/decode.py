@@ -156,6 +156,7 @@ class CpuDecoder(Decoder):
         mean: channel means that float images are normalised with, in units of 0 to 1.
         std: channel standard deviations.
         num_threads: threads that decode, and as many that resample.
+        pin_memory: make the batches in page-locked memory.
     """
 
     def __init__(
@@ -166,12 +167,13 @@ class CpuDecoder(Decoder):
         mean: Sequence[float],
         std: Sequence[float],
         num_threads: int,
+        pin_memory: bool = False,
     ) -> None:
         # OpenCV would start a thread a core for every resize of every thread here. The setting is the
         # process's; close() gives it back.
         self._opencv_threads = cv2.getNumThreads()
         cv2.setNumThreads(0)
-        self._size, self._dtype = size, DTYPES[dtype]
+        self._size, self._dtype, self._pin_memory = size, DTYPES[dtype], pin_memory
         self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="softshard-resample")
         scale, shift = normalization(mean, std)
@@ -198,7 +200,7 @@ class CpuDecoder(Decoder):
     def take(self, slots: np.ndarray, num_slots: int) -> torch.Tensor:
         size = self._size
         flips = self._pending[0][1]
-        out = torch.empty((num_slots, size, size, 3), dtype=self._dtype)
+        out = torch.empty((num_slots, size, size, 3), dtype=self._dtype, pin_memory=self._pin_memory)
         if len(slots) < num_slots:
             out.zero_()
         if len(slots):
@@ -331,6 +333,8 @@ class GpuDecoder(Decoder):
         return out.permute(0, 3, 1, 2)
 
 
-def create_decoder(device: torch.device, **options: Any) -> Decoder:
+def create_decoder(device: torch.device, *, pin_memory: bool, **options: Any) -> Decoder:
     """The decoder of a device, with the options of CpuDecoder."""
-    return GpuDecoder(**options, device=device) if device.type == "cuda" else CpuDecoder(**options)
+    if device.type == "cuda":
+        return GpuDecoder(**options, device=device)
+    return CpuDecoder(**options, pin_memory=pin_memory)

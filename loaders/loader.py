@@ -51,7 +51,7 @@ class Loader:
     """Iterates the batches of one epoch of a data set, for one rank.
 
     Every rank has the same number of steps. Without `load_state_dict`, iterating starts the epoch from its
-    beginning; an epoch that was iterated to its end is followed by the next one. One iteration at a time: a
+    beginning; an epoch whose last batch was yielded is followed by the next one. One iteration at a time: a
     new one, `set_epoch` to another epoch, `load_state_dict` and `close` end the one before. Not for several
     threads.
 
@@ -100,6 +100,10 @@ class Loader:
             needs the shards that W samples of every lane of this rank lie in: a smaller window starts sooner.
         num_threads: of the decoder, and of augmentation on the CPU; by default one a core that this process may use.
         prefetch: batches that are ready ahead of need.
+        pin_memory: make the batches in page-locked memory, from which `batch.to(device, non_blocking=True)` and
+            `on_device` copy while the GPU computes. It goes back to torch's pool of such memory, which keeps as
+            much as was ever in use at a time, when nothing refers to the batch and its copies are done. As in
+            torch's DataLoader, of no effect without a GPU (nor for a batch that is made on one).
         cache: where shards of a data set behind a URL are kept, and how they are fetched; see Cache.
         faults: how much bad data, and how long a silence, is put up with; see Faults.
 
@@ -133,6 +137,7 @@ class Loader:
         window: int = DEFAULT_WINDOW,
         num_threads: int | None = None,
         prefetch: int = 2,
+        pin_memory: bool = False,
         cache: Cache | None = None,
         faults: Faults | None = None,
     ) -> None:
@@ -145,6 +150,7 @@ class Loader:
         self.dataset = self.source.dataset
         self.subset, self.balance = subset, balance
         self.device = usable_device(device)
+        self.pin_memory = pin_memory and self.device.type == "cpu" and torch.cuda.is_available()
         self.batch_size = batch_size
         self.targets = targets
         self.augment = augment or Augment()
@@ -196,6 +202,7 @@ class Loader:
             mean=self.mean,
             std=self.std,
             num_threads=self.num_threads,
+            pin_memory=self.pin_memory,
         )
         self._run = BatchRun(self._maker, make_decoder, self._quarantine)
         self._running: Background[Batch] | None = None
@@ -276,6 +283,13 @@ class Loader:
             self._stop()
             self.epoch, self._taken, self._resume = epoch, 0, False
 
+    @property
+    def sampler(self) -> Loader:
+        """The loader: Lightning and timm's train.py choose the epoch with `loader.sampler.set_epoch`."""
+        return self
+
+    batch_sampler = sampler  # Lightning expects both or neither
+
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, after the batch yielded last: a handful of numbers and a fingerprint."""
         return {
@@ -312,12 +326,16 @@ class Loader:
             self._taken = 0
         self._resume = False
         epoch, taken = self.epoch, self._taken
+        if self.pin_memory:
+            self._gpu = torch.cuda.current_device()
         watch = Watchdog(self._stages, self.faults.stall_s, self.faults.give_up_s)
         run = self._running = Background(
             lambda: self._batches(epoch, taken), self._prefetch, watch, self._maker.reader.shards.interrupt
         )
+        left = self._num_steps(taken)
         try:
             while (batch := run.next()) is not None:
+                left -= 1
                 # Counted before the yield: a state taken in the loop's body says that this batch is done.
                 self._taken = min(self._taken + self._per_lane, -(-self.num_samples // self.lanes))
                 yield batch
@@ -326,14 +344,17 @@ class Loader:
                         "loader: expected one iteration at a time, found this one continued after another "
                         "began, or after set_epoch, load_state_dict or close. Build a second loader for that"
                     )
-            self.epoch, self._taken = epoch + 1, 0
         finally:
             run.stop()
             if self._running is run:
                 self._running = None
+                if not left:  # also where the loop took all batches and never asked for the end
+                    self.epoch, self._taken = epoch + 1, 0
 
     def _batches(self, epoch: int, taken: int) -> Iterator[Batch]:
         """The rest of an epoch; runs in the background, and the decoder a step ahead of it."""
+        if self.pin_memory:
+            torch.cuda.set_device(self._gpu)  # every thread begins with GPU 0, and would take memory there
         order = self.source.order(
             self.seed, epoch, num_lanes=self.lanes, window=self.window, shuffle=self.shuffle
         )
@@ -343,7 +364,8 @@ class Loader:
             self._maker.reader.expect(
                 lambda: (step.draws.samples for step in self._steps(order.again(), epoch, taken))
             )
-            yield from self._run.batches(self._steps(order, epoch, taken))
+            for batch in self._run.batches(self._steps(order, epoch, taken)):
+                yield batch.pin_memory() if self.pin_memory else batch  # its images are pinned from the start
         finally:
             shards.forget()
 

@@ -282,6 +282,17 @@ def test_an_epoch_is_followed_by_the_next_one(packed):
         assert_same(list(loader), second)
 
 
+def test_a_loop_that_never_asks_for_the_end_goes_on_with_the_next_epoch(packed):
+    with make(packed) as loader:
+        for epoch in range(2):
+            expected = epoch_of(packed, seed=11) if epoch == 0 else None
+            found = [batch for _, batch in zip(range(len(loader)), loader, strict=False)]
+            assert loader.epoch == epoch + 1
+            if expected is not None:
+                assert_same(found, expected)
+        assert loader.state_dict()["taken"] == 0
+
+
 def test_breaking_off_and_iterating_again_starts_the_epoch_anew(packed):
     with make(packed) as loader:
         loader.set_epoch(4)

@@ -1,0 +1,91 @@
+"""README's code that plugs the loader in, run as it stands but for sizes and paths."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+PASSAGE = README.partition("Plug the loader into the loop you have:")[2].partition("Or let softshard train:")[
+    0
+]
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PASSAGE, re.DOTALL | re.MULTILINE)
+# What a block is known by -> the module that it needs, and how often each text is put in place of another.
+EXAMPLES = {
+    "SemanticSoftmaxLoss": ("timm", {"/data/in21k/train": 1, "size=224": 1, "resnet50": 1, ", 80)": 1}),
+    "LightningModule": ("lightning", {"/data/in1k/train": 1, "resnet50": 1, "max_epochs=80": 1}),
+    "Accelerator": ("accelerate", {"/data/in1k/train": 1, "resnet50": 1, ", 80)": 1}),
+    "data_config": ("timm", {}),
+    "torchdata": ("torchdata", {"/data/in1k/train": 1}),
+    "as_webdataset": ("webdataset", {"/data/in1k/train": 1, "evaluation(224)": 1}),
+}
+SMALLER = {
+    "size=224": "size=32",
+    "evaluation(224)": "evaluation(32)",
+    "resnet50": "test_resnet",
+    ", 80)": ", 2)",
+    "max_epochs=80": "max_epochs=2, accelerator='cpu'",
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small matrices are faster so, much faster on a machine that is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def example(name, packed):
+    """The one block that holds a name, with its texts replaced."""
+    (block,) = [block for block in BLOCKS if name in block]
+    for text, count in EXAMPLES[name][1].items():
+        assert block.count(text) == count, text
+        block = block.replace(text, SMALLER.get(text, str(packed)))
+    return block.replace("batch_size=256", "batch_size=16")
+
+
+def test_every_example_of_plugging_in_is_run():
+    assert len(BLOCKS) == len(EXAMPLES) == 6
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_of_the_readme_runs(packed, tmp_path, monkeypatch, capsys, name):
+    pytest.importorskip(EXAMPLES[name][0], reason=f"needs {EXAMPLES[name][0]}: pip install '.[dev]'")
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("example")
+    monkeypatch.setitem(sys.modules, "example", module)
+    if name == "data_config":  # what train.py has at that place
+        data = tmp_path / "data"
+        data.mkdir()
+        for split in ("train", "val"):
+            (data / split).symlink_to(packed)
+        module.args = types.SimpleNamespace(batch_size=16, seed=1, rank=0, world_size=1, data_dir=data)
+        module.data_config = {"input_size": (3, 32, 32), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+        module.device = torch.device("cpu")
+    exec(compile(example(name, packed), f"README: {name}", "exec"), vars(module))
+    left = vars(module)
+    if name == "SemanticSoftmaxLoss":
+        state = torch.load("checkpoint.pt")["loader"]
+        assert (state["epoch"], state["taken"]) == (2, 0)
+    elif name == "Accelerator":
+        left["accelerator"].load_state("checkpoint")
+        assert left["batches"].epoch == 2
+    elif name == "LightningModule":
+        (checkpoint,) = tmp_path.rglob("*.ckpt")
+        assert "epoch=1-step=12" in checkpoint.name
+    elif name == "data_config":
+        images, classes = next(iter(left["loader_train"]))
+        assert images.shape == (16, 3, 32, 32)
+        assert classes.shape == (16,)
+        assert len(left["loader_train"]) == len(left["loader_eval"]) == 6
+    elif name == "torchdata":
+        assert left["state"]["num_yielded"] == 6
+    elif name == "as_webdataset":
+        assert capsys.readouterr().out.count("torch.Size([16, 3, 32, 32])") == 6
+    module.__dict__.clear()  # the loaders' threads end
