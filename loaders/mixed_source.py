@@ -58,7 +58,7 @@ class MixedSource:
             _check_same_labels(parts[0], part)
         opened = cls(mixture, parts)
         check_passes(
-            dict(zip([part.dataset for part in parts], mixture.shares, strict=True)),
+            dict(zip(map(str, mixture.weights), mixture.shares, strict=True)),
             [part.num_samples for part in parts],
             [part.most_draws for part in parts],
             opened.num_samples,
