@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..loaders.batch import Batch
+from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
 from ..shards.errors import DataError
@@ -205,6 +206,7 @@ def evaluation_loader(
         dtype="float32" if recipe.normalise else "uint8",
         shuffle=False,
         last_batch="pad",
+        faults=Faults(max_bad=0),  # a number over other samples would be another number
         rank=rank,
         world_size=world_size,
         num_threads=num_threads,

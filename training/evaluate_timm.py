@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
 from ..shards.classes import class_list_sha256
@@ -79,6 +80,7 @@ def evaluate_timm(
             std=preparation.std,
             shuffle=False,
             last_batch="pad",
+            faults=Faults(max_bad=0),
             rank=rank,
             world_size=world_size,
             num_threads=num_threads,
