@@ -1,4 +1,4 @@
-"""README's code that plugs the loader in, run as it stands but for sizes and paths."""
+"""The guide's code that plugs the loader in, run as it stands but for sizes and paths."""
 
 import re
 import sys
@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+GUIDE = (Path(__file__).parents[2] / "loaders" / "README.md").read_text()
 README = (Path(__file__).parents[2] / "README.md").read_text()
-PASSAGE = README.partition("Plug the loader into the loop you have:")[2].partition("Or let softshard train:")[
-    0
-]
+PASSAGE = GUIDE.partition("## Order")[0] + GUIDE.partition("## Plug it in")[2].partition("## Measure it")[0]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PASSAGE, re.DOTALL | re.MULTILINE)
 # What a block is known by -> the module that it needs, and how often each text is put in place of another.
 EXAMPLES = {
@@ -51,6 +50,7 @@ def example(name, packed):
 
 def test_every_example_of_plugging_in_is_run():
     assert len(BLOCKS) == len(EXAMPLES) == 6
+    assert BLOCKS[0] in README  # the one loop that both show
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
