@@ -141,7 +141,9 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "--compile", action="store_true", help="run the model through torch.compile (needs a C++ compiler)"
     )
     command.add_argument(
-        "--tensorboard", action="store_true", help="write the numbers of metrics.csv for TensorBoard, too"
+        "--tensorboard",
+        action="store_true",
+        help="write the numbers of metrics.csv and epochs.csv for TensorBoard, too",
     )
     command.add_argument(
         "--seed", type=int, default=0, help="of weights, dropout, order and crops (default: 0)"

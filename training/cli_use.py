@@ -159,19 +159,21 @@ def _prediction_text(prediction: Prediction) -> str:
 
 
 def _table(numbers: dict[str, Any]) -> str:
-    lines = []
+    """Names on the left, what was measured in a column beside them."""
+    rows = []
     for name, value in numbers.items():
         if name == "per_level":
-            lines += [f"  level {level:<20} {_shown(share)}" for level, share in enumerate(value)]
+            rows += [(f"  level {level}", _shown(share)) for level, share in enumerate(value)]
         elif name == "differs":
-            lines += [f"differs from timm's own        {line}" for line in value]
+            rows += [("differs from timm's own", line) for line in value]
         elif name == "preparation":
-            lines.append(f"{name:<28} {', '.join(f'{key} {part}' for key, part in value.items())}")
+            rows.append((name, ", ".join(f"{key} {part}" for key, part in value.items())))
+        elif "tree_distance" in name and value is not None:
+            rows.append((name, f"{value:.3f} edges"))
         else:
-            unit = " edges" if "tree_distance" in name and value is not None else ""
-            shown = f"{value:.3f}{unit}" if unit else _shown(value)
-            lines.append(f"{name:<28} {shown}")
-    return "\n".join(lines)
+            rows.append((name, _shown(value)))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}} {shown}" for name, shown in rows)
 
 
 def _shown(value: object) -> str:
