@@ -184,6 +184,22 @@ def test_sigterm_saves_and_the_run_continues_bit_for_bit(at, shards, tmp_path, m
         assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
 
 
+def test_images_and_weights_are_channels_last(shards, tmp_path, monkeypatch):
+    found = []
+    for module, name in ((step_module, "model_input"), (train_module, "evaluate_model")):
+        plain = getattr(module, name)
+
+        def look(given, *args, plain=plain, **options):
+            tensors = given.parameters() if isinstance(given, torch.nn.Module) else [given]
+            found.extend(t for t in tensors if t.ndim == 4 and t.shape[1] > 1 and t.shape[2] > 1)
+            return plain(given, *args, **options)
+
+        monkeypatch.setattr(module, name, look)
+    run(tiny(relabel(), epochs=1), shards, tmp_path, val=str(shards / "val"))
+    assert {isinstance(tensor, torch.nn.Parameter) for tensor in found} == {False, True}
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in found)
+
+
 def test_a_run_killed_while_it_evaluates_continues_with_the_evaluation(shards, tmp_path, monkeypatch):
     recipe = tiny(semantic_softmax(), epochs=2)
     whole = run(recipe, shards, tmp_path / "whole", val=str(shards / "val"))
