@@ -90,7 +90,7 @@ def test_two_processes_learn_in_54_steps_what_one_does(whole):
 
 
 def test_two_processes_killed_in_mid_epoch_continue_with_the_same_curve(whole, shards, tmp_path):
-    # Step 11, the fifth of the second epoch, between its two micro-batches.
+    # Step 10, the fourth of the second epoch, between its two micro-batches; the evaluation took two batches.
     killed = train(
         tmp_path, shards, tmp_path / "run", *OPTIONS[2], processes=2, TEST_KILL_AT="22", TEST_KILL_RANK="1"
     )
@@ -104,7 +104,7 @@ def test_two_processes_killed_in_mid_epoch_continue_with_the_same_curve(whole, s
 
 
 def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(whole, shards, tmp_path):
-    environment = {"TEST_KILL_AT": "20", "TEST_KILL_RANK": "1", "TEST_SIGNAL": "SIGTERM"}
+    environment = {"TEST_KILL_AT": "22", "TEST_KILL_RANK": "1", "TEST_SIGNAL": "SIGTERM"}
     stopped = train(tmp_path, shards, tmp_path / "run", *OPTIONS[2], processes=2, **environment)
     assert stopped.returncode != 0
     assert f"stopped by signal {signal.SIGTERM} after 10 of 54 steps" in stopped.stderr
