@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .losses import SemanticSoftmaxLoss, SingleLabelLoss, SoftTargetLoss
     from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
     from .multi_label import AsymmetricLoss, BinaryCrossEntropyLoss
+    from .recipe_presets import paper_cutmix, small, visible_cutmix
     from .recipes import (
         Recipe,
         live_distillation,
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
         semantic_kd,
         semantic_softmax,
         single_label,
-        small,
         transfer,
     )
 
@@ -45,6 +45,7 @@ __all__ = [
     "live_distillation",
     "multi_label_asl",
     "multi_label_bce",
+    "paper_cutmix",
     "relabel",
     "semantic_kd",
     "semantic_softmax",
@@ -52,6 +53,7 @@ __all__ = [
     "small",
     "teacher_levels",
     "transfer",
+    "visible_cutmix",
 ]
 
 _MODULES = {
@@ -78,7 +80,9 @@ _MODULES = {
     "semantic_kd": "recipes",
     "semantic_softmax": "recipes",
     "single_label": "recipes",
-    "small": "recipes",
+    "small": "recipe_presets",
+    "paper_cutmix": "recipe_presets",
+    "visible_cutmix": "recipe_presets",
     "transfer": "recipes",
 }
 

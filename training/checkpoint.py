@@ -93,6 +93,7 @@ class Checkpoint:
 
     @property
     def tree(self) -> LabelTree | None:
+        """The label tree of the model's classes, or None where the data set had none."""
         return None if self.tree_json is None else LabelTree.from_json(json.loads(self.tree_json))
 
     @property

@@ -1,31 +1,22 @@
-"""The commands of softshard.training: `demo`, `train`, `evaluate`, `predict`, and those of `cli_maps` and `cli_teacher`.
+"""The commands of softshard.training: `demo` and `train`, and those of `cli_use`, `cli_maps` and `cli_teacher`.
 
-`softshard pack` imports this module too, so torch, timm and DALI are imported only when a command runs. This
-is also the only place that reads torchrun's environment.
+`softshard pack` imports these modules too, so torch, timm and DALI are imported only when a command runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
-from ..shards.errors import MissingExtraError, UsageError
+from ..shards.errors import UsageError
 from .cli_maps import add_maps
+from .cli_process import EXIT_SIGNAL, needs_extra, process_of_torchrun, torch_device
 from .cli_teacher import add_teacher
-from .recipes import PRECISIONS, PRESETS, RECIPES, Recipe, with_settings
-
-if TYPE_CHECKING:
-    from .predict import Guess, Prediction
-
-EXIT_BAD_DATA = 1
-EXIT_SIGNAL = 128  # a run that a signal stopped exits with this plus its number, as shells expect
+from .cli_use import add_evaluate, add_predict
+from .recipe_presets import PRESETS, with_settings
+from .recipes import PRECISIONS, RECIPES, Recipe
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -34,8 +25,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add_maps(subparsers)
     add_teacher(subparsers)
     _add_train(subparsers)
-    _add_evaluate(subparsers)
-    _add_predict(subparsers)
+    add_evaluate(subparsers)
+    add_predict(subparsers)
 
 
 def _add_demo(subparsers: argparse._SubParsersAction) -> None:
@@ -150,7 +141,9 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "--compile", action="store_true", help="run the model through torch.compile (needs a C++ compiler)"
     )
     command.add_argument(
-        "--tensorboard", action="store_true", help="write the numbers of metrics.csv for TensorBoard, too"
+        "--tensorboard",
+        action="store_true",
+        help="write the numbers of metrics.csv and epochs.csv for TensorBoard, too",
     )
     command.add_argument(
         "--seed", type=int, default=0, help="of weights, dropout, order and crops (default: 0)"
@@ -169,79 +162,8 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_run_train)
 
 
-def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
-    command = subparsers.add_parser(
-        "evaluate",
-        help="measure a checkpoint, or a model of timm's, on a data set",
-        description="Measure a checkpoint or a model of timm's. "
-        "On several GPUs: torchrun --nproc-per-node N --no-python softshard evaluate ...",
-    )
-    command.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT|timm:NAME",
-        help="checkpoint.pt of softshard train; or timm's name of a model with its own weights, such as "
-        "timm:resnet50.a1_in1k, whose images are prepared as timm says, as far as the stored ones allow (`differs`)",
-    )
-    command.add_argument("dataset", metavar="DATASET", help="folder of a data set with the same classes")
-    command.add_argument(
-        "--labels",
-        metavar="FILE|LIST",
-        help="read the data set with these labels instead of its own, for a checkpoint of softshard train --labels, or "
-        "a data set with other classes or another tree: a label tree (.json) or a class list, as there. They must "
-        "be the checkpoint's",
-    )
-    command.add_argument(
-        "--label-sets",
-        metavar="real|FILE",
-        help="several right classes for an image, any of which counts: ReaL's, for ImageNet's validation images under "
-        'their own names; or a JSON file such as {"dog_and_cat.jpg": ["dog", "cat"]}. Images with none are left out',
-    )
-    command.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="with timm:NAME: these weights of that architecture instead of timm's own",
-    )
-    command.add_argument(
-        "--batch-size", type=int, default=256, metavar="N", help="of each process (default: 256)"
-    )
-    command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
-    command.add_argument("--json", action="store_true", help="print the result as JSON")
-    command.set_defaults(run=_run_evaluate)
-
-
-def _add_predict(subparsers: argparse._SubParsersAction) -> None:
-    command = subparsers.add_parser(
-        "predict",
-        help="what a checkpoint says of images, level by level",
-        description="Predict images, or those of a data set. With a label tree: the path from the root and the best "
-        "classes of each level, with their probabilities within the level. Images that cannot be read are reported "
-        "on standard error; the exit code is then 1.",
-    )
-    command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of softshard train")
-    command.add_argument(
-        "images",
-        nargs="+",
-        metavar="IMAGE|DATASET",
-        help="image files, as softshard pack reads them; or one folder of a data set",
-    )
-    command.add_argument(
-        "--top", type=int, default=3, metavar="K", help="classes listed of each level (default: 3)"
-    )
-    command.add_argument(
-        "--down-the-tree",
-        action="store_true",
-        help="of a model of one softmax per level: a class has the probability of its parent times its share among its "
-        "sisters, so that leaves of all levels compare; the path is that of the best leaf",
-    )
-    command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
-    command.add_argument("--json", action="store_true", help="print a JSON object a line, one for each image")
-    command.set_defaults(run=_run_predict)
-
-
 def _run_demo(args: argparse.Namespace) -> int:
-    with _needs_extra("softshard demo", extra="demo"):
+    with needs_extra("softshard demo", extra="demo"):
         from .demo import run_demo
     run_demo(args.out, args.images, seed=args.seed, num_threads=args.threads)
     return 0
@@ -251,8 +173,8 @@ def _run_train(args: argparse.Namespace) -> int:
     recipe = _recipe(args)
     if args.compile:
         _check_compiler()
-    rank, world_size, local_rank = (_torchrun(name, default) for name, default in _TORCHRUN.items())
-    with _needs_extra("softshard train"):
+    rank, world_size, local_rank = process_of_torchrun()
+    with needs_extra("softshard train"):
         from .train import train
     result = train(
         recipe,
@@ -267,7 +189,7 @@ def _run_train(args: argparse.Namespace) -> int:
         teacher=args.teacher,
         resume=args.resume,
         seed=args.seed,
-        device=_device(args.device, local_rank),
+        device=torch_device(args.device, local_rank),
         rank=rank,
         world_size=world_size,
         num_threads=args.threads,
@@ -305,128 +227,3 @@ def _check_compiler() -> None:
             "--compile: expected a C++ compiler (g++, clang++ or $CXX), found none. Install one, or run without "
             "--compile"
         )
-
-
-def _run_evaluate(args: argparse.Namespace) -> int:
-    if args.batch_size < 1:
-        raise UsageError(f"--batch-size: expected at least 1, found {args.batch_size}")
-    rank, world_size, local_rank = (_torchrun(name, default) for name, default in _TORCHRUN.items())
-    with _needs_extra("softshard evaluate"):
-        from .evaluate import evaluate
-        from .evaluate_timm import evaluate_timm
-        from .preparation import PREFIX
-    options: dict[str, Any] = {
-        "labels": args.labels,
-        "label_sets": args.label_sets,
-        "batch_size": args.batch_size,
-        "device": _device(args.device, local_rank),
-        "rank": rank,
-        "world_size": world_size,
-        "num_threads": args.threads,
-        "progress": rank == 0 and sys.stderr.isatty(),
-    }
-    if args.checkpoint.startswith(PREFIX):
-        name = args.checkpoint.removeprefix(PREFIX)
-        numbers = evaluate_timm(name, args.dataset, weights=args.weights, **options)
-    elif args.weights is not None:
-        raise UsageError(f"--weights: expected timm:NAME, which they are for, found {args.checkpoint}")
-    else:
-        numbers = evaluate(args.checkpoint, args.dataset, **options)
-    if rank == 0:
-        print(json.dumps(numbers, indent=1) if args.json else _table(numbers))
-    return 0
-
-
-def _run_predict(args: argparse.Namespace) -> int:
-    with _needs_extra("softshard predict"):
-        from .predict import Predictor, is_data_set
-    predictor = Predictor(
-        args.checkpoint,
-        top=args.top,
-        device=_device(args.device, local_rank=0),
-        num_threads=args.threads,
-        down_the_tree=args.down_the_tree,
-    )
-    bad = 0
-
-    def report(error: Exception) -> None:
-        nonlocal bad
-        bad += 1
-        print(f"softshard: {error}", file=sys.stderr)
-
-    if any(is_data_set(path) for path in args.images):
-        if len(args.images) > 1:
-            raise UsageError("predict: expected image files or one data set, found a data set among others")
-        predictions = predictor.data_set(args.images[0])
-    else:
-        predictions = predictor.files(args.images, report)
-    for prediction in predictions:
-        print(json.dumps(prediction.to_json()) if args.json else _prediction_text(prediction), flush=True)
-    return EXIT_BAD_DATA if bad else 0
-
-
-def _prediction_text(prediction: Prediction) -> str:
-    def text(guess: Guess) -> str:
-        named = guess.shown if guess.shown == guess.name else f"{guess.shown} ({guess.name})"
-        return f"{named} {guess.probability:.1%}"
-
-    lines = [prediction.image, f"  path     {' > '.join(map(text, prediction.path))}"]
-    for level, guesses in enumerate(prediction.best):
-        label = f"level {level}" if len(prediction.best) > 1 else "best"
-        lines.append(f"  {label:<8} {', '.join(map(text, guesses))}")
-    return "\n".join(lines)
-
-
-# torchrun's variables and what they are without it.
-_TORCHRUN = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
-
-
-def _torchrun(name: str, default: int) -> int:
-    text = os.environ.get(name, str(default))
-    if not text.isdigit():
-        raise UsageError(f"environment: {name}: expected a number as torchrun sets it, found {text!r}")
-    return int(text)
-
-
-def _device(name: str | None, local_rank: int) -> str:
-    import torch
-
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UsageError(
-            "--device cuda: expected an NVIDIA GPU, found none that torch can use. Run with --device cpu"
-        )
-    return f"cuda:{local_rank}" if available and name != "cpu" else "cpu"
-
-
-@contextmanager
-def _needs_extra(command: str, extra: str = "training") -> Iterator[None]:
-    """Around an import: a missing package becomes the error that names the pip command."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "softshard":  # a bug here, not a missing package
-            raise
-        raise MissingExtraError(command, extra, error) from error
-
-
-def _table(numbers: dict[str, Any]) -> str:
-    lines = []
-    for name, value in numbers.items():
-        if name == "per_level":
-            lines += [f"  level {level:<20} {_shown(share)}" for level, share in enumerate(value)]
-        elif name == "differs":
-            lines += [f"differs from timm's own        {line}" for line in value]
-        elif name == "preparation":
-            lines.append(f"{name:<28} {', '.join(f'{key} {part}' for key, part in value.items())}")
-        else:
-            unit = " edges" if "tree_distance" in name and value is not None else ""
-            shown = f"{value:.3f}{unit}" if unit else _shown(value)
-            lines.append(f"{name:<28} {shown}")
-    return "\n".join(lines)
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2%}" if isinstance(value, float) else str(value)

@@ -8,7 +8,9 @@ import os
 import sys
 
 from ..shards.cli_maps import maps_actions
-from .recipes import PRESETS, relabel, with_settings
+from .cli_process import EXIT_SIGNAL, needs_extra, process_of_torchrun, torch_device
+from .recipe_presets import PRESETS, with_settings
+from .recipes import relabel
 
 
 def add_maps(subparsers: argparse._SubParsersAction) -> None:
@@ -158,9 +160,7 @@ def _add_teacher(command: argparse.ArgumentParser, *, required: bool, several: s
 
 
 def _run_make(args: argparse.Namespace) -> int:
-    from . import cli
-
-    with cli._needs_extra("softshard maps make"):
+    with needs_extra("softshard maps make"):
         from ..loaders.fetch import check_local
         from .maps import MapOptions, load_teachers, make_label_maps
     from ..shards.manifest import Manifest
@@ -168,8 +168,8 @@ def _run_make(args: argparse.Namespace) -> int:
 
     check_local(args.dataset)
     options = MapOptions(args.size, args.top, args.scores, args.batch_size, args.amp, args.side)
-    rank, world_size, local_rank = (cli._torchrun(name, default) for name, default in cli._TORCHRUN.items())
-    device = cli._device(args.device, local_rank)
+    rank, world_size, local_rank = process_of_torchrun()
+    device = torch_device(args.device, local_rank)
     teachers = load_teachers(
         args.teacher,
         args.checkpoint or [],
@@ -204,9 +204,7 @@ def _run_make(args: argparse.Namespace) -> int:
 
 
 def _run_check(args: argparse.Namespace) -> int:
-    from . import cli
-
-    with cli._needs_extra("softshard maps check"):
+    with needs_extra("softshard maps check"):
         from ..loaders.fetch import check_local
         from .maps_check import check_label_map_labels, check_orientation, format_check
         from .maps_teacher import load_teachers
@@ -230,7 +228,7 @@ def _run_check(args: argparse.Namespace) -> int:
             num_images=args.images,
             seed=args.seed,
             batch_size=args.batch_size,
-            device=cli._device(args.device, local_rank=0),
+            device=torch_device(args.device),
             num_threads=args.threads,
         )
     print(json.dumps(result, indent=1) if args.json else format_check(result))
@@ -238,10 +236,9 @@ def _run_check(args: argparse.Namespace) -> int:
 
 
 def _run_study(args: argparse.Namespace) -> int:
-    from . import cli
 
     recipe = with_settings(PRESETS[args.preset](relabel()), args.set)
-    with cli._needs_extra("softshard maps study"):
+    with needs_extra("softshard maps study"):
         from .study import format_study, study
     result = study(
         args.dataset,
@@ -253,11 +250,11 @@ def _run_study(args: argparse.Namespace) -> int:
         contenders=None if args.targets is None else args.targets.split(","),
         teacher=args.teacher,
         labels=args.labels,
-        device=cli._device(args.device, local_rank=0),
+        device=torch_device(args.device),
         num_threads=args.threads,
     )
     if result["stopped_by"] is not None:
         print("softshard: the study was stopped; the same command continues it", file=sys.stderr)
-        return cli.EXIT_SIGNAL + result["stopped_by"]
+        return EXIT_SIGNAL + result["stopped_by"]
     print(json.dumps(result, indent=1) if args.json else format_study(result))
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
+from .cli_process import needs_extra, process_of_torchrun, torch_device
+
 
 def add_teacher(subparsers: argparse._SubParsersAction) -> None:
     """Register `teacher make`."""
@@ -41,20 +43,18 @@ def add_teacher(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run_make(args: argparse.Namespace) -> int:
-    from . import cli
-
-    with cli._needs_extra("softshard teacher make"):
+    with needs_extra("softshard teacher make"):
         from .teacher_store import store_teacher
     from ..shards.storage import public_name
 
-    rank, world_size, local_rank = (cli._torchrun(name, default) for name, default in cli._TORCHRUN.items())
+    rank, world_size, local_rank = process_of_torchrun()
     made = store_teacher(
         args.dataset,
         args.destination,
         args.teacher,
         batch_size=args.batch_size,
         amp=args.amp,
-        device=cli._device(args.device, local_rank),
+        device=torch_device(args.device, local_rank),
         num_threads=args.threads or max(1, len(os.sched_getaffinity(0)) // world_size),
         rank=rank,
         world_size=world_size,

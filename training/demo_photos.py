@@ -256,6 +256,7 @@ def read_photo(photo: Photo) -> np.ndarray:
 
 
 def write_jpeg(path: Path, pixels: np.ndarray) -> None:
+    """Write uint8 pixels [H, W, 1 or 3] as a JPEG, with the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     space = "GRAY" if pixels.shape[2] == 1 else "RGB"
     path.write_bytes(
@@ -264,6 +265,7 @@ def write_jpeg(path: Path, pixels: np.ndarray) -> None:
 
 
 def write_windows_csv(path: Path, windows: list[Window]) -> None:
+    """Write a line per window, with the fields of Window as columns."""
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, Window.__dataclass_fields__, lineterminator="\n")
         table.writeheader()

@@ -1,11 +1,13 @@
 """What a run leaves in its folder beside the checkpoint, and what `train` returns.
 
-`metrics.csv` and `tensorboard/` grow while the run goes on; `init.json` is written where it began with weights;
-`model.safetensors` and `summary.json` when it is finished.
+`metrics.csv`, `epochs.csv` and `tensorboard/` grow while the run goes on; `init.json` is written where it began with
+weights; `model.safetensors` and `summary.json` when it is finished.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +24,7 @@ from .recipes import Recipe
 from .steplog import StepLog
 
 BOARD_NAME = "tensorboard"
+EPOCHS_NAME = "epochs.csv"
 INIT_NAME = "init.json"
 METRICS_NAME = "metrics.csv"
 SUMMARY_NAME = "summary.json"
@@ -51,6 +54,41 @@ class TrainResult:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a small file for people and programs; it appears whole."""
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def epoch_numbers(entry: Mapping[str, Any]) -> dict[str, float | None]:
+    """The numbers of an epoch under names of one column each: an entry of TrainResult's history.
+
+    The list `per_level` becomes `level_0`, `level_1` and so on; `weights`, which is no number, is left out.
+    """
+    numbers = {name: value for name, value in entry.items() if name not in ("per_level", "weights")}
+    return numbers | {f"level_{level}": share for level, share in enumerate(entry.get("per_level", ()))}
+
+
+def write_epochs(path: Path, history: list[dict[str, Any]], board: Any = None, step: int = 0) -> None:
+    """Write `epochs.csv`: a line per finished epoch, with its mean loss and, with a validation set, what was evaluated.
+
+    All lines are written anew each time, so that a continued run leaves the file that an uninterrupted one does.
+
+    Args:
+        path: the CSV.
+        history: see TrainResult, at least one epoch. What an epoch has no number for stays empty.
+        board: a SummaryWriter of torch's, which gets what was evaluated last, as `val/semantic_accuracy` and so on; or
+            None.
+        step: steps taken so far.
+    """
+    rows = [epoch_numbers(entry) for entry in history]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: f"{value:.8g}" for name, value in row.items() if value is not None})
+    write_atomically(path, text.getvalue().encode())
+    if board is not None:
+        for name in columns[2:]:  # epoch follows from the step, and `loss` has the loss, step by step
+            if rows[-1].get(name) is not None:
+                board.add_scalar(f"val/{name}", rows[-1][name], step)
 
 
 def write_weights(

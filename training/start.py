@@ -58,6 +58,7 @@ class LayerReport:
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
+        """All of it, for `init.json`."""
         return asdict(self)
 
 

@@ -7,8 +7,9 @@ batch is next; step.py takes a step. A step is a function of (recipe, data, seed
 holds, so a run that is killed continues on its next batch with the numbers it would have had.
 
 Files in the output folder: `checkpoint.pt` (the latest), `metrics.csv` (a line per `log_steps` steps),
-`tensorboard/` (the same, on request), `init.json` (which weights the run began with and which not) and, when the
-run has finished, `summary.json` and `model.safetensors` (the weights alone, for timm).
+`epochs.csv` (a line per epoch, with what was evaluated), `tensorboard/` (both, on request), `init.json` (which weights
+the run began with and which not) and, when the run has finished, `summary.json` and `model.safetensors` (the weights
+alone, for timm).
 """
 
 from __future__ import annotations
@@ -40,11 +41,13 @@ from .progress import Progress, epoch_line, print_to_stderr, say_nothing
 from .recipes import Recipe
 from .results import (
     BOARD_NAME,
+    EPOCHS_NAME,
     INIT_NAME,
     METRICS_NAME,
     SUMMARY_NAME,
     WEIGHTS_NAME,
     TrainResult,
+    write_epochs,
     write_json,
     write_summary,
     write_weights,
@@ -107,7 +110,7 @@ def train(
             variables (MASTER_ADDR, MASTER_PORT) must be set, as torchrun does.
         num_threads: the loader's.
         compile: run the model through torch.compile, which needs a C++ compiler.
-        tensorboard: write what `metrics.csv` gets for TensorBoard, too.
+        tensorboard: write what `metrics.csv` and `epochs.csv` get for TensorBoard, too.
         log_steps: steps between two lines of `metrics.csv`. Between them the host does not wait for the
             device, so a signal or a loss that is not finite is noticed only then.
         checkpoint_steps: steps between two checkpoints, beside the one after every epoch.
@@ -332,7 +335,8 @@ def train(
                     lr = optimizer.param_groups[0]["lr"]
                     line, stopped_by = steps.flush(epoch, lr, signal_received())
                     progress.show(line)
-                    if checkpoint_due or stopped_by:
+                    # Whoever is killed in a long evaluation begins that again, and not the epoch.
+                    if checkpoint_due or stopped_by or (epoch_ends and val_loader is not None):
                         save()
                     if stopped_by:
                         break
@@ -354,6 +358,8 @@ def train(
                 )
             history.append(entry)
             say(epoch_line(entry))
+            if is_main:
+                write_epochs(checkpoint_path.with_name(EPOCHS_NAME), history, board, steps.step)
             epoch += 1
             loader.set_epoch(epoch)
             save()

@@ -1,6 +1,7 @@
 """Tables, YAML and wordnet.is_a.txt, as people write them and as attackers do."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from softshard.shards.relations import MAX_CYCLES, find_cycles
 from softshard.shards.tree import LabelTree
 from softshard.shards.tree_sources import read_pairs, read_wordnet_list, read_yaml
 
-IS_A = Path(__file__).parents[2].parent / "shared" / "data" / "wordnet.is_a.txt"
+ROOT = Path(__file__).parents[2]
+IS_A = ROOT.parent / "shared" / "data" / "wordnet.is_a.txt"
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs timm's wheel")
 needs_is_a = pytest.mark.skipif(not IS_A.is_file(), reason="needs wordnet.is_a.txt in ../shared/data")
 
@@ -82,6 +84,13 @@ def test_a_list_of_yaml_is_a_forest_and_an_empty_file_no_tree(yaml_file):
     assert read_yaml(yaml_file("# nothing\n")) == []
     with pytest.raises(UsageError, match="expected classes, found none"):
         LabelTree.from_file(yaml_file("\n"))
+
+
+def test_the_yaml_of_the_readme_is_a_tree(yaml_file):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    tree = LabelTree.from_file(yaml_file(text))
+    assert tree.level_sizes == (2, 4, 4, 2)
+    assert tree.classes[-3:] == ("mammal", "cat", "thing")
 
 
 @pytest.mark.parametrize(

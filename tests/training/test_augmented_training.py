@@ -12,7 +12,7 @@ from softshard.training import step as step_module
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.losses import SoftTargetLoss
 from softshard.training.models import create_model
-from softshard.training.recipes import paper_cutmix, visible_cutmix
+from softshard.training.recipe_presets import paper_cutmix, visible_cutmix
 from softshard.training.step import TrainStep
 from softshard.training.train import train
 

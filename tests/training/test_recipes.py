@@ -11,8 +11,8 @@ from softshard.loaders.target_modes import TARGETS
 from softshard.shards.errors import UsageError
 from softshard.training.objective import create_loss, target_of
 from softshard.training.recipe_augment import parse_augment
+from softshard.training.recipe_presets import PRESETS, small, with_settings
 from softshard.training.recipes import (
-    PRESETS,
     RECIPES,
     multi_label_asl,
     multi_label_bce,
@@ -20,9 +20,7 @@ from softshard.training.recipes import (
     semantic_kd,
     semantic_softmax,
     single_label,
-    small,
     transfer,
-    with_settings,
 )
 from softshard.training.schedule import create_schedule, first_other_rate
 

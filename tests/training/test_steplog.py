@@ -92,6 +92,32 @@ def test_tensorboard_gets_the_numbers_of_the_csv_and_a_continued_run_no_step_twi
     assert board_scalars(tmp_path / "tensorboard") == scalars
 
 
+def test_every_epoch_leaves_what_was_evaluated_in_a_csv_and_for_tensorboard(shards, tmp_path):
+    result = run(shards, tmp_path, val=str(shards / "val"), tensorboard=True)
+    with (tmp_path / "epochs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    for row, entry in zip(rows, result.history, strict=True):
+        for name in ("loss", "semantic_accuracy", "top1", "tree_distance"):
+            assert float(row[name]) == pytest.approx(entry[name], rel=1e-7)
+        levels = [row[f"level_{level}"] for level in range(len(entry["per_level"]))]
+        assert list(map(float, levels)) == pytest.approx(entry["per_level"], rel=1e-7)
+    scalars = board_scalars(tmp_path / "tensorboard")
+    shown = {name.removeprefix("val/"): values for name, values in scalars.items() if name.startswith("val/")}
+    # A number that there is none for, such as the distance of errors where all was right, is left out.
+    assert set(shown) == {name for row in rows for name in row if row[name]} - {"epoch", "loss"}
+    assert shown["top1"] == pytest.approx({6: float(rows[0]["top1"]), 12: float(rows[1]["top1"])})
+    before = (tmp_path / "epochs.csv").read_bytes()
+    run(shards, tmp_path, val=str(shards / "val"), tensorboard=True, resume=True)
+    assert (tmp_path / "epochs.csv").read_bytes() == before
+
+
+def test_a_run_without_a_validation_set_has_a_loss_per_epoch(shards, tmp_path):
+    result = run(shards, tmp_path)
+    lines = (tmp_path / "epochs.csv").read_text().splitlines()
+    assert lines == ["epoch,loss", *(f"{entry['epoch']},{entry['loss']:.8g}" for entry in result.history)]
+
+
 def test_a_missing_tensorboard_is_named_with_the_command_that_brings_it(shards, tmp_path, monkeypatch):
     plain = builtins.__import__
 

@@ -16,7 +16,8 @@ from softshard.training.checkpoint import load_checkpoint
 from softshard.training.teacher_store import store_teacher
 from softshard.training.train import train as train_here
 
-# The softshard command, which dies at the given micro-batch of the given rank: by SIGKILL, nothing cleans up.
+# The softshard command, which gets a signal at the given micro-batch of the given rank: after SIGKILL, which it is unless
+# another is named, nothing cleans up.
 COMMAND = """
 import os, signal, sys
 from softshard.shards.cli import main
@@ -27,7 +28,7 @@ if kill_at and os.environ.get("RANK", "0") == os.environ.get("TEST_KILL_RANK", "
     def model_input(images, normalise):
         taken.append(1)
         if len(taken) == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), getattr(signal, os.environ.get("TEST_SIGNAL", "SIGKILL")))
         return plain(images, normalise)
     step.model_input = model_input
 sys.exit(main())
@@ -89,7 +90,7 @@ def test_two_processes_learn_in_54_steps_what_one_does(whole):
 
 
 def test_two_processes_killed_in_mid_epoch_continue_with_the_same_curve(whole, shards, tmp_path):
-    # Step 11, the fifth of the second epoch, between its two micro-batches.
+    # Step 10, the fourth of the second epoch, between its two micro-batches; the evaluation took two batches.
     killed = train(
         tmp_path, shards, tmp_path / "run", *OPTIONS[2], processes=2, TEST_KILL_AT="22", TEST_KILL_RANK="1"
     )
@@ -98,6 +99,18 @@ def test_two_processes_killed_in_mid_epoch_continue_with_the_same_curve(whole, s
     done = train(tmp_path, shards, tmp_path / "run", *OPTIONS[2], "--resume", processes=2)
     assert done.returncode == 0, done.stderr
     assert "8 of 54 steps are done" in done.stderr
+    assert losses(tmp_path / "run") == losses(whole[2])
+    assert history(tmp_path / "run") == history(whole[2])
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(whole, shards, tmp_path):
+    environment = {"TEST_KILL_AT": "22", "TEST_KILL_RANK": "1", "TEST_SIGNAL": "SIGTERM"}
+    stopped = train(tmp_path, shards, tmp_path / "run", *OPTIONS[2], processes=2, **environment)
+    assert stopped.returncode != 0
+    assert f"stopped by signal {signal.SIGTERM} after 10 of 54 steps" in stopped.stderr
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").step == 10
+    done = train(tmp_path, shards, tmp_path / "run", *OPTIONS[2], "--resume", processes=2)
+    assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "run") == losses(whole[2])
     assert history(tmp_path / "run") == history(whole[2])
 

@@ -26,6 +26,7 @@ from softshard.shards.errors import DataError, UsageError
 from softshard.training import relabel, semantic_softmax, single_label
 from softshard.training import start as start_module
 from softshard.training import step as step_module
+from softshard.training import train as train_module
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.evaluate import evaluate
 from softshard.training.label_space import LabelSpace
@@ -181,6 +182,42 @@ def test_sigterm_saves_and_the_run_continues_bit_for_bit(at, shards, tmp_path, m
     assert (finished.steps, finished.history) == (12, whole.history)
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
+
+
+def test_images_and_weights_are_channels_last(shards, tmp_path, monkeypatch):
+    found = []
+    for module, name in ((step_module, "model_input"), (train_module, "evaluate_model")):
+        plain = getattr(module, name)
+
+        def look(given, *args, plain=plain, **options):
+            tensors = given.parameters() if isinstance(given, torch.nn.Module) else [given]
+            found.extend(t for t in tensors if t.ndim == 4 and t.shape[1] > 1 and t.shape[2] > 1)
+            return plain(given, *args, **options)
+
+        monkeypatch.setattr(module, name, look)
+    run(tiny(relabel(), epochs=1), shards, tmp_path, val=str(shards / "val"))
+    assert {isinstance(tensor, torch.nn.Parameter) for tensor in found} == {False, True}
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in found)
+
+
+def test_a_run_killed_while_it_evaluates_continues_with_the_evaluation(shards, tmp_path, monkeypatch):
+    recipe = tiny(semantic_softmax(), epochs=2)
+    whole = run(recipe, shards, tmp_path / "whole", val=str(shards / "val"))
+
+    def evaluate_model(*args, **options):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "evaluate_model", evaluate_model)
+        with pytest.raises(Killed):
+            run(recipe, shards, tmp_path / "parts", val=str(shards / "val"))
+    assert load_checkpoint(tmp_path / "parts" / "checkpoint.pt").step == 6
+    finished = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), resume=True)
+    assert finished.history == whole.history
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
+    epochs = [(tmp_path / name / "epochs.csv").read_bytes() for name in ("whole", "parts")]
+    assert epochs[0] == epochs[1]
 
 
 def test_resume_of_a_finished_run_takes_no_step(shards, tmp_path):
@@ -377,7 +414,9 @@ def test_evaluate_command_prints_a_table_or_json(shards, tmp_path, capsys):
     run(tiny(semantic_softmax(), epochs=1), shards, tmp_path / "out")
     arguments = ["evaluate", str(tmp_path / "out" / "checkpoint.pt"), str(shards / "val"), "--device", "cpu"]
     assert main(arguments) == 0
-    assert "semantic_accuracy" in capsys.readouterr().out
+    table = capsys.readouterr().out.splitlines()
+    assert any(re.fullmatch(r"semantic_accuracy +\d+\.\d\d%", line) for line in table)
+    assert len({len(re.match(r"(  )?\S+( \d+)? +", line)[0]) for line in table}) == 1  # one column of values
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 12
 

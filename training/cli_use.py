@@ -1,0 +1,182 @@
+"""The commands `softshard evaluate` and `softshard predict`: what a trained model is used for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE
+from ..shards.errors import UsageError
+from .cli_process import needs_extra, process_of_torchrun, torch_device
+
+if TYPE_CHECKING:
+    from .predict import Guess, Prediction
+
+
+def add_evaluate(subparsers: argparse._SubParsersAction) -> None:
+    """Register `evaluate`."""
+    command = subparsers.add_parser(
+        "evaluate",
+        help="measure a checkpoint, or a model of timm's, on a data set",
+        description="Measure a checkpoint or a model of timm's. "
+        "On several GPUs: torchrun --nproc-per-node N --no-python softshard evaluate ...",
+    )
+    command.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT|timm:NAME",
+        help="checkpoint.pt of softshard train; or timm's name of a model with its own weights, such as "
+        "timm:resnet50.a1_in1k, whose images are prepared as timm says, as far as the stored ones allow (`differs`)",
+    )
+    command.add_argument("dataset", metavar="DATASET", help="folder of a data set with the same classes")
+    command.add_argument(
+        "--labels",
+        metavar="FILE|LIST",
+        help="read the data set with these labels instead of its own, for a checkpoint of softshard train --labels, or "
+        "a data set with other classes or another tree: a label tree (.json) or a class list, as there. They must "
+        "be the checkpoint's",
+    )
+    command.add_argument(
+        "--label-sets",
+        metavar="real|FILE",
+        help="several right classes for an image, any of which counts: ReaL's, for ImageNet's validation images under "
+        'their own names; or a JSON file such as {"dog_and_cat.jpg": ["dog", "cat"]}. Images with none are left out',
+    )
+    command.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="with timm:NAME: these weights of that architecture instead of timm's own",
+    )
+    command.add_argument(
+        "--batch-size", type=int, default=256, metavar="N", help="of each process (default: 256)"
+    )
+    command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.set_defaults(run=_run_evaluate)
+
+
+def add_predict(subparsers: argparse._SubParsersAction) -> None:
+    """Register `predict`."""
+    command = subparsers.add_parser(
+        "predict",
+        help="what a checkpoint says of images, level by level",
+        description="Predict images, or those of a data set. With a label tree: the path from the root and the best "
+        "classes of each level, with their probabilities within the level. Images that cannot be read are reported "
+        "on standard error; the exit code is then 1.",
+    )
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of softshard train")
+    command.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE|DATASET",
+        help="image files, as softshard pack reads them; or one folder of a data set",
+    )
+    command.add_argument(
+        "--top", type=int, default=3, metavar="K", help="classes listed of each level (default: 3)"
+    )
+    command.add_argument(
+        "--down-the-tree",
+        action="store_true",
+        help="of a model of one softmax per level: a class has the probability of its parent times its share among its "
+        "sisters, so that leaves of all levels compare; the path is that of the best leaf",
+    )
+    command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
+    command.add_argument("--json", action="store_true", help="print a JSON object a line, one for each image")
+    command.set_defaults(run=_run_predict)
+
+
+def _run_evaluate(args: argparse.Namespace) -> int:
+    if args.batch_size < 1:
+        raise UsageError(f"--batch-size: expected at least 1, found {args.batch_size}")
+    rank, world_size, local_rank = process_of_torchrun()
+    with needs_extra("softshard evaluate"):
+        from .evaluate import evaluate
+        from .evaluate_timm import evaluate_timm
+        from .preparation import PREFIX
+    options: dict[str, Any] = {
+        "labels": args.labels,
+        "label_sets": args.label_sets,
+        "batch_size": args.batch_size,
+        "device": torch_device(args.device, local_rank),
+        "rank": rank,
+        "world_size": world_size,
+        "num_threads": args.threads,
+        "progress": rank == 0 and sys.stderr.isatty(),
+    }
+    if args.checkpoint.startswith(PREFIX):
+        name = args.checkpoint.removeprefix(PREFIX)
+        numbers = evaluate_timm(name, args.dataset, weights=args.weights, **options)
+    elif args.weights is not None:
+        raise UsageError(f"--weights: expected timm:NAME, which they are for, found {args.checkpoint}")
+    else:
+        numbers = evaluate(args.checkpoint, args.dataset, **options)
+    if rank == 0:
+        print(json.dumps(numbers, indent=1) if args.json else _table(numbers))
+    return EXIT_FINE
+
+
+def _run_predict(args: argparse.Namespace) -> int:
+    with needs_extra("softshard predict"):
+        from .predict import Predictor, is_data_set
+    predictor = Predictor(
+        args.checkpoint,
+        top=args.top,
+        device=torch_device(args.device),
+        num_threads=args.threads,
+        down_the_tree=args.down_the_tree,
+    )
+    bad = 0
+
+    def report(error: Exception) -> None:
+        nonlocal bad
+        bad += 1
+        print(f"softshard: {error}", file=sys.stderr)
+
+    if any(is_data_set(path) for path in args.images):
+        if len(args.images) > 1:
+            raise UsageError("predict: expected image files or one data set, found a data set among others")
+        predictions = predictor.data_set(args.images[0])
+    else:
+        predictions = predictor.files(args.images, report)
+    for prediction in predictions:
+        print(json.dumps(prediction.to_json()) if args.json else _prediction_text(prediction), flush=True)
+    return EXIT_BAD_DATA if bad else EXIT_FINE
+
+
+def _prediction_text(prediction: Prediction) -> str:
+    def text(guess: Guess) -> str:
+        named = guess.shown if guess.shown == guess.name else f"{guess.shown} ({guess.name})"
+        return f"{named} {guess.probability:.1%}"
+
+    lines = [prediction.image, f"  path     {' > '.join(map(text, prediction.path))}"]
+    for level, guesses in enumerate(prediction.best):
+        label = f"level {level}" if len(prediction.best) > 1 else "best"
+        lines.append(f"  {label:<8} {', '.join(map(text, guesses))}")
+    return "\n".join(lines)
+
+
+def _table(numbers: dict[str, Any]) -> str:
+    """Names on the left, what was measured in a column beside them."""
+    rows = []
+    for name, value in numbers.items():
+        if name == "per_level":
+            rows += [(f"  level {level}", _shown(share)) for level, share in enumerate(value)]
+        elif name == "differs":
+            rows += [("differs from timm's own", line) for line in value]
+        elif name == "preparation":
+            rows.append((name, ", ".join(f"{key} {part}" for key, part in value.items())))
+        elif "tree_distance" in name and value is not None:
+            rows.append((name, f"{value:.3f} edges"))
+        else:
+            rows.append((name, _shown(value)))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}} {shown}" for name, shown in rows)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2%}" if isinstance(value, float) else str(value)
