@@ -61,7 +61,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "options below change it.",
     )
     command.add_argument("recipe", choices=sorted(RECIPES), metavar="RECIPE", help=", ".join(sorted(RECIPES)))
-    command.add_argument("dataset", metavar="DATASET", help="folder of a data set")
+    command.add_argument("dataset", metavar="DATASET", help="folder or fsspec URL of a data set")
     command.add_argument("--model", required=True, metavar="TIMM_NAME", help="architecture, such as resnet50")
     command.add_argument(
         "--out", required=True, metavar="DIR", help="folder for the checkpoint, metrics and weights"
@@ -182,7 +182,9 @@ def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
         help="checkpoint.pt of softshard train; or timm's name of a model with its own weights, such as "
         "timm:resnet50.a1_in1k, whose images are prepared as timm says, as far as the stored ones allow (`differs`)",
     )
-    command.add_argument("dataset", metavar="DATASET", help="folder of a data set with the same classes")
+    command.add_argument(
+        "dataset", metavar="DATASET", help="folder or fsspec URL of a data set with the same classes"
+    )
     command.add_argument(
         "--labels",
         metavar="FILE|LIST",
@@ -194,7 +196,8 @@ def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
         "--label-sets",
         metavar="real|FILE",
         help="several right classes for an image, any of which counts: ReaL's, for ImageNet's validation images under "
-        'their own names; or a JSON file such as {"dog_and_cat.jpg": ["dog", "cat"]}. Images with none are left out',
+        'their own names; or a JSON file such as {"dog_and_cat.jpg": ["dog", "cat"]}. Images with none are left out. The '
+        "mean average precision over classes is given, too",
     )
     command.add_argument(
         "--weights",

@@ -27,7 +27,7 @@ def _add_make(actions: argparse._SubParsersAction) -> None:
         "encoded again. A run that was killed continues when it is given again. On several GPUs or processes: "
         "torchrun --nproc-per-node N --no-python softshard maps make ...",
     )
-    make.add_argument("dataset", metavar="DATASET", help="folder of a data set")
+    make.add_argument("dataset", metavar="DATASET", help="folder or fsspec URL of a data set")
     make.add_argument(
         "destination",
         metavar="DST",
@@ -68,7 +68,9 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
         "with a teacher, with what the teacher says of crops beside the diagonal: pooled as the maps are stored and "
         "with rows and columns swapped.",
     )
-    check.add_argument("dataset", metavar="DATASET", help="folder of a data set with label maps")
+    check.add_argument(
+        "dataset", metavar="DATASET", help="folder or fsspec URL of a data set with label maps"
+    )
     _add_teacher(check, required=False, several="; without one only the labels are compared")
     check.add_argument(
         "--size",
@@ -161,12 +163,10 @@ def _run_make(args: argparse.Namespace) -> int:
     from . import cli
 
     with cli._needs_extra("softshard maps make"):
-        from ..loaders.fetch import check_local
         from .maps import MapOptions, load_teachers, make_label_maps
     from ..shards.manifest import Manifest
     from ..shards.storage import public_name
 
-    check_local(args.dataset)
     options = MapOptions(args.size, args.top, args.scores, args.batch_size, args.amp, args.side)
     rank, world_size, local_rank = (cli._torchrun(name, default) for name, default in cli._TORCHRUN.items())
     device = cli._device(args.device, local_rank)
@@ -199,7 +199,7 @@ def _run_make(args: argparse.Namespace) -> int:
             f"{public_name(args.destination)}"
         )
         if args.side:
-            print(f"Run: softshard maps join {args.dataset} {public_name(args.destination)} DST")
+            print(f"Run: softshard maps join {public_name(args.dataset)} {public_name(args.destination)} DST")
     return 0
 
 
@@ -207,13 +207,11 @@ def _run_check(args: argparse.Namespace) -> int:
     from . import cli
 
     with cli._needs_extra("softshard maps check"):
-        from ..loaders.fetch import check_local
         from .maps_check import check_label_map_labels, check_orientation, format_check
         from .maps_teacher import load_teachers
     from ..shards.errors import UsageError
     from ..shards.manifest import Manifest
 
-    check_local(args.dataset)
     if args.teacher and len(args.teacher) > 1:
         raise UsageError(f"--teacher: expected one to check with, found {len(args.teacher)}")
     manifest = Manifest.load(args.dataset)

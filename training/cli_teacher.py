@@ -19,7 +19,9 @@ def add_teacher(subparsers: argparse._SubParsersAction) -> None:
         "--teacher. Images are not encoded again. A run that was killed continues when it is given again. On several GPUs "
         "or processes: torchrun --nproc-per-node N --no-python softshard teacher make ...",
     )
-    make.add_argument("dataset", metavar="DATASET", help="folder of a data set with a label tree")
+    make.add_argument(
+        "dataset", metavar="DATASET", help="folder or fsspec URL of a data set with a label tree"
+    )
     make.add_argument(
         "destination",
         metavar="DST",
