@@ -18,11 +18,10 @@ from .files import join_url, read_limited
 from .manifest import Manifest
 from .progress import progress_bar
 from .reader import read_shard
-from .schema import LMAP, MAX_MANIFEST_BYTES
+from .schema import LMAP, MAX_MANIFEST_BYTES, SIDE_NAME
 from .teacher_info import LabelMapInfo
 from .writer import ShardRecord
 
-SIDE_NAME = "label_maps.json"
 SIDE_FORMAT = "softshard-label-maps"
 SIDE_VERSION = 1
 

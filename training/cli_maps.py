@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 
 from ..shards.cli_maps import maps_actions
+from .ray_ranks import add_engine, run_command
 from .recipes import PRESETS, relabel, with_settings
 
 
@@ -25,7 +27,7 @@ def _add_make(actions: argparse._SubParsersAction) -> None:
         help="run a teacher over a data set and pack its label maps",
         description="Run one or more timm models densely over a data set and add their label maps to it; images are not "
         "encoded again. A run that was killed continues when it is given again. On several GPUs or processes: "
-        "torchrun --nproc-per-node N --no-python softshard maps make ...",
+        "torchrun --nproc-per-node N --no-python softshard maps make ..., or --engine ray.",
     )
     make.add_argument("dataset", metavar="DATASET", help="folder or fsspec URL of a data set")
     make.add_argument(
@@ -57,7 +59,8 @@ def _add_make(actions: argparse._SubParsersAction) -> None:
     )
     make.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     make.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
-    make.set_defaults(run=_run_make)
+    add_engine(make)
+    make.set_defaults(run=partial(run_command, _run_make))
 
 
 def _add_check(actions: argparse._SubParsersAction) -> None:

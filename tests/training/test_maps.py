@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
+from importlib.util import find_spec
 
 import cv2
 import fsspec
@@ -86,6 +88,14 @@ def memory_copy():
     yield put
     if filesystem.exists("/maps-source"):
         filesystem.rm("/maps-source", recursive=True)
+
+
+@pytest.fixture
+def own_ray():
+    """A folder for a Ray's sockets, whose names must be short."""
+    folder = tempfile.mkdtemp(prefix="ss", dir="/tmp")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def samples(folder):
@@ -277,6 +287,53 @@ def test_two_processes_make_the_same_bytes_as_one(dataset, checkpoint, tmp_path,
     )
     assert one == two
     assert "manifest.json" in one
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs ray: pip install '.[ray]'")
+def test_ray_makes_the_same_bytes_in_two_processes_and_brings_their_errors(
+    dataset, checkpoint, tmp_path, own_ray
+):
+    (tmp_path / "command.py").write_text(COMMAND)
+    options = ["--teacher", "test_resnet", "--checkpoint", checkpoint, "--size", 64, "--top", 3]
+    options += ["--device", "cpu", "--threads", 1, "--batch-size", 2]
+
+    def on_ray(source, destination):
+        words = ["maps", "make", source, destination, *options, "--engine", "ray", "--workers", 2]
+        return subprocess.run(
+            [sys.executable, "command.py", *map(str, words)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": own_ray},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    done = on_ray(dataset, "two")  # relative to the folder of the command
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("9 label maps, top 3 of 5 classes") == 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert main(["maps", "make", str(dataset), str(tmp_path / "one"), *map(str, options)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    for path in (tmp_path / "one").glob("*.*"):
+        assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes()
+
+    shutil.copytree(dataset, tmp_path / "train")
+    name = Manifest.load(dataset).shards[1].name  # the second rank's
+    (tmp_path / "train" / name).unlink()
+    failed = on_ray("train", "bad")
+    assert failed.returncode == 1
+    assert f"softshard: {name}: expected the shard and its .idx" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_workers_without_ray_are_a_wrong_call(dataset, tmp_path, capsys):
+    assert (
+        main(["maps", "make", str(dataset), str(tmp_path), "--teacher", "resnet10t", "--workers", "2"]) == 2
+    )
+    assert "--workers: expected a number from 1 with --engine ray, found 2" in capsys.readouterr().err
 
 
 def test_an_error_of_the_first_process_ends_all(dataset, checkpoint, tmp_path):

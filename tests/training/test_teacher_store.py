@@ -185,7 +185,9 @@ def test_the_first_step_from_the_shards_is_that_of_its_formula(changes, stored, 
     result = run(recipe, folder, tmp_path / "run", model="test_convnext", seed=3, log=lines.append)
     torch.manual_seed(3)
     student = create_model("test_convnext", 6, 32)
-    with Loader(folder, batch_size=8, seed=3, augment=recipe.train_augment(), dtype="uint8", teacher=True) as loader:
+    with Loader(
+        folder, batch_size=8, seed=3, augment=recipe.train_augment(), dtype="uint8", teacher=True
+    ) as loader:
         batch, tree = next(iter(loader)), loader.tree
     with torch.no_grad():
         logits = student.train()(batch.images.float() / 255)
