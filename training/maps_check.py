@@ -216,7 +216,8 @@ def format_check(result: dict[str, Any]) -> str:
         return "\n".join([*lines, "rows and columns: not looked at. Give a --teacher"])
     meaning = {
         "right": "right: rows run down the image, columns across it",
-        "swapped": "swapped. Import them again with --transpose, or train with swap_xy",
+        "swapped": "swapped. Import them again with --transpose, or in a loop of your own read them with "
+        "Loader(targets=LabelPooling(swap_xy=True))",
         "undecided": "undecided: the interval holds zero. Use more --images or a better teacher",
     }[found["verdict"]]
     low, high = found["interval"]
