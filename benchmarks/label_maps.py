@@ -9,8 +9,7 @@ to decode, and to decode and pool. Raw ids and scores in float32 take 9,000 byte
 
 Pooling: 256 uint8 maps over 256 crops to probabilities, against the dense form (scatter to [N, C, P, Q],
 torchvision's roi_align, softmax) from maps that are decoded already. Each contender runs in a process of its own
-for its peak memory, and all in turn in one process for the time; ratios are medians over the rounds, of wall-clock time or
-(`cpu`) of CPU time on all threads, which is what can be compared on a machine with other work. `numpy` is what
+for its peak memory, and all in turn in one process for the time; ratios are medians over the rounds. `numpy` is what
 softshard does where numba is missing.
 
 Loader: batches of 128 crops of 224-pixel images: image, class and key; the same with label vectors; and with label
@@ -202,12 +201,10 @@ def pooling(file: Path | None, threads: int, repeats: int) -> Callable[..., dict
         difference = float((runs["softshard"]() - runs["dense"]()).abs().max())
         assert difference <= 1e-5, f"expected targets equal to 1e-5, found {difference}"
         times: dict[str, list[float]] = {name: [] for name in runs}
-        cpu_times: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(repeats):
             for name, function in runs.items():
-                start, cpu_start = time.perf_counter(), time.process_time()
+                start = time.perf_counter()
                 function()
-                cpu_times[name].append(time.process_time() - cpu_start)
                 times[name].append(time.perf_counter() - start)
         spawn, memory = multiprocessing.get_context("spawn"), {}
         for name in runs:
@@ -221,20 +218,19 @@ def pooling(file: Path | None, threads: int, repeats: int) -> Callable[..., dict
                 "ms": round(statistics.median(values) * 1e3, 2),
                 "low_ms": round(min(values) * 1e3, 2),
                 "high_ms": round(max(values) * 1e3, 2),
-                "cpu_ms": round(statistics.median(cpu_times[name]) * 1e3, 2),
                 "peak_mb": memory[name],
             }
             for name, values in times.items()
         }
+        rounds = {name: np.array(values) for name, values in times.items()}
 
-        def times_as_fast(ours: str, other: str, spent: dict[str, list[float]] = times) -> float:
-            return round(float(np.median(np.array(spent[other]) / np.array(spent[ours]))), 1)
+        def times_as_fast(ours: str, other: str) -> float:
+            return round(float(np.median(rounds[other] / rounds[ours])), 1)
 
         return {
             "results": results,
             "times_dense": times_as_fast("softshard", "dense"),
             "times_dense_one_thread": times_as_fast("softshard one thread", "dense"),
-            "times_dense_one_thread_cpu": times_as_fast("softshard one thread", "dense", cpu_times),
             "times_numpy": times_as_fast("softshard one thread", "softshard numpy"),
             "times_numpy_grid": times_as_fast(
                 "softshard grid 14x14 top 5", "softshard numpy grid 14x14 top 5"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import cv2
+import fsspec
 import numpy as np
 import pytest
 import timm
@@ -14,7 +15,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch.nn import functional as F
 
-from softshard.loaders import Loader
+from softshard.loaders import Cache, Loader
 from softshard.loaders.crops import Augment
 from softshard.loaders.decode import MEAN, STD
 from softshard.shards import ImageRecipe, PackOptions, pack
@@ -120,6 +121,20 @@ def test_real_wants_imagenets_names_and_classes(imagenet, shards, tmp_path):
         pytest.raises(DataError, match=r"found 'n01440764/renamed\.jpg'; the images were renamed"),
     ):
         LabelSets.of_loader("real", loader)
+
+
+def test_label_sets_of_a_data_set_behind_a_url_are_those_of_the_folder(imagenet, tmp_path):
+    files = fsspec.filesystem("memory")
+    files.put(str(imagenet), "/label-sets/train", recursive=True)
+    try:
+        with (
+            loader_of(imagenet) as here,
+            loader_of("memory://label-sets/train", cache=Cache(folder=tmp_path / "cache")) as there,
+        ):
+            assert LabelSets.of_loader("real", there) == LabelSets.of_loader("real", here)
+            assert [batch.keys for batch in there] == [batch.keys for batch in here]  # and it still iterates
+    finally:
+        files.rm("/label-sets", recursive=True)
 
 
 # Files
