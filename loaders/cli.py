@@ -77,6 +77,9 @@ def _add_inspect(subparsers: argparse._SubParsersAction) -> None:
         help="of each sample, from N epochs, which cut one each (default: 3)",
     )
     command.add_argument(
+        "--side", metavar="DIR", help="side shards of `softshard maps make --side`: their label maps"
+    )
+    command.add_argument(
         "--targets", choices=TARGETS, help="(default: relabel with label maps, none without)"
     )
     command.add_argument("--top", type=int, default=5, metavar="N", help="classes of a target (default: 5)")
@@ -119,6 +122,7 @@ def _run_inspect(args: argparse.Namespace) -> int:
         num_crops=args.crops,
         targets=args.targets,
         augment=Augment(size=args.size, scale=tuple(args.scale)),
+        side=args.side,
     )
     found = inspect_data_set(args.dataset, options)
     inspect_page(found, top=args.top).write(args.output)

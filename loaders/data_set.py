@@ -73,8 +73,24 @@ def open_data_set(dataset: str | Path, cache: Cache | None = None) -> DataSet:
         check_sidecar(place, manifest)
         return load_sidecar(place, manifest)
 
-    shards = ShardFiles(place, manifest) if isinstance(place, Path) else RemoteShards(place, manifest, cache)
+    shards = open_shards(place, manifest, cache)
     return DataSet(dataset_name(place), manifest, load_tree(place, manifest), shards, load_classes)
+
+
+def open_shards(place: str | Path, manifest: Manifest, cache: Cache | None = None) -> Shards:
+    """The shards of a data set with a manifest.
+
+    Args:
+        place: as `dataset_path` gives it.
+        manifest: of the data set.
+        cache: where shards of remote data sets are kept.
+
+    Raises:
+        UsageError: a cache that cannot be written.
+    """
+    if isinstance(place, Path):
+        return ShardFiles(place, manifest)
+    return RemoteShards(place, manifest, cache or Cache())
 
 
 def _tars(place: str | Path) -> list[str]:

@@ -57,6 +57,7 @@ def command_line(dataset: str, options: InspectOptions, top: int = DEFAULT_TOP) 
         ("--seed", options.seed, default.seed),
         ("--epoch", options.epoch, default.epoch),
         ("--crops", options.num_crops, default.num_crops),
+        ("--side", options.side, default.side),
         ("--targets", options.targets, default.targets),
         ("--top", top, DEFAULT_TOP),
         ("--size", augment.size, default.augment.size),

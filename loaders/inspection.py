@@ -32,6 +32,7 @@ from .loader import DEFAULT_WINDOW
 from .make_batch import BatchMaker
 from .order import Draws, EpochOrder
 from .pooling import pool_label_maps
+from .side_maps import SideFiles
 from .source import Source
 from .stages import Stages
 from .target_modes import TARGETS
@@ -54,6 +55,7 @@ class InspectOptions:
         num_crops: of every sample, those of so many epochs: a sample has one crop an epoch.
         targets: one of TARGETS; None pools label maps (`relabel`) where there are some, else `none`.
         augment: as the loader's.
+        side: folder of side shards with the label maps, as the loader's.
 
     Raises:
         UsageError: numbers out of range, or more than fits a page.
@@ -66,6 +68,7 @@ class InspectOptions:
     num_crops: int = 3
     targets: str | None = None
     augment: Augment = field(default_factory=Augment)
+    side: str | Path | None = None
 
     def __post_init__(self) -> None:
         num = len(set(self.keys)) or self.num_samples
@@ -157,7 +160,7 @@ class Inspection:
 
     Attributes:
         dataset: its folder.
-        manifest: of the data set.
+        manifest: of the data set, with side shards what it would be with their label maps.
         tree: its label tree, or None.
         options: what was asked for.
         targets: the target mode, chosen where it was left open.
@@ -198,7 +201,9 @@ def inspect_data_set(dataset: str | Path, options: InspectOptions | None = None)
     with _Inspector(dataset, manifest, options) as inspector:
         numbers = inspector.find_keys(options.keys) if options.keys else _first_samples(manifest, options)
         samples = tuple(inspector.look_at(number) for number in numbers)
-        return Inspection(str(dataset), manifest, inspector.tree, options, inspector.targets, samples)
+        return Inspection(
+            str(dataset), inspector.manifest, inspector.tree, options, inspector.targets, samples
+        )
 
 
 def _first_samples(manifest: Manifest, options: InspectOptions) -> list[int]:
@@ -212,7 +217,10 @@ class _Inspector:
     """Holds the shards open, and a decoder of one image at a time."""
 
     def __init__(self, dataset: str | Path, manifest: Manifest, options: InspectOptions) -> None:
-        self._manifest, self._options = manifest, options
+        self._options = options
+        self._side = None if options.side is None else SideFiles(options.side, str(dataset), manifest)
+        self._files = ShardFiles(dataset, manifest)
+        self.manifest = manifest = manifest if self._side is None else self._side.manifest
         self.tree = tree = load_tree(dataset, manifest)
         maps = manifest.label_maps
         fits = maps is not None and maps.num_classes == manifest.num_classes
@@ -234,7 +242,7 @@ class _Inspector:
             Source.open(dataset).parts,
             targets=self.targets,
             teacher=self._reads_teacher,
-            side=None,
+            side=self._side,
             augment=options.augment,
             dtype="uint8",
             mean=MEAN,
@@ -245,7 +253,6 @@ class _Inspector:
             num_threads=1,
             stages=Stages(),
         )
-        self._files = ShardFiles(dataset, manifest)
         self._decoder: Decoder | None = None
 
     def find_keys(self, keys: Sequence[str]) -> list[int]:
@@ -258,7 +265,7 @@ class _Inspector:
         wanted = dict.fromkeys(keys)
         missing, found = set(wanted), {}
         example = ""
-        for shard in range(len(self._manifest.shards)):
+        for shard in range(len(self.manifest.shards)):
             if not missing:
                 break
             for place, key in enumerate(self._files[shard].index.keys):
@@ -279,14 +286,19 @@ class _Inspector:
         """One sample and everything about it that can be read."""
         shard_number = int(np.searchsorted(self._starts, number, side="right")) - 1
         place = number - int(self._starts[shard_number])
-        name = self._manifest.shards[shard_number].name
+        name = self.manifest.shards[shard_number].name
         try:
             shard = self._files[shard_number]
+            beside = {}
+            if self._side is not None:
+                (label_map,) = self._side.read(np.array([shard_number]), [(shard, place)])
+                beside[LMAP.suffix] = bytes(label_map)
         except DataError as error:
             return SampleView(number, name, problems=(str(error),))
         parts = {
             suffix: bytes(shard.member(place, column)) for column, suffix in enumerate(shard.index.suffixes)
         }
+        parts |= beside
         problems: list[str] = []
         check_sample(shard.sample(place), parts, self._expected, int(self._classes[number]), problems)
         crops: tuple[CropView, ...] = ()
@@ -348,7 +360,7 @@ class _Inspector:
         return tuple(crops), teacher
 
     def _label_map(self, parts: dict[str, bytes]) -> MapView | None:
-        info, data = self._manifest.label_maps, parts.get(LMAP.suffix)
+        info, data = self.manifest.label_maps, parts.get(LMAP.suffix)
         if info is None or data is None:
             return None
         whole = pool_label_maps([data], np.array([[0, 0, 1, 1]], np.float32), num_classes=info.num_classes)

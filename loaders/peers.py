@@ -114,10 +114,17 @@ class _Decode:
         return self.transform(Image.open(io.BytesIO(jpeg)).convert("RGB"))
 
 
-def _for_ever(start: Callable[[], Any]) -> Iterator[Any]:
-    """Epoch after epoch."""
+def _epochs(loader: Any) -> Iterator[int]:
+    """The number of images of every batch of a loader of (images, classes), epoch after epoch."""
     while True:
-        yield from start()
+        for images, _ in loader:
+            yield len(images)
+
+
+def _in_workers(loader: Any, dataset: Any, job: Job, **options: Any) -> Any:
+    """A torch DataLoader, or one that is like it, with the job's worker processes."""
+    options |= {"batch_size": job.batch_size, "num_workers": job.threads}
+    return loader(dataset, drop_last=True, persistent_workers=True, **options)
 
 
 # ---- The peers. Each gives the number of images of every batch.
@@ -133,8 +140,7 @@ def _webdataset(job: Job) -> Iterator[int]:
         .map_tuple(_Decode(job), int)
         .batched(job.batch_size, partial=False)
     )
-    for images, _ in webdataset.WebLoader(dataset, batch_size=None, num_workers=job.threads):
-        yield len(images)
+    return _epochs(webdataset.WebLoader(dataset, batch_size=None, num_workers=job.threads))
 
 
 def _torchvision(job: Job) -> Iterator[int]:
@@ -148,16 +154,7 @@ def _torchvision(job: Job) -> Iterator[int]:
             path.write_bytes(jpeg)
 
     dataset = ImageFolder(str(_made(job, "files", make)), _transform(job))
-    loader = DataLoader(
-        dataset,
-        job.batch_size,
-        shuffle=True,
-        num_workers=job.threads,
-        drop_last=True,
-        persistent_workers=True,
-    )
-    for images, _ in _for_ever(lambda: loader):
-        yield len(images)
+    return _epochs(_in_workers(DataLoader, dataset, job, shuffle=True))
 
 
 def _dali(job: Job) -> Iterator[int]:
@@ -238,8 +235,7 @@ def _ffcv(job: Job) -> Iterator[int]:
         drop_last=True,
         pipelines={"image": images, "label": [IntDecoder(), ToTensor()]},
     )
-    for batch, _ in _for_ever(lambda: loader):
-        yield len(batch)
+    return _epochs(loader)
 
 
 def _streaming(job: Job) -> Iterator[int]:
@@ -260,15 +256,7 @@ def _streaming(job: Job) -> Iterator[int]:
             sample = super().__getitem__(at)
             return self.decode(sample["image"]), sample["label"]
 
-    loader = DataLoader(
-        Decoded(str(_made(job, "mds", make))),
-        job.batch_size,
-        num_workers=job.threads,
-        drop_last=True,
-        persistent_workers=True,
-    )
-    for images, _ in _for_ever(lambda: loader):
-        yield len(images)
+    return _epochs(_in_workers(DataLoader, Decoded(str(_made(job, "mds", make))), job))
 
 
 def _as_item(sample: tuple[bytes, int]) -> dict[str, Any]:
@@ -291,11 +279,7 @@ def _litdata(job: Job) -> Iterator[int]:
     dataset = litdata.StreamingDataset(
         str(_made(job, "litdata", make)), shuffle=True, drop_last=True, transform=_DecodeItem(job)
     )
-    loader = litdata.StreamingDataLoader(
-        dataset, batch_size=job.batch_size, num_workers=job.threads, drop_last=True, persistent_workers=True
-    )
-    for images, _ in _for_ever(lambda: loader):
-        yield len(images)
+    return _epochs(_in_workers(litdata.StreamingDataLoader, dataset, job))
 
 
 def _jpeg_size(jpeg: bytes) -> tuple[int, int]:
@@ -342,15 +326,12 @@ def _spdl(job: Job) -> Iterator[int]:
         packets = spdl.io.demux_image(sample[0])
         return spdl.io.decode_packets(packets, filter_desc=",".join(steps))
 
-    def convert(frames: list[Any]) -> Any:
-        return np.asarray(spdl.io.convert_frames(frames))
-
     pipeline = (
         PipelineBuilder()
         .add_source(shuffled())
         .pipe(decode, concurrency=job.threads)
         .aggregate(job.batch_size)
-        .pipe(convert)
+        .pipe(lambda frames: np.asarray(spdl.io.convert_frames(frames)))
         .add_sink(2)
         .build(num_threads=job.threads)
     )

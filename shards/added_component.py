@@ -18,9 +18,11 @@ from .errors import DataError, UsageError
 from .files import canonical_json, sha256_hex
 from .images import pixel_stack
 from .manifest import Manifest
-from .reader import read_shard
+from .reader import Sample
 from .receipts import read_receipts, settle_plan, write_receipt
-from .schema import CLASSES_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME, component_rank
+from .schema import CLASSES_NAME, MAX_TREE_BYTES, PLAN_NAME, RECEIPTS_DIR, TREE_NAME, component_rank
+from .shard_files import dataset_name, inside, read_small
+from .storage import open_storage
 from .writer import ShardRecord, ShardWriter
 
 
@@ -52,18 +54,25 @@ class NewComponent:
         return {name: value.to_json() for name, value in self.entry.items()} | self.versions()
 
 
-def check_sidecars(dataset: Path, source: Manifest) -> None:
+def check_sidecars(dataset: str | Path, source: Manifest) -> None:
     """Refuse a data set without a file that is copied at the end.
 
+    Args:
+        dataset: as `dataset_path` gives it.
+        source: its manifest.
+
     Raises:
-        DataError: with the file's name.
+        DataError: with the file's name; or its server is away.
     """
+    storage = open_storage(dataset)
     for name in _sidecars(source):
-        if not (dataset / name).is_file():
+        try:
+            storage.read(name, 0, 1, 1)
+        except OSError as error:
             raise DataError(
-                f"{dataset / name}: expected a file of the data set, found none; it was not copied whole. "
-                f"Run: softshard verify {dataset}"
-            )
+                f"{dataset_name(inside(dataset, name))}: expected a file of the data set, found none; it was not copied "
+                f"whole. Run: softshard verify {dataset_name(dataset)}"
+            ) from error
 
 
 def settle(target: Destination, content: dict[str, Any], source: Manifest) -> tuple[str, set[str]]:
@@ -102,8 +111,8 @@ def settle(target: Destination, content: dict[str, Any], source: Manifest) -> tu
 
 def attach(
     target: Destination,
-    dataset: Path,
     record: ShardRecord,
+    samples: Iterable[Sample],
     suffixes: Sequence[str],
     added: str,
     values: Iterable[tuple[str, bytes]],
@@ -113,21 +122,19 @@ def attach(
 
     Args:
         target: where to write.
-        dataset: folder of the source.
         record: the source's shard.
+        samples: of that shard, in its order; its bytes were checked (`check_hash`).
         suffixes: components of the result; the new one alone writes a side shard.
         added: which of them is new; one of this name that the samples have is replaced.
         values: key and encoded value of every sample, in the shard's order.
         plan_sha256: of the run.
 
     Raises:
-        DataError: the shard is not what its manifest says, or the values are of other samples.
+        DataError: the values are of other samples.
     """
-    path = dataset / record.name
-    check_hash(path, record)
     rest = iter(values)
     with ShardWriter(target.at(record.name), suffixes) as writer:
-        for sample in read_shard(path):
+        for sample in samples:
             key, data = next(rest, ("", b""))
             if key != sample.key:
                 raise DataError(
@@ -142,7 +149,7 @@ def attach(
 
 def finish(
     target: Destination,
-    dataset: Path,
+    dataset: str | Path,
     source: Manifest,
     component: NewComponent,
     plan_sha256: str,
@@ -175,24 +182,32 @@ def finish(
         save(records)
         return made
     for name in _sidecars(source):
-        target.write(name, (dataset / name).read_bytes())
+        target.write(name, read_small(dataset, name, max(MAX_TREE_BYTES, 4 * source.num_samples + 4096)))
     made.save(target)
     return made
 
 
-def check_hash(path: Path, record: ShardRecord) -> None:
+def check_hash(path: str | Path, record: ShardRecord, data: memoryview | None = None) -> None:
     """Refuse a shard whose bytes have changed: they would be given a new and valid hash.
+
+    Args:
+        path: of the shard.
+        record: what the manifest says of it.
+        data: all of it, where it is in memory already.
 
     Raises:
         DataError: missing, or of other bytes.
     """
-    try:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: expected a shard of the data set, found none. Copy the data set again"
-        ) from error
+    if data is not None:
+        found = hashlib.sha256(data).hexdigest()
+    else:
+        try:
+            with open(path, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{path}: expected a shard of the data set, found none. Copy the data set again"
+            ) from error
     if found != record.sha256:
         raise DataError(
             f"{path}: expected SHA-256 {record.sha256[:12]}, found {found[:12]}; bytes have changed. "

@@ -63,8 +63,8 @@ def run_on_ray(
             pixel stack.
         SoftshardError: a task lost its worker or node again and again; the shards that are finished stay.
     """
-    ray = _import_ray()
-    with _connected(ray, workers):
+    ray = import_ray()
+    with connected(ray, workers):
         task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_make_shard_on_node)
         run = _Run(os.getcwd(), secrets.token_hex(8), _start_lifeline(ray))
         shared = ray.put((job, run))
@@ -95,7 +95,7 @@ class _Run:
     lifeline: Any
 
 
-def _import_ray() -> ModuleType:
+def import_ray() -> ModuleType:
     # Read when ray is imported. Who wants Ray's makers to get statistics sets it to 1.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -107,7 +107,7 @@ def _import_ray() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _connected(ray: ModuleType, workers: int | None) -> Iterator[None]:
+def connected(ray: ModuleType, workers: int | None) -> Iterator[None]:
     """Be connected to a Ray; what is started here is stopped."""
     if ray.is_initialized():
         yield
@@ -116,7 +116,7 @@ def _connected(ray: ModuleType, workers: int | None) -> Iterator[None]:
     if "://" in address:
         # Ray Client's tasks would outlive a killed run by half a minute, and write beside the one that continues.
         raise UsageError(
-            f"{ADDRESS_VARIABLE}: expected HOST:PORT or auto, found {address!r}, an address of Ray Client. Run pack on a "
+            f"{ADDRESS_VARIABLE}: expected HOST:PORT or auto, found {address!r}, an address of Ray Client. Run it on a "
             "machine of the cluster (ray job submit does), or give the address that ray start printed"
         )
     settings: dict[str, Any] = {"address": address, "logging_level": "ERROR", "log_to_driver": False}

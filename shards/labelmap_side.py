@@ -18,11 +18,10 @@ from .files import join_url, read_limited
 from .manifest import Manifest
 from .progress import progress_bar
 from .reader import read_shard
-from .schema import LMAP, MAX_MANIFEST_BYTES
+from .schema import LMAP, MAX_MANIFEST_BYTES, SIDE_NAME
 from .teacher_info import LabelMapInfo
 from .writer import ShardRecord
 
-SIDE_NAME = "label_maps.json"
 SIDE_FORMAT = "softshard-label-maps"
 SIDE_VERSION = 1
 
@@ -123,11 +122,13 @@ def join_label_maps(dataset: str | Path, side: str | Path, destination: str | Pa
         plan_sha256, done = settle(target, content, source)
         for record, side_record in zip(source.shards, maps.shards, strict=True):
             if record.name not in done:
+                check_hash(dataset / record.name, record)
                 check_hash(side / side_record.name, side_record)
                 pairs = (
                     (sample.key, sample.parts[LMAP.suffix]) for sample in read_shard(side / side_record.name)
                 )
-                attach(target, dataset, record, component.beside(source), LMAP.suffix, pairs, plan_sha256)
+                samples = read_shard(dataset / record.name)
+                attach(target, record, samples, component.beside(source), LMAP.suffix, pairs, plan_sha256)
             bar.update(record.samples)
         return finish(target, dataset, source, component, plan_sha256)
 

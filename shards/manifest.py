@@ -27,6 +27,7 @@ from .schema import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     MAX_TAR_MEMBERS,
+    SIDE_NAME,
     TIMM_INFO_NAME,
     TREE_NAME,
 )
@@ -146,8 +147,12 @@ class Manifest:
         except (FileNotFoundError, NotADirectoryError) as error:
             found = [] if is_remote(dataset) else sorted(Path(dataset).glob(f"*/{MANIFEST_NAME}"))
             inside = [str(entry.parent) for entry in found]
+            is_side = not is_remote(dataset) and Path(dataset, SIDE_NAME).exists()
             hint = (
-                f"give one of the data sets in it: {', '.join(inside)}"
+                "these are side shards, which hold label maps alone: give the data set they were made of, and these as "
+                "--side, or make one of both with `softshard maps join`"
+                if is_side
+                else f"give one of the data sets in it: {', '.join(inside)}"
                 if inside
                 else "the path is another one, or packing has not finished (the manifest is written last). "
                 "Run `softshard pack` again: it continues"

@@ -18,6 +18,7 @@ MANIFEST_NAME = "manifest.json"
 CLASSES_NAME = "classes.npy"
 TREE_NAME = "tree.json"
 TIMM_INFO_NAME = "_info.json"
+SIDE_NAME = "label_maps.json"  # of side shards, which have no manifest
 PLAN_NAME = "plan.json"
 LISTING_NAME = ".listing"  # while a run lasts
 LEDGER_NAME = "bad.jsonl"

@@ -223,7 +223,12 @@ def _read_map(job: Job, path: str) -> bytes:
     if header.shape != job.map_shape or header.num_classes != job.num_classes:
         raise ImageError(
             f"{file}: expected [K, P, Q] {list(job.map_shape or ())} over {job.num_classes} classes, found "
-            f"{list(header.shape)} over {header.num_classes}",
+            f"{list(header.shape)} over {header.num_classes}"
+            + (
+                ""
+                if header.num_classes == job.num_classes
+                else "; its teacher knew another class list. Pack with that list: --classes"
+            ),
             kind="bad-label-map",
         )
     return data

@@ -52,7 +52,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "options below change it.",
     )
     command.add_argument("recipe", choices=sorted(RECIPES), metavar="RECIPE", help=", ".join(sorted(RECIPES)))
-    command.add_argument("dataset", metavar="DATASET", help="folder of a data set")
+    command.add_argument("dataset", metavar="DATASET", help="folder or fsspec URL of a data set")
     command.add_argument("--model", required=True, metavar="TIMM_NAME", help="architecture, such as resnet50")
     command.add_argument(
         "--out", required=True, metavar="DIR", help="folder for the checkpoint, metrics and weights"

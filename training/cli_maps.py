@@ -6,9 +6,11 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 
 from ..shards.cli_maps import maps_actions
 from .cli_process import EXIT_SIGNAL, needs_extra, process_of_torchrun, torch_device
+from .ray_ranks import add_engine, run_command
 from .recipe_presets import PRESETS, with_settings
 from .recipes import relabel
 
@@ -27,9 +29,9 @@ def _add_make(actions: argparse._SubParsersAction) -> None:
         help="run a teacher over a data set and pack its label maps",
         description="Run one or more timm models densely over a data set and add their label maps to it; images are not "
         "encoded again. A run that was killed continues when it is given again. On several GPUs or processes: "
-        "torchrun --nproc-per-node N --no-python softshard maps make ...",
+        "torchrun --nproc-per-node N --no-python softshard maps make ..., or --engine ray.",
     )
-    make.add_argument("dataset", metavar="DATASET", help="folder of a data set")
+    make.add_argument("dataset", metavar="DATASET", help="folder or fsspec URL of a data set")
     make.add_argument(
         "destination",
         metavar="DST",
@@ -59,7 +61,8 @@ def _add_make(actions: argparse._SubParsersAction) -> None:
     )
     make.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     make.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
-    make.set_defaults(run=_run_make)
+    add_engine(make)
+    make.set_defaults(run=partial(run_command, _run_make))
 
 
 def _add_check(actions: argparse._SubParsersAction) -> None:
@@ -70,7 +73,9 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
         "with a teacher, with what the teacher says of crops beside the diagonal: pooled as the maps are stored and "
         "with rows and columns swapped.",
     )
-    check.add_argument("dataset", metavar="DATASET", help="folder of a data set with label maps")
+    check.add_argument(
+        "dataset", metavar="DATASET", help="folder or fsspec URL of a data set with label maps"
+    )
     _add_teacher(check, required=False, several="; without one only the labels are compared")
     check.add_argument(
         "--size",
@@ -161,12 +166,10 @@ def _add_teacher(command: argparse.ArgumentParser, *, required: bool, several: s
 
 def _run_make(args: argparse.Namespace) -> int:
     with needs_extra("softshard maps make"):
-        from ..loaders.fetch import check_local
         from .maps import MapOptions, load_teachers, make_label_maps
     from ..shards.manifest import Manifest
     from ..shards.storage import public_name
 
-    check_local(args.dataset)
     options = MapOptions(args.size, args.top, args.scores, args.batch_size, args.amp, args.side)
     rank, world_size, local_rank = process_of_torchrun()
     device = torch_device(args.device, local_rank)
@@ -199,19 +202,17 @@ def _run_make(args: argparse.Namespace) -> int:
             f"{public_name(args.destination)}"
         )
         if args.side:
-            print(f"Run: softshard maps join {args.dataset} {public_name(args.destination)} DST")
+            print(f"Run: softshard maps join {public_name(args.dataset)} {public_name(args.destination)} DST")
     return 0
 
 
 def _run_check(args: argparse.Namespace) -> int:
     with needs_extra("softshard maps check"):
-        from ..loaders.fetch import check_local
         from .maps_check import check_label_map_labels, check_orientation, format_check
         from .maps_teacher import load_teachers
     from ..shards.errors import UsageError
     from ..shards.manifest import Manifest
 
-    check_local(args.dataset)
     if args.teacher and len(args.teacher) > 1:
         raise UsageError(f"--teacher: expected one to check with, found {len(args.teacher)}")
     manifest = Manifest.load(args.dataset)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 
 from .cli_process import needs_extra, process_of_torchrun, torch_device
+from .ray_ranks import add_engine, run_command
 
 
 def add_teacher(subparsers: argparse._SubParsersAction) -> None:
@@ -19,9 +21,11 @@ def add_teacher(subparsers: argparse._SubParsersAction) -> None:
         "model's size, and add its ceil(N/20) best classes of each level of N classes to the samples, with their "
         "probabilities: 2 kB an image for ImageNet-21K-P. `softshard train semantic-kd` then learns from them without "
         "--teacher. Images are not encoded again. A run that was killed continues when it is given again. On several GPUs "
-        "or processes: torchrun --nproc-per-node N --no-python softshard teacher make ...",
+        "or processes: torchrun --nproc-per-node N --no-python softshard teacher make ..., or --engine ray.",
     )
-    make.add_argument("dataset", metavar="DATASET", help="folder of a data set with a label tree")
+    make.add_argument(
+        "dataset", metavar="DATASET", help="folder or fsspec URL of a data set with a label tree"
+    )
     make.add_argument(
         "destination",
         metavar="DST",
@@ -39,7 +43,8 @@ def add_teacher(subparsers: argparse._SubParsersAction) -> None:
     )
     make.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     make.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
-    make.set_defaults(run=_run_make)
+    add_engine(make)
+    make.set_defaults(run=partial(run_command, _run_make))
 
 
 def _run_make(args: argparse.Namespace) -> int:

@@ -29,7 +29,9 @@ def add_evaluate(subparsers: argparse._SubParsersAction) -> None:
         help="checkpoint.pt of softshard train; or timm's name of a model with its own weights, such as "
         "timm:resnet50.a1_in1k, whose images are prepared as timm says, as far as the stored ones allow (`differs`)",
     )
-    command.add_argument("dataset", metavar="DATASET", help="folder of a data set with the same classes")
+    command.add_argument(
+        "dataset", metavar="DATASET", help="folder or fsspec URL of a data set with the same classes"
+    )
     command.add_argument(
         "--labels",
         metavar="FILE|LIST",
@@ -41,7 +43,8 @@ def add_evaluate(subparsers: argparse._SubParsersAction) -> None:
         "--label-sets",
         metavar="real|FILE",
         help="several right classes for an image, any of which counts: ReaL's, for ImageNet's validation images under "
-        'their own names; or a JSON file such as {"dog_and_cat.jpg": ["dog", "cat"]}. Images with none are left out',
+        'their own names; or a JSON file such as {"dog_and_cat.jpg": ["dog", "cat"]}. Images with none are left out. The '
+        "mean average precision over classes is given, too",
     )
     command.add_argument(
         "--weights",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..loaders.batch import Batch
@@ -17,11 +17,12 @@ from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
 from ..shards.errors import DataError
 from ..shards.storage import public_name
+from ..shards.tree import LabelTree
 from .ancestors import leaf_classes
 from .average_precision import AncestorPrecision
 from .checkpoint import load_checkpoint
-from .down_the_tree import LeavesDownTheTree
-from .label_sets import AnyOfAccuracy, LabelSets
+from .down_the_tree import DownTheTree, LeavesDownTheTree
+from .label_sets import AnyOfAccuracy, AnyOfPrecision, LabelSets
 from .label_space import LabelSpace
 from .level_layout import LevelOrder
 from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
@@ -138,13 +139,12 @@ def evaluate_model(
         progress: show a progress bar on standard error.
 
     Returns:
-        What TopKAccuracy computes, with label sets AnyOfAccuracy, and, where the data set has a label tree,
-        SemanticAccuracy and TreeDistance. All
-        of them look at which logit is the largest, within a level or among leaves or all classes; a model of
-        sigmoids is read alike. Only models of one softmax compare a class with its ancestors when they train: read
-        the others within levels and among leaves. A model of one softmax per level has its leaves read down the tree,
-        too (LeavesDownTheTree), one of sigmoids the mean average precision over labels and ancestors
-        (AncestorPrecision).
+        What TopKAccuracy computes, with label sets AnyOfAccuracy and AnyOfPrecision, and, where the data set has a label
+        tree, SemanticAccuracy and TreeDistance. All accuracies look at which logit is the largest, within a level or
+        among leaves or all classes; a model of sigmoids is read alike. Only models of one softmax compare a class with its
+        ancestors when they train: read the others within levels and among leaves. A model of one softmax per level has
+        its leaves read down the tree, too (LeavesDownTheTree), one of sigmoids the mean average precision over labels
+        and ancestors (AncestorPrecision).
     """
     tree = loader.tree
     by_class: list[Any] = [TopKAccuracy(loader.num_classes, None if tree is None else leaf_classes(tree))]
@@ -156,7 +156,10 @@ def evaluate_model(
             by_class.append(LeavesDownTheTree(tree, levels))
         elif loss in TREE_LOSSES:
             by_levels.append(AncestorPrecision(tree, loader.num_samples, levels))
-    any_of = None if label_sets is None else AnyOfAccuracy()
+    by_sets: list[Any] = []
+    if label_sets is not None:
+        comparable = _between_images(loss, tree, levels, loader.device)
+        by_sets = [AnyOfAccuracy(), AnyOfPrecision(loader.num_classes, loader.num_samples, comparable)]
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -173,16 +176,27 @@ def evaluate_model(
                 logits = order.to_class_order(logits, dim=1)
             for metric in by_class:
                 metric.update(logits, batch.classes, batch.valid)
-            if any_of is not None and label_sets is not None:
-                any_of.update(logits, label_sets.table(batch.keys).to(logits.device), batch.valid)
+            if label_sets is not None:
+                right = label_sets.table(batch.keys).to(logits.device)
+                for metric in by_sets:
+                    metric.update(logits, right, batch.valid)
             for metric in by_levels:  # a data set with a tree has levels
                 metric.update(logits, batch.levels, batch.valid)
     model.train(was_training)
     numbers: dict[str, Any] = {}
-    for metric in (*by_levels, *by_class, *([] if any_of is None else [any_of])):
+    for metric in (*by_levels, *by_class, *by_sets):
         metric.reduce()
         numbers.update(metric.compute())
     return numbers
+
+
+def _between_images(
+    loss: str | None, tree: LabelTree | None, levels: int | None, device: torch.device
+) -> Callable[[Tensor], Tensor] | None:
+    """What makes a model's logits of one class comparable between images (see AnyOfPrecision)."""
+    if loss == "semantic-softmax" and tree is not None:
+        return DownTheTree(tree, levels).to(device)
+    return torch.Tensor.float if loss in TREE_LOSSES else None  # sigmoids are as they are
 
 
 def evaluation_loader(

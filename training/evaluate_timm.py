@@ -18,6 +18,7 @@ from ..shards.classes import class_list_sha256
 from ..shards.errors import DataError
 from ..shards.manifest import Manifest
 from ..shards.relabel import Relabelling, relabel
+from ..shards.storage import public_name
 from .evaluate import evaluate_model, sharing_samples
 from .label_sets import LabelSets
 from .label_space import LabelSpace
@@ -44,7 +45,8 @@ def evaluate_timm(
 
     Args:
         name: timm's name of a model and its weights, such as `resnet50.a1_in1k`.
-        dataset: a local folder. Its classes are the model's, or some of them, in any order: they are matched by name.
+        dataset: a local folder or any fsspec URL. Its classes are the model's, or some of them, in any order: they are
+            matched by name.
         weights: a file of weights for this architecture instead of timm's own, which are downloaded once.
         labels: read the data set with these instead of its own; they must then be the model's, in its order.
         label_sets: several right classes for an image, in addition: `real` or a file (see LabelSets).
@@ -110,7 +112,7 @@ def evaluate_timm(
         )
         return {
             "model": name,
-            "dataset": dataset,
+            "dataset": public_name(dataset),
             "weights": "timm's own" if weights is None else str(weights),
             "preparation": vars(preparation),
             "differs": preparation.differences(loader.manifest),

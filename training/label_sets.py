@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
@@ -21,13 +22,15 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ..loaders.fetch import OpenShard, ShardFiles
+from ..loaders.fetch import OpenShard
 from ..loaders.loader import Loader
+from ..loaders.whole_shards import in_order
 from ..shards.classes import load_class_list
 from ..shards.components import decode_meta
 from ..shards.errors import DataError
 from ..shards.files import read_text
 from ..shards.schema import META, MIB
+from .average_precision import MeanAveragePrecision
 
 REAL = "real"
 IMAGENET_VAL = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -118,6 +121,39 @@ class AnyOfAccuracy:
         }
 
 
+class AnyOfPrecision:
+    """Mean average precision over classes: are the images that a class is right for scored above the others?
+
+    Images without a right class are left out, as for AnyOfAccuracy. Works as the classes of metrics.py do.
+
+    Args:
+        num_classes: C.
+        num_samples: of all ranks together.
+        scores: makes of logits [N, C] what compares a class between images, [N, C]; by default the logarithm of the
+            softmax: the logits of a softmax are only known up to a number that is another for each image.
+    """
+
+    def __init__(
+        self, num_classes: int, num_samples: int, scores: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.precision = MeanAveragePrecision.within_memory(num_classes, num_samples)
+        self._scores = scores or partial(torch.log_softmax, dim=1)
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, right: Tensor, valid: Tensor | None = None) -> None:
+        """Count a batch: logits floating [N, C], right bool [N, C], valid bool [N] or None."""
+        counted = right.any(dim=1) if valid is None else right.any(dim=1) & valid
+        self.precision.update(self._scores(logits), right, counted)
+
+    def reduce(self) -> None:
+        """Bring the ranks of torch.distributed together; afterwards every rank computes the same."""
+        self.precision.reduce()
+
+    def compute(self) -> dict[str, Any]:
+        """See MeanAveragePrecision; `any_` stands before every name."""
+        return {f"any_{name}": value for name, value in self.precision.compute().items()}
+
+
 def real_labels() -> list[list[int]]:
     """ReaL's classes of every validation image, in the order of their numbers; indices into `imagenet-1k`."""
     folder = Path(timm.__file__).parent / "data" / "_info"
@@ -200,19 +236,16 @@ def _is_set(value: object) -> TypeGuard[list[str | int]]:
 def sample_names(loader: Loader) -> Iterator[tuple[str, str]]:
     """Key and original path of every sample of a loader's data set; the path is empty where it was not stored.
 
+    The loader must not iterate meanwhile.
+
     Raises:
         DataError: a shard is damaged.
     """
     manifest = loader.manifest
     column = manifest.components.index(META.suffix) if META.suffix in manifest.components else None
-    files = ShardFiles(loader.dataset, manifest)
-    try:
-        for number in range(len(manifest.shards)):
-            shard = files[number]
-            for place, key in enumerate(shard.index.keys):
-                yield key, "" if column is None else _path(shard, place, column)
-    finally:
-        files.close()
+    for shard in in_order(loader.source.parts[0].shards, range(len(manifest.shards))):
+        for place, key in enumerate(shard.index.keys):
+            yield key, "" if column is None else _path(shard, place, column)
 
 
 def _path(shard: OpenShard, place: int, column: int) -> str:

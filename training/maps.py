@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..loaders.fetch import check_local
+from ..loaders.cache import Cache
 from ..shards.added_component import check_sidecars
 from ..shards.destination import open_destination
 from ..shards.errors import UsageError
@@ -25,6 +25,7 @@ from ..shards.labelmap import encode_label_map
 from ..shards.labelmap_encode import SCORE_ENCODINGS
 from ..shards.labelmap_side import SideMaps, label_maps_component
 from ..shards.manifest import LabelMapInfo, Manifest, load_sidecar
+from ..shards.shard_files import dataset_path
 from ..shards.writer import ShardRecord
 from .dense import DenseTeacher, mean_of_teachers, top_k_map
 from .maps_teacher import Teacher, load_teacher, load_teachers
@@ -76,6 +77,7 @@ def make_label_maps(
     num_threads: int | None = None,
     rank: int = 0,
     world_size: int = 1,
+    cache: Cache | None = None,
 ) -> Manifest:
     """Copy a data set with a label map added to every sample, or write the maps into side shards.
 
@@ -83,7 +85,7 @@ def make_label_maps(
     each (torchrun sets OMP_NUM_THREADS=1).
 
     Args:
-        dataset: folder of the data set; label maps that it has are replaced.
+        dataset: folder or fsspec URL of the data set; label maps that it has are replaced.
         destination: a new folder or fsspec URL, or that of an earlier run of the same call, which is continued.
         teachers: what predicts; the dense logits of several are averaged.
         options: see MapOptions.
@@ -92,12 +94,13 @@ def make_label_maps(
         rank: of this process, of `world_size` that share the work; all see one destination. With several,
             torch.distributed must be set up, or its environment variables (torchrun does that).
         world_size: their number.
+        cache: where the shards of a remote data set are kept while they are looked at.
 
     Returns:
         The manifest of the data set with label maps; with `side`, what it would be.
 
     Raises:
-        UsageError: the destination holds something else, the data set is a URL, a teacher's head cannot be run
+        UsageError: the destination holds something else, a teacher's head cannot be run
             densely, or the teachers' grids differ.
         DataError: the data set is damaged, or a teacher does not know a class that has images. Shards that are
             finished stay, and the same call continues.
@@ -106,8 +109,7 @@ def make_label_maps(
     teachers = [teachers] if isinstance(teachers, Teacher) else list(teachers)
     if not teachers:
         raise UsageError("label maps: expected a teacher, found none")
-    check_local(dataset)
-    dataset, target = Path(dataset), open_destination(destination)
+    dataset, target = dataset_path(dataset), open_destination(destination)
     source = Manifest.load(dataset)
     check_sidecars(dataset, source)
     dense = [DenseTeacher(teacher.model.to(device), options.amp) for teacher in teachers]
@@ -154,6 +156,7 @@ def make_label_maps(
         rank=rank,
         world_size=world_size,
         save_side=save_side if options.side else None,
+        cache=cache,
     )
 
 

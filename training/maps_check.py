@@ -11,6 +11,8 @@ Shape letters: N images, W windows of an image, C classes, K kept per cell, P Q 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..loaders.fetch import ShardFiles
+from ..loaders.cache import Cache
+from ..loaders.data_set import open_shards
+from ..loaders.fetch import Shards
 from ..loaders.pooling import pool_label_maps
 from ..loaders.samples import Place, check_label_maps
+from ..loaders.whole_shards import in_order
 from ..shards.errors import UsageError
 from ..shards.labelmap import decode_label_maps
 from ..shards.manifest import Manifest, load_sidecar
 from ..shards.progress import progress_bar
 from ..shards.schema import LMAP
+from ..shards.shard_files import dataset_path
 from .maps_images import TeacherImages
 from .maps_teacher import Teacher
 
@@ -43,7 +49,9 @@ _WHOLE = np.array([[0, 0, 1, 1]], np.float32)
 _MAPS_AT_ONCE = 256
 
 
-def check_label_map_labels(dataset: str | Path, manifest: Manifest) -> dict[str, Any]:
+def check_label_map_labels(
+    dataset: str | Path, manifest: Manifest, cache: Cache | None = None
+) -> dict[str, Any]:
     """How often the best class of the map, pooled over the whole image, is the image's label.
 
     Returns:
@@ -56,12 +64,12 @@ def check_label_map_labels(dataset: str | Path, manifest: Manifest) -> dict[str,
     check_label_maps(str(dataset), manifest)
     classes = load_sidecar(dataset, manifest)
     right = np.zeros(len(classes), bool)
-    files = ShardFiles(dataset, manifest)
+    shards = open_shards(dataset_path(dataset), manifest, cache)
     column = manifest.components.index(LMAP.suffix)
     at = 0
-    with progress_bar(len(classes), "labels", "img") as bar:
-        for number, record in enumerate(manifest.shards):
-            shard = files[number]
+    with closing(shards), progress_bar(len(classes), "labels", "img") as bar:
+        every = range(len(manifest.shards))
+        for record, shard in zip(manifest.shards, in_order(shards, every), strict=True):
             for start in range(0, record.samples, _MAPS_AT_ONCE):
                 places = range(start, min(start + _MAPS_AT_ONCE, record.samples))
                 pooled_NC = pool_label_maps(
@@ -76,7 +84,6 @@ def check_label_map_labels(dataset: str | Path, manifest: Manifest) -> dict[str,
                 )
                 at += len(places)
                 bar.update(len(places))
-    files.close()
     counts = np.bincount(classes, minlength=manifest.num_classes)
     hits = np.bincount(classes, right, manifest.num_classes)
     present = np.flatnonzero(counts)
@@ -106,6 +113,7 @@ def check_orientation(
     batch_size: int = 64,
     device: str = "cpu",
     num_threads: int | None = None,
+    cache: Cache | None = None,
 ) -> dict[str, Any]:
     """Which way round the label maps agree more with what a teacher says of crops beside the diagonal.
 
@@ -113,7 +121,7 @@ def check_orientation(
     windows of an image. The interval is a bootstrap over images.
 
     Args:
-        dataset: folder of a data set with label maps.
+        dataset: folder or fsspec URL of a data set with label maps.
         manifest: its manifest.
         teacher: any classifier of the data set's classes; its head does not matter.
         size: pixels that crops are squished to; by default what the teacher is known to take.
@@ -122,6 +130,7 @@ def check_orientation(
         batch_size: crops a step.
         device: where the teacher runs.
         num_threads: of the decoder.
+        cache: where the shards of a remote data set are kept.
 
     Returns:
         `verdict` (`right`: rows run down the image; `swapped`; or `undecided`, when the interval holds zero),
@@ -144,9 +153,10 @@ def check_orientation(
     model = teacher.model.to(device).eval()
     entropies, agreements = [], []
     per_batch = max(1, batch_size // len(WINDOWS))
+    shards = open_shards(dataset_path(dataset), manifest, cache)
     with (
+        closing(shards),
         TeacherImages(
-            dataset,
             manifest,
             size=size or _own_size(teacher),
             batch_size=per_batch * len(WINDOWS),
@@ -156,7 +166,7 @@ def check_orientation(
         progress_bar(num, "crops", "img") as bar,
         torch.inference_mode(),
     ):
-        for places, crops in images.windows(_batches(images.files, manifest, chosen, per_batch)):
+        for places, crops in images.windows(_batches(shards, manifest, chosen, per_batch)):
             said_MC = teacher.to_classes(model(teacher.normalise(crops)).float()).softmax(dim=1).cpu()
             entropy, agreement = _compare(places[:: len(WINDOWS)], manifest, said_MC)
             entropies.append(entropy)
@@ -206,7 +216,8 @@ def format_check(result: dict[str, Any]) -> str:
         return "\n".join([*lines, "rows and columns: not looked at. Give a --teacher"])
     meaning = {
         "right": "right: rows run down the image, columns across it",
-        "swapped": "swapped. Import them again with --transpose, or train with swap_xy",
+        "swapped": "swapped. Import them again with --transpose, or in a loop of your own read them with "
+        "Loader(targets=LabelPooling(swap_xy=True))",
         "undecided": "undecided: the interval holds zero. Use more --images or a better teacher",
     }[found["verdict"]]
     low, high = found["interval"]
@@ -227,16 +238,19 @@ def _own_size(teacher: Teacher) -> int:
 
 
 def _batches(
-    files: ShardFiles, manifest: Manifest, chosen: np.ndarray, per_batch: int
+    shards: Shards, manifest: Manifest, chosen: np.ndarray, per_batch: int
 ) -> Iterator[tuple[list[Place], np.ndarray]]:
     """Places, each W times in a row, and their windows; `chosen` ascends, so each shard is opened once."""
-    starts = np.cumsum([0, *(record.samples for record in manifest.shards)])
-    for first in range(0, len(chosen), per_batch):
-        places: list[Place] = []
-        for sample in chosen[first : first + per_batch].tolist():
-            number = int(np.searchsorted(starts, sample, side="right")) - 1
-            places += [(files[number], sample - int(starts[number]))] * len(WINDOWS)
-        yield places, np.tile(WINDOWS, (len(places) // len(WINDOWS), 1))
+    ends = np.cumsum([record.samples for record in manifest.shards])
+    of_shard = np.searchsorted(ends, chosen, side="right")
+    numbers = np.unique(of_shard).tolist()
+    places = (
+        (shard, int(sample - ends[number] + manifest.shards[number].samples))
+        for number, shard in zip(numbers, in_order(shards, numbers), strict=True)
+        for sample in chosen[of_shard == number]
+    )
+    while batch := list(islice(places, per_batch)):
+        yield [place for place in batch for _ in WINDOWS], np.tile(WINDOWS, (len(batch), 1))
 
 
 def _compare(places: list[Place], manifest: Manifest, said_MC: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import torch
 
 from ..loaders.decode import MEAN, STD, CpuDecoder, Decoder, GpuDecoder, naming_the_sample, usable_device
-from ..loaders.fetch import ShardFiles
+from ..loaders.fetch import OpenShard
 from ..loaders.samples import Place, read_sizes
 from ..shards.errors import UsageError
 from ..shards.manifest import Manifest
@@ -26,8 +25,7 @@ class TeacherImages:
     """Decodes windows of stored images, squished to the teacher's size. Close it, or use it in a `with` block.
 
     Args:
-        dataset: folder of the data set.
-        manifest: its manifest.
+        manifest: of the data set that the samples belong to.
         size: pixels of both sides of what comes out.
         batch_size: the most images of one batch.
         device: where they are decoded to.
@@ -39,7 +37,6 @@ class TeacherImages:
 
     def __init__(
         self,
-        dataset: str | Path,
         manifest: Manifest,
         *,
         size: int,
@@ -52,7 +49,6 @@ class TeacherImages:
                 f"teacher: expected size, batch_size and threads from 1, found {size}, {batch_size} and {num_threads}"
             )
         self.batch_size = batch_size
-        self.files = ShardFiles(dataset, manifest)
         self._column = manifest.components.index(JPG.suffix)
         threads = num_threads or len(os.sched_getaffinity(0))
         target = usable_device(device)
@@ -61,16 +57,15 @@ class TeacherImages:
             CpuDecoder(*options) if target.type == "cpu" else GpuDecoder(*options, target)
         )
 
-    def whole(self, number: int) -> Iterator[tuple[list[Place], torch.Tensor]]:
+    def whole(self, shard: OpenShard) -> Iterator[tuple[list[Place], torch.Tensor]]:
         """The whole images of a shard, in its order, at most `batch_size` at a time.
 
         Yields:
             (places, images): their places, and uint8 [n, 3, S, S].
 
         Raises:
-            DataError: the shard or an image is damaged.
+            DataError: an image is damaged.
         """
-        shard = self.files[number]
         num = len(shard.index.keys)
         batches = (
             [(shard, place) for place in range(start, min(start + self.batch_size, num))]
@@ -117,7 +112,6 @@ class TeacherImages:
 
     def close(self) -> None:
         self._decoder.close()
-        self.files.close()
 
     def __enter__(self) -> TeacherImages:
         return self

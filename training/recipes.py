@@ -179,8 +179,9 @@ class Recipe:
         if mixes and self.loss != "soft-target":
             return [f"augment: expected no mixing with the loss {self.loss!r}, found {self.augment!r}"]
         if not 0 <= self.mix_off_epochs <= (self.epochs if mixes else 0):
-            most = "the number of epochs" if mixes else "0 without mixup and cutmix"
-            return [f"mix_off_epochs: expected 0 to {most}, found {self.mix_off_epochs}"]
+            most = f"the number of epochs, {self.epochs}" if mixes else "0 without mixup and cutmix"
+            cure = "; --set mix_off_epochs=0 mixes to the end" if mixes else ""
+            return [f"mix_off_epochs: expected 0 to {most}, found {self.mix_off_epochs}{cure}"]
         if self.eval_centre is not None and not 0.0 < self.eval_centre <= 1.0:
             return [f"eval_centre: expected a share above 0, at most 1, found {self.eval_centre}"]
         return []

@@ -18,7 +18,11 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed as dist
 
-from ..shards.added_component import NewComponent, attach, finish, settle
+from ..loaders.cache import Cache
+from ..loaders.data_set import open_shards
+from ..loaders.fetch import OpenShard
+from ..loaders.whole_shards import in_order, samples_of
+from ..shards.added_component import NewComponent, attach, check_hash, finish, settle
 from ..shards.destination import Destination
 from ..shards.errors import SoftshardError
 from ..shards.manifest import Manifest
@@ -34,7 +38,7 @@ T = TypeVar("T")
 
 
 def run_over_shards(
-    dataset: Path,
+    dataset: str | Path,
     source: Manifest,
     target: Destination,
     component: NewComponent,
@@ -49,11 +53,12 @@ def run_over_shards(
     rank: int,
     world_size: int,
     save_side: Callable[[tuple[ShardRecord, ...]], object] | None = None,
+    cache: Cache | None = None,
 ) -> Manifest:
     """Copy a data set with a component added to every sample, or write the component into side shards.
 
     Args:
-        dataset: folder of the source.
+        dataset: the source, as `dataset_path` gives it.
         source: its manifest; its files are known to be there (`check_sidecars`).
         target: a new place, or that of an earlier run of the same call, which is continued.
         component: what is added.
@@ -69,6 +74,7 @@ def run_over_shards(
             torch.distributed must be set up, or its environment variables (torchrun does that).
         world_size: their number.
         save_side: given for side shards: writes what describes them, in the stead of a manifest.
+        cache: where the shards of a remote source are kept while they are looked at.
 
     Returns:
         The manifest of the result; with `save_side`, what it would be.
@@ -91,17 +97,17 @@ def run_over_shards(
 
         plan_sha256, done = _from_first(begin, rank, group)
         images = stack.enter_context(
-            TeacherImages(
-                dataset, source, size=size, batch_size=batch_size, device=device, num_threads=num_threads
-            )
+            TeacherImages(source, size=size, batch_size=batch_size, device=device, num_threads=num_threads)
         )
+        shards = open_shards(dataset, source, cache)
+        stack.callback(shards.close)
         pool = stack.enter_context(ThreadPoolExecutor(num_threads or len(os.sched_getaffinity(0))))
 
-        def values(number: int) -> Iterator[tuple[str, bytes]]:
+        def values(shard: OpenShard) -> Iterator[tuple[str, bytes]]:
             """Key and encoded value of every sample of a shard, in its order."""
-            for places, batch in images.whole(number):
+            for places, batch in images.whole(shard):
                 made = pool.map(lambda encode: encode(), encoded(batch))
-                for (shard, place), data in zip(places, made, strict=True):
+                for (_, place), data in zip(places, made, strict=True):
                     yield shard.index.keys[place], data
 
         suffixes = (component.suffix,) if save_side is not None else component.beside(source)
@@ -109,9 +115,11 @@ def run_over_shards(
         own = missing[rank::world_size]
         total = sum(source.shards[number].samples for number in own)
         with progress_bar(total, title, "img") as bar:
-            for number in own:
+            for number, shard in zip(own, in_order(shards, own), strict=True):
                 record = source.shards[number]
-                attach(target, dataset, record, suffixes, component.suffix, values(number), plan_sha256)
+                check_hash(shard.path, record, shard.data)
+                added = component.suffix
+                attach(target, record, samples_of(shard), suffixes, added, values(shard), plan_sha256)
                 bar.update(record.samples)
         if group is not None:
             dist.barrier(group)

@@ -23,6 +23,7 @@ import numpy as np
 from ..loaders.labels import LabelSource
 from ..shards.errors import DataError, UsageError
 from ..shards.files import write_atomically
+from ..shards.storage import public_name
 from .recipes import Recipe
 from .train import METRICS_NAME, train
 
@@ -65,7 +66,7 @@ def study(
     """Train every contender with every seed, seed by seed, and compare them.
 
     Args:
-        dataset: a local folder of a data set with label maps.
+        dataset: folder or fsspec URL of a data set with label maps.
         val: the data set that all are evaluated on, after every epoch; the last one counts.
         recipe: what all have in common, such as `relabel()`; its loss, targets and smoothing are the contenders'.
         model: timm's name of the architecture.
@@ -94,8 +95,8 @@ def study(
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     result: dict[str, Any] = {
-        "dataset": dataset,
-        "val": val,
+        "dataset": public_name(dataset),
+        "val": public_name(val),
         "model": model,
         "teacher": None if teacher is None else str(teacher),
         "recipe": asdict(recipe),

@@ -63,6 +63,17 @@ class Outputs:
         )
 
 
+def find_outputs(labels: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
+    """The output of each class, by its name; -1 for a class that is none of them.
+
+    Args:
+        labels: what the outputs mean, in their order.
+        class_names: the classes.
+    """
+    places = {label: place for place, label in enumerate(labels)}
+    return tuple(places.get(class_name, -1) for class_name in class_names)
+
+
 def match_outputs(name: str, labels: Sequence[str], source: str, manifest: Manifest) -> Outputs | None:
     """Find the classes of a data set among a teacher's outputs.
 
@@ -80,8 +91,7 @@ def match_outputs(name: str, labels: Sequence[str], source: str, manifest: Manif
     """
     if tuple(labels) == manifest.class_names:
         return None
-    places = {label: place for place, label in enumerate(labels)}
-    of_class = tuple(places.get(class_name, -1) for class_name in manifest.class_names)
+    of_class = find_outputs(labels, manifest.class_names)
     if max(of_class) < 0:
         by_wnid = [bool(WNID_PATTERN.fullmatch(names[0])) for names in (labels, manifest.class_names)]
         cause = (

@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..loaders.fetch import check_local
+from ..loaders.cache import Cache
 from ..shards.added_component import NewComponent, check_sidecars
 from ..shards.destination import open_destination
 from ..shards.errors import UsageError
 from ..shards.manifest import Manifest, load_tree
 from ..shards.schema import KD
+from ..shards.shard_files import dataset_path
 from ..shards.teacher_info import TeacherInfo
 from ..shards.teacher_levels import encode_teacher_levels
 from .distillation import teacher_levels
@@ -42,6 +43,7 @@ def store_teacher(
     num_threads: int | None = None,
     rank: int = 0,
     world_size: int = 1,
+    cache: Cache | None = None,
 ) -> Manifest:
     """Copy a data set with a teacher's best classes of every level added to every sample (`kd`).
 
@@ -49,7 +51,7 @@ def store_teacher(
     each (torchrun sets OMP_NUM_THREADS=1).
 
     Args:
-        dataset: folder of the data set; a teacher that it has is replaced.
+        dataset: folder or fsspec URL of the data set; a teacher that it has is replaced.
         destination: a new folder or fsspec URL, or that of an earlier run of the same call, which is continued.
         checkpoint: the teacher: a file that `train` wrote, for the data set's class list and tree. It sees images of
             the size that it was trained on.
@@ -59,20 +61,20 @@ def store_teacher(
         num_threads: of the decoder, and as many that encode.
         rank: of this process, of `world_size` that share the work, as for `make_label_maps`.
         world_size: their number.
+        cache: where the shards of a remote data set are kept while they are looked at.
 
     Returns:
         The manifest of the data set with the stored teacher.
 
     Raises:
-        UsageError: the destination holds something else, the data set is a URL, has no tree or one with several paths
+        UsageError: the destination holds something else, the data set has no tree or one with several paths
             to a class.
         DataError: the checkpoint or the data set is damaged, or they have another class list or tree. Shards that are
             finished stay, and the same call continues.
     """
     if batch_size < 1:
         raise UsageError(f"stored teacher: expected a batch size from 1, found {batch_size}")
-    check_local(dataset)
-    dataset, target = Path(dataset), open_destination(destination)
+    dataset, target = dataset_path(dataset), open_destination(destination)
     source = Manifest.load(dataset)
     check_sidecars(dataset, source)
     tree = load_tree(dataset, source)
@@ -119,4 +121,5 @@ def store_teacher(
         num_threads=num_threads,
         rank=rank,
         world_size=world_size,
+        cache=cache,
     )

@@ -13,6 +13,7 @@ from .maps_teacher import state_sha256
 from .models import create_model
 from .preparation import PREFIX, Preparation, own_classes, own_config
 from .recipes import Recipe
+from .teacher_outputs import find_outputs
 
 
 class TimmTeacher:
@@ -87,12 +88,12 @@ def _outputs_of(name: str, num_classes: int, labels: LabelSpace, dataset: str) -
             f"teacher {name}: expected outputs that timm has a class list for, found {num_classes} of unknown meaning. Give "
             "a checkpoint of softshard train"
         )
-    place = {wnid: output for output, wnid in enumerate(known)}
-    unknown = [wnid for wnid in labels.class_names if wnid not in place]
+    outputs = find_outputs(known, labels.class_names)
+    unknown = [wnid for wnid, output in zip(labels.class_names, outputs, strict=True) if output < 0]
     if unknown:
         raise DataError(
             f"teacher {name} and data set {dataset!r} do not belong together: expected classes among its {num_classes}, by "
             f"wnid, found {len(unknown)} others, such as {unknown[0]!r}. Read the data set with --labels, or give a "
             "checkpoint of softshard train"
         )
-    return torch.tensor([place[wnid] for wnid in labels.class_names])
+    return torch.tensor(outputs)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from softshard.loaders import Augment, Loader
+from softshard.loaders.inspection import InspectOptions, inspect_data_set
 from softshard.shards import DataError, Manifest, ShardWriter, UsageError, read_shard
 from softshard.shards.cli import main
 from softshard.shards.labelmap_side import SIDE_NAME, SideMaps
@@ -164,3 +165,37 @@ def test_bench_reads_side_shards(bare, side, tmp_path):
     few = ["--steps", "1", "--repeats", "1", "--threads", "1", "--json", str(tmp_path / "bench.json")]
     assert main([*call, *few]) == 0
     assert json.loads((tmp_path / "bench.json").read_text())["options"]["side"] == str(side)
+
+
+def test_inspect_shows_side_shards_as_the_joined_data_set(packed, bare, side, tmp_path):
+    options = InspectOptions(num_samples=4, num_crops=2, augment=Augment(size=16))
+    joined = inspect_data_set(packed, options)
+    found = inspect_data_set(bare, replace(options, side=side))
+    assert found.targets == joined.targets == "relabel"
+    assert found.manifest.label_maps == joined.manifest.label_maps
+    for here, there in zip(found.samples, joined.samples, strict=True):
+        assert (here.key, here.problems) == (there.key, ())
+        assert here.label_map is not None
+        assert there.label_map is not None
+        np.testing.assert_array_equal(here.label_map.scores, there.label_map.scores)
+        for crop, other in zip(here.crops, there.crops, strict=True):
+            assert crop.target is not None
+            np.testing.assert_array_equal(crop.target, other.target)
+    page = tmp_path / "page.html"
+    assert main(["inspect", str(bare), "--side", str(side), "--samples", "2", "-o", str(page)]) == 0
+    assert f"--side {side}" in page.read_text()
+
+
+def test_inspect_says_which_side_shard_is_damaged(packed, tmp_path):
+    folder = make_side(tmp_path / "cut", packed)
+    for shard in folder.glob("*.tar"):
+        shard.write_bytes(shard.read_bytes()[:-512])
+    options = InspectOptions(num_samples=2, augment=Augment(size=16), side=folder)
+    problems = inspect_data_set(packed, options).problems
+    assert len(problems) == 2
+    assert all("the shard is cut short" in problem for problem in problems)
+
+
+def test_side_shards_given_for_a_data_set_are_named(side):
+    with pytest.raises(DataError, match=r"these are side shards.*--side.*softshard maps join"):
+        Manifest.load(side)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import cv2
+import fsspec
 import numpy as np
 import pytest
 import timm
@@ -14,7 +15,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch.nn import functional as F
 
-from softshard.loaders import Loader
+from softshard.loaders import Cache, Loader
 from softshard.loaders.crops import Augment
 from softshard.loaders.decode import MEAN, STD
 from softshard.shards import ImageRecipe, PackOptions, pack
@@ -23,8 +24,11 @@ from softshard.shards.cli import main
 from softshard.shards.errors import DataError, UsageError
 from softshard.shards.manifest import Manifest
 from softshard.training import live_distillation, semantic_kd
+from softshard.training.average_precision import average_precision
+from softshard.training.down_the_tree import DownTheTree
+from softshard.training.evaluate import evaluate_model
 from softshard.training.evaluate_timm import evaluate_timm
-from softshard.training.label_sets import AnyOfAccuracy, LabelSets, real_labels, sample_names
+from softshard.training.label_sets import AnyOfAccuracy, AnyOfPrecision, LabelSets, real_labels, sample_names
 from softshard.training.label_space import LabelSpace
 from softshard.training.models import create_model
 from softshard.training.preparation import Preparation
@@ -119,6 +123,20 @@ def test_real_wants_imagenets_names_and_classes(imagenet, shards, tmp_path):
         LabelSets.of_loader("real", loader)
 
 
+def test_label_sets_of_a_data_set_behind_a_url_are_those_of_the_folder(imagenet, tmp_path):
+    files = fsspec.filesystem("memory")
+    files.put(str(imagenet), "/label-sets/train", recursive=True)
+    try:
+        with (
+            loader_of(imagenet) as here,
+            loader_of("memory://label-sets/train", cache=Cache(folder=tmp_path / "cache")) as there,
+        ):
+            assert LabelSets.of_loader("real", there) == LabelSets.of_loader("real", here)
+            assert [batch.keys for batch in there] == [batch.keys for batch in here]  # and it still iterates
+    finally:
+        files.rm("/label-sets", recursive=True)
+
+
 # Files
 
 
@@ -178,6 +196,56 @@ def test_any_right_class_counts_and_images_without_one_are_left_out():
     metric.update(logits[3:], right[3:], torch.tensor([True, False]))
     assert metric.compute() == {"any_top1": 1 / 3, "any_top5": 2 / 3, "any_samples": 3, "any_left_out": 1}
     assert AnyOfAccuracy().compute()["any_top1"] is None
+
+
+def test_precision_over_label_sets_compares_probabilities_and_leaves_out_what_has_no_class():
+    logits = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    right = torch.rand(12, 5, generator=torch.Generator().manual_seed(1)) < 0.3
+    right[3], right[7] = False, True  # no right class; padding
+    right[:, 4] = False  # a class that is right for no image has no precision
+    valid = torch.arange(12) != 7
+    metric = AnyOfPrecision(5, 12)
+    # Every image's logits may be moved by a number of its own: the softmax does not change.
+    moved = logits + torch.arange(12.0)[:, None]
+    for start in (0, 5, 10):
+        chosen = slice(start, start + 5)
+        metric.update(moved[chosen], right[chosen], valid[chosen])
+
+    def precision(column):
+        ranked = [
+            bool(right[i, column])
+            for i in logits.softmax(dim=1)[:, column].argsort(descending=True).tolist()
+            if valid[i] and right[i].any()
+        ]
+        hits = [rank for rank, hit in enumerate(ranked, 1) if hit]
+        return sum(number / rank for number, rank in enumerate(hits, 1)) / len(hits)
+
+    numbers = metric.compute()
+    expected = sum(map(precision, range(4))) / 4
+    assert numbers["any_mean_average_precision"] == pytest.approx(expected, abs=1e-12)
+    assert numbers["any_classes_with_samples"] == 4
+
+
+@pytest.mark.parametrize("loss", ["soft-target", "multi-label", "semantic-softmax"])
+def test_a_model_is_compared_between_images_as_its_loss_says(loss, shards, tmp_path):
+    with loader_of(shards / "val", batch_size=12) as loader:
+        (batch,) = loader
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, loader.num_classes))
+        sets = LabelSets("here", loader.num_classes, {key: (i % 3, 3) for i, key in enumerate(batch.keys)})
+        numbers = evaluate_model(model, loader, normalise=True, loss=loss, label_sets=sets)
+        tree = loader.tree
+    assert tree is not None
+    with torch.inference_mode():
+        logits = model(batch.images)
+    scores = {
+        "soft-target": logits.softmax(dim=1),
+        "multi-label": logits.sigmoid(),
+        "semantic-softmax": DownTheTree(tree)(logits).exp(),
+    }
+    for name, score in scores.items():
+        found = average_precision(score, sets.table(batch.keys))[:4].mean().item()
+        assert (found == pytest.approx(numbers["any_mean_average_precision"], abs=1e-9)) == (name == loss)
 
 
 # Models of timm's
@@ -258,6 +326,7 @@ def test_a_timm_model_with_weights_of_a_file_is_evaluated(large, tmp_path, capsy
     with torch.inference_mode():
         best = model.eval()(batch.images).argmax(dim=1)
     assert numbers["top1"] == float((best == batch.classes).float().mean())
+    assert 0 < numbers["any_mean_average_precision"] < 1
 
 
 def test_a_model_for_other_classes_is_refused(shards, large, tmp_path):

@@ -5,15 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
+from importlib.util import find_spec
 
 import cv2
+import fsspec
 import numpy as np
 import pytest
+import s3fs
 import timm
 import torch
 
-from softshard.loaders import Augment, Loader
+from softshard.loaders import Augment, Cache, Loader
 from softshard.shards import (
     DataError,
     ImageRecipe,
@@ -70,6 +74,28 @@ def made(dataset, teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "out"
     manifest = make_label_maps(dataset, folder, teacher, OPTIONS, num_threads=1)
     return folder, manifest
+
+
+@pytest.fixture
+def memory_copy():
+    """A function: copies a folder to memory://, and gives its URL."""
+    filesystem = fsspec.filesystem("memory")
+
+    def put(folder):
+        filesystem.put(str(folder), f"/maps-source/{folder.name}", recursive=True)
+        return f"memory://maps-source/{folder.name}"
+
+    yield put
+    if filesystem.exists("/maps-source"):
+        filesystem.rm("/maps-source", recursive=True)
+
+
+@pytest.fixture
+def own_ray():
+    """A folder for a Ray's sockets, whose names must be short."""
+    folder = tempfile.mkdtemp(prefix="ss", dir="/tmp")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def samples(folder):
@@ -225,12 +251,6 @@ def test_teachers_of_other_grids_are_refused_before_anything_is_written(dataset,
     assert not (tmp_path / "out").exists()
 
 
-COMMAND = (
-    "import sys\nfrom softshard.shards.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
-)
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
-
-
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 COMMAND = (
     "import sys\nfrom softshard.shards.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
@@ -267,6 +287,53 @@ def test_two_processes_make_the_same_bytes_as_one(dataset, checkpoint, tmp_path,
     )
     assert one == two
     assert "manifest.json" in one
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs ray: pip install '.[ray]'")
+def test_ray_makes_the_same_bytes_in_two_processes_and_brings_their_errors(
+    dataset, checkpoint, tmp_path, own_ray
+):
+    (tmp_path / "command.py").write_text(COMMAND)
+    options = ["--teacher", "test_resnet", "--checkpoint", checkpoint, "--size", 64, "--top", 3]
+    options += ["--device", "cpu", "--threads", 1, "--batch-size", 2]
+
+    def on_ray(source, destination):
+        words = ["maps", "make", source, destination, *options, "--engine", "ray", "--workers", 2]
+        return subprocess.run(
+            [sys.executable, "command.py", *map(str, words)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": own_ray},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    done = on_ray(dataset, "two")  # relative to the folder of the command
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("9 label maps, top 3 of 5 classes") == 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert main(["maps", "make", str(dataset), str(tmp_path / "one"), *map(str, options)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    for path in (tmp_path / "one").glob("*.*"):
+        assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes()
+
+    shutil.copytree(dataset, tmp_path / "train")
+    name = Manifest.load(dataset).shards[1].name  # the second rank's
+    (tmp_path / "train" / name).unlink()
+    failed = on_ray("train", "bad")
+    assert failed.returncode == 1
+    assert f"softshard: {name}: expected the shard and its .idx" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_workers_without_ray_are_a_wrong_call(dataset, tmp_path, capsys):
+    assert (
+        main(["maps", "make", str(dataset), str(tmp_path), "--teacher", "resnet10t", "--workers", "2"]) == 2
+    )
+    assert "--workers: expected a number from 1 with --engine ray, found 2" in capsys.readouterr().err
 
 
 def test_an_error_of_the_first_process_ends_all(dataset, checkpoint, tmp_path):
@@ -331,10 +398,53 @@ def test_a_data_set_without_one_of_its_files_is_refused(dataset, teacher, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/train", "memory://train"])
-def test_a_data_set_behind_a_url_is_refused(tmp_path, url, capsys):
-    assert main(["maps", "make", url, str(tmp_path / "out"), "--teacher", "resnet50"]) == 2
-    assert f"{url}: expected a local folder, found a URL" in capsys.readouterr().err
+@pytest.mark.parametrize("side", [False, True])
+def test_maps_of_a_data_set_behind_a_url_are_those_of_the_folder(
+    dataset, teacher, memory_copy, tmp_path, side
+):
+    options, cache = replace(OPTIONS, side=side), Cache(folder=tmp_path / "cache")
+    remote = memory_copy(dataset)
+    here = make_label_maps(dataset, tmp_path / "here", teacher, options, num_threads=1)
+    there = make_label_maps(remote, tmp_path / "there", teacher, options, num_threads=1, cache=cache)
+    assert here == there
+    for path in (tmp_path / "here").iterdir():
+        if path.is_file():
+            assert (tmp_path / "there" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_from_bucket_to_bucket(dataset, checkpoint, s3_bucket, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SOFTSHARD_CACHE", str(tmp_path / "cache"))
+    bucket = s3fs.S3FileSystem(skip_instance_cache=True)
+    bucket.put(str(dataset), f"{s3_bucket}/train", recursive=True)
+    command = ["--teacher", "test_resnet", "--checkpoint", str(checkpoint), "--size", "64", "--device", "cpu"]
+    assert main(["maps", "make", f"{s3_bucket}/train", f"{s3_bucket}/maps", *command]) == 0
+    assert main(["maps", "make", str(dataset), str(tmp_path / "here"), *command]) == 0
+    assert Manifest.load(f"{s3_bucket}/maps") == Manifest.load(tmp_path / "here")
+    assert not verify(f"{s3_bucket}/maps", decode=True).problems
+    capsys.readouterr()
+    found = []
+    for folder in (f"{s3_bucket}/maps", str(tmp_path / "here")):
+        assert main(["maps", "check", folder, *command, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1]
+
+
+def test_a_remote_shard_that_is_missing_or_another_is_refused(dataset, teacher, memory_copy, tmp_path):
+    remote, files = memory_copy(dataset), fsspec.filesystem("memory")
+    cache = Cache(folder=tmp_path / "cache", deadline_s=5)
+    record = Manifest.load(dataset).shards[1]
+    path = f"{remote.removeprefix('memory:/')}/{record.name}"
+    content = bytearray(files.cat(path))
+    content[-1] ^= 1
+    files.pipe(path, bytes(content))
+    with pytest.raises(DataError, match=f"{record.name}: expected SHA-256 {record.sha256[:12]}"):
+        make_label_maps(remote, tmp_path / "out", teacher, OPTIONS, num_threads=1, cache=cache)
+    files.rm(path)
+    with pytest.raises(DataError, match=f"{record.name}: expected the shard"):
+        make_label_maps(remote, tmp_path / "out", teacher, OPTIONS, num_threads=1, cache=cache)
+    files.rm(f"{remote.removeprefix('memory:/')}/tree.json")
+    with pytest.raises(DataError, match=r"tree\.json: expected a file of the data set, found none"):
+        make_label_maps(remote, tmp_path / "new", teacher, OPTIONS, num_threads=1, cache=cache)
 
 
 @pytest.mark.parametrize(

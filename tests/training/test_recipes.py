@@ -156,7 +156,11 @@ def test_wrong_parts_of_an_augmentation_are_refused(text, message):
     [
         (semantic_softmax, {"augment": "cutmix:1"}, "no mixing with the loss 'semantic-softmax'"),
         (relabel, {"mix_off_epochs": 5}, "expected 0 to 0 without mixup and cutmix, found 5"),
-        (relabel, {"augment": "mixup:1", "mix_off_epochs": 301}, "0 to the number of epochs, found 301"),
+        (
+            relabel,
+            {"augment": "mixup:1", "mix_off_epochs": 301},
+            "epochs, 300, found 301; --set mix_off_epochs=0",
+        ),
         (relabel, {"eval_centre": 0.0}, "eval_centre: expected a share above 0"),
     ],
 )

@@ -9,10 +9,11 @@ import os
 import subprocess
 import sys
 
+import fsspec
 import pytest
 import torch
 
-from softshard.loaders import Augment, Loader
+from softshard.loaders import Augment, Cache, Loader
 from softshard.shards import (
     DataError,
     LabelTree,
@@ -124,6 +125,26 @@ def test_everything_else_keeps_its_bytes_and_the_result_says_who_spoke(shards, c
     assert "Stored teacher: test_resnet; of each level its 1 + 1 best classes" in page.read_text()
 
 
+def test_a_data_set_behind_a_url_gives_the_same_bytes(shards, checkpoint, stored, tmp_path):
+    folder, manifest = stored
+    files = fsspec.filesystem("memory")
+    files.put(str(shards / "train"), "/teacher-source/train", recursive=True)
+    try:
+        found = store_teacher(
+            "memory://teacher-source/train",
+            tmp_path / "train",
+            checkpoint,
+            batch_size=8,
+            num_threads=1,
+            cache=Cache(folder=tmp_path / "cache"),
+        )
+    finally:
+        files.rm("/teacher-source", recursive=True)
+    assert found == manifest
+    for shard in manifest.shards:
+        assert (tmp_path / "train" / shard.name).read_bytes() == (folder / shard.name).read_bytes()
+
+
 def test_a_damaged_value_is_found_by_verify(stored, tmp_path):
     folder, manifest = stored
     records = []
@@ -185,7 +206,9 @@ def test_the_first_step_from_the_shards_is_that_of_its_formula(changes, stored, 
     result = run(recipe, folder, tmp_path / "run", model="test_convnext", seed=3, log=lines.append)
     torch.manual_seed(3)
     student = create_model("test_convnext", 6, 32)
-    with Loader(folder, batch_size=8, seed=3, augment=WHOLE, dtype="uint8", teacher=True) as loader:
+    with Loader(
+        folder, batch_size=8, seed=3, augment=recipe.train_augment(), dtype="uint8", teacher=True
+    ) as loader:
         batch, tree = next(iter(loader)), loader.tree
     with torch.no_grad():
         logits = student.train()(batch.images.float() / 255)
