@@ -28,7 +28,6 @@ from .source import Source
 from .stages import Stages
 from .target_modes import LabelPooling
 
-
 # Slots whose samples are bad: where each lies, and what is wrong with it.
 Blamed = dict[int, tuple[Place, DataError]]
 
