@@ -9,10 +9,12 @@ exception in the loop, closed and built anew. A third one like them is killed an
 Each whole epoch must serve every good sample once, and each restored one exactly the rest. An error may only be the
 storage's, and only after the proxy was away for longer than the deadline.
 
-Every few seconds: private memory (RssAnon: mapped shards are the page cache's), descriptors and threads of both processes.
+Every few seconds: private memory (RssAnon: mapped shards are the page cache's), what of it is allocated, descriptors and
+threads of both processes. They run with MALLOC_ARENA_MAX=2: without, glibc keeps an arena of up to 64 MB for each of eight
+threads a core, which loaders that are built anew again and again fill one after the other (`--arenas 0` leaves it so).
 Over the second half a straight line is laid through each; the soak fails where it rises by more than
 
-    memory        5 %, or 24 MB where that is more
+    memory        5 %, or 24 MB where that is more (private, and allocated)
     descriptors   5 %, or 4
     threads       5 %, or 2
 
@@ -21,10 +23,13 @@ Run: python benchmarks/soak.py [--minutes 60]      exits with 1 when something g
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -70,7 +75,12 @@ WEATHER = [
     (2, 5.0, {"refuse": True}),
     (1, 2 * DEADLINE_S, {"refuse": True}),
 ]
-MOST_GROWTH = {"memory_mb": (0.05, 24.0), "descriptors": (0.05, 4.0), "threads": (0.05, 2.0)}
+MOST_GROWTH = {
+    "memory_mb": (0.05, 24.0),
+    "allocated_mb": (0.05, 24.0),
+    "descriptors": (0.05, 4.0),
+    "threads": (0.05, 2.0),
+}
 
 
 def make_loader(url: str, cache: str) -> Loader:
@@ -137,6 +147,21 @@ def do_something(loader: Loader, url: str, cache: str, choice: random.Random) ->
     return what, loader
 
 
+def allocated_mb(path: str) -> float:
+    """What is allocated in this process, of all of glibc's arenas; the rest of its private memory is free, and kept."""
+    libc = ctypes.CDLL(None)
+    libc.fopen.restype = ctypes.c_void_p
+    file = ctypes.c_void_p(libc.fopen(path.encode(), b"w"))
+    libc.malloc_info(0, file)
+    libc.fclose(file)
+    totals = Path(path).read_text().rpartition("</heap>")[2]
+
+    def size(kind: str) -> int:
+        return int(re.findall(rf'type="{kind}"[^/]* size="(\d+)"', totals)[0])
+
+    return (size("current") + size("mmap") - size("fast") - size("rest")) / 2**20
+
+
 def work(url: str, cache: str, seed: int, until: float, pipe: Any) -> None:
     """A process with a loader, until the time is up."""
     import torch
@@ -156,7 +181,8 @@ def work(url: str, cache: str, seed: int, until: float, pipe: Any) -> None:
             if loader is not None:
                 loader.close()
             loader = None
-        pipe.send(dict(done))
+        gc.collect()
+        pipe.send((dict(done), allocated_mb(f"{cache}.malloc.{os.getpid()}")))
     if loader is not None:
         loader.close()
 
@@ -208,11 +234,12 @@ class Worker:
         self.process.start()
         theirs.close()
         self.done: dict[str, int] = {}
+        self.allocated_mb = 0.0
 
     def hear(self) -> None:
         with suppress(EOFError):
             while self._pipe.poll():
-                self.done = self._pipe.recv()
+                self.done, self.allocated_mb = self._pipe.recv()
 
     def look(self) -> dict[str, float] | None:
         """Memory, descriptors, threads; None once it has ended."""
@@ -220,6 +247,7 @@ class Worker:
         try:
             status = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
             return {
+                "allocated_mb": round(self.allocated_mb, 1),
                 "memory_mb": int(status["RssAnon"].split()[0]) / 1024,
                 "rss_mb": int(status["VmRSS"].split()[0]) / 1024,
                 "descriptors": len(os.listdir(place / "fd")),
@@ -323,7 +351,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="how long (default: 60)")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two looks (default: 10)")
     parser.add_argument("--local", action="store_true", help="a local folder instead of the S3 server")
+    parser.add_argument(
+        "--arenas", type=int, default=2, help="glibc's MALLOC_ARENA_MAX, 0 for its own (default: 2)"
+    )
     args = parser.parse_args()
+    if args.arenas:
+        os.environ["MALLOC_ARENA_MAX"] = str(args.arenas)  # read when a process starts: the workers'
     folder = Path(tempfile.mkdtemp(prefix="softshard-soak-"))
     try:
         data_set = prepare(args.data, folder)
@@ -341,6 +374,7 @@ def main() -> None:
         benchmark="soak",
         job=f"{result['minutes']} minutes of two loaders and one that is killed, {'local' if args.local else 'S3'}",
         swept={},
+        arenas=args.arenas,
         bad_samples=len(BAD),
         cache_bytes=num_bytes // 2,
         **result,
