@@ -2,6 +2,7 @@
 # make test   all tests
 # make lint   ruff, pyright, hadolint
 # make bench  the benchmarks, results into benchmarks/results
+# make soak   an hour of loaders over bad storage: memory and descriptors must stay flat
 # make setup  .venv with everything above
 #
 # The demo needs what a user needs; the tests and linters need a little more. A second file says that it is there.
@@ -13,7 +14,7 @@ READY  := $(VENV)/.ready
 DEV    := $(VENV)/.ready-dev
 PIP     = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lint format bench clean
+.PHONY: setup demo test lint format bench soak clean
 
 setup: $(DEV)
 
@@ -56,9 +57,13 @@ bench: $(DEV)
 	cd benchmarks && ../$(BIN)/python order_scale.py
 	cd benchmarks && ../$(BIN)/python exactness.py
 	cd benchmarks && ../$(BIN)/python kill_pack.py
+	cd benchmarks && ../$(BIN)/python faults.py
 	cd benchmarks && ../$(BIN)/python losses.py
 	cd benchmarks && ../$(BIN)/python semantic_losses.py
 	cd benchmarks && ../$(BIN)/python relabel.py
+
+soak: $(DEV)
+	cd benchmarks && ../$(BIN)/python soak.py --minutes 60
 
 clean:
 	rm -rf $(VENV) build dist demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis

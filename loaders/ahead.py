@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from ..shards.errors import UsageError
+from ..shards.errors import StorageError, UsageError
 from .cache import Cache, DiskFullError, NotWanted, Stopped
 from .download import Downloads
 from .fetch import OpenShard
@@ -91,6 +91,7 @@ class FetchAhead:
         self._now: set[int] = set()  # what the step that was reached last needs
         self._open: dict[int, OpenShard] = {}
         self._failed: dict[int, BaseException] = {}
+        self._failed_early: set[int] = set()  # of these, while no batch waited for them
         self._fetched: set[int] = set()  # in this iteration
         self._first: set[int] = set()  # what the first step needs and has not got
         self.reached(0)
@@ -158,8 +159,14 @@ class FetchAhead:
                     raise Stopped
                 if number in self._failed:
                     error = self._failed.pop(number)
+                    early = number in self._failed_early
+                    self._failed_early.discard(number)
+                    # Storage that was away when the shard was fetched ahead may long be back.
+                    again = early and isinstance(error, StorageError)
                     # What was fetched ahead, and what is being fetched, takes room on a full disk.
-                    if not isinstance(error, DiskFullError) or not (self._shrink() or self._busy):
+                    if isinstance(error, DiskFullError):
+                        again = self._shrink() or bool(self._busy)
+                    if not again:
                         try:
                             raise error
                         finally:
@@ -217,6 +224,8 @@ class FetchAhead:
                         self._open[number] = shard
                     elif error is not None:
                         self._failed[number] = error
+                        if number not in self._now:
+                            self._failed_early.add(number)
                 self._changed.notify_all()
 
     def _take(self) -> int | None:

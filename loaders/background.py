@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import atexit
+import logging
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+from ..shards.errors import UsageError
+
 Item = TypeVar("Item")
 
 _EXIT_PATIENCE_S = 10.0
+_STOP_PATIENCE_S = 60.0  # a batch that is under way is finished first
+_INTERRUPT_PATIENCE_S = 5.0  # whoever presses Ctrl-C waits for less
+
+logger = logging.getLogger("softshard.loaders")
 
 
 class Background(Generic[Item]):
@@ -37,6 +45,8 @@ class Background(Generic[Item]):
         self._stopped = threading.Event()
         self._watch = watch
         self._abandoned = False
+        self._process = os.getpid()
+        self._patience_s = _STOP_PATIENCE_S
         # A daemon, so that one that hangs in dead storage does not keep the process from ending. Any other is waited
         # for at exit: the process would abort if it were inside DALI or OpenCV while the interpreter goes down.
         self._thread = threading.Thread(
@@ -49,6 +59,32 @@ class Background(Generic[Item]):
     def stopped(self) -> bool:
         """Whether `stop` has been called: nothing more comes."""
         return self._stopped.is_set()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the thread was given up and still hangs somewhere: whatever it uses is not free."""
+        return self._abandoned and self._thread.is_alive()
+
+    @property
+    def is_of_another_process(self) -> bool:
+        """Whether this is a copy, in a process that was forked: the thread stayed in the other one."""
+        return os.getpid() != self._process
+
+    def check_free(self) -> None:
+        """Refuse to begin anew with what this thread uses.
+
+        Raises:
+            UsageError: it was given up and still hangs; or this is a copy in a forked process.
+        """
+        if self.is_lost:
+            raise UsageError(
+                "loader: expected a thread that has ended, found one that was given up and still hangs. Build a new loader"
+            )
+        if self.is_of_another_process:  # whose threads stayed there: locks may be held for ever
+            raise UsageError(
+                "loader: expected the process that iterated this loader, found one forked from it. Build a loader in the "
+                "new process, or iterate after the fork only"
+            )
 
     def _work(self, start: Callable[[], Iterator[Item]]) -> None:
         try:
@@ -78,12 +114,16 @@ class Background(Generic[Item]):
         return False
 
     def next(self) -> Item | None:
-        """The next item, or None at the end; raises what the thread died of."""
+        """The next item, or None at the end; raises what the thread died of, and UsageError in a forked process."""
+        self.check_free()
         begun = time.monotonic()
         while True:
             try:
                 item = self._ready.get(timeout=1.0)
                 break
+            except KeyboardInterrupt:
+                self._patience_s = _INTERRUPT_PATIENCE_S
+                raise
             except queue.Empty:
                 if not self._thread.is_alive() and self._ready.empty():
                     raise RuntimeError(
@@ -93,8 +133,7 @@ class Background(Generic[Item]):
                 try:
                     self._watch(time.monotonic() - begun)
                 except BaseException:
-                    self._abandoned = True
-                    atexit.unregister(self._thread.join)
+                    self._abandon()
                     raise
         if isinstance(item, BaseException):
             try:
@@ -104,11 +143,22 @@ class Background(Generic[Item]):
         return item
 
     def stop(self) -> None:
-        """End the thread and wait for it, unless it was given up; items that are ready are dropped."""
+        """End the thread and wait for it, unless it was given up or hangs; items that are ready are dropped."""
         self._stopped.set()
         # A collection of garbage may run in the thread itself, and finalise an abandoned loop there.
-        if self._thread is not threading.current_thread() and not self._abandoned:
-            while self._thread.is_alive():
+        mine = self._thread is not threading.current_thread() and not self.is_of_another_process
+        if mine and not self._abandoned:
+            give_up = time.monotonic() + self._patience_s
+            while self._thread.is_alive() and time.monotonic() < give_up:
                 self._interrupt()  # again and again: it may only be about to wait
                 self._thread.join(0.2)
+            if self._thread.is_alive():
+                logger.warning("the thread that makes batches hangs, and is left to itself")
+                self._abandon()
             atexit.unregister(self._thread.join)
+            while not self._ready.empty():
+                self._ready.get()
+
+    def _abandon(self) -> None:
+        self._abandoned = True
+        atexit.unregister(self._thread.join)

@@ -9,7 +9,10 @@ that a batch depends on. Work is submitted a batch ahead: DALI decodes one while
 
 from __future__ import annotations
 
+import ctypes
+import os
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -85,6 +88,18 @@ def naming_the_sample(jpegs: Sequence[np.ndarray], places: Sequence[Place]) -> I
         raise
 
 
+_live: weakref.WeakSet[Decoder] = weakref.WeakSet()
+
+
+def _leave_to_the_parent() -> None:
+    """In a forked process: forget DALI's pipelines without taking them down, which waits for threads that are not here."""
+    for decoder in list(_live):
+        decoder.leave()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
+
+
 class Decoder(ABC):
     """Decodes batches in the order in which they are submitted; what both paths have in common.
 
@@ -94,6 +109,7 @@ class Decoder(ABC):
 
     def __init__(self, pipe: Pipeline) -> None:
         self._pipe = pipe
+        _live.add(self)
         # Submitted and not taken: JPEGs, which DALI reads in place until the batch is done, and flips.
         self._pending: deque[tuple[Sequence[np.ndarray], np.ndarray]] = deque()
 
@@ -122,6 +138,12 @@ class Decoder(ABC):
                     self._pipe.share_outputs()
                     self._pipe.release_outputs()
             self._pending.popleft()
+
+    def leave(self) -> None:
+        """Never take the pipeline down, not even when the interpreter ends."""
+        if (pipe := getattr(self, "_pipe", None)) is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(pipe._pipe))
+            pipe._pipe = None
 
     def close(self) -> None:
         """Stop the threads; whatever was submitted is dropped. Nothing can be submitted afterwards."""

@@ -57,10 +57,10 @@ class Loader:
 
     A sample that cannot be read or decoded is left out: it is logged, written down and counted (see Faults), its slot
     gets another sample of the same batch and `valid` False, and nothing else changes. A shard that cannot be had, and
-    more bad samples than are allowed, are errors, raised after the batches before them. Damage inside the compressed
-    data of a JPEG is another matter: libjpeg warns of it on standard error and carries on, and below the crop nothing
-    is read at all, so that pixels may be wrong without an error. `softshard verify` finds it: it compares every
-    shard's hash.
+    more bad samples than are allowed, are errors, raised after the batches before them. A JPEG that is cut short is
+    found by its missing end. Damage inside the compressed data is another matter: libjpeg warns of it on standard
+    error and carries on, and below the crop nothing is read at all, so that pixels may be wrong without an error.
+    `softshard verify` finds it: it compares every shard's hash.
 
     Args:
         dataset: folder of a data set (with a manifest), read in place; any fsspec URL of one, whose shards are fetched
@@ -206,6 +206,7 @@ class Loader:
         )
         self._run = BatchRun(self._maker, make_decoder, self._quarantine)
         self._running: Background[Batch] | None = None
+        self._latest: Background[Batch] | None = None
         self._closed = False
 
     def count_classes(self) -> np.ndarray:
@@ -321,6 +322,8 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         if self._closed:
             raise UsageError("loader: expected an open loader, found one that was closed. Build a new one")
+        if self._latest is not None:
+            self._latest.check_free()
         self._stop()
         if not self._resume:
             self._taken = 0
@@ -329,7 +332,7 @@ class Loader:
         if self.pin_memory:
             self._gpu = torch.cuda.current_device()
         watch = Watchdog(self._stages, self.faults.stall_s, self.faults.give_up_s)
-        run = self._running = Background(
+        run = self._running = self._latest = Background(
             lambda: self._batches(epoch, taken), self._prefetch, watch, self._maker.reader.shards.interrupt
         )
         left = self._num_steps(taken)
@@ -390,7 +393,8 @@ class Loader:
     def close(self) -> None:
         """Stop the threads and let the shards go. Batches that were yielded stay valid."""
         self._stop()
-        self._run.close()
+        if self._latest is None or not (self._latest.is_lost or self._latest.is_of_another_process):
+            self._run.close()  # nobody's but this process's, and no thread hangs in it
         self._maker.close()
         self._closed = True
 

@@ -18,15 +18,18 @@ from .augment_batch import AugmentStage
 from .batch import Batch, Mix, TeacherLevels
 from .crops import Augment, crop_fractions, draw_crops
 from .decode import Decoder, naming_the_sample
-from .faults import BadSample
 from .make_targets import TargetMaker
 from .mixing import draw_mix
 from .order import Draws
 from .sample_reader import Found, SampleReader
+from .samples import Place
 from .side_maps import SideFiles
 from .source import Source
 from .stages import Stages
 from .target_modes import LabelPooling
+
+# Slots whose samples are bad: where each lies, and what is wrong with it.
+Blamed = dict[int, tuple[Place, DataError]]
 
 
 @dataclass
@@ -237,58 +240,62 @@ class BatchMaker:
             torch.cuda.current_stream(self._device).synchronize()
         return batch
 
-    def find_unreadable(self, draws: Draws) -> dict[int, DataError]:
+    def find_unreadable(self, draws: Draws) -> Blamed:
         """Slots whose samples have a header or labels that cannot be read, one by one, with each one's error.
 
         Raises:
             DataError: a shard cannot be had.
         """
-        bad = {}
+        bad: Blamed = {}
         for slot in np.flatnonzero(draws.samples >= 0).tolist():
             found = self.reader.find(draws.samples[slot : slot + 1])
             try:
                 self.reader.sizes(found)
                 self.reader.levels(found, self.reader.classes(found))
             except DataError as error:
-                bad[slot] = error
+                bad[slot] = found.places[0], error
         return bad
 
-    def find_undecodable(
-        self, draws: Draws, epoch: int, make_decoder: Callable[[], Decoder]
-    ) -> dict[int, DataError]:
+    def find_undecodable(self, begun: BegunBatch, make_decoder: Callable[[], Decoder]) -> Blamed:
         """Slots whose samples have a bad image, label map or teacher, one by one, with each one's error.
 
-        Raises:
-            DataError: a shard cannot be had.
+        Args:
+            begun: the batch that could not be finished.
+            make_decoder: builds a decoder; each error costs one.
+
+        Returns:
+            None of them where no sample alone explains what happened: not one fails, or all do without damage that
+            can be named (the GPU is gone, say, or no memory is left).
         """
-        bad: dict[int, DataError] = {}
+        bad: Blamed = {}
+        num_unexplained = 0
         decoder = make_decoder()
         try:
-            for slot in np.flatnonzero(draws.samples >= 0).tolist():
-                alone = np.arange(len(draws.samples)) == slot
-                one = Draws(np.where(alone, draws.samples, -1), draws.occurrences)
+            for i, slot in enumerate(begun.slots.tolist()):
                 try:
-                    self.finish(self.begin(one, alone, epoch, decoder), decoder)
+                    # The shards of this step stay open as long as it is: nothing is fetched, nothing else can fail.
+                    self.finish(self._again(begun, i, decoder), decoder)
                 except (DataError, RuntimeError) as error:
-                    [(shard, place)] = self.reader.find(draws.samples[slot : slot + 1]).places
-                    bad[slot] = (
-                        error
-                        if isinstance(error, DataError)
-                        else DataError(
+                    shard, place = begun.found.places[i]
+                    if not isinstance(error, DataError):
+                        num_unexplained += 1
+                        error = DataError(
                             f"{shard.where(place, JPG.suffix)}: expected a JPEG that DALI decodes, found: {error}. Run: "
                             f"softshard verify --decode {shard.path}"
                         )
-                    )
+                    bad[slot] = (shard, place), error
                     decoder.close()
                     decoder = make_decoder()
         finally:
             decoder.close()
-        return bad
+        return {} if num_unexplained == len(begun.slots) > 1 else bad
 
-    def bad_sample(self, sample: int, error: DataError) -> BadSample:
-        """How the quarantine names a sample."""
-        [(shard, place)] = self.reader.find(np.array([sample])).places
-        return BadSample(sample, shard.path.name, shard.index.keys[place], str(error))
+    def _again(self, begun: BegunBatch, i: int, decoder: Decoder) -> BegunBatch:
+        """A batch with the i-th of its samples alone, handed to another decoder."""
+        alone = np.arange(self._batch_size) == begun.slots[i]
+        draws = Draws(np.where(alone, begun.draws.samples, -1), begun.draws.occurrences)
+        found = begun.found.only(i)
+        return self._begin(draws, begun.slots[i : i + 1], found, alone, begun.epoch, decoder)
 
     def close(self) -> None:
         """Let the shards go, and stop the threads that augment."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..shards.errors import UsageError
+from ..shards.labelmap_header import check_geometry
 from .mixing import MixPlan, visible_regions
 from .pooling import pool_label_maps
 from .sample_reader import Found, SampleReader
@@ -56,6 +57,10 @@ class TargetMaker:
         pooling = targets if isinstance(targets, LabelPooling) else TARGET_MODES.get(targets)
         self._poolings = (
             [] if pooling is None else [_checked_pooling(pooling, source, side) for source in sources]
+        )
+        manifests = [source.manifest if side is None else side.manifest for source in sources]
+        self._maps = (
+            [info for manifest in manifests if (info := manifest.label_maps)] if self._poolings else []
         )
         self._num_slots, self._device = num_slots, device
         self._num_threads = max(1, num_threads // DECODERS_PER_POOLER)
@@ -123,8 +128,11 @@ class TargetMaker:
             def where(j: int, places: list[Place] = places) -> str:
                 return reader.where_map(places[j])
 
+            maps = [label_maps[row] for row in rows]
+            info = self._maps[i]
+            check_geometry(maps, (info.top, info.rows, info.columns), info.num_classes, where)
             pooled = pool_label_maps(
-                [label_maps[row] for row in rows],
+                maps,
                 crops[its_slots],
                 num_classes=self._num_classes,
                 device=self._device,

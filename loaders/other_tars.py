@@ -32,6 +32,7 @@ from ..shards.storage import public_name
 from ..shards.writer import ShardRecord
 from .cache import Cache
 from .download import Downloads
+from .faults import ALWAYS_ALLOWED_BAD, Faults
 from .fetch import OpenShard, ShardFiles
 from .remote import RemoteShards
 from .tar_index import JPEGS, IndexFolder, Tar, TarIndex, identify, index_tar
@@ -46,7 +47,7 @@ class OtherTars:
         cache: where indexes are kept, and remote tars.
 
     Raises:
-        DataError: see `identify` and `index_tar`; no sample; some samples with a class and some without.
+        DataError: see `identify` and `index_tar`; no sample; many samples without a class among others.
     """
 
     def __init__(self, folder: str | Path, names: Sequence[str], cache: Cache) -> None:
@@ -55,7 +56,9 @@ class OtherTars:
         self.tars = list(in_threads(lambda name: identify(folder, name), names, cache.num_fetchers))
         records, labels = [], []
         num_skipped = 0
-        for tar, index in zip(self.tars, self._all_indexes(), strict=True):
+        indexes = self._all_indexes()
+        self._num_unlabelled = self._count_unlabelled(indexes)
+        for tar, index in zip(self.tars, map(self._served, indexes), strict=True):
             # No hash of the tar is known: what decides the order and the crops is in the index.
             content = sha256_hex(index.to_bytes())
             records.append(ShardRecord(tar.name, len(index.keys), tar.num_bytes, content, content))
@@ -83,6 +86,27 @@ class OtherTars:
         )
         self.tars = [tar for tar, record in zip(self.tars, records, strict=True) if record.samples]
         self._warn(num_skipped)
+
+    def _count_unlabelled(self, indexes: Sequence[TarIndex]) -> int:
+        """Samples without a class that are left out since nearly all have one.
+
+        Raises:
+            DataError: more of them than a loader leaves out of a data set of ours.
+        """
+        counts = [index.labels.count("") for index in indexes]
+        missing, num = sum(counts), sum(len(index.labels) for index in indexes)
+        if missing == num:
+            return 0
+        if missing > max(min(ALWAYS_ALLOWED_BAD, num // 2), int(Faults.max_bad * num)):
+            tar = next(tar.name for tar, count in zip(self.tars, counts, strict=True) if count)
+            raise DataError(
+                f"{self.where}: expected a class (cls or json) in every sample or in none, found {missing:,} of {num:,} "
+                f"samples without one, the first in {tar}. Run: softshard pack SRC DST, which leaves them out"
+            )
+        return missing
+
+    def _served(self, index: TarIndex) -> TarIndex:
+        return index.labelled() if self._num_unlabelled else index
 
     def _all_indexes(self) -> list[TarIndex]:
         if isinstance(self.folder, Path):
@@ -112,12 +136,6 @@ class OtherTars:
         distinct = set(chain.from_iterable(labels))
         if distinct == {""}:
             return {}, ()
-        if "" in distinct:
-            tar = next(tar.name for tar, of_tar in zip(self.tars, labels, strict=True) if "" in of_tar)
-            raise DataError(
-                f"{self.where}: expected a class (cls or json) in every sample or in none, found samples without one in "
-                f"{tar}. Run: softshard pack SRC DST, which leaves them out"
-            )
         names, numbered = name_classes(distinct, None, self.where)
         class_names = numbered or tuple(sorted(set(names.values())))
         numbers = {name: number for number, name in enumerate(class_names)}
@@ -130,6 +148,8 @@ class OtherTars:
             else f"with {len(self.class_names):,} classes"
         )
         skipped = f" {num_skipped:,} samples without a JPEG are left out." if num_skipped else ""
+        if self._num_unlabelled:
+            skipped += f" {self._num_unlabelled:,} samples without a class are left out."
         warnings.warn(
             f"{self.where}: {len(self.tars):,} tars without a manifest, {len(self.classes):,} samples {classes}.{skipped} "
             "Not checked: hashes, and whether tars are missing; class numbers are those found in the tars, EXIF orientation "
@@ -151,7 +171,7 @@ class OtherTars:
             with open(self.cache.path / "shards" / f"{tar.key}.tar", "rb") as file:
                 return index_tar(file, f"{self.where}/{tar.name}")
 
-        found = self._indexes.get(tar, make)
+        found = self._served(self._indexes.get(tar, make))
         classes = np.array([self._label_ids.get(label, -1) for label in found.labels], np.int64)
         return found.shard_index, classes
 

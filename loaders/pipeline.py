@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..shards.errors import DataError
+from ..shards.errors import DataError, StorageError
 from .batch import Batch
 from .decode import Decoder
-from .faults import MAX_OCCURRENCES, Quarantine, next_good
-from .make_batch import BatchMaker, BegunBatch
+from .faults import MAX_OCCURRENCES, BadSample, Quarantine, next_good
+from .make_batch import BatchMaker, BegunBatch, Blamed
 from .order import Draws, Order, rank_slots
 
 
@@ -127,6 +127,8 @@ class BatchRun:
             draws, valid = step.without(self._quarantine)
             try:
                 return self._maker.begin(draws, valid, step.epoch, self._open())
+            except StorageError:
+                raise  # not the samples' doing, and asking again would wait for the storage once more
             except DataError:
                 if not self._isolate(step, draws, self._maker.find_unreadable(draws)):
                     raise
@@ -139,10 +141,8 @@ class BatchRun:
             except (DataError, RuntimeError):
                 # Whatever was submitted is lost with the decoder; all of it is begun again.
                 self.close(forget=False)
-                draws, _ = step.without(self._quarantine)
-                if not self._isolate(
-                    step, draws, self._maker.find_undecodable(draws, step.epoch, self._make_decoder)
-                ):
+                found = self._maker.find_undecodable(begun, self._make_decoder)
+                if not self._isolate(step, begun.draws, found):
                     raise
                 steps = [step for step, _ in self._begun]
                 self._begun.clear()
@@ -151,17 +151,17 @@ class BatchRun:
             self._begun.popleft()
             return batch
 
-    def _isolate(self, step: Step, draws: Draws, found: dict[int, DataError]) -> bool:
-        """Put bad samples (slot to error) into the quarantine; whether there were any."""
+    def _isolate(self, step: Step, draws: Draws, found: Blamed) -> bool:
+        """Put bad samples into the quarantine; whether there were any."""
         any_bad = bool(found)
         error = None
         try:
-            for slot, error in found.items():
+            for slot, ((shard, place), error) in found.items():
                 if self._quarantine.strict:
                     raise error
                 sample = int(draws.samples[slot])
                 self._quarantine.add(
-                    self._maker.bad_sample(sample, error),
+                    BadSample(sample, shard.path.name, shard.index.keys[place], str(error)),
                     own=sample == int(step.draws.samples[slot]),
                     epoch=step.epoch,
                     step=step.number,
@@ -169,7 +169,7 @@ class BatchRun:
         finally:
             # An error's traceback holds this frame: a cycle, which would keep the shards open.
             found.clear()
-            error = None
+            error = shard = None
         return any_bad
 
     def _open(self) -> Decoder:

@@ -36,6 +36,12 @@ class Found:
     sources: np.ndarray
     members: dict[str, Sequence[memoryview]]
 
+    def only(self, i: int) -> Found:
+        """The i-th sample alone."""
+        some = slice(i, i + 1)
+        members = {suffix: column[some] for suffix, column in self.members.items()}
+        return Found(self.places[some], self.numbers[some], self.sources[some], members)
+
     def by_source(self) -> Iterator[tuple[int, np.ndarray]]:
         """(data set, int64 [M_i], which of the samples are its)."""
         for i in np.unique(self.sources).tolist():
@@ -63,6 +69,8 @@ class SampleReader:
         sizes = [_teacher_level_sizes(source) for source in sources] if teacher else [None]
         self._level_sizes = sizes[0]  # the same in all: their trees are
         _check_same_levels(sources)
+        tree = sources[0].labels.tree
+        self._level_limits = None if tree is None else tree.level_sizes
         self._columns = {suffix: i for i, suffix in enumerate(all_components(sources))}
         records = [source.manifest.shards for source in sources]
         self._shard_names = [shard.name for shards in records for shard in shards]
@@ -164,7 +172,8 @@ class SampleReader:
                 levels[rows] = relabelling.vectors[classes[rows]]
             else:
                 members = [found.members[HIER.suffix][row] for row in rows]
-                levels[rows] = read_levels([found.places[row] for row in rows], members, shape)
+                places = [found.places[row] for row in rows]
+                levels[rows] = read_levels(places, members, shape, self._level_limits)
         return levels
 
     def label_maps(self, found: Found) -> Sequence[memoryview]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import simplejpeg
 
 from ..shards.components import decode_class, decode_levels, encode_levels
 from ..shards.errors import DataError, ImageError, UsageError
@@ -62,20 +63,48 @@ def read_sizes(places: Sequence[Place], members: Sequence[memoryview]) -> np.nda
         int64 [M, 2], height and width.
 
     Raises:
-        DataError: not a JPEG with pixels within the limits.
+        DataError: see `read_size`.
     """
     found = []
     try:
         for data in members:
-            header = read_jpeg_header(data)
-            found += header.height, header.width
+            found += read_size(data)
     except ImageError:
         shard, place = places[len(found) // 2]
         try:
-            read_jpeg_header(members[len(found) // 2], shard.where(place, JPG.suffix))  # with its name
+            read_size(members[len(found) // 2], shard.where(place, JPG.suffix))  # with its name
         except ImageError as error:
             raise DataError(f"{error}. Run: softshard verify {shard.path}") from error
     return np.array(found, np.int64).reshape(-1, 2)
+
+
+def read_size(data: bytes | memoryview, where: str = "image") -> tuple[int, int]:
+    """The stored height and width of a JPEG that is whole, as far as that can be seen without decoding it.
+
+    Raises:
+        ImageError: not a JPEG with pixels within the limits; a lossless one, which decoders crash on; one that is cut
+            short, of which libjpeg would make grey pixels.
+    """
+    header = read_jpeg_header(data, where)
+    if header.lossless:
+        raise ImageError(f"{where}: expected a JPEG with a DCT, found a lossless one", kind="unsupported")
+    if (data[-1] != 0xD9 or data[-2] != 0xFF) and _is_cut(bytes(data)):
+        raise ImageError(
+            f"{where}: expected a whole JPEG, found one that is cut short after {len(data)} bytes",
+            kind="truncated",
+        )
+    return header.height, header.width
+
+
+def _is_cut(jpeg: bytes) -> bool:
+    """Whether a JPEG that does not end in its end marker lacks pixels, too: cameras put bytes behind it, or forget it."""
+    if jpeg.rfind(b"\xff\xd9") > jpeg.rfind(b"\xff\xda"):  # behind the last scan: not that of a thumbnail
+        return False
+    try:
+        simplejpeg.decode_jpeg(jpeg + b"\xff\xd9", "RGB", strict=True)
+    except ValueError:
+        return True
+    return False
 
 
 def read_classes(places: Sequence[Place], members: Sequence[memoryview], num_classes: int) -> np.ndarray:
@@ -117,19 +146,25 @@ def _classes_of_tars(places: Sequence[Place]) -> np.ndarray:
     )
 
 
-def read_levels(places: Sequence[Place], members: Sequence[memoryview], shape: tuple[int, ...]) -> np.ndarray:
+def read_levels(
+    places: Sequence[Place],
+    members: Sequence[memoryview],
+    shape: tuple[int, ...],
+    level_sizes: Sequence[int] | None = None,
+) -> np.ndarray:
     """The hierarchical label vectors of M samples.
 
     Args:
         places: where the samples lie, for messages.
         members: their components `hier.npy`.
         shape: of one sample's: (L,), or (A, L) in a tree where classes have several parents.
+        level_sizes: classes of each level, which indices are below; None where there is no tree to say so.
 
     Returns:
         int64 [M, L] or [M, A, L], -1 where a label has no such level and in rows of paths that it does not have.
 
     Raises:
-        DataError: vectors of another shape or type.
+        DataError: vectors of another shape or type, or of classes that a level does not have.
     """
     example = encode_levels(np.zeros(shape, np.int16))
     header = example[: len(example) - 2 * math.prod(shape)]
@@ -148,4 +183,14 @@ def read_levels(places: Sequence[Place], members: Sequence[memoryview], shape: t
         return np.empty((0, *shape), np.int64)
     # All headers are the same bytes: the vectors are cut out as one array, ten times as fast as a call each.
     bodies = np.frombuffer(b"".join(raw), np.uint8).reshape(len(raw), -1)[:, len(header) :]
-    return np.ascontiguousarray(bodies).view("<i2").astype(np.int64).reshape(-1, *shape)
+    levels = np.ascontiguousarray(bodies).view("<i2").astype(np.int64).reshape(-1, *shape)
+    if level_sizes is not None:
+        sizes = np.asarray(level_sizes[: shape[-1]])
+        wrong = ((levels < -1) | (levels >= sizes)).reshape(len(levels), -1).any(axis=1)
+        if wrong.any():
+            shard, place = places[int(wrong.argmax())]
+            raise DataError(
+                f"{shard.where(place, HIER.suffix)}: expected -1 or classes below {sizes.tolist()}, found "
+                f"{levels[wrong.argmax()].tolist()}. Run: softshard verify {shard.path}"
+            )
+    return levels

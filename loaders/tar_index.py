@@ -104,6 +104,17 @@ class TarIndex:
             raise ValueError("not an index of this version")
         return index
 
+    def labelled(self) -> TarIndex:
+        """The samples that have a label."""
+        rows = [i for i, label in enumerate(self.labels) if label]
+        return TarIndex(
+            tuple(self.keys[i] for i in rows),
+            self.offsets[rows],
+            self.sizes[rows],
+            tuple(self.labels[i] for i in rows),
+            self.num_skipped,
+        )
+
     @property
     def shard_index(self) -> ShardIndex:
         return ShardIndex((JPG.suffix,), self.keys, self.offsets[:, None], self.sizes[:, None])

@@ -118,6 +118,33 @@ def read_headers(maps: Sequence[bytes | memoryview], where: Callable[[int], str]
     return heads
 
 
+def check_geometry(
+    maps: Sequence[bytes | memoryview],
+    shape: tuple[int, int, int],
+    num_classes: int,
+    where: Callable[[int], str],
+) -> None:
+    """Refuse a label map of another shape, or over other classes, than its data set's: sound in itself, and wrong here.
+
+    Args:
+        maps: N `lmap` values; what is no label map at all is left to `read_headers`.
+        shape: (K, P, Q) of the data set.
+        num_classes: C of its label maps.
+        where: the name of map i, for messages.
+
+    Raises:
+        DataError: naming the first one.
+    """
+    sides, classes = struct.pack("<3H", *shape), struct.pack("<I", num_classes)
+    for i, data in enumerate(maps):
+        if (data[8:14] != sides or data[16:20] != classes) and len(data) >= HEADER.size and data[:4] == MAGIC:
+            fields = HEADER.unpack(data[: HEADER.size])
+            raise DataError(
+                f"{where(i)}: expected [K, P, Q] {list(shape)} over {num_classes} classes as in the manifest, found "
+                f"{list(fields[5:8])} over {fields[9]}; the map is another data set's, or damaged"
+            )
+
+
 def payload_bytes(
     scores: np.ndarray, ids: np.ndarray, palette: np.ndarray, elements: np.ndarray
 ) -> np.ndarray:

@@ -70,3 +70,12 @@ def set_rng_state(states: list[dict[str, Tensor]], rank: int, world_size: int, o
     torch.set_rng_state(states[rank]["cpu"])
     if on_gpu and "cuda" in states[rank]:
         torch.cuda.set_rng_state(states[rank]["cuda"])
+
+
+def sum_over_ranks(number: int, world_size: int, device: str) -> int:
+    """The sum of a number of each rank; called by all of them together."""
+    if world_size == 1:
+        return number
+    total = torch.tensor(number, device=device)
+    dist.all_reduce(total)
+    return int(total.item())

@@ -79,6 +79,8 @@ def epoch_line(entry: dict[str, Any]) -> str:
     if shown and entry["weights"] == "ema":
         shown[0] = f"averaged weights: {shown[0]}"
     loss = "-" if entry["loss"] is None else f"{entry['loss']:.4f}"
+    if entry.get("num_bad"):
+        shown.append(f"{entry['num_bad']:,} bad samples left out so far")
     return ", ".join([f"epoch {entry['epoch']}: loss {loss}", *shown])
 
 

@@ -39,8 +39,9 @@ class TrainResult:
         checkpoint: the latest checkpoint.
         weights: the exported weights, or None where the run was stopped before its end.
         steps: steps since the run began, those before a --resume included.
-        history: one dict per finished epoch: `epoch`, `loss` (mean over its steps) and, with a validation
-            set, `weights` (`ema` or `model`: whose numbers follow) and the numbers of `evaluate_model`.
+        history: one dict per finished epoch: `epoch`, `loss` (mean over its steps), `num_bad` (training samples that
+            could not be read since this process began, on all ranks together) and, with a validation set,
+            `weights` (`ema` or `model`: whose numbers follow) and the numbers of `evaluate_model`.
         stopped_by: number of the signal that stopped the run, or None where it finished.
     """
 
@@ -138,6 +139,7 @@ def write_summary(
         "steps_per_epoch": len(loader),
         "steps": steps.step,
         "skipped": steps.skipped,
+        "num_bad": history[-1].get("num_bad", 0) if history else 0,
         "history": history,
     }
     write_json(path, summary)

@@ -36,7 +36,7 @@ from .head_order import HeadOrder
 from .label_space import LabelSpace
 from .models import create_model, freeze_backbone
 from .objective import count_images, create_loss
-from .processes import process_group, rng_states, set_rng_state, stop_signal
+from .processes import process_group, rng_states, set_rng_state, stop_signal, sum_over_ranks
 from .progress import Progress, epoch_line, print_to_stderr, say_nothing
 from .recipes import Recipe
 from .results import (
@@ -344,6 +344,7 @@ def train(
             if stopped_by:
                 break
             entry: dict[str, Any] = {"epoch": epoch, "loss": steps.close_epoch()}
+            entry["num_bad"] = sum_over_ranks(loader.num_bad, world_size, device)
             if val_loader is not None:
                 take_step.share_buffers()
                 entry["weights"] = take_step.best_weights

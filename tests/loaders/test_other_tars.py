@@ -221,8 +221,8 @@ def test_tars_without_classes_are_served_without(tmp_path, plain_samples, cache)
         ([("a", {"txt": b"x"})], r"expected samples with a JPEG \(jpg, jpeg\), found none"),
         ([("a", {"jpg": b"x", "cls": b"\xff\xfe"})], r"a.tar: 'a.cls': expected a class, found: "),
         (
-            [("a", {"jpg": b"x", "cls": b"1"}), ("b", {"jpg": b"x"})],
-            "expected a class .cls or json. in every sample or in none, found samples without one in a.tar",
+            [("a", {"jpg": b"x", "cls": b"1"}), ("b", {"jpg": b"x"}), ("c", {"jpg": b"x"})],
+            "expected a class .cls or json. in every sample or in none, found 2 of 3 samples without one, .* in a.tar",
         ),
         ([("a", {"jpg": b"x"}), ("b", {"jpg": b"x"}), ("a", {"jpg": b"x"})], "sample 'a': expected each key once"),
     ],
@@ -231,6 +231,24 @@ def test_tars_without_classes_are_served_without(tmp_path, plain_samples, cache)
 def test_tars_that_cannot_be_served_are_refused(tmp_path, cache, samples, message):
     with pytest.raises(DataError, match=message):
         Loader(make(tmp_path, samples), cache=cache, **OPTIONS)
+
+
+def test_the_few_samples_without_a_class_are_left_out(tmp_path, plain_samples, cache):
+    samples = [
+        (f"{i}", {"jpg": jpeg} | ({} if i in (1, 4) else {"cls": b"%d" % (i % 3)}))
+        for i, jpeg in enumerate(jpegs(plain_samples, 6))
+    ]
+    folder = make(tmp_path, samples)
+    for _ in range(2):  # from the tar, and from the index that was kept
+        with (
+            pytest.warns(
+                UserWarning, match="4 samples with 3 classes. 2 samples without a class are left out"
+            ),
+            Loader(folder, **{**OPTIONS, "batch_size": 4, "shuffle": False, "cache": cache}) as loader,
+        ):
+            (batch,) = loader
+        assert batch.keys == ["0", "2", "3", "5"]
+        assert batch.classes.tolist() == [0, 2, 0, 2]
 
 
 def test_a_tar_that_is_cut_short_is_refused(tars, cache):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -248,6 +249,30 @@ def test_a_server_that_stays_away_is_an_error_that_says_so(packed, serve_spoiled
     assert "secret" not in str(e.value)
     assert len(served) == 3 * 13 // 8  # the batches before it
     assert cached(cache, "*.part") == []
+
+
+def test_storage_that_was_away_when_a_shard_was_fetched_ahead_is_asked_again_when_it_is_needed(
+    packed, serve_spoiled, cache, within
+):
+    back = threading.Event()
+
+    def spoil(name, start, answer):
+        return answer if back.is_set() or not name.endswith("8.tar") else None
+
+    url, _ = serve_spoiled(packed, spoil)
+    with Loader(url, cache=replace(cache, deadline_s=0.5), shuffle=False, **OPTIONS) as loader:
+        batches = iter(loader)
+        served = [next(batches).keys]
+        fetching = loader._maker.reader.shards._files[0]._run
+
+        def until_it_failed():
+            while 8 not in fetching._failed:
+                time.sleep(0.01)
+
+        within(until_it_failed)
+        back.set()
+        within(lambda: served.extend(batch.keys for batch in batches))
+    assert len(served) == len(loader)
 
 
 def test_closing_does_not_wait_for_the_network(packed, serve_spoiled, cache, within):

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import safetensors.torch
+import spoiling
 import timm
 import torch
 
@@ -526,3 +527,13 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it(missing, comma
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert f"pip install 'softshard[{extra}]'" in done.stderr
+
+
+def test_samples_that_were_left_out_are_counted_where_people_look(shards, tmp_path):
+    damaged = shutil.copytree(shards, tmp_path / "damaged")
+    spoiling.rewrite(damaged / "train", {3: {"jpg": spoiling.cut_in_the_middle}})
+    lines = []
+    result = run(tiny(single_label()), damaged, tmp_path / "run", log=lines.append)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["num_bad"] == result.history[-1]["num_bad"] == 1
+    assert any("1 bad samples left out so far" in line for line in lines)
