@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .faults import Faults
     from .fetch_stats import FetchStats
     from .loader import Loader
+    from .loader_stats import LoaderStats
     from .mixture import Mixture
     from .pooling import SparseTargets, pool_label_maps, pool_top_classes
     from .subset import Subset
@@ -32,6 +33,7 @@ _HOMES = {
     "FetchStats": ".fetch_stats",
     "LabelPooling": ".target_modes",
     "Loader": ".loader",
+    "LoaderStats": ".loader_stats",
     "Mix": ".batch",
     "Mixture": ".mixture",
     "Mixup": ".augment_options",
@@ -54,6 +56,7 @@ __all__ = [
     "FetchStats",
     "LabelPooling",
     "Loader",
+    "LoaderStats",
     "Mix",
     "Mixture",
     "Mixup",

@@ -220,21 +220,22 @@ class BatchMaker:
         def tensor(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(self._device, non_blocking=True)
 
-        batch = Batch(
-            images=images,
-            classes=tensor(begun.classes),
-            levels=None if begun.levels is None else tensor(begun.levels),
-            targets=targets,
-            crops=tensor(begun.crops),
-            flips=tensor(begun.flips),
-            keys=begun.keys,
-            valid=tensor(begun.valid),
-            teacher=None if teacher is None else TeacherLevels(*map(tensor, teacher)),
-            mix=None if plan is None else Mix(*map(tensor, (plan.partners, plan.shares, plan.boxes))),
-        )
-        if self._device.type == "cuda":
-            # The copies run on this thread's stream; whoever takes the batch may be on another.
-            torch.cuda.current_stream(self._device).synchronize()
+        with self._stages("copy"):
+            batch = Batch(
+                images=images,
+                classes=tensor(begun.classes),
+                levels=None if begun.levels is None else tensor(begun.levels),
+                targets=targets,
+                crops=tensor(begun.crops),
+                flips=tensor(begun.flips),
+                keys=begun.keys,
+                valid=tensor(begun.valid),
+                teacher=None if teacher is None else TeacherLevels(*map(tensor, teacher)),
+                mix=None if plan is None else Mix(*map(tensor, (plan.partners, plan.shares, plan.boxes))),
+            )
+            if self._device.type == "cuda":
+                # The copies run on this thread's stream; whoever takes the batch may be on another.
+                torch.cuda.current_stream(self._device).synchronize()
         return batch
 
     def find_unreadable(self, draws: Draws) -> dict[int, DataError]:
