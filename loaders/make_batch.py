@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from .crops import Augment, crop_fractions, draw_crops
 from .decode import Decoder, naming_the_sample
 from .faults import BadSample
 from .make_targets import TargetMaker
-from .mixing import draw_mix
+from .mixing import MixPlan, draw_mix
 from .order import Draws
 from .sample_reader import Found, SampleReader
 from .side_maps import SideFiles
@@ -45,6 +46,14 @@ class BegunBatch:
     keys: list[str]
     jpegs: list[np.ndarray]
     label_maps: Sequence[memoryview]  # M of them, none without
+
+
+class Submits(Protocol):
+    """What `begin` asks of a decoder."""
+
+    def submit(self, jpegs: Sequence[np.ndarray], crop_tlhw_px: np.ndarray, flips: np.ndarray) -> None:
+        """See Decoder."""
+        ...
 
 
 class BatchMaker:
@@ -123,7 +132,7 @@ class BatchMaker:
             stages=stages,
         )
 
-    def begin(self, draws: Draws, valid: np.ndarray, epoch: int, decoder: Decoder) -> BegunBatch:
+    def begin(self, draws: Draws, valid: np.ndarray, epoch: int, decoder: Submits) -> BegunBatch:
         """Read the labels of a batch's samples, draw their crops and start decoding.
 
         Args:
@@ -135,21 +144,16 @@ class BatchMaker:
         Raises:
             DataError: a shard cannot be had, or a sample says nonsense.
         """
-        slots = np.flatnonzero(draws.samples >= 0)
-        found = self.reader.find(draws.samples[slots])
+        found = self.reader.find(draws.samples[draws.samples >= 0])
         with self._stages("read"):
-            return self._begin(draws, slots, found, valid, epoch, decoder)
+            return self.begin_found(draws, found, valid, epoch, decoder)
 
-    def _begin(
-        self,
-        draws: Draws,
-        slots: np.ndarray,
-        found: Found,
-        valid: np.ndarray,
-        epoch: int,
-        decoder: Decoder,
+    def begin_found(
+        self, draws: Draws, found: Found, valid: np.ndarray, epoch: int, decoder: Submits
     ) -> BegunBatch:
+        """The same for samples whose shards are open."""
         num, reader = self._batch_size, self.reader
+        slots = np.flatnonzero(draws.samples >= 0)
         hw = reader.sizes(found)
         tlhw, real_flips = draw_crops(
             self._augment,
@@ -191,17 +195,7 @@ class BatchMaker:
         own = np.where(begun.valid, draws.samples, -1)
         plan = draw_mix(self._augment, own, seed=self._seed, epoch=begun.epoch, occurrence=draws.occurrences)
         with self._stages("pool"):
-            targets, given = self._target_maker.make(
-                self.reader,
-                begun.found,
-                begun.label_maps,
-                slots,
-                begun.classes,
-                begun.crops,
-                begun.flips,
-                plan,
-                self._augment.size,
-            )
+            targets, given = self.make_targets(begun, plan)
             teacher = (
                 self.reader.teacher(begun.found, slots, self._batch_size)
                 if self.reader.reads_teacher
@@ -237,6 +231,31 @@ class BatchMaker:
                 # The copies run on this thread's stream; whoever takes the batch may be on another.
                 torch.cuda.current_stream(self._device).synchronize()
         return batch
+
+    @property
+    def pools(self) -> bool:
+        """Whether label maps are pooled."""
+        return self._target_maker.pools
+
+    def make_targets(
+        self, begun: BegunBatch, plan: MixPlan | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """A batch's targets; see TargetMaker.make.
+
+        Raises:
+            DataError: a damaged label map.
+        """
+        return self._target_maker.make(
+            self.reader,
+            begun.found,
+            begun.label_maps,
+            begun.slots,
+            begun.classes,
+            begun.crops,
+            begun.flips,
+            plan,
+            self._augment.size,
+        )
 
     def find_unreadable(self, draws: Draws) -> dict[int, DataError]:
         """Slots whose samples have a header or labels that cannot be read, one by one, with each one's error.
