@@ -227,7 +227,6 @@ class Ceilings:
     def resample(self) -> Iterator[int]:
         """Decoded windows to finished images, by the loader's own code and threads."""
         slots, num = np.arange(self._job.batch_size), self._job.batch_size
-        shape = (num, self._job.size, self._job.size, 3)
         decoder = _WindowDecoder(**self._options, dtype=self._job.dtype)
         decoder.keep = True
         try:
@@ -237,9 +236,7 @@ class Ceilings:
                 decoder.take(slots, num)
                 kept.append((decoder.kept, batch.flips))
             for windows, flips in itertools.cycle(kept):
-                CpuDecoder.finish(
-                    decoder, windows, flips, torch.empty(shape, dtype=DTYPES[self._job.dtype]), slots
-                )
+                CpuDecoder.finish(decoder, windows, flips, decoder.empty(num), slots)
                 yield num
         finally:
             decoder.close()
@@ -259,8 +256,9 @@ class Ceilings:
         finished = [
             torch.ones(shape, dtype=DTYPES[self._job.dtype], pin_memory=on_gpu) for _ in range(_KEPT_BATCHES)
         ]
+        target = torch.empty_like(finished[0], device="cuda" if on_gpu else "cpu")
         for images in itertools.cycle(finished):
-            torch.empty_like(images, device="cuda" if on_gpu else "cpu").copy_(images, non_blocking=True)
+            target.copy_(images, non_blocking=True)
             if on_gpu:
                 torch.cuda.current_stream().synchronize()
             yield self._job.batch_size

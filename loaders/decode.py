@@ -28,6 +28,7 @@ from nvidia.dali.pipeline import Pipeline
 from ..shards.errors import DataError, UsageError
 from ..shards.images import resample
 from ..shards.schema import JPG
+from .batch_buffers import BatchBuffers
 from .normalize import normalizer
 from .samples import Place
 
@@ -168,7 +169,8 @@ class CpuDecoder(Decoder):
         # process's; close() gives it back.
         self._opencv_threads = cv2.getNumThreads()
         cv2.setNumThreads(0)
-        self._size, self._dtype = size, DTYPES[dtype]
+        self._size = size
+        self._buffers = BatchBuffers((batch_size, size, size, 3), DTYPES[dtype])
         self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="softshard-resample")
         self._normalize = None if dtype == "uint8" else normalizer(mean, std, size)
@@ -182,8 +184,7 @@ class CpuDecoder(Decoder):
         super().__init__(pipe)
 
     def take(self, slots: np.ndarray, num_slots: int) -> torch.Tensor:
-        size = self._size
-        out = torch.empty((num_slots, size, size, 3), dtype=self._dtype)
+        out = self.empty(num_slots)
         if len(slots) < num_slots:
             out.zero_()
         if len(slots):
@@ -196,6 +197,10 @@ class CpuDecoder(Decoder):
                 self._pipe.release_outputs()
         self._pending.popleft()
         return out.permute(0, 3, 1, 2)
+
+    def empty(self, num_slots: int) -> torch.Tensor:
+        """[num_slots, S, S, 3] to be filled; at most `batch_size` slots."""
+        return self._buffers.take()[:num_slots]
 
     def finish(
         self, windows: Sequence[np.ndarray], flips: np.ndarray, out: torch.Tensor, slots: np.ndarray
