@@ -140,7 +140,10 @@ def _slowest(found: Situation, nearest: str) -> tuple[str | None, str]:
         case "fetch":
             return (
                 "num_fetchers",
-                f"Change Cache(num_fetchers): {found.num_fetchers} -> {2 * found.num_fetchers}",
+                (
+                    f"Change Cache(num_fetchers): {found.num_fetchers} -> {2 * found.num_fetchers}; epochs that find their "
+                    "shards in the cache are not bound by it"
+                ),
             )
         case "read":
             return "cache", "Change where the data lie: a folder, or Cache(folder=...), on a faster disk"

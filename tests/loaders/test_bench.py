@@ -1,16 +1,21 @@
 """`softshard bench` runs and says what it measured. Nothing is timed here."""
 
+import csv
 import json
 import sys
 from importlib.metadata import version
 
+import fsspec
 import pytest
+from html_elements import Elements
 
 from softshard.loaders.against import Peer, parse_peers
 from softshard.loaders.peers import Job
 from softshard.shards.cli import main
 from softshard.shards.errors import UsageError
 from softshard.shards.reader import read_shard
+
+SMALL = ["--batch-size", "16", "--size", "32", "--steps", "2", "--repeats", "2", "--threads", "2"]
 
 
 def test_bench_writes_options_machine_and_results(packed, tmp_path, capsys):
@@ -41,6 +46,56 @@ def test_bench_writes_options_machine_and_results(packed, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "105 samples" in shown
     assert "of decoding alone" in shown
+
+
+def test_bench_measures_every_part_and_writes_table_and_page(packed, tmp_path, capsys):
+    out, table, page = tmp_path / "bench.json", tmp_path / "bench.csv", tmp_path / "bench.html"
+    files = ["--json", str(out), "--csv", str(table), "--html", str(page)]
+    assert main(["bench", str(packed), "--targets", "relabel", "--dtype", "float32", *SMALL, *files]) == 0
+    result = json.loads(out.read_text())
+    assert list(result["ceilings"]) == ["read", "labels", "crops", "resample", "pool", "copy"]
+    for values in result["ceilings"].values():
+        assert 0 < values["low"] <= values["images_per_s"] <= values["high"]
+    assert result["fetch"] is None
+    assert result["stats"]["batches"] >= 2 * 7
+    assert set(result["stats"]["stages"]) == {"order", "shard", "read", "pool", "decode", "copy"}
+    assert result["verdict"]["nearest"] in result["ceilings"]
+    assert capsys.readouterr().out.endswith(result["verdict"]["text"] + "\n")
+    rows = list(csv.DictReader(table.open(newline="")))
+    assert [row["name"] for row in rows] == ["loader", "decode only", *result["ceilings"]]
+    assert [row["kind"] for row in rows] == ["loader", *["ceiling"] * 7]
+    assert float(rows[0]["images_per_s"]) == result["results"]["loader"]["images_per_s"]
+    elements = Elements(page.read_text("utf-8"))
+    assert result["verdict"]["text"] in elements.text
+    assert len(elements.named("h2")) == 4
+    # Bars of all that was measured, twice (by the wall clock, by CPU time), and of every stage.
+    assert len([bar for bar in elements.named("rect") if bar.get("class") == "f0"]) == 8 + 8 + 6
+
+
+def test_without_maps_nothing_is_pooled(packed_plain, tmp_path):
+    out = tmp_path / "bench.json"
+    assert main(["bench", str(packed_plain), *SMALL, "--batch-size", "8", "--json", str(out)]) == 0
+    assert list(json.loads(out.read_text())["ceilings"]) == ["read", "labels", "crops", "resample", "copy"]
+
+
+def test_bench_reads_a_data_set_behind_a_url_through_a_cache_and_measures_fetching(packed, tmp_path, capsys):
+    filesystem = fsspec.filesystem("memory")
+    filesystem.put(str(packed), "/bench/train", recursive=True)
+    out, cache = tmp_path / "bench.json", tmp_path / "cache"
+    options = [*SMALL, "--cache", str(cache), "--json", str(out)]
+    try:
+        assert main(["bench", "memory://bench/train", *options]) == 0
+        assert main(["bench", "memory://bench/train", *options, "--against", "dali"]) == 2
+    finally:
+        filesystem.rm("/bench", recursive=True)
+    result = json.loads(out.read_text())
+    assert (result["fetch"]["shards"], result["fetch"]["images"]) == (9, 105)
+    assert result["fetch"]["bytes"] == sum(tar.stat().st_size for tar in packed.glob("*.tar"))
+    # The parts came first, through the same cache.
+    assert result["stats"]["fetch"]["shards_fetched"] == 0
+    assert result["stats"]["fetch"]["cache_hits"] >= 9
+    assert "expected a local folder, found a URL" in capsys.readouterr().err
+    assert [entry.name for entry in cache.iterdir()] == ["shards"]  # what was fetched to measure it has gone
 
 
 def test_bench_refuses_a_batch_larger_than_the_data_set(packed, capsys):
