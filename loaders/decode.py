@@ -144,6 +144,14 @@ def _decoded_windows(device: str) -> Any:
     )
 
 
+class _Scratch(threading.local):
+    """Each thread's own memory for one image [S, S, 3]."""
+
+    def __init__(self, size: int) -> None:
+        self.pixels = np.empty((size, size, 3), np.uint8)
+        self.floats = np.empty((size, size, 3), np.float32)
+
+
 class CpuDecoder(Decoder):
     """The CPU path: same pixels on every machine with the same pixel stack, for any number of threads.
 
@@ -174,7 +182,7 @@ class CpuDecoder(Decoder):
         self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="softshard-resample")
         self._normalize = None if dtype == "uint8" else normalizer(mean, std, size)
-        self._scratch = threading.local()
+        self._scratch = _Scratch(size)
         pipe = Pipeline(
             batch_size=batch_size, num_threads=num_threads, device_id=None, prefetch_queue_depth=1
         )
@@ -219,24 +227,18 @@ class CpuDecoder(Decoder):
 
     def _finish(self, pixels: np.ndarray, flip: bool, out: np.ndarray) -> None:
         """Resample, flip and normalise one image into its slot."""
-        size = self._size
-        if self._normalize is None:
-            if flip:
-                cv2.flip(resample(pixels, size, size), 1, dst=out)
-            else:
-                resample(pixels, size, size, out)
-            return
-        image = resample(pixels, size, size)
+        size, scratch = self._size, self._scratch
+        # What is not the result goes into memory that stays: nothing is allocated for an image.
+        image = resample(pixels, size, size, out if self._normalize is None else scratch.pixels)
         if flip:
-            image = cv2.flip(image, 1)
+            cv2.flip(image, 1, dst=image)
+        if self._normalize is None:
+            return
         if out.dtype == np.float32:
             self._normalize(image, out)
-            return
-        scratch = getattr(self._scratch, "image", None)
-        if scratch is None:
-            scratch = self._scratch.image = np.empty(out.shape, np.float32)
-        self._normalize(image, scratch)
-        out[...] = scratch
+        else:
+            self._normalize(image, scratch.floats)
+            out[...] = scratch.floats
 
     def close(self) -> None:
         self._pool.shutdown(wait=True)
