@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from nvidia.dali.pipeline import Pipeline
 
+from ..shards.errors import DataError
 from .cache import Cache
 from .crops import Augment
 from .data_set import open_data_set
@@ -106,7 +107,7 @@ class Ceilings:
 
     Raises:
         UsageError: targets that the data set has no label maps for.
-        DataError: a shard cannot be had.
+        DataError: no batch can be read.
     """
 
     def __init__(self, source: Source | MixedSource, job: Job) -> None:
@@ -135,12 +136,23 @@ class Ceilings:
         reader = self._maker.reader
         reader.expect(lambda: (step.samples for step in draws))
         self._batches: list[Recorded] = []
+        problem: DataError | None = None
         for i, step in enumerate(draws):
             reader.shards.reached(i)
-            self._batches.append(self._record(step))
+            try:
+                self._batches.append(self._record(step))
+            except DataError as error:  # the loader would leave a sample out; here the batch is
+                problem = error
         reader.shards.forget()  # what was recorded stays mapped
+        if problem is not None and not self._batches:
+            raise problem
         sizes = np.concatenate([reader.sizes(batch.begun.found) for batch in self._batches])
         self.stored_side = round(float(np.sqrt(sizes.prod(axis=1)).mean()))
+
+    @property
+    def num_batches(self) -> int:
+        """That were recorded; one with a sample whose header or labels cannot be read is left out."""
+        return len(self._batches)
 
     def _record(self, draws: Draws) -> Recorded:
         recorder = _Recorder()

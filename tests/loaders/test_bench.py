@@ -7,10 +7,14 @@ from importlib.metadata import version
 
 import fsspec
 import pytest
+import torch
 from html_elements import Elements
 
 from softshard.loaders.against import Peer, parse_peers
-from softshard.loaders.peers import Job
+from softshard.loaders.bench_page import bench_rows
+from softshard.loaders.ceilings import Ceilings, Job
+from softshard.loaders.mixed_source import open_source
+from softshard.loaders.peers import Job as PeerJob
 from softshard.shards.cli import main
 from softshard.shards.errors import UsageError
 from softshard.shards.reader import read_shard
@@ -72,6 +76,14 @@ def test_bench_measures_every_part_and_writes_table_and_page(packed, tmp_path, c
     assert len([bar for bar in elements.named("rect") if bar.get("class") == "f0"]) == 8 + 8 + 6
 
 
+def test_bench_leaves_out_batches_with_a_sample_whose_header_cannot_be_read(damage, tmp_path):
+    folder, _, _ = damage(20, "jpg", lambda jpeg: b"\0" * len(jpeg))
+    source = open_source(folder, None, None, None, 1)
+    job = Job(16, "none", None, torch.device("cpu"), "uint8", 32, 2)
+    with Ceilings(source, job) as ceilings:
+        assert ceilings.num_batches == 5  # of 6
+
+
 def test_without_maps_nothing_is_pooled(packed_plain, tmp_path):
     out = tmp_path / "bench.json"
     assert main(["bench", str(packed_plain), *SMALL, "--batch-size", "8", "--json", str(out)]) == 0
@@ -116,16 +128,19 @@ def test_bench_runs_other_loaders_on_the_same_shards(packed, tmp_path, capsys):
     out = tmp_path / "bench.json"
     options = ["--batch-size", "16", "--size", "32", "--steps", "2", "--repeats", "2", "--threads", "1"]
     peers = ["--against", f"dali,webdataset={sys.executable}", "--work", str(tmp_path / "work")]
-    assert main(["bench", str(packed), *options, *peers, "--json", str(out)]) == 0
+    page = tmp_path / "bench.html"
+    assert main(["bench", str(packed), *options, *peers, "--json", str(out), "--html", str(page)]) == 0
     result = json.loads(out.read_text())
     assert result["results"].keys() == {"loader", "decode only", "dali", "webdataset"}
+    assert "times as fast as webdataset" in Elements(page.read_text("utf-8")).text
+    assert [row["name"] for row in bench_rows(result) if row["kind"] == "peer"] == ["dali", "webdataset"]
     assert result["peers"]["webdataset"]["version"] == version("webdataset")
     assert result["results"]["dali"]["repeats"] == 2
     assert "times as fast as dali" in capsys.readouterr().out
 
 
 def test_torchvision_reads_the_same_jpegs_as_files(packed, tmp_path):
-    job = Job(str(packed), str(tmp_path / "work"), batch_size=16, size=32, threads=1)
+    job = PeerJob(str(packed), str(tmp_path / "work"), batch_size=16, size=32, threads=1)
     with Peer("torchvision", job) as peer:
         assert peer.measure(1, 2)[0] > 0
     files = list((tmp_path / "work" / "files").rglob("*.jpg"))
@@ -149,7 +164,7 @@ def test_peers_that_cannot_run_are_refused(monkeypatch, text, message):
 
 
 def test_a_peer_that_dies_is_an_error_with_its_last_words(packed, tmp_path):
-    job = Job(str(tmp_path / "nothing-here"), str(tmp_path), batch_size=16, size=32, threads=1)
+    job = PeerJob(str(tmp_path / "nothing-here"), str(tmp_path), batch_size=16, size=32, threads=1)
     with pytest.raises(
         UsageError, match=r"dali: .* a peer that runs, found one that ended with 1\. It said: "
     ):
