@@ -49,7 +49,7 @@ format: $(DEV)
 	$(BIN)/ruff format .
 
 bench: $(DEV)
-	cd benchmarks && ../$(BIN)/python loader_cpu.py
+	cd benchmarks && ../$(BIN)/python peers.py
 	cd benchmarks && ../$(BIN)/python augment_cpu.py
 	cd benchmarks && ../$(BIN)/python label_maps.py
 	cd benchmarks && ../$(BIN)/python sharder.py

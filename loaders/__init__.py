@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .faults import Faults
     from .fetch_stats import FetchStats
     from .loader import Loader
+    from .loader_stats import LoaderStats
     from .mixture import Mixture
     from .pooling import SparseTargets, pool_label_maps, pool_top_classes
     from .subset import Subset
@@ -34,6 +35,7 @@ _HOMES = {
     "FetchStats": ".fetch_stats",
     "LabelPooling": ".target_modes",
     "Loader": ".loader",
+    "LoaderStats": ".loader_stats",
     "Mix": ".batch",
     "Mixture": ".mixture",
     "Mixup": ".augment_options",
@@ -61,6 +63,7 @@ __all__ = [
     "FetchStats",
     "LabelPooling",
     "Loader",
+    "LoaderStats",
     "Mix",
     "Mixture",
     "Mixup",

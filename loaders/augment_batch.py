@@ -22,8 +22,9 @@ from .augment_ops import PLAIN_OPS, affine, noise
 from .augment_options import RandAugment
 from .augment_program import NUMBER, OPS, Program, draw_program, normals
 from .crops import Augment
-from .decode import DTYPES, normalization
+from .decode import DTYPES
 from .mixing import MixPlan, blend, mix_images_, mix_pair_
+from .normalize import normalization
 
 _setting_threads = threading.Lock()
 

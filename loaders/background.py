@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from ..shards.errors import UsageError
+from .loader_stats import LoopClock
 
 Item = TypeVar("Item")
 
@@ -31,6 +32,7 @@ class Background(Generic[Item]):
         watch: called about once a second while an item is waited for, with the seconds since that began; what it
             raises ends the wait, and the thread is left to itself.
         interrupt: ends whatever the iterator waits for; called from another thread.
+        clock: is told how long each item waited for room in the queue.
     """
 
     def __init__(
@@ -39,8 +41,9 @@ class Background(Generic[Item]):
         ahead: int,
         watch: Callable[[float], None] | None = None,
         interrupt: Callable[[], object] = lambda: None,
+        clock: LoopClock | None = None,
     ) -> None:
-        self._interrupt = interrupt
+        self._interrupt, self._clock = interrupt, clock
         self._ready: queue.Queue[Item | BaseException | None] = queue.Queue(ahead)
         self._stopped = threading.Event()
         self._watch = watch
@@ -86,13 +89,21 @@ class Background(Generic[Item]):
                 "new process, or iterate after the fork only"
             )
 
+    @property
+    def depth(self) -> int:
+        """Items in the queue now."""
+        return self._ready.qsize()
+
     def _work(self, start: Callable[[], Iterator[Item]]) -> None:
         try:
             items = start()
             try:
                 for item in items:
+                    begun = time.monotonic()
                     if not self._put(item):
                         break
+                    if self._clock is not None:
+                        self._clock.queued(time.monotonic() - begun, self._ready.qsize())
             finally:
                 # Here and now, in this thread: whatever the iterator holds is let go before `stop` returns.
                 close = getattr(items, "close", None)

@@ -1,4 +1,4 @@
-"""`softshard bench`: the loader on a data set, beside the ceiling that decoding alone sets on its JPEGs."""
+"""`softshard bench`: the loader on a data set, beside the ceilings of its parts and other loaders."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nvidia.dali.pipeline import Pipeline
+import numpy as np
+import torch
 
 from ..shards.errors import UsageError
 from ..shards.manifest import Manifest
 from ..shards.schema import JPG
+from ..shards.storage import is_remote
 from .against import Peer, described
+from .cache import Cache
+from .ceilings import Ceilings, Job, decoded_batches, measure_fetch
 from .crops import Augment
-from .decode import fn, types
+from .decode import usable_device
 from .fetch import ShardFiles, check_local
 from .loader import Loader
 from .measure import machine, take_turns
-from .peers import Job
+from .mixed_source import open_source
+from .peers import Job as PeerJob
+from .verdict import Situation, judge
 
 
 def loader_batches(loader: Loader) -> Iterator[int]:
@@ -33,11 +40,11 @@ def loader_batches(loader: Loader) -> Iterator[int]:
 def decode_only_batches(
     dataset: str | Path, batch_size: int, num_threads: int, device: str = "cpu"
 ) -> Iterator[int]:
-    """The ceiling: DALI decodes whole JPEGs from the mapped shards; no crop, no resize, no labels."""
+    """The ceiling over a whole local data set, shard after shard: DALI decodes whole JPEGs."""
     manifest = Manifest.load(dataset)
     files = ShardFiles(dataset, manifest)
 
-    def jpegs() -> Iterator[list[Any]]:
+    def jpegs() -> Iterator[list[np.ndarray]]:
         batch = []
         while True:
             for number in range(len(manifest.shards)):
@@ -49,35 +56,7 @@ def decode_only_batches(
                         yield batch
                         batch = []
 
-    gpu = device.startswith("cuda")
-    pipe = Pipeline(
-        batch_size=batch_size,
-        num_threads=num_threads,
-        device_id=int(device.partition(":")[2] or 0) if gpu else None,
-        prefetch_queue_depth=1,
-    )
-    with pipe:
-        encoded = fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1, no_copy=True)
-        pipe.set_outputs(fn.decoders.image(encoded, device="mixed" if gpu else "cpu", output_type=types.RGB))
-    pipe.build()
-    source = jpegs()
-    held = [next(source), next(source)]
-    for batch in held:
-        pipe.feed_input("jpegs", batch)
-        pipe.schedule_run()
-    try:
-        while True:
-            pipe.share_outputs()
-            yield batch_size
-            pipe.release_outputs()
-            held = [held[1], next(source)]
-            pipe.feed_input("jpegs", held[1])
-            pipe.schedule_run()
-    finally:
-        # DALI reads the batch that is under way in place: the shards must not go first.
-        pipe.release_outputs()
-        pipe.share_outputs()
-        pipe.release_outputs()
+    return decoded_batches(jpegs(), batch_size, num_threads, device)
 
 
 def bench(
@@ -95,36 +74,46 @@ def bench(
     warmup: int = 5,
     against: Mapping[str, str] | None = None,
     work: str | Path | None = None,
+    cache: Cache | None = None,
 ) -> dict[str, Any]:
-    """Measure the loader, decoding alone and other loaders, in turn.
+    """Measure the loader, its parts' ceilings and other loaders, in turn.
 
     Args:
+        dataset: as the loader's: a folder, any fsspec URL, or somebody else's tars.
         against: names of peers.py and the Python that runs each; all do the same job with uint8 batches, without
             targets.
         work: folder where peers keep their own form of the data set; by default a temporary one.
+        cache: of a data set behind a URL.
 
     Returns:
-        A JSON-ready dict: options, machine, images per second of both (median, lowest, highest), their ratio.
+        A JSON-ready dict: options, machine, images per second of all (median, lowest, highest), the loader's share of
+        decoding alone, its `stats()` over all rounds, and the verdict of verdict.py.
 
     Raises:
-        UsageError: the data set has fewer samples than a batch.
+        UsageError: the data set has fewer samples than a batch; a URL, which peers do not read.
     """
     for name, value, least in (("steps", steps, 1), ("repeats", repeats, 1), ("warmup", warmup, 0)):
         if value < least:
             raise UsageError(f"bench: expected {name} from {least}, found {value}")
-    check_local(dataset)
-    manifest = Manifest.load(dataset)
-    if manifest.num_samples < batch_size:
+    if against:
+        check_local(dataset)
+    cache = cache or Cache()
+    source = open_source(dataset, None, None, None, 1, cache)
+    if source.num_samples < batch_size:
         raise UsageError(
-            f"{dataset}: expected at least one batch of {batch_size}, found {manifest.num_samples} samples. "
+            f"{source.dataset}: expected at least one batch of {batch_size}, found {source.num_samples} samples. "
             "Use a smaller --batch-size"
         )
-    threads = len(os.sched_getaffinity(0)) if num_threads is None else num_threads
+    cores = len(os.sched_getaffinity(0))
+    threads = cores if num_threads is None else num_threads
+    job = Job(batch_size, targets, side, usable_device(device), dtype, size, threads)
     with ExitStack() as stack:
+        started = []
         if against:
             work = work or stack.enter_context(tempfile.TemporaryDirectory(prefix="softshard-bench-"))
-        job = Job(str(Path(dataset).resolve()), str(work), batch_size, size, threads)
-        started = [stack.enter_context(Peer(name, job, python)) for name, python in (against or {}).items()]
+            asked = PeerJob(str(Path(dataset).resolve()), str(work), batch_size, size, threads)
+            started = [stack.enter_context(Peer(name, asked, python)) for name, python in against.items()]
+        fetched = measure_fetch(dataset, cache) if is_remote(dataset) else None
         loader = stack.enter_context(
             Loader(
                 dataset,
@@ -135,24 +124,46 @@ def bench(
                 dtype=dtype,
                 augment=Augment(size=size),
                 num_threads=threads,
+                cache=cache,
             )
         )
+        ceilings = stack.enter_context(Ceilings(source, job))
         results = take_turns(
             {
                 "loader": lambda: loader_batches(loader),
-                "decode only": lambda: decode_only_batches(dataset, batch_size, threads, device),
+                "decode only": ceilings.decode,
+                **(parts := ceilings.contenders()),
             },
             warmup=warmup,
             steps=steps,
             repeats=repeats,
             elsewhere={peer.name: peer.measure for peer in started},
         )
-        versions = described(started)
+        versions, stats, stored_side = described(started), loader.stats(), ceilings.stored_side
     ours = results["loader"].median
+    rates = {name: results[name].median for name in parts}
+    verdict = judge(
+        Situation(
+            ours,
+            rates if fetched is None else {"fetch": fetched["images_per_s"], **rates},
+            stats.longest_stage,
+            num_threads=threads,
+            cores=cores,
+            batch_size=batch_size,
+            dtype=dtype,
+            size=size,
+            stored_side=stored_side,
+            prefetch=stats.queue_size,
+            num_fetchers=cache.num_fetchers,
+            other_gpu=job.device.type == "cpu" and torch.cuda.is_available(),
+        )
+    )
+    num_bytes = sum(part.manifest.num_bytes for part in source.parts)
     return {
-        "dataset": str(dataset),
-        "samples": manifest.num_samples,
-        "bytes_per_sample": round(manifest.num_bytes / manifest.num_samples, 1),
+        "dataset": source.dataset,
+        "samples": source.num_samples,
+        "bytes_per_sample": round(num_bytes / sum(part.manifest.num_samples for part in source.parts), 1),
+        "stored_side": stored_side,
         "options": {
             "batch_size": batch_size,
             "targets": targets,
@@ -165,12 +176,16 @@ def bench(
             "steps": steps,
         },
         "machine": machine(),
-        "results": {name: result.to_json() for name, result in results.items()},
+        "results": {name: result.to_json() for name, result in results.items() if name not in parts},
+        "ceilings": {name: results[name].to_json() for name in parts},
+        "fetch": fetched,
         "ratio_to_decode_only": round(ours / results["decode only"].median, 3),
         "peers": {
             name: {"version": found, "loader_is_times": round(ours / results[name].median, 2)}
             for name, found in versions.items()
         },
+        "stats": stats.to_json(),
+        "verdict": asdict(verdict),
     }
 
 
@@ -183,12 +198,22 @@ def format_bench(result: dict[str, Any]) -> str:
         f"{options['size']} pixels, targets {options['targets']}, {options['device']}",
     ]
     for name, values in result["results"].items():
-        lines.append(
-            f"  {name:<12} {values['images_per_s']:>9,.0f} images/s  ({values['low']:,.0f} to "
-            f"{values['high']:,.0f} in {values['repeats']} runs), {values['images_per_cpu_s']:,.0f} "
-            "a CPU-second"
-        )
+        lines.append(_rate_line(name, values))
     lines.append(f"  the loader reaches {result['ratio_to_decode_only']:.2f} of decoding alone")
     for name, peer in result["peers"].items():
         lines.append(f"  it is {peer['loader_is_times']:.2f} times as fast as {name} {peer['version']}")
-    return "\n".join(lines)
+    lines.append("its parts, each alone on the same samples and threads:")
+    if (fetched := result["fetch"]) is not None:
+        lines.append(
+            f"  {'fetch':<12} {fetched['images_per_s']:>9,.0f} images/s  ({fetched['shards']} shards, "
+            f"{fetched['mb_per_s']:,.0f} MB/s, once)"
+        )
+    lines.extend(_rate_line(name, values) for name, values in result["ceilings"].items())
+    return "\n".join([*lines, result["verdict"]["text"]])
+
+
+def _rate_line(name: str, values: dict[str, Any]) -> str:
+    return (
+        f"  {name:<12} {values['images_per_s']:>9,.0f} images/s  ({values['low']:,.0f} to {values['high']:,.0f} in "
+        f"{values['repeats']} runs), {values['images_per_cpu_s']:,.0f} a CPU-second"
+    )

@@ -19,8 +19,16 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _add_bench(subparsers: argparse._SubParsersAction) -> None:
-    bench = subparsers.add_parser("bench", help="measure the loader on a data set, beside decoding alone")
-    bench.add_argument("dataset", metavar="DATASET", help="folder of a data set")
+    bench = subparsers.add_parser(
+        "bench",
+        help="measure the loader and its parts on a data set, and say what to change",
+        description="Measure the loader on a data set, and what each of its parts could do alone on the same samples: "
+        "fetch (of a URL), read, labels, decode, crops, resample, pool, copy. The last line names the nearest ceiling "
+        "and the one setting to change.",
+    )
+    bench.add_argument(
+        "dataset", metavar="DATASET", help="folder or URL of a data set, or somebody else's tars"
+    )
     bench.add_argument("--batch-size", type=int, default=128, metavar="N", help="(default: 128)")
     bench.add_argument("--targets", default="none", choices=TARGETS, help="(default: none)")
     bench.add_argument("--side", metavar="DIR", help="side shards with the label maps that --targets pools")
@@ -45,7 +53,15 @@ def _add_bench(subparsers: argparse._SubParsersAction) -> None:
     bench.add_argument(
         "--work", metavar="DIR", type=Path, help="where they keep their own form of the data set"
     )
-    bench.add_argument("--json", metavar="FILE", type=Path, help="write the result as JSON")
+    bench.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=local_path,
+        help="where shards behind a URL are kept (default: SOFTSHARD_CACHE)",
+    )
+    bench.add_argument("--json", metavar="FILE", type=local_path, help="write the result as JSON")
+    bench.add_argument("--csv", metavar="FILE", type=local_path, help="write the rates as a table")
+    bench.add_argument("--html", metavar="FILE", type=local_path, help="write a page with plots")
     bench.set_defaults(run=_run_bench)
 
 
@@ -136,6 +152,8 @@ def _run_bench(args: argparse.Namespace) -> int:
     try:
         from .against import parse_peers
         from .bench import bench, format_bench
+        from .bench_page import bench_csv, bench_page
+        from .cache import Cache
     except ModuleNotFoundError as error:
         from ..shards.errors import MissingExtraError
 
@@ -153,8 +171,13 @@ def _run_bench(args: argparse.Namespace) -> int:
         repeats=args.repeats,
         against=None if args.against is None else parse_peers(args.against),
         work=args.work,
+        cache=Cache(folder=args.cache),
     )
     print(format_bench(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if args.csv:
+        args.csv.write_text(bench_csv(result))
+    if args.html:
+        bench_page(result).write(args.html)
     return 0

@@ -31,6 +31,8 @@ from nvidia.dali.pipeline import Pipeline
 from ..shards.errors import DataError, UsageError
 from ..shards.images import resample
 from ..shards.schema import JPG
+from .batch_buffers import BatchBuffers
+from .normalize import normalizer
 from .samples import Place
 
 # DALI's stubs know neither its data types nor what its operators return.
@@ -151,21 +153,25 @@ class Decoder(ABC):
         del self._pipe
 
 
-def _windows_of_jpegs() -> tuple[Any, Any, Any]:
-    """The inputs of both pipelines: JPEG bytes, and where each window begins and how large it is."""
-    return (
+def _decoded_windows(device: str) -> Any:
+    """How both pipelines begin: from JPEG bytes, where each window begins and how large it is, to its pixels."""
+    return fn.decoders.image_slice(
         fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1, no_copy=True),
-        fn.external_source(name="starts", dtype=types.INT32, ndim=1),
-        fn.external_source(name="shapes", dtype=types.INT32, ndim=1),
+        device=device,
+        start=fn.external_source(name="starts", dtype=types.INT32, ndim=1),
+        shape=fn.external_source(name="shapes", dtype=types.INT32, ndim=1),
+        axes=(0, 1),
+        output_type=types.RGB,
+        adjust_orientation=False,
     )
 
 
-def normalization(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and shift from 0..255 to normalised values, float32 [3] each."""
-    scale = 1 / (255 * np.asarray(std, np.float64))
-    return scale.astype(np.float32), (-np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(
-        np.float32
-    )
+class _Scratch(threading.local):
+    """Each thread's own memory for one image [S, S, 3]."""
+
+    def __init__(self, size: int) -> None:
+        self.pixels = np.empty((size, size, 3), np.uint8)
+        self.floats = np.empty((size, size, 3), np.float32)
 
 
 class CpuDecoder(Decoder):
@@ -196,79 +202,71 @@ class CpuDecoder(Decoder):
         self._opencv_threads = cv2.getNumThreads()
         cv2.setNumThreads(0)
         self._size, self._dtype, self._pin_memory = size, DTYPES[dtype], pin_memory
+        self._buffers = BatchBuffers((batch_size, size, size, 3), DTYPES[dtype])
         self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="softshard-resample")
-        scale, shift = normalization(mean, std)
-        # One row of the batch, three interleaved channels: long inner loops, not loops over three values.
-        self._scale_row, self._shift_row = np.tile(scale, size), np.tile(shift, size)
-        self._scratch = threading.local()
+        self._normalize = None if dtype == "uint8" else normalizer(mean, std, size)
+        self._scratch = _Scratch(size)
         pipe = Pipeline(
             batch_size=batch_size, num_threads=num_threads, device_id=None, prefetch_queue_depth=1
         )
         with pipe:
-            jpegs, starts, shapes = _windows_of_jpegs()
-            images = fn.decoders.image_slice(
-                jpegs,
-                start=starts,
-                shape=shapes,
-                axes=(0, 1),
-                output_type=types.RGB,
-                adjust_orientation=False,
-            )
-            pipe.set_outputs(images)
+            pipe.set_outputs(_decoded_windows("cpu"))
         pipe.build()
         super().__init__(pipe)
 
     def take(self, slots: np.ndarray, num_slots: int) -> torch.Tensor:
-        size = self._size
-        flips = self._pending[0][1]
-        out = torch.empty((num_slots, size, size, 3), dtype=self._dtype, pin_memory=self._pin_memory)
+        out = self.empty(num_slots)
         if len(slots) < num_slots:
             out.zero_()
         if len(slots):
             decoded = self._pipe.share_outputs()[0]
             try:
-                pixels = [np.asarray(decoded[i]) for i in range(len(slots))]
-                batch = out.numpy()
-
-                def finish(first: int) -> None:
-                    for i in range(first, len(slots), self._num_threads):
-                        self._finish(pixels[i], bool(flips[i]), batch[slots[i]])
-
-                futures = [self._pool.submit(finish, first) for first in range(self._num_threads)]
-                wait(futures)  # all of them, before an error of one gives the pixels back to DALI
-                for future in futures:
-                    future.result()
-                del pixels
+                windows = [np.asarray(decoded[i]) for i in range(len(slots))]
+                self.finish(windows, self._pending[0][1], out, slots)
+                del windows
             finally:
                 self._pipe.release_outputs()
         self._pending.popleft()
         return out.permute(0, 3, 1, 2)
 
+    def empty(self, num_slots: int) -> torch.Tensor:
+        """[num_slots, S, S, 3] to be filled; at most `batch_size` slots."""
+        if (
+            self._pin_memory
+        ):  # torch has a pool of its own for such memory, which waits for copies that are under way
+            return torch.empty((num_slots, self._size, self._size, 3), dtype=self._dtype, pin_memory=True)
+        return self._buffers.take()[:num_slots]
+
+    def finish(
+        self, windows: Sequence[np.ndarray], flips: np.ndarray, out: torch.Tensor, slots: np.ndarray
+    ) -> None:
+        """Resample, flip and normalise M decoded windows into `slots` of `out` [N, S, S, 3]."""
+        batch = out.numpy()
+
+        def finish(first: int) -> None:
+            for i in range(first, len(slots), self._num_threads):
+                self._finish(windows[i], bool(flips[i]), batch[slots[i]])
+
+        futures = [self._pool.submit(finish, first) for first in range(self._num_threads)]
+        wait(futures)  # all of them, before an error of one gives the pixels back to DALI
+        for future in futures:
+            future.result()
+
     def _finish(self, pixels: np.ndarray, flip: bool, out: np.ndarray) -> None:
         """Resample, flip and normalise one image into its slot."""
-        size = self._size
-        if out.dtype == np.uint8:
-            if flip:
-                cv2.flip(resample(pixels, size, size), 1, dst=out)
-            else:
-                resample(pixels, size, size, out)
-            return
-        image = resample(pixels, size, size)
+        size, scratch = self._size, self._scratch
+        # What is not the result goes into memory that stays: nothing is allocated for an image.
+        image = resample(pixels, size, size, out if self._normalize is None else scratch.pixels)
         if flip:
-            image = cv2.flip(image, 1)
-        rows = image.reshape(size, size * 3)
-        if out.dtype == np.float32:
-            target = out.reshape(size, size * 3)
-            np.multiply(rows, self._scale_row, out=target)
-            target += self._shift_row
+            cv2.flip(image, 1, dst=image)
+        if self._normalize is None:
             return
-        scratch = getattr(self._scratch, "rows", None)
-        if scratch is None:
-            scratch = self._scratch.rows = np.empty((size, size * 3), np.float32)
-        np.multiply(rows, self._scale_row, out=scratch)
-        np.add(scratch, self._shift_row, out=scratch)
-        out.reshape(size, size * 3)[...] = scratch
+        if out.dtype == np.float32:
+            self._normalize(image, out)
+        else:
+            self._normalize(image, scratch.floats)
+            out[...] = scratch.floats
 
     def close(self) -> None:
         self._pool.shutdown(wait=True)
@@ -304,18 +302,10 @@ class GpuDecoder(Decoder):
             batch_size=batch_size, num_threads=num_threads, device_id=device.index, prefetch_queue_depth=1
         )
         with pipe:
-            jpegs, starts, shapes = _windows_of_jpegs()
             flips = fn.external_source(name="flips", dtype=types.INT32, ndim=0)
-            images = fn.decoders.image_slice(
-                jpegs,
-                device="mixed",
-                start=starts,
-                shape=shapes,
-                axes=(0, 1),
-                output_type=types.RGB,
-                adjust_orientation=False,
+            images = fn.resize(
+                _decoded_windows("mixed"), size=(size, size), interp_type=types.INTERP_LINEAR, antialias=True
             )
-            images = fn.resize(images, size=(size, size), interp_type=types.INTERP_LINEAR, antialias=True)
             if dtype == "uint8":
                 images = fn.flip(images, horizontal=flips)
             else:

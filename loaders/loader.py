@@ -33,6 +33,7 @@ from .decode import MEAN, STD, create_decoder, usable_device
 from .faults import Faults, Quarantine
 from .fetch_stats import FetchStats
 from .labels import LabelSource
+from .loader_stats import LoaderStats, LoopClock
 from .make_batch import BatchMaker
 from .mixed_source import open_source
 from .mixing import check_mixing
@@ -162,7 +163,7 @@ class Loader:
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.epoch = 0
         self._prefetch = prefetch
-        self._stages = Stages()
+        self._stages, self._clock = Stages(), LoopClock()
         check_mixing(self.augment, targets, batch_size, world_size, lanes)
         self._side = None
         if side is not None:
@@ -332,12 +333,13 @@ class Loader:
         if self.pin_memory:
             self._gpu = torch.cuda.current_device()
         watch = Watchdog(self._stages, self.faults.stall_s, self.faults.give_up_s)
+        shards = self._maker.reader.shards
         run = self._running = self._latest = Background(
-            lambda: self._batches(epoch, taken), self._prefetch, watch, self._maker.reader.shards.interrupt
+            lambda: self._batches(epoch, taken), self._prefetch, watch, shards.interrupt, self._clock
         )
         left = self._num_steps(taken)
         try:
-            while (batch := run.next()) is not None:
+            for batch in self._clock.timed(run.next):
                 left -= 1
                 # Counted before the yield: a state taken in the loop's body says that this batch is done.
                 self._taken = min(self._taken + self._per_lane, -(-self.num_samples // self.lanes))
@@ -367,7 +369,8 @@ class Loader:
             self._maker.reader.expect(
                 lambda: (step.draws.samples for step in self._steps(order.again(), epoch, taken))
             )
-            for batch in self._run.batches(self._steps(order, epoch, taken)):
+            steps = self._stages.each("order", self._steps(order, epoch, taken))
+            for batch in self._run.batches(steps):
                 yield batch.pin_memory() if self.pin_memory else batch  # its images are pinned from the start
         finally:
             shards.forget()
@@ -384,6 +387,12 @@ class Loader:
     def fetch_stats(self) -> FetchStats:
         """What has been fetched since the loader was built: requests, bytes, retries, hits, evictions."""
         return self._maker.reader.shards.stats()
+
+    def stats(self) -> LoaderStats:
+        """What the loader has done since it was built, where its time went, and what holds it up; from any thread."""
+        running, loop, stages = self._running, self._clock.times(), self._stages.times()
+        depths = 0 if running is None else running.depth, self._prefetch, self._run.num_begun
+        return LoaderStats(self.dataset, self.rank, loop, stages, *depths, self.num_bad, self.fetch_stats())
 
     def _stop(self) -> None:
         if self._running is not None:

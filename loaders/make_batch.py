@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from .batch import Batch, Mix, TeacherLevels
 from .crops import Augment, crop_fractions, draw_crops
 from .decode import Decoder, naming_the_sample
 from .make_targets import TargetMaker
-from .mixing import draw_mix
+from .mixing import MixPlan, draw_mix
 from .order import Draws
 from .sample_reader import Found, SampleReader
 from .samples import Place
@@ -48,6 +49,14 @@ class BegunBatch:
     keys: list[str]
     jpegs: list[np.ndarray]
     label_maps: Sequence[memoryview]  # M of them, none without
+
+
+class Submits(Protocol):
+    """What `begin` asks of a decoder."""
+
+    def submit(self, jpegs: Sequence[np.ndarray], crop_tlhw_px: np.ndarray, flips: np.ndarray) -> None:
+        """See Decoder."""
+        ...
 
 
 class BatchMaker:
@@ -126,7 +135,7 @@ class BatchMaker:
             stages=stages,
         )
 
-    def begin(self, draws: Draws, valid: np.ndarray, epoch: int, decoder: Decoder) -> BegunBatch:
+    def begin(self, draws: Draws, valid: np.ndarray, epoch: int, decoder: Submits) -> BegunBatch:
         """Read the labels of a batch's samples, draw their crops and start decoding.
 
         Args:
@@ -138,21 +147,16 @@ class BatchMaker:
         Raises:
             DataError: a shard cannot be had, or a sample says nonsense.
         """
-        slots = np.flatnonzero(draws.samples >= 0)
-        found = self.reader.find(draws.samples[slots])
+        found = self.reader.find(draws.samples[draws.samples >= 0])
         with self._stages("read"):
-            return self._begin(draws, slots, found, valid, epoch, decoder)
+            return self.begin_found(draws, found, valid, epoch, decoder)
 
-    def _begin(
-        self,
-        draws: Draws,
-        slots: np.ndarray,
-        found: Found,
-        valid: np.ndarray,
-        epoch: int,
-        decoder: Decoder,
+    def begin_found(
+        self, draws: Draws, found: Found, valid: np.ndarray, epoch: int, decoder: Submits
     ) -> BegunBatch:
+        """The same for samples whose shards are open."""
         num, reader = self._batch_size, self.reader
+        slots = np.flatnonzero(draws.samples >= 0)
         hw = reader.sizes(found)
         tlhw, real_flips = draw_crops(
             self._augment,
@@ -194,17 +198,7 @@ class BatchMaker:
         own = np.where(begun.valid, draws.samples, -1)
         plan = draw_mix(self._augment, own, seed=self._seed, epoch=begun.epoch, occurrence=draws.occurrences)
         with self._stages("pool"):
-            targets, given = self._target_maker.make(
-                self.reader,
-                begun.found,
-                begun.label_maps,
-                slots,
-                begun.classes,
-                begun.crops,
-                begun.flips,
-                plan,
-                self._augment.size,
-            )
+            targets, given = self.make_targets(begun, plan)
             teacher = (
                 self.reader.teacher(begun.found, slots, self._batch_size)
                 if self.reader.reads_teacher
@@ -223,22 +217,48 @@ class BatchMaker:
         def tensor(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(self._device, non_blocking=True)
 
-        batch = Batch(
-            images=images,
-            classes=tensor(begun.classes),
-            levels=None if begun.levels is None else tensor(begun.levels),
-            targets=targets,
-            crops=tensor(begun.crops),
-            flips=tensor(begun.flips),
-            keys=begun.keys,
-            valid=tensor(begun.valid),
-            teacher=None if teacher is None else TeacherLevels(*map(tensor, teacher)),
-            mix=None if plan is None else Mix(*map(tensor, (plan.partners, plan.shares, plan.boxes))),
-        )
-        if self._device.type == "cuda":
-            # The copies run on this thread's stream; whoever takes the batch may be on another.
-            torch.cuda.current_stream(self._device).synchronize()
+        with self._stages("copy"):
+            batch = Batch(
+                images=images,
+                classes=tensor(begun.classes),
+                levels=None if begun.levels is None else tensor(begun.levels),
+                targets=targets,
+                crops=tensor(begun.crops),
+                flips=tensor(begun.flips),
+                keys=begun.keys,
+                valid=tensor(begun.valid),
+                teacher=None if teacher is None else TeacherLevels(*map(tensor, teacher)),
+                mix=None if plan is None else Mix(*map(tensor, (plan.partners, plan.shares, plan.boxes))),
+            )
+            if self._device.type == "cuda":
+                # The copies run on this thread's stream; whoever takes the batch may be on another.
+                torch.cuda.current_stream(self._device).synchronize()
         return batch
+
+    @property
+    def pools(self) -> bool:
+        """Whether label maps are pooled."""
+        return self._target_maker.pools
+
+    def make_targets(
+        self, begun: BegunBatch, plan: MixPlan | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """A batch's targets; see TargetMaker.make.
+
+        Raises:
+            DataError: a damaged label map.
+        """
+        return self._target_maker.make(
+            self.reader,
+            begun.found,
+            begun.label_maps,
+            begun.slots,
+            begun.classes,
+            begun.crops,
+            begun.flips,
+            plan,
+            self._augment.size,
+        )
 
     def find_unreadable(self, draws: Draws) -> Blamed:
         """Slots whose samples have a header or labels that cannot be read, one by one, with each one's error.
@@ -295,7 +315,7 @@ class BatchMaker:
         alone = np.arange(self._batch_size) == begun.slots[i]
         draws = Draws(np.where(alone, begun.draws.samples, -1), begun.draws.occurrences)
         found = begun.found.only(i)
-        return self._begin(draws, begun.slots[i : i + 1], found, alone, begun.epoch, decoder)
+        return self.begin_found(draws, found, alone, begun.epoch, decoder)
 
     def close(self) -> None:
         """Let the shards go, and stop the threads that augment."""

@@ -91,6 +91,11 @@ class BatchRun:
         self._decoder: Decoder | None = None
         self._begun: deque[tuple[Step, BegunBatch]] = deque()
 
+    @property
+    def num_begun(self) -> int:
+        """Batches that were begun and are not finished."""
+        return len(self._begun)
+
     def batches(self, steps: Iterable[Step]) -> Iterator[Batch]:
         """Every step's batch.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 from ..shards.errors import StallError
 
+T = TypeVar("T")
 logger = logging.getLogger("softshard.loaders")
 
 
@@ -53,6 +55,16 @@ class Stages:
                 self._running.remove(entry)
                 before = self._times.get(name, StageTime())
                 self._times[name] = StageTime(before.seconds + spent, before.calls + 1)
+
+    def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """The same items; what it takes to come by each is a call of stage `name`."""
+        iterator, end = iter(items), object()
+        while True:
+            with self(name):
+                item = next(iterator, end)
+            if item is end:
+                return
+            yield cast(T, item)
 
     def times(self) -> dict[str, StageTime]:
         """Every stage that has run, in the order in which they first ended."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..loaders.loader_stats import WAITING_SHARE
 from .steplog import LogLine
 
 LINE_EVERY_S = 60.0
@@ -51,9 +52,11 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
 
-    def show(self, line: LogLine) -> None:
-        """Numbers are there."""
+    def show(self, line: LogLine, longest_stage: str = "") -> None:
+        """Numbers are there; where data are waited for, `longest_stage` says what takes the loader longest."""
         speed = f"{line.images_per_s:,.0f} images/s, {line.data_wait_share:.0%} of the time waiting for data"
+        if longest_stage and line.data_wait_share >= WAITING_SHARE:
+            speed += f" (mostly {longest_stage})"
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {line.loss:.4f}, {speed}", refresh=False)
         if not self._with_bar and time.monotonic() >= self._next_line:

@@ -318,7 +318,7 @@ def train(
                 )
 
         # 6. Epochs of steps.
-        stopped_by = 0
+        stopped_by, stats = 0, loader.stats()
         while epoch < recipe.epochs and not stopped_by:
             loader.set_epoch(epoch)
             take_step.train()
@@ -334,7 +334,8 @@ def train(
                 if checkpoint_due or epoch_ends or steps.step % log_steps == 0:
                     lr = optimizer.param_groups[0]["lr"]
                     line, stopped_by = steps.flush(epoch, lr, signal_received())
-                    progress.show(line)
+                    stats, earlier = loader.stats(), stats
+                    progress.show(line, (stats - earlier).longest_stage)
                     # Whoever is killed in a long evaluation begins that again, and not the epoch.
                     if checkpoint_due or stopped_by or (epoch_ends and val_loader is not None):
                         save()

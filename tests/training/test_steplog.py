@@ -60,6 +60,16 @@ def test_without_a_terminal_a_line_comes_at_first_and_then_now_and_then():
     assert lines[1].endswith(", 3 steps skipped")
 
 
+def test_where_data_are_waited_for_a_line_says_what_takes_longest():
+    lines = []
+    progress = Progress(lines.append, bar=False, total_steps=30, line_every_s=0)
+    progress.begin_epoch(0, 10, 0)
+    progress.show(line(1, 0), "decode")
+    progress.show(line(2, 0, data_wait_share=0.01), "decode")
+    assert lines[0].endswith(", 25% of the time waiting for data (mostly decode)")
+    assert lines[1].endswith(", 1% of the time waiting for data")
+
+
 def test_on_a_terminal_there_is_a_bar_and_no_line(capsys):
     lines = []
     progress = Progress(lines.append, bar=True, total_steps=30)
