@@ -8,7 +8,7 @@ import pytest
 import torch
 from taught_sets import with_teacher
 
-from softshard.loaders import Augment, Loader
+from softshard.loaders import Augment, Faults, Loader
 from softshard.shards import (
     DataError,
     LabelTree,
@@ -120,7 +120,7 @@ def test_a_bad_teacher_is_named_by_loader_and_verify(packed, tree, tmp_path, cha
     folder = tmp_path / "bad"
     with_teacher(packed, folder, sizes, lambda number, value: change(value) if number == 20 else value)
     (problem,) = verify(folder).problems
-    with make(folder, shuffle=False) as loader, pytest.raises(DataError) as raised:
+    with make(folder, shuffle=False, faults=Faults(max_bad=0)) as loader, pytest.raises(DataError) as raised:
         list(loader)
     assert problem == f"{folder}/{raised.value}"
     assert "component 'kd'" in problem
