@@ -107,14 +107,13 @@ class Watchdog:
         Raises:
             StallError: nothing came for `give_up_s`.
         """
-        if waited_s < self._stall_s:
-            self._next_s = self._stall_s  # another batch than the one of the last warning
-            return
         if self._give_up_s is not None and waited_s >= self._give_up_s:
             raise StallError(
                 f"loader: expected a batch within {self._give_up_s:.0f} s, found none: {self._stages.describe()}. Is the "
                 "storage away, or the machine overloaded? Faults(give_up_s=...) waits longer"
             )
-        if waited_s >= self._next_s:
+        if waited_s < self._stall_s:
+            self._next_s = self._stall_s  # another batch than the one of the last warning
+        elif waited_s >= self._next_s:
             self._next_s = 2 * waited_s
             logger.warning("no batch for %.0f s: %s", waited_s, self._stages.describe())

@@ -235,7 +235,7 @@ def test_a_loader_whose_thread_hangs_is_not_iterated_again(copied, within):
     index = (copied / name).with_suffix(".idx")
     index.unlink()
     os.mkfifo(index)  # nobody writes to it: opening it waits for ever, as dead storage does
-    loader = make(copied, shuffle=False, faults=Faults(stall_s=0.2, give_up_s=1))
+    loader = make(copied, shuffle=False, faults=Faults(give_up_s=1))  # before the first warning, too
     try:
         with pytest.raises(StallError):
             within(lambda: list(loader))
