@@ -65,6 +65,9 @@ class AugmentStage:
             self._pool = ThreadPoolExecutor(
                 num_threads, thread_name_prefix="softshard-augment", initializer=_use_one_thread
             )
+            # All of them begin here and now: torch's setting is the process's own again when this returns.
+            started = threading.Barrier(num_threads)
+            wait([self._pool.submit(started.wait) for _ in range(num_threads)])
 
     @property
     def decode_dtype(self) -> str:

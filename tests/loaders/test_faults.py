@@ -231,14 +231,14 @@ def stalling(damage):
 
 def test_a_stalled_stage_is_named_and_in_the_end_given_up(stalling, caplog, within):
     folder, name = stalling
-    faults = Faults(stall_s=0.5, give_up_s=2)
+    faults = Faults(stall_s=0.5, give_up_s=4)
     with (
         make(folder, shuffle=False, faults=faults) as loader,
         caplog.at_level(logging.WARNING, "softshard.loaders"),
-        pytest.raises(StallError, match=f"a batch within 2 s, found none: in 'shard' of {name} for [12] s"),
+        pytest.raises(StallError, match=f"a batch within 4 s, found none: in 'shard' of {name} for [1-4] s"),
     ):
         within(lambda: list(loader))
-    assert f"no batch for 1 s: in 'shard' of {name}" in caplog.text
+    assert re.search(f"no batch for [1-4] s: in 'shard' of {name}", caplog.text)
 
 
 def test_a_process_whose_storage_is_dead_ends(stalling):
@@ -246,7 +246,7 @@ def test_a_process_whose_storage_is_dead_ends(stalling):
     script = (
         "import sys\n"
         "from softshard.loaders import Faults, Loader\n"
-        "loader = Loader(sys.argv[1], batch_size=8, shuffle=False, faults=Faults(stall_s=0.5, give_up_s=1))\n"
+        "loader = Loader(sys.argv[1], batch_size=8, shuffle=False, faults=Faults(stall_s=0.5, give_up_s=5))\n"
         "list(loader)\n"
     )
     command = [sys.executable, "-c", script, str(folder)]
