@@ -26,6 +26,9 @@ PACKAGES = (
     "zstandard",
 )
 
+# Between turns of processes; worker processes decode a few batches ahead when they are asked for no more.
+_SETTLE_S = 2.0
+
 
 @dataclass(frozen=True)
 class Throughput:
@@ -67,7 +70,8 @@ def take_turns(
         contenders: name to a function that starts one; the iterator yields the number of images of each
             batch, for as long as it is asked, and is closed after every measurement.
         elsewhere: name to a function of (warmup, steps) that measures one in another process, and gives its images
-            per second and per CPU-second; they have their turn in every round, too.
+            per second and per CPU-second; they have their turn in every round, too. Before every turn there is then a
+            pause, in which the one before fills its queues: that would be on the next one's clock.
         warmup: batches before the clock starts, so that queues are in their steady state.
         steps: batches on the clock.
         repeats: rounds; every contender runs once a round.
@@ -76,9 +80,11 @@ def take_turns(
         Name to throughput.
     """
     elsewhere = elsewhere or {}
+    pause_s = _SETTLE_S if elsewhere else 0.0
     values: dict[str, list[tuple[float, float]]] = {name: [] for name in (*contenders, *elsewhere)}
     for _ in range(repeats):
         for name, start in contenders.items():
+            time.sleep(pause_s)
             batches = start()
             for _ in range(warmup):
                 next(batches)
@@ -90,6 +96,7 @@ def take_turns(
             if close is not None:
                 close()
         for name, measure in elsewhere.items():
+            time.sleep(pause_s)
             values[name].append(measure(warmup, steps))
     return {
         name: Throughput(tuple(wall for wall, _ in pairs), tuple(cpu for _, cpu in pairs))
