@@ -31,6 +31,10 @@ SUMMARY_NAME = "summary.json"
 WEIGHTS_NAME = "model.safetensors"
 
 
+# Of training: the epoch follows from the step, and the board has the loss step by step.
+_NOT_EVALUATED = ("epoch", "loss", "num_bad")
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """What a run came to.
@@ -67,7 +71,7 @@ def epoch_numbers(entry: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def write_epochs(path: Path, history: list[dict[str, Any]], board: Any = None, step: int = 0) -> None:
-    """Write `epochs.csv`: a line per finished epoch, with its mean loss and, with a validation set, what was evaluated.
+    """Write `epochs.csv`: a line per finished epoch, with its mean loss, bad samples and what was evaluated.
 
     All lines are written anew each time, so that a continued run leaves the file that an uninterrupted one does.
 
@@ -87,8 +91,8 @@ def write_epochs(path: Path, history: list[dict[str, Any]], board: Any = None, s
         writer.writerow({name: f"{value:.8g}" for name, value in row.items() if value is not None})
     write_atomically(path, text.getvalue().encode())
     if board is not None:
-        for name in columns[2:]:  # epoch follows from the step, and `loss` has the loss, step by step
-            if rows[-1].get(name) is not None:
+        for name in columns:
+            if name not in _NOT_EVALUATED and rows[-1].get(name) is not None:
                 board.add_scalar(f"val/{name}", rows[-1][name], step)
 
 

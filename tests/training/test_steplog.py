@@ -115,7 +115,7 @@ def test_every_epoch_leaves_what_was_evaluated_in_a_csv_and_for_tensorboard(shar
     scalars = board_scalars(tmp_path / "tensorboard")
     shown = {name.removeprefix("val/"): values for name, values in scalars.items() if name.startswith("val/")}
     # A number that there is none for, such as the distance of errors where all was right, is left out.
-    assert set(shown) == {name for row in rows for name in row if row[name]} - {"epoch", "loss"}
+    assert set(shown) == {name for row in rows for name in row if row[name]} - {"epoch", "loss", "num_bad"}
     assert shown["top1"] == pytest.approx({6: float(rows[0]["top1"]), 12: float(rows[1]["top1"])})
     before = (tmp_path / "epochs.csv").read_bytes()
     run(shards, tmp_path, val=str(shards / "val"), tensorboard=True, resume=True)
@@ -125,7 +125,8 @@ def test_every_epoch_leaves_what_was_evaluated_in_a_csv_and_for_tensorboard(shar
 def test_a_run_without_a_validation_set_has_a_loss_per_epoch(shards, tmp_path):
     result = run(shards, tmp_path)
     lines = (tmp_path / "epochs.csv").read_text().splitlines()
-    assert lines == ["epoch,loss", *(f"{entry['epoch']},{entry['loss']:.8g}" for entry in result.history)]
+    rows = [f"{entry['epoch']},{entry['loss']:.8g},0" for entry in result.history]
+    assert lines == ["epoch,loss,num_bad", *rows]
 
 
 def test_a_missing_tensorboard_is_named_with_the_command_that_brings_it(shards, tmp_path, monkeypatch):
