@@ -57,7 +57,8 @@ class Loader:
     threads.
 
     A sample that cannot be read or decoded is left out: it is logged, written down and counted (see Faults), its slot
-    gets another sample of the same batch and `valid` False, and nothing else changes. A shard that cannot be had, and
+    gets another sample of the same batch and `valid` False, and nothing else changes (but with Mixup or CutMix its partner
+    stays unmixed). A shard that cannot be had, and
     more bad samples than are allowed, are errors, raised after the batches before them. A JPEG that is cut short is
     found by its missing end. Damage inside the compressed data is another matter: libjpeg warns of it on standard
     error and carries on, and below the crop nothing is read at all, so that pixels may be wrong without an error.
@@ -164,6 +165,12 @@ class Loader:
         self.epoch = 0
         self._prefetch = prefetch
         self._stages, self._clock = Stages(), LoopClock()
+        self._per_lane = batch_size * world_size // lanes  # samples of every lane in a step
+        if last_batch == "drop" and self.num_samples // lanes < self._per_lane:
+            raise UsageError(
+                f"{self.dataset}: expected a global batch of samples, which is {self.global_batch} on {lanes} lanes, found "
+                f"{self.num_samples}. Use a smaller batch_size, or last_batch='pad'"
+            )
         check_mixing(self.augment, targets, batch_size, world_size, lanes)
         self._side = None
         if side is not None:
@@ -184,12 +191,6 @@ class Loader:
             num_threads=self.num_threads,
             stages=self._stages,
         )
-        self._per_lane = batch_size * world_size // lanes  # samples of every lane in a step
-        if last_batch == "drop" and self.num_samples // lanes < self._per_lane:
-            raise UsageError(
-                f"{self.dataset}: expected a global batch of samples, which is {self.global_batch} on {lanes} lanes, found "
-                f"{self.num_samples}. Use a smaller batch_size, or last_batch='pad'"
-            )
         self._taken = 0  # samples that every lane has given in this epoch
         self._resume = False  # whether the next iteration starts there
         self.faults = faults or Faults()
