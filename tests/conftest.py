@@ -1,10 +1,12 @@
 import itertools
+import os
 import signal
 from pathlib import Path
 
 import pytest
 from botocore.config import Config
 from botocore.session import get_session
+from hypothesis import settings
 from s3fs import S3FileSystem
 
 from servers.swift import ACCESS_KEY, REGION, SECRET_KEY, Swift, why_not
@@ -12,6 +14,12 @@ from servers.swift import ACCESS_KEY, REGION, SECRET_KEY, Swift, why_not
 # A shell starts what runs in its background with Ctrl-C ignored, and so would everything that tests start be.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in every run, on fast and slow machines: a change is judged by what it does, not by luck.
+# SOFTSHARD_EXAMPLES=new draws others.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("new", deadline=None)
+settings.load_profile(os.environ.get("SOFTSHARD_EXAMPLES", "same"))
 
 # Beside the repository, not in it: photographs and lists whose licences keep them out of the project.
 SHARED = Path(__file__).parents[2] / "shared" / "data"

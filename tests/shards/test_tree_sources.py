@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from softshard.shards import tree_sources
@@ -156,7 +156,9 @@ def test_yaml_as_pyyaml_writes_it_reads_back(tmp_path_factory, tree):
 
     walk(tree, "")
     path = tmp_path_factory.mktemp("yaml") / "tree.yaml"
-    path.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), "utf-8", newline="")
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    assume(yaml.safe_load(text) == tree)  # PyYAML does not read every line break back that it writes
+    path.write_text(text, "utf-8", newline="")
     if wrong or len(set(expected)) < len(expected):
         return
     assert read_yaml(str(path)) == expected
