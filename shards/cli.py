@@ -1,4 +1,4 @@
-"""The `softshard` command, and the commands of this package: tree, maps, pack, verify, reshard.
+"""The `softshard` command, and the commands of this package: tree, maps, pack, verify, reshard, subset.
 
 Every package registers its commands through the entry-point group `softshard.commands`; the functions that a
 command runs import what they need when they run, so that `softshard pack` never imports torch.
@@ -16,6 +16,7 @@ from importlib.metadata import entry_points, version
 
 from .cli_data_sets import add_data_sets
 from .cli_maps import add_maps
+from .cli_subset import add_subset
 from .cli_tree import add_tree
 from .cli_values import (
     EXIT_BAD_DATA,
@@ -80,11 +81,12 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register tree, maps, pack, verify and reshard."""
+    """Register tree, maps, pack, verify, reshard and subset."""
     add_tree(subparsers)
     add_maps(subparsers)
     _add_pack(subparsers)
     add_data_sets(subparsers)
+    add_subset(subparsers)
 
 
 def _add_pack(subparsers: argparse._SubParsersAction) -> None:

@@ -1,0 +1,395 @@
+"""Makes subsets: what there is to choose from, and the choice of classes and of images as a file records it.
+
+class list, data set --> Pool --> choose_classes  merge_siblings  coarse_labels --> SubsetFile (classes)
+data set, its samples' classes, maybe scores ----> choose_images                 --> SubsetFile (and images)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .choose_classes import check_num, confused_classes, groups_of_file, random_classes, random_groups
+from .choose_images import choose_images, percents
+from .classes import KNOWN_LISTS, class_list_sha256, load_class_list
+from .coarse_labels import adjust_number, read_coarse_labels
+from .confusion_file import MAX_CONFUSION_BYTES, read_confusion
+from .errors import DataError, UsageError
+from .files import read_limited, sha256_hex
+from .manifest import Manifest, check_sidecar, load_sidecar, load_tree
+from .merge_siblings import ancestor_tree, merge_siblings
+from .philox import check_seed
+from .schema import MANIFEST_NAME
+from .score_file import Scores, read_scores
+from .shard_files import dataset_name, dataset_path
+from .shard_keys import each_shards_keys
+from .sources import open_source
+from .storage import is_remote, public_name
+from .subset_configs import shortage
+from .subset_file import ClassGroup, SubsetFile
+from .tree import LabelTree
+
+CLASS_METHODS = ("random", "groups", "siblings", "confusion", "coarse", "file")
+IMAGE_METHODS = ("random", "stratified", "difficulty")
+CAPS = ("class", "set")
+_LIST_SUFFIXES = (".txt", ".csv", ".list")
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Classes to choose from.
+
+    Attributes:
+        name: of the data set or class list.
+        names: the classes; of a data set or folder those with images.
+        all_names: the whole class list, with classes that have none.
+        counts: int64 [C], images of each of `names`; None of a bare class list.
+        tree: the data set's label tree, or None.
+        fingerprint: of the data set, or None.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    all_names: tuple[str, ...]
+    counts: np.ndarray | None = None
+    tree: LabelTree | None = None
+    fingerprint: str | None = None
+
+    @classmethod
+    def open(cls, source: str | Path) -> Pool:
+        """Read a class list, a folder of class folders, or a data set (of a folder with `train`, that).
+
+        Raises:
+            UsageError: there is no such thing.
+            DataError: it is damaged.
+        """
+        text = str(source)
+        if text in KNOWN_LISTS or (is_remote(text) and text.lower().endswith(_LIST_SUFFIXES)):
+            names = load_class_list(text)
+            return cls(public_name(text), names, names)
+        if not is_remote(text):
+            folders = [
+                folder for folder in (Path(text), Path(text, "train")) if (folder / MANIFEST_NAME).exists()
+            ]
+            if not folders and Path(text).is_dir():
+                return cls._of_folder(Path(text))
+            if not folders:
+                names = load_class_list(text)
+                return cls(Path(text).name, names, names)
+            source = folders[0]
+        dataset = dataset_path(source)
+        manifest = Manifest.load(dataset)
+        counts = np.bincount(sample_classes(dataset, manifest), minlength=manifest.num_classes)
+        filled = np.flatnonzero(counts)
+        return cls(
+            name=manifest.name,
+            names=tuple(manifest.class_names[i] for i in filled.tolist()),
+            all_names=manifest.class_names,
+            counts=counts[filled],
+            tree=load_tree(dataset, manifest),
+            fingerprint=manifest.fingerprint,
+        )
+
+    @classmethod
+    def _of_folder(cls, folder: Path) -> Pool:
+        listing = open_source(folder)
+        sizes = {entry.name: len(entry.files) for entry in listing.folders if len(entry.files)}
+        names = listing.class_names or tuple(sizes)
+        filled = tuple(name for name in names if name in sizes)
+        return cls(folder.name, filled, tuple(names), np.array([sizes[name] for name in filled], np.int64))
+
+    def source(self) -> dict[str, Any]:
+        """What a subset says it was chosen from."""
+        return {
+            "name": self.name,
+            "classes_sha256": class_list_sha256(self.all_names),
+            "fingerprint": self.fingerprint,
+        }
+
+    def group_counts(self, groups: Sequence[ClassGroup]) -> np.ndarray | None:
+        """int64 [N], images of each group; None where they were not counted."""
+        if self.counts is None:
+            return None
+        images = dict(zip(self.names, self.counts.tolist(), strict=True))
+        return np.array([sum(images[member] for member in group.members) for group in groups], np.int64)
+
+
+@dataclass(frozen=True)
+class ClassChoice:
+    """How classes are chosen or grouped.
+
+    Attributes:
+        method: one of `CLASS_METHODS`.
+        num: N; None only for `coarse` and `file`, which then take as many as there are.
+        seed: of what is random, and of what decides between equals.
+        exact: `siblings`: merge part of a family where whole ones do not meet N.
+        tree: `siblings` and `coarse`: label tree instead of the data set's; beyond its roots WordNet goes on.
+        file: `confusion`: the matrix; `coarse`: the table; `file`: the groups. A path or any fsspec URL.
+        meanings: `coarse`: which classes a name of the table stands for, where it could be several.
+        per_class: M, the images that each class shall have: a note says where there are fewer.
+    """
+
+    method: str
+    num: int | None = None
+    seed: int = 0
+    exact: bool = False
+    tree: LabelTree | None = None
+    file: str | None = None
+    meanings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    per_class: int | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.method not in CLASS_METHODS:
+            raise UsageError(f"method: expected one of {', '.join(CLASS_METHODS)}, found {self.method!r}")
+        needs_file = self.method in ("confusion", "coarse", "file")
+        if needs_file != (self.file is not None):
+            raise UsageError(
+                f"method {self.method!r}: expected {'a file' if needs_file else 'no file'}, found {self.file!r}"
+            )
+        if self.num is None and self.method not in ("coarse", "file"):
+            raise UsageError(f"method {self.method!r}: expected a number of classes, found none")
+        for name, given, methods in (
+            ("exact", self.exact, ("siblings",)),
+            ("tree", self.tree is not None, ("siblings", "coarse")),
+            ("meanings", bool(self.meanings), ("coarse",)),
+        ):
+            if given and self.method not in methods:
+                raise UsageError(
+                    f"{name}: expected method {' or '.join(map(repr, methods))}, found {self.method!r}"
+                )
+
+
+def make_class_subset(pool: Pool, choice: ClassChoice) -> SubsetFile:
+    """Choose or group classes.
+
+    Raises:
+        UsageError: a number of classes that cannot be; a file that cannot be read.
+        DataError: a file that says something else than it should; every problem is named.
+    """
+    names, num, notes = pool.names, choice.num or 0, []
+    method: dict[str, Any] = {"name": choice.method, "num": choice.num, "seed": choice.seed}
+    if choice.method == "random":
+        groups = random_classes(names, num, choice.seed)
+    elif choice.method == "groups":
+        groups = random_groups(names, num, choice.seed)
+    elif choice.method == "siblings":
+        tree = ancestor_tree(names, choice.tree or pool.tree)
+        groups, found_notes = merge_siblings(tree, num, choice.seed, exact=choice.exact)
+        notes += found_notes
+        method |= {"exact": choice.exact, "tree": tree.fingerprint, "relations": tree.rule.source}
+    elif choice.method == "confusion":
+        assert choice.file is not None
+        confusion = read_confusion(choice.file, pool.all_names)
+        kept = np.flatnonzero(np.isin(pool.all_names, names))
+        groups = confused_classes(names, confusion[np.ix_(kept, kept)], num, choice.seed)
+    elif choice.method == "coarse":
+        groups, found_notes = _coarse_groups(pool, choice)
+        notes += found_notes
+        method["meanings"] = {name: list(meant) for name, meant in choice.meanings.items()}
+    else:
+        assert choice.file is not None
+        groups = groups_of_file(choice.file, names)
+        if choice.num not in (None, len(groups)):
+            raise UsageError(
+                f"{public_name(choice.file)}: expected {choice.num} classes, found {len(groups)}; change the file, or "
+                "leave the number out"
+            )
+    if choice.file is not None:
+        method["file"] = file_record(choice.file)
+    counts = pool.group_counts(groups)
+    if counts is not None and choice.per_class is not None and (note := shortage(counts, choice.per_class)):
+        notes.append(note)
+    return SubsetFile(groups, method, pool.source(), notes=tuple(notes))
+
+
+def _coarse_groups(pool: Pool, choice: ClassChoice) -> tuple[tuple[ClassGroup, ...], list[str]]:
+    assert choice.file is not None
+    labels = read_coarse_labels(choice.file, pool.names, choice.meanings)
+    groups, notes = labels.groups, []
+    if labels.uncovered:
+        shown = ", ".join(labels.uncovered[:10]) + (" and more" if len(labels.uncovered) > 10 else "")
+        notes.append(
+            f"{len(labels.uncovered):,} classes are left out, since the table does not have them: {shown}"
+        )
+    if labels.num_ignored:
+        notes.append(f"{labels.num_ignored:,} names of the table are none of the {len(pool.names):,} classes")
+    if choice.num is not None and choice.num != len(groups):
+        members = [member for group in groups for member in group.members]
+        check_num(members, choice.num)
+        groups, found_notes = adjust_number(groups, choice.num, _paths(members, choice.tree or pool.tree))
+        notes += found_notes
+    return groups, notes
+
+
+def _paths(names: Sequence[str], tree: LabelTree | None) -> dict[str, tuple[str, ...]]:
+    """For each class the names from its root to itself; classes that are in no tree are their own roots."""
+    try:
+        tree = ancestor_tree(names, tree)
+    except DataError:
+        return {name: (name,) for name in names}
+    paths: dict[str, tuple[str, ...]] = {}
+    for node in np.argsort(tree.levels, kind="stable").tolist():
+        parent = int(tree.parents[node])
+        above = paths[tree.classes[parent]] if parent >= 0 else ()
+        paths[tree.classes[node]] = (*above, tree.classes[node])
+    return paths
+
+
+@dataclass(frozen=True)
+class ImageChoice:
+    """How images are chosen.
+
+    Attributes:
+        per_class: M.
+        method: one of `IMAGE_METHODS`.
+        seed: of everything that is random.
+        scores: `difficulty`: file of scores; a path or any fsspec URL.
+        cap: `difficulty`: `class`: each class has its own cap and M images; `set`: one cap for all, M on average.
+        allow_fewer: take all of a class that has fewer than M.
+    """
+
+    per_class: int
+    method: str = "random"
+    seed: int = 0
+    scores: str | None = None
+    cap: str = "class"
+    allow_fewer: bool = False
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.method not in IMAGE_METHODS:
+            raise UsageError(f"method: expected one of {', '.join(IMAGE_METHODS)}, found {self.method!r}")
+        if self.cap not in CAPS:
+            raise UsageError(f"cap: expected one of {', '.join(CAPS)}, found {self.cap!r}")
+        if (self.method == "difficulty") != (self.scores is not None):
+            raise UsageError(
+                f"method {self.method!r}: expected {'scores' if self.scores is None else 'no scores'}, found "
+                f"{self.scores!r}; softshard subset score makes them"
+            )
+        if self.cap == "set" and self.method != "difficulty":
+            raise UsageError(f"cap 'set': expected the method 'difficulty', found {self.method!r}")
+
+
+def make_image_subset(
+    dataset: str | Path, choice: ImageChoice, classes: SubsetFile | None = None
+) -> SubsetFile:
+    """Choose images of a data set.
+
+    Args:
+        dataset: folder or fsspec URL of a data set.
+        choice: how.
+        classes: chosen or grouped before; by default all classes that have images.
+
+    Raises:
+        UsageError: see ImageChoice.
+        DataError: classes with fewer than M images; scores that do not fit (see `read_scores`), or are of keys that
+            the data set does not have; the data set is damaged.
+    """
+    folder = dataset_path(dataset)
+    manifest = Manifest.load(folder)
+    stored = sample_classes(folder, manifest)
+    if classes is None:
+        pool = Pool.open(folder)
+        groups = tuple(ClassGroup.single(name) for name in pool.names)
+        classes = SubsetFile(groups, {"name": "all"}, pool.source())
+    classes = classes.without_keys()
+    group_of = classes.relabelling(manifest.class_names).class_map.astype(np.int64)[stored]
+    method: dict[str, Any] = {
+        "name": choice.method,
+        "per_class": choice.per_class,
+        "seed": choice.seed,
+        **({"allow_fewer": True} if choice.allow_fewer else {}),
+    }
+    notes, bins = list(classes.notes), None
+    if choice.scores is not None:
+        scores = read_scores(choice.scores, manifest.fingerprint)
+        probabilities = _probabilities(folder, manifest, scores, choice.scores)
+        unscored = np.isnan(probabilities) & (group_of >= 0)
+        group_of[unscored] = -1
+        bins = percents(np.nan_to_num(probabilities))
+        method |= {
+            "cap": choice.cap,
+            "scores": {"name": _file_name(choice.scores), "sha256": scores.sha256},
+        }
+        if unscored.any():
+            notes.append(f"{int(unscored.sum()):,} images without a score were not chosen from")
+        if not scores.says_halves:
+            notes.append("the scores do not say whether a model scored images that it was trained on")
+    elif choice.method == "stratified":
+        bins = stored
+    numbers = choose_images(
+        group_of,
+        classes.class_names,
+        choice.per_class,
+        choice.seed,
+        bins=bins,
+        whole_set=choice.cap == "set",
+        allow_fewer=choice.allow_fewer,
+    )
+    keys = _keys_of(folder, manifest, numbers)
+    source = {"name": manifest.name, "fingerprint": manifest.fingerprint}
+    return replace(classes, keys=keys, image_method=method, image_source=source, notes=tuple(notes))
+
+
+def count_validation(dataset: str | Path, subset: SubsetFile) -> int:
+    """How many samples of a validation set are of a subset's classes."""
+    folder = dataset_path(dataset)
+    manifest = Manifest.load(folder)
+    class_map = subset.relabelling(manifest.class_names).class_map
+    return int((class_map[sample_classes(folder, manifest)] >= 0).sum())
+
+
+def sample_classes(dataset: str | Path, manifest: Manifest) -> np.ndarray:
+    """int32 [samples], every sample's class in the data set.
+
+    Raises:
+        DataError: the file of the samples' classes is missing or damaged.
+    """
+    classes = load_sidecar(dataset, manifest)
+    check_sidecar(dataset, manifest)
+    return classes
+
+
+def file_record(url: str) -> dict[str, str]:
+    """Name and SHA-256 of a file that a choice was made by."""
+    return {"name": _file_name(url), "sha256": sha256_hex(read_limited(url, MAX_CONFUSION_BYTES))}
+
+
+def _file_name(url: str) -> str:
+    return public_name(url).rstrip("/").rpartition("/")[2]
+
+
+def _probabilities(folder: str | Path, manifest: Manifest, scores: Scores, where: str) -> np.ndarray:
+    """float32 [samples], each sample's score, NaN where it has none.
+
+    Raises:
+        DataError: scores of keys that the data set does not have.
+    """
+    found = np.concatenate(
+        [
+            scores.of([key.decode("utf-8", "surrogateescape") for key in keys])
+            for keys in each_shards_keys(folder, manifest)
+        ]
+    )
+    num_unknown = len(scores.hashes) - int((~np.isnan(found)).sum())
+    if num_unknown > 0:
+        raise DataError(
+            f"{public_name(where)}: expected scores of images of {dataset_name(folder)}, found {num_unknown:,} of "
+            f"{len(scores.hashes):,} whose keys it does not have; they are of another data set"
+        )
+    return found
+
+
+def _keys_of(folder: str | Path, manifest: Manifest, numbers: np.ndarray) -> tuple[str, ...]:
+    keys: list[str] = []
+    first = 0
+    for shard in each_shards_keys(folder, manifest):
+        start, stop = np.searchsorted(numbers, [first, first + len(shard)])
+        keys += [shard[i - first].decode("utf-8", "surrogateescape") for i in numbers[start:stop].tolist()]
+        first += len(shard)
+    return tuple(keys)
