@@ -25,6 +25,7 @@ from .labelmap import read_map_header
 from .manifest import LabelMapInfo, Manifest
 from .parallel import in_threads
 from .reader import Sample
+from .relabel import Relabelling
 from .schema import CLS, HIER, LMAP, TAR_BLOCK_BYTES
 from .shard_task import map_path, read_map_file
 from .tree import LabelTree
@@ -77,10 +78,22 @@ class Added:
     Attributes:
         tree: label tree whose vectors are added, or None.
         maps: label maps, or None.
+        class_map: int32 [C_old], the new class of each of the sources', -1 where no sample is of it; None where
+            they stay.
     """
 
     tree: LabelTree | None = None
     maps: AddedMaps | None = None
+    class_map: np.ndarray | None = None
+
+    @classmethod
+    def relabelled(cls, relabelling: Relabelling) -> Added:
+        """Other classes, and the label vectors of their tree, where there is one."""
+        return cls(relabelling.tree, None, relabelling.class_map)
+
+    def new_classes(self, classes: np.ndarray) -> np.ndarray:
+        """int32 [N]: the classes of samples, from those in the sources."""
+        return classes if self.class_map is None else self.class_map[classes]
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -100,17 +113,32 @@ class Added:
     def to(self, sample: Sample, number: int, table: SampleTable, where: str) -> dict[str, bytes]:
         """A sample's components with those that are added."""
         parts = dict(sample.parts)
-        if self.tree is not None:
-            index = decode_class(parts[CLS.suffix], f"{where}: sample {sample.key!r}")
-            if index >= len(self.tree.classes):
-                raise DataError(
-                    f"{where}: sample {sample.key!r}, component 'cls': expected a class below "
-                    f"{len(self.tree.classes)}, found {index}"
-                )
-            parts[HIER.suffix] = encode_levels(self.tree.vectors()[index])
+        if self.tree is not None or self.class_map is not None:
+            index = self._class(parts[CLS.suffix], f"{where}: sample {sample.key!r}")
+            if self.class_map is not None:
+                parts[CLS.suffix] = str(index).encode("ascii")
+            if self.tree is not None:
+                parts[HIER.suffix] = encode_levels(self.tree.vectors()[index])
         if self.maps is not None:
             parts[LMAP.suffix] = self.maps.read(number, table.path(number))
         return parts
+
+    def _class(self, data: bytes, where: str) -> int:
+        """A sample's class in the result."""
+        index = decode_class(data, where)
+        if self.class_map is not None:
+            new = int(self.class_map[index]) if index < len(self.class_map) else -1
+            if new < 0:
+                raise DataError(
+                    f"{where}, component 'cls': expected a class that the subset keeps, as classes.npy says, found "
+                    f"{index}; the data set is damaged. Run: softshard verify DATASET"
+                )
+            return new
+        if self.tree is not None and index >= len(self.tree.classes):
+            raise DataError(
+                f"{where}, component 'cls': expected a class below {len(self.tree.classes)}, found {index}"
+            )
+        return index
 
     def to_json(self) -> dict[str, Any]:
         """What the plan says of it: fingerprints, not where it was found."""

@@ -32,7 +32,7 @@ def random_classes(names: Sequence[str], num: int, seed: int) -> tuple[ClassGrou
     """
     check_num(names, num)
     chosen = permutation(seed, PURPOSE_CHOOSE_CLASSES, 0, 0, len(names))[:num]
-    return tuple(ClassGroup.single(names[i]) for i in sorted(chosen.tolist()))
+    return tuple(ClassGroup.single(names[i]) for i in sorted(map(int, chosen)))
 
 
 def random_groups(names: Sequence[str], num: int, seed: int) -> tuple[ClassGroup, ...]:
@@ -42,7 +42,7 @@ def random_groups(names: Sequence[str], num: int, seed: int) -> tuple[ClassGroup
         UsageError: not 1 to as many groups as there are classes.
     """
     check_num(names, num)
-    order = permutation(seed, PURPOSE_CHOOSE_CLASSES, 0, 0, len(names)).tolist()
+    order = [int(i) for i in permutation(seed, PURPOSE_CHOOSE_CLASSES, 0, 0, len(names))]
     groups, start = [], 0
     for i, size in enumerate(near_equal_sizes(len(names), num)):
         members = sorted(order[start : start + size])
@@ -70,7 +70,9 @@ def confused_classes(
 
     found = confusion_groups(confusion, num, seed)
     return tuple(
-        ClassGroup(numbered("confused", i, num), tuple(names[member] for member in members), float(value))
+        ClassGroup(
+            numbered("confused", i, num), tuple(names[int(member)] for member in members), float(value)
+        )
         for i, (members, value) in enumerate(zip(found.groups, found.values, strict=True))
     )
 

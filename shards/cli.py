@@ -110,6 +110,12 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
         "--classes", metavar="LIST", help="class list that fixes the indices (default: the folders)"
     )
     labels.add_argument(
+        "--subset",
+        metavar="FILE",
+        help="classes and groups that softshard subset classes chose: they are the class list, and the images of a "
+        "group's folders become one class",
+    )
+    labels.add_argument(
         "--folders",
         choices=("name", "index"),
         default="name",
@@ -186,6 +192,7 @@ def _run_pack(args: argparse.Namespace) -> int:
     from .pack import PackOptions, pack
     from .preview import preview
     from .storage import public_name
+    from .subset_file import SubsetFile
     from .tree import LabelTree
 
     for name, value in {**_DEFAULTS, **PRESETS.get(args.preset, {})}.items():
@@ -202,6 +209,7 @@ def _run_pack(args: argparse.Namespace) -> int:
         seed=args.seed,
         max_bad=args.max_bad,
         folders=args.folders,
+        subset=SubsetFile.load(args.subset) if args.subset else None,
     )
     class_names = load_class_list(args.classes) if args.classes else None
     tree = LabelTree.load(args.tree) if args.tree else None

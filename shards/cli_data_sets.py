@@ -78,6 +78,12 @@ def _add_reshard(subparsers: argparse._SubParsersAction) -> None:
         "label vectors, label maps and models still fit",
     )
     command.add_argument(
+        "--subset",
+        metavar="FILE",
+        help="keep the classes and images that softshard subset chose; its classes and groups become the class list, "
+        "and labels are written anew (label maps must be dropped)",
+    )
+    command.add_argument(
         "--drop",
         action="append",
         default=[],
@@ -172,6 +178,7 @@ def _run_reshard(args: argparse.Namespace) -> int:
     from .reshard import reshard
     from .reshard_plan import ReshardOptions
     from .storage import public_name
+    from .subset_file import SubsetFile
     from .tree import LabelTree
 
     manifest = reshard(
@@ -181,6 +188,7 @@ def _run_reshard(args: argparse.Namespace) -> int:
             shard_bytes=args.shard_bytes,
             shard_samples=args.shard_samples,
             classes=load_class_list(args.classes) if args.classes else None,
+            subset=SubsetFile.load(args.subset) if args.subset else None,
             drop=tuple(args.drop),
             tree=LabelTree.load(args.tree) if args.tree else None,
             label_maps=args.label_maps,

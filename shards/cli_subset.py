@@ -151,7 +151,8 @@ def _add_result(command: argparse.ArgumentParser) -> None:
 
 
 def _run_classes(args: argparse.Namespace) -> int:
-    from .make_subset import ClassChoice, Pool, make_class_subset
+    from .make_subset import ClassChoice, make_class_subset
+    from .subset_pool import Pool
     from .tree import LabelTree
 
     num, per_class = _shape(args, args.num_classes)

@@ -15,107 +15,25 @@ import numpy as np
 
 from .choose_classes import check_num, confused_classes, groups_of_file, random_classes, random_groups
 from .choose_images import choose_images, percents
-from .classes import KNOWN_LISTS, class_list_sha256, load_class_list
 from .coarse_labels import adjust_number, read_coarse_labels
 from .confusion_file import MAX_CONFUSION_BYTES, read_confusion
 from .errors import DataError, UsageError
 from .files import read_limited, sha256_hex
-from .manifest import Manifest, check_sidecar, load_sidecar, load_tree
+from .manifest import Manifest
 from .merge_siblings import ancestor_tree, merge_siblings
 from .philox import check_seed
-from .schema import MANIFEST_NAME
 from .score_file import Scores, read_scores
 from .shard_files import dataset_name, dataset_path
 from .shard_keys import each_shards_keys
-from .sources import open_source
-from .storage import is_remote, public_name
+from .storage import public_name
 from .subset_configs import shortage
 from .subset_file import ClassGroup, SubsetFile
+from .subset_pool import Pool, sample_classes, training_set
 from .tree import LabelTree
 
 CLASS_METHODS = ("random", "groups", "siblings", "confusion", "coarse", "file")
 IMAGE_METHODS = ("random", "stratified", "difficulty")
 CAPS = ("class", "set")
-_LIST_SUFFIXES = (".txt", ".csv", ".list")
-
-
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """Classes to choose from.
-
-    Attributes:
-        name: of the data set or class list.
-        names: the classes; of a data set or folder those with images.
-        all_names: the whole class list, with classes that have none.
-        counts: int64 [C], images of each of `names`; None of a bare class list.
-        tree: the data set's label tree, or None.
-        fingerprint: of the data set, or None.
-    """
-
-    name: str
-    names: tuple[str, ...]
-    all_names: tuple[str, ...]
-    counts: np.ndarray | None = None
-    tree: LabelTree | None = None
-    fingerprint: str | None = None
-
-    @classmethod
-    def open(cls, source: str | Path) -> Pool:
-        """Read a class list, a folder of class folders, or a data set (of a folder with `train`, that).
-
-        Raises:
-            UsageError: there is no such thing.
-            DataError: it is damaged.
-        """
-        text = str(source)
-        if text in KNOWN_LISTS or (is_remote(text) and text.lower().endswith(_LIST_SUFFIXES)):
-            names = load_class_list(text)
-            return cls(public_name(text), names, names)
-        if not is_remote(text):
-            folders = [
-                folder for folder in (Path(text), Path(text, "train")) if (folder / MANIFEST_NAME).exists()
-            ]
-            if not folders and Path(text).is_dir():
-                return cls._of_folder(Path(text))
-            if not folders:
-                names = load_class_list(text)
-                return cls(Path(text).name, names, names)
-            source = folders[0]
-        dataset = dataset_path(source)
-        manifest = Manifest.load(dataset)
-        counts = np.bincount(sample_classes(dataset, manifest), minlength=manifest.num_classes)
-        filled = np.flatnonzero(counts)
-        return cls(
-            name=manifest.name,
-            names=tuple(manifest.class_names[i] for i in filled.tolist()),
-            all_names=manifest.class_names,
-            counts=counts[filled],
-            tree=load_tree(dataset, manifest),
-            fingerprint=manifest.fingerprint,
-        )
-
-    @classmethod
-    def _of_folder(cls, folder: Path) -> Pool:
-        listing = open_source(folder)
-        sizes = {entry.name: len(entry.files) for entry in listing.folders if len(entry.files)}
-        names = listing.class_names or tuple(sizes)
-        filled = tuple(name for name in names if name in sizes)
-        return cls(folder.name, filled, tuple(names), np.array([sizes[name] for name in filled], np.int64))
-
-    def source(self) -> dict[str, Any]:
-        """What a subset says it was chosen from."""
-        return {
-            "name": self.name,
-            "classes_sha256": class_list_sha256(self.all_names),
-            "fingerprint": self.fingerprint,
-        }
-
-    def group_counts(self, groups: Sequence[ClassGroup]) -> np.ndarray | None:
-        """int64 [N], images of each group; None where they were not counted."""
-        if self.counts is None:
-            return None
-        images = dict(zip(self.names, self.counts.tolist(), strict=True))
-        return np.array([sum(images[member] for member in group.members) for group in groups], np.int64)
 
 
 @dataclass(frozen=True)
@@ -281,7 +199,7 @@ def make_image_subset(
     """Choose images of a data set.
 
     Args:
-        dataset: folder or fsspec URL of a data set.
+        dataset: folder or fsspec URL of a data set; of a local folder with `train`, that.
         choice: how.
         classes: chosen or grouped before; by default all classes that have images.
 
@@ -290,7 +208,7 @@ def make_image_subset(
         DataError: classes with fewer than M images; scores that do not fit (see `read_scores`), or are of keys that
             the data set does not have; the data set is damaged.
     """
-    folder = dataset_path(dataset)
+    folder = dataset_path(training_set(dataset) or dataset)
     manifest = Manifest.load(folder)
     stored = sample_classes(folder, manifest)
     if classes is None:
@@ -342,17 +260,6 @@ def count_validation(dataset: str | Path, subset: SubsetFile) -> int:
     manifest = Manifest.load(folder)
     class_map = subset.relabelling(manifest.class_names).class_map
     return int((class_map[sample_classes(folder, manifest)] >= 0).sum())
-
-
-def sample_classes(dataset: str | Path, manifest: Manifest) -> np.ndarray:
-    """int32 [samples], every sample's class in the data set.
-
-    Raises:
-        DataError: the file of the samples' classes is missing or damaged.
-    """
-    classes = load_sidecar(dataset, manifest)
-    check_sidecar(dataset, manifest)
-    return classes
 
 
 def file_record(url: str) -> dict[str, str]:

@@ -14,6 +14,8 @@ import numpy as np
 
 from .choose_classes import check_num
 from .philox import PURPOSE_CHOOSE_CLASSES, permutation
+from .relabel import restrict_tree
+from .relations import ONE_PARENT_RULES
 from .subset_file import ClassGroup
 from .tree import LabelTree
 from .tree_text import children_of_classes
@@ -43,15 +45,16 @@ def ancestor_tree(names: Sequence[str], tree: LabelTree | None = None) -> LabelT
 
     Args:
         names: the classes.
-        tree: the data set's own, beyond whose roots WordNet goes on; without it WordNet's.
+        tree: the data set's own, or None. Of a user's own relations, beyond its roots WordNet goes on; of one that
+            was built from WordNet only the rule that chooses among several parents counts, so that it makes no
+            difference which inner nodes it has.
 
     Raises:
-        DataError: without a tree, names that WordNet does not know.
+        DataError: names that neither the tree nor WordNet knows.
     """
-    from .relabel import restrict_tree
-
-    if tree is None:
-        return LabelTree.from_wordnet(names, inner="all")
+    if tree is None or tree.rule.source.startswith("WordNet "):
+        rule = tree.rule.parents if tree is not None and tree.rule.parents in ONE_PARENT_RULES else "first"
+        return LabelTree.from_wordnet(names, parents=rule, inner="all")
     return restrict_tree(tree, names, inner="all", beyond_roots=True)
 
 

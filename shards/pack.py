@@ -112,7 +112,8 @@ def pack(
     target = open_destination(destination)
     _check_apart(source, target)
     check_free(target)
-    kept = KeptListing(target, source, tree.classes if tree is not None else class_names)
+    numbered = None if options.subset is not None else tree.classes if tree is not None else class_names
+    kept = KeptListing(target, source, numbered)
     earlier = kept.load()
     listing, plan = plan_source(source, options, class_names, tree, earlier)
     target.make()

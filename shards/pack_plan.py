@@ -22,6 +22,7 @@ from .progress import progress_bar
 from .schema import DEFAULT_SHARD_BYTES, TAR_BLOCK_BYTES
 from .shard_task import Job, make_sample, map_path, read_map_file
 from .sources import open_source
+from .subset_file import SubsetFile
 from .tree import LabelTree
 
 _MAPS_LOOKED_FOR = 16_384  # images; a wrong folder is told at once
@@ -46,6 +47,8 @@ class PackOptions:
         max_bad: share of unusable inputs that stops the run; ten are always allowed, with 0 none.
         folders: `name`: class folders are called like their classes; `index`: like their places in the class list,
             from 0, as in ImageNetV2.
+        subset: file of `softshard subset classes`: its classes and groups are the class list, and class folders become
+            what it says; others are left out.
     """
 
     image: ImageRecipe = field(default_factory=ImageRecipe)
@@ -58,6 +61,7 @@ class PackOptions:
     seed: int = 0
     max_bad: float = 0.001
     folders: str = "name"
+    subset: SubsetFile | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -70,6 +74,12 @@ class PackOptions:
             raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
         if self.folders not in FOLDERS:
             raise UsageError(f"folders: expected one of {', '.join(FOLDERS)}, found {self.folders!r}")
+        if self.subset is not None and (self.subset.keys is not None or self.folders == "index"):
+            found = "folders called by their places" if self.subset.keys is None else "chosen images"
+            raise UsageError(
+                f"subset: expected the classes of folders called like them, found {found}. Pack all of it, then take the "
+                "subset: softshard reshard --subset"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """What decides the bytes; not where the label maps lie, nor the budget."""
@@ -84,6 +94,7 @@ class PackOptions:
             "seed": self.seed,
             # Not where it is the default, so that plans made before it was thought of stay the same.
             **({} if self.folders == "name" else {"folders": self.folders}),
+            **({} if self.subset is None else {"subset": self.subset.record()}),
         }
 
 
@@ -95,6 +106,12 @@ def plan_source(
     earlier: Listing | None = None,
 ) -> tuple[Listing, Plan]:
     """List a source, unless its listing is at hand, and plan its packing; nothing is written, no image opened."""
+    listed_names = class_names if tree is None else tree.classes
+    class_of = None
+    if options.subset is not None:
+        if class_names is not None:
+            raise UsageError("pack: expected a class list or a subset, which has its own, found both")
+        listed_names, class_names, class_of = None, options.subset.class_names, options.subset.class_of
     if tree is not None:
         if class_names is not None and tuple(class_names) not in (
             tree.classes,
@@ -109,10 +126,11 @@ def plan_source(
     listing = earlier
     if listing is None:
         with progress_bar(None, "list", "img") as bar:
-            listing = open_source(source, class_names, bar.update)
+            listing = open_source(source, listed_names, bar.update)
     plan = make_plan(
         listing if options.folders == "name" else name_by_index(listing, class_names),
         class_names=class_names if class_names is not None else listing.class_names,
+        class_of=class_of,
         min_images=options.min_images,
         val_per_class=options.val_per_class,
         val_split=options.val_split,

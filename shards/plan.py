@@ -167,6 +167,7 @@ def make_plan(
     listing: Listing,
     *,
     class_names: Sequence[str] | None = None,
+    class_of: Mapping[str, str] | None = None,
     min_images: int = 1,
     val_per_class: int = 0,
     val_split: str = "hash",
@@ -179,6 +180,8 @@ def make_plan(
         listing: the source.
         class_names: the class list, where it is given (its order fixes the indices, and folders that are not
             in it are dropped); by default the folders that are kept, in lexical order.
+        class_of: the class that each folder's images become, where it is not called like it; folders that it does not
+            have are dropped.
         min_images: folders with fewer images are dropped. Counted before the split, as published.
         val_per_class: images of each class that go to `val`.
         val_split: `hash`: the smallest SHA-256 of `class/file name` (independent of order and locale, a new
@@ -200,7 +203,7 @@ def make_plan(
             f"{listing.root}: expected no --val-per-class, because the source has a val folder, "
             f"found {val_per_class}"
         )
-    listed = None if class_names is None else set(class_names)
+    listed = set(class_of) if class_of is not None else None if class_names is None else set(class_names)
     kept: list[ClassFolder] = []
     dropped: list[tuple[str, int]] = []
     for folder in listing.folders:
@@ -230,9 +233,9 @@ def make_plan(
         (_shown(folder), len(folder.files)) for folder in listing.validation if folder.name not in kept_names
     ]
     folders = (*kept, *validation)
-    files = _planned_files(
-        folders, np.array([index[folder.name] for folder in folders], np.int32), kept_names
-    )
+    becomes = {folder.name: class_of[folder.name] if class_of is not None else folder.name for folder in kept}
+    indices = np.array([index[becomes[folder.name]] for folder in folders], np.int32)
+    files = _planned_files(folders, indices, kept_names)
     held_out = np.zeros(files.starts[-1], bool)
     held_out[files.starts[len(kept)] :] = True
     for folder, start in zip(kept, files.starts.tolist(), strict=False):
@@ -255,7 +258,8 @@ def make_plan(
         folder.files.update(digest)
         if folder.metadata is not None:
             folder.metadata.update(digest)
-    without = tuple(name for name in names if name not in kept_names)
+    filled = set(becomes.values())
+    without = tuple(name for name in names if name not in filled)
     return Plan(names, tuple(splits), tuple(dropped), without, digest.hexdigest())
 
 

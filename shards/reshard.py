@@ -30,7 +30,15 @@ from .parallel import in_threads, num_workers
 from .philox import PURPOSE_RESHARD, permutation
 from .progress import progress_bar
 from .receipts import check_free, read_receipts, settle_plan, write_receipt
-from .reshard_plan import ReshardOptions, check_fit, check_keys, kept_samples, result_name, shard_bounds
+from .reshard_plan import (
+    ReshardOptions,
+    check_fit,
+    check_keys,
+    kept_samples,
+    result_name,
+    shard_bounds,
+    with_keys,
+)
 from .schema import HIER, KD, LMAP, PLAN_NAME, RECEIPTS_DIR, TREE_NAME, sorted_suffixes
 from .shard_files import dataset_path
 from .writer import ShardRecord, ShardWriter
@@ -117,8 +125,14 @@ def reshard(
     with progress_bar(sum(manifest.num_bytes for _, manifest in sources), "check sources", "B") as bar:
         with_paths = options.label_maps is not None
         table = index_samples(sources, options.left_out, bar.update, workers=workers, with_paths=with_paths)
+    kept = with_keys(table, kept, None if options.subset is None else options.subset.keys)
     check_keys(table, kept)
-    added = _check_added(options, table, kept, len(_class_names(sources[0][1], options)), workers)
+    if options.subset is not None:
+        folder, first = sources[0]
+        added = Added.relabelled(options.subset.relabelling(first.class_names, load_tree(folder, first)))
+        classes = added.new_classes(classes)
+    else:
+        added = _check_added(options, table, kept, len(_class_names(sources[0][1], options)), workers)
     if options.shuffle is not None:
         kept = kept[permutation(options.shuffle, PURPOSE_RESHARD, 0, 0, len(kept))]
     sample_bytes = table.kept_bytes + added.tar_bytes(len(table.kept_bytes))
@@ -148,7 +162,9 @@ def _checked_classes(dataset: str | Path, manifest: Manifest) -> np.ndarray:
 
 
 def _class_names(manifest: Manifest, options: ReshardOptions) -> tuple[str, ...]:
-    """The class list of the result; a tree may number inner nodes after the data set's classes."""
+    """The class list of the result: a subset's own; a tree may number inner nodes after the data set's classes."""
+    if options.subset is not None:
+        return options.subset.class_names
     return manifest.class_names if options.tree is None else options.tree.classes
 
 

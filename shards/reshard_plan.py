@@ -12,11 +12,12 @@ import numpy as np
 
 from .destination import Destination
 from .errors import DataError, UsageError
-from .gather import SampleTable, alike
+from .gather import SampleTable, alike, key_hashes
 from .manifest import Manifest
 from .plan import some
 from .schema import COMPONENT_BY_SUFFIX, DEFAULT_SHARD_BYTES, HIER, KD, LMAP, TAR_BLOCK_BYTES
 from .shard_files import dataset_name
+from .subset_file import SubsetFile
 from .tree import LabelTree
 
 _LISTED_PROBLEMS = 20
@@ -33,6 +34,8 @@ class ReshardOptions:
         classes: names of the classes whose samples are kept, or None for all. The class list stays whole
             and every index as it is: `cls`, label vectors and label maps all count in the data set's own
             list, models trained on the whole set can be evaluated on the part, and parts can be merged again.
+        subset: file of `softshard subset`: its images and classes are kept, and the classes become the class list:
+            `cls` and `hier.npy` are written anew, and label maps, which are over the old classes, must be dropped.
         drop: components to leave out.
         tree: label tree whose hierarchical label vectors are added to the samples, or take the place of theirs.
         label_maps: folder of label maps that are added, or take the place of the samples' own; laid out as for
@@ -45,6 +48,7 @@ class ReshardOptions:
     shard_bytes: int = DEFAULT_SHARD_BYTES
     shard_samples: int | None = None
     classes: Sequence[str] | None = None
+    subset: SubsetFile | None = None
     drop: Sequence[str] = ()
     tree: LabelTree | None = None
     label_maps: Path | None = None
@@ -66,13 +70,21 @@ class ReshardOptions:
         added = (HIER.suffix, self.tree), (LMAP.suffix, self.label_maps)
         for suffix in (suffix for suffix, value in added if value is not None and suffix in self.drop):
             raise UsageError(f"expected {suffix!r} to be added or dropped, found both")
+        if self.subset is not None and (
+            self.classes is not None or self.tree is not None or self.label_maps is not None
+        ):
+            raise UsageError(
+                "reshard: expected a subset by itself, since it brings its own class list, found it beside classes, a "
+                "tree or label maps. Write the subset, then add these to it"
+            )
         if self.shuffle is not None and not 0 <= self.shuffle < 2**64:
             raise UsageError(f"shuffle: expected a seed from 0 to 2**64 - 1, found {self.shuffle}")
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """Components of the sources that are not copied: dropped, or replaced."""
-        replaced = [HIER.suffix] * (self.tree is not None) + [LMAP.suffix] * (self.label_maps is not None)
+        has_tree = self.tree is not None or self.subset is not None
+        replaced = [HIER.suffix] * has_tree + [LMAP.suffix] * (self.label_maps is not None)
         return (*self.drop, *replaced)
 
     def to_json(self) -> dict[str, Any]:
@@ -83,6 +95,8 @@ class ReshardOptions:
             "classes": None if self.classes is None else list(self.classes),
             "drop": sorted(set(self.drop)),
             "shuffle": self.shuffle,
+            # Not where there is none, so that plans made before it was thought of stay the same.
+            **({} if self.subset is None else {"subset": self.subset.record()}),
         }
 
 
@@ -97,9 +111,17 @@ def check_fit(sources: Sequence[tuple[str | Path, Manifest]], options: ReshardOp
         for suffix in options.drop
         if suffix not in manifest.components
     ]
+    if options.subset is not None:
+        problems += [
+            f"{dataset_name(folder)}: expected no component {suffix!r}, which is over the old classes and not over those "
+            f"of the subset. Add: --drop {suffix}; or read the data set through the subset, without copying it"
+            for folder, manifest in sources
+            for suffix in (LMAP.suffix, KD.suffix)
+            if suffix in manifest.components and suffix not in options.drop
+        ]
     # A stored teacher says something of the levels of its tree, and nothing without it.
     new_tree = None if options.tree is None else options.tree.fingerprint
-    if KD.suffix not in options.drop and HIER.suffix in options.left_out:
+    if options.subset is None and KD.suffix not in options.drop and HIER.suffix in options.left_out:
         problems += [
             f"{dataset_name(folder)}: expected the tree {(manifest.tree_sha256 or 'none')[:12]}, whose levels its "
             f"component 'kd' is about, found {(new_tree or 'none')[:12]} for the result. Add: --drop kd"
@@ -111,7 +133,7 @@ def check_fit(sources: Sequence[tuple[str | Path, Manifest]], options: ReshardOp
         ("components", lambda manifest: sorted(set(manifest.components) - set(options.left_out))),
     ]
     # Label vectors are all that the tree says of a sample: without them, samples of two trees may be mixed.
-    if HIER.suffix not in options.left_out:
+    if HIER.suffix not in options.left_out or options.subset is not None:
         same.append(("the label tree", lambda manifest: (manifest.tree_sha256 or "none")[:12]))
     if LMAP.suffix not in options.left_out:
         same.append(("label maps", lambda manifest: manifest.label_maps and vars(manifest.label_maps)))
@@ -130,6 +152,11 @@ def check_fit(sources: Sequence[tuple[str | Path, Manifest]], options: ReshardOp
 
 def kept_samples(manifest: Manifest, classes: np.ndarray, options: ReshardOptions) -> np.ndarray:
     """int64 numbers of the samples whose class is kept."""
+    if options.subset is not None:
+        kept = np.flatnonzero(options.subset.relabelling(manifest.class_names).class_map[classes] >= 0)
+        if not len(kept):
+            raise DataError(f"{manifest.name}: expected samples of the subset's classes, found none")
+        return kept
     if options.classes is None:
         return np.arange(len(classes))
     index = {name: i for i, name in enumerate(manifest.class_names)}
@@ -145,6 +172,25 @@ def kept_samples(manifest: Manifest, classes: np.ndarray, options: ReshardOption
     if not len(kept):
         raise DataError(f"{manifest.name}: expected samples of the classes to keep, found none")
     return kept
+
+
+def with_keys(table: SampleTable, kept: np.ndarray, keys: Sequence[str] | None) -> np.ndarray:
+    """Of the kept samples those with these keys; all where it is None.
+
+    Raises:
+        DataError: keys of none of them; the first are named.
+    """
+    if keys is None:
+        return kept
+    hashes = key_hashes(keys)
+    found = np.isin(hashes, table.key_hashes[kept])
+    if not found.all():
+        missing = [key for key, there in zip(keys, found.tolist(), strict=True) if not there]
+        raise DataError(
+            f"subset: expected keys of the data sets' {len(kept):,} samples of its classes, found {len(missing):,} of "
+            f"{len(keys):,} that they do not have: {some(missing)}; it was chosen from another data set"
+        )
+    return kept[np.isin(table.key_hashes[kept], hashes)]
 
 
 def check_keys(table: SampleTable, kept: np.ndarray) -> None:

@@ -146,8 +146,9 @@ def _json_rows(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, Any] | str
         except (ValueError, RecursionError) as error:
             yield number, f"expected JSON, found: {error}"
             continue
-        if not isinstance(row, dict) or (missing := [name for name in _REQUIRED if name not in row]):
-            found = f"none of {', '.join(missing)}" if isinstance(row, dict) else repr(line[:40])
+        missing = [name for name in _REQUIRED if not isinstance(row, dict) or name not in row]
+        if missing:
+            found = f"no {', '.join(missing)}" if isinstance(row, dict) else repr(line[:40])
             yield number, f"expected an object with {', '.join(_REQUIRED)}, found {found}"
         else:
             yield number, row

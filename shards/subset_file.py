@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .destination import open_destination
-from .errors import DataError, UsageError
+from .errors import DataError, SoftshardError, UsageError
 from .files import canonical_json, read_text, sha256_hex, split_url
 from .relabel import Relabelling, restrict_tree
 from .storage import public_name
@@ -243,6 +243,14 @@ class SubsetFile:
 def load_subset(subset: str | Path | SubsetFile) -> SubsetFile:
     """A subset from its file; one that is read already comes back as it is."""
     return subset if isinstance(subset, SubsetFile) else SubsetFile.load(subset)
+
+
+def is_subset_file(path: str | Path) -> bool:
+    """Whether a file begins as `save` writes it; False also where it cannot be read."""
+    try:
+        return f'"{FORMAT_NAME}"' in read_text(str(path), MAX_SUBSET_BYTES)[:200]
+    except SoftshardError:
+        return False
 
 
 def _group_problems(groups: Sequence[ClassGroup]) -> list[str]:

@@ -67,6 +67,12 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "of other classes are left out. --resume wants the same labels again",
     )
     command.add_argument(
+        "--subset",
+        metavar="FILE",
+        help="train on the images that softshard subset chose, and read both data sets with its classes and groups; "
+        "nothing is packed again. --resume wants the same again",
+    )
+    command.add_argument(
         "--side",
         metavar="DIR",
         help="side shards of softshard maps make --side, whose label maps are joined to the training set's samples. "
@@ -183,6 +189,7 @@ def _run_train(args: argparse.Namespace) -> int:
         out=args.out,
         val=args.val,
         labels=args.labels,
+        subset=args.subset,
         side=args.side,
         pretrained=args.pretrained,
         init_from=args.init_from,

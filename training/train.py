@@ -29,6 +29,7 @@ from ..loaders.loader import Loader
 from ..loaders.replay import replay_command
 from ..shards.errors import UsageError
 from ..shards.storage import public_name
+from ..shards.subset_file import SubsetFile, load_subset
 from .checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint, stored_images
 from .checks import check_call, check_data, check_resume, check_same_classes
 from .evaluate import evaluate_model, evaluation_loader, named_batches
@@ -67,6 +68,7 @@ def train(
     out: str | Path,
     val: str | None = None,
     labels: str | Path | LabelSource | None = None,
+    subset: str | Path | SubsetFile | None = None,
     side: str | Path | None = None,
     epochs: int | None = None,
     global_batch: int | None = None,
@@ -95,6 +97,7 @@ def train(
         val: a data set to evaluate on after every epoch.
         labels: read both data sets with these instead of their own, as the Loader does: a LabelTree, class names, a
             Relabelling; or what `load_labels` reads them from. The checkpoint keeps their class list and tree.
+        subset: train on the images that a file of `softshard subset` names, and read both data sets with its classes.
         side: a folder of side shards, whose label maps are joined to the training set's samples.
         epochs: instead of the recipe's.
         global_batch: instead of the recipe's: samples per step over all ranks.
@@ -161,10 +164,12 @@ def train(
         signal_received = stack.enter_context(stop_signal())
 
         # 2. Data.
+        chosen_part = None if subset is None else load_subset(subset)
         read_with = load_labels(labels)
         loader = Loader(
             dataset,
             labels=read_with,
+            subset=chosen_part,
             batch_size=recipe.global_batch // world_size,
             device=device,
             targets=recipe.targets,
@@ -188,7 +193,7 @@ def train(
             val_loader = evaluation_loader(
                 recipe,
                 val,
-                labels=read_with,
+                labels=read_with if chosen_part is None else chosen_part.without_keys(),
                 batch_size=recipe.global_batch // world_size,
                 device=device,
                 rank=rank,
@@ -275,7 +280,8 @@ def train(
         if open_board is not None and is_main:
             board = open_board(checkpoint_path.with_name(BOARD_NAME), step)
             stack.callback(board.close)
-        labels_file = str(labels) if isinstance(labels, str | Path) else None
+        read_from = labels if subset is None else subset
+        labels_file = str(read_from) if isinstance(read_from, str | Path) else None
         steps = StepLog(
             metrics_path,
             step,
