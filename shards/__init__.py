@@ -9,6 +9,7 @@ from .reader import Sample, read_shard
 from .relabel import Relabelling, relabel
 from .reshard import reshard
 from .reshard_plan import ReshardOptions
+from .subset_file import SubsetFile
 from .tree import LabelTree
 from .verify import VerifyReport, verify
 from .writer import ShardWriter
@@ -28,6 +29,7 @@ __all__ = [
     "ShardWriter",
     "SoftshardError",
     "StorageError",
+    "SubsetFile",
     "UsageError",
     "VerifyReport",
     "decode_label_map",
