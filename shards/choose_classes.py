@@ -10,18 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .confusion_groups import confusion_groups, group_sizes
 from .errors import DataError, UsageError
 from .philox import PURPOSE_CHOOSE_CLASSES, permutation
 from .subset_file import ClassGroup
 from .tree_sources import read_pairs
 
 _SHOWN = 10
-
-
-def near_equal_sizes(num: int, parts: int) -> list[int]:
-    """Sizes of `parts` parts of `num` things, the larger first: 1000 in 67 is 62 times 15 and 5 times 14."""
-    size, larger = divmod(num, parts)
-    return [size + 1] * larger + [size] * (parts - larger)
 
 
 def random_classes(names: Sequence[str], num: int, seed: int) -> tuple[ClassGroup, ...]:
@@ -44,7 +39,7 @@ def random_groups(names: Sequence[str], num: int, seed: int) -> tuple[ClassGroup
     check_num(names, num)
     order = [int(i) for i in permutation(seed, PURPOSE_CHOOSE_CLASSES, 0, 0, len(names))]
     groups, start = [], 0
-    for i, size in enumerate(near_equal_sizes(len(names), num)):
+    for i, size in enumerate(group_sizes(len(names), num)):
         members = sorted(order[start : start + size])
         groups.append(ClassGroup(numbered("group", i, num), tuple(names[member] for member in members)))
         start += size
@@ -66,8 +61,6 @@ def confused_classes(
         UsageError: not 1 to C groups.
     """
     check_num(names, num)
-    from .confusion_groups import confusion_groups
-
     found = confusion_groups(confusion, num, seed)
     return tuple(
         ClassGroup(

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .choose_classes import check_num, near_equal_sizes
+from .choose_classes import check_num
+from .confusion_groups import group_sizes
 from .errors import DataError, UsageError
 from .files import read_text
 from .schema import MAX_TREE_BYTES
@@ -284,6 +285,6 @@ def _split(group: ClassGroup, parts: int, paths: Mapping[str, tuple[str, ...]]) 
         return
     members = sorted(group.members, key=paths.__getitem__)
     start = 0
-    for i, size in enumerate(near_equal_sizes(len(members), parts), 1):
+    for i, size in enumerate(group_sizes(len(members), parts), 1):
         yield ClassGroup(f"{group.name} {i}", tuple(members[start : start + size]))
         start += size

@@ -16,13 +16,13 @@ import numpy as np
 from .choose_classes import check_num, confused_classes, groups_of_file, random_classes, random_groups
 from .choose_images import choose_images, percents
 from .coarse_labels import adjust_number, read_coarse_labels
-from .confusion_file import MAX_CONFUSION_BYTES, read_confusion
+from .confusion_file import load_confusion
+from .difficulty import Difficulty, read_difficulty
 from .errors import DataError, UsageError
 from .files import read_limited, sha256_hex
 from .manifest import Manifest
 from .merge_siblings import ancestor_tree, merge_siblings
 from .philox import check_seed
-from .score_file import Scores, read_scores
 from .shard_files import dataset_name, dataset_path
 from .shard_keys import each_shards_keys
 from .storage import public_name
@@ -34,6 +34,7 @@ from .tree import LabelTree
 CLASS_METHODS = ("random", "groups", "siblings", "confusion", "coarse", "file")
 IMAGE_METHODS = ("random", "stratified", "difficulty")
 CAPS = ("class", "set")
+_MAX_FILE_BYTES = 2**33  # of what is hashed; whoever read it had a limit of its own
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def make_class_subset(pool: Pool, choice: ClassChoice) -> SubsetFile:
         method |= {"exact": choice.exact, "tree": tree.fingerprint, "relations": tree.rule.source}
     elif choice.method == "confusion":
         assert choice.file is not None
-        confusion = read_confusion(choice.file, pool.all_names)
+        confusion = load_confusion(choice.file, pool.all_names)
         kept = np.flatnonzero(np.isin(pool.all_names, names))
         groups = confused_classes(names, confusion[np.ix_(kept, kept)], num, choice.seed)
     elif choice.method == "coarse":
@@ -205,7 +206,7 @@ def make_image_subset(
 
     Raises:
         UsageError: see ImageChoice.
-        DataError: classes with fewer than M images; scores that do not fit (see `read_scores`), or are of keys that
+        DataError: classes with fewer than M images; scores that do not fit (see `read_difficulty`), or are of keys that
             the data set does not have; the data set is damaged.
     """
     folder = dataset_path(training_set(dataset) or dataset)
@@ -225,14 +226,14 @@ def make_image_subset(
     }
     notes, bins = list(classes.notes), None
     if choice.scores is not None:
-        scores = read_scores(choice.scores, manifest.fingerprint)
+        scores = read_difficulty(choice.scores, manifest.fingerprint)
         probabilities = _probabilities(folder, manifest, scores, choice.scores)
         unscored = np.isnan(probabilities) & (group_of >= 0)
         group_of[unscored] = -1
         bins = percents(np.nan_to_num(probabilities))
         method |= {
             "cap": choice.cap,
-            "scores": {"name": _file_name(choice.scores), "sha256": scores.sha256},
+            "scores": file_record(choice.scores),
         }
         if unscored.any():
             notes.append(f"{int(unscored.sum()):,} images without a score were not chosen from")
@@ -264,15 +265,15 @@ def count_validation(dataset: str | Path, subset: SubsetFile) -> int:
 
 def file_record(url: str) -> dict[str, str]:
     """Name and SHA-256 of a file that a choice was made by."""
-    return {"name": _file_name(url), "sha256": sha256_hex(read_limited(url, MAX_CONFUSION_BYTES))}
+    return {"name": _file_name(url), "sha256": sha256_hex(read_limited(url, _MAX_FILE_BYTES))}
 
 
 def _file_name(url: str) -> str:
     return public_name(url).rstrip("/").rpartition("/")[2]
 
 
-def _probabilities(folder: str | Path, manifest: Manifest, scores: Scores, where: str) -> np.ndarray:
-    """float32 [samples], each sample's score, NaN where it has none.
+def _probabilities(folder: str | Path, manifest: Manifest, scores: Difficulty, where: str) -> np.ndarray:
+    """float64 [samples], each sample's score, NaN where it has none.
 
     Raises:
         DataError: scores of keys that the data set does not have.

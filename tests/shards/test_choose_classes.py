@@ -9,11 +9,10 @@ from softshard.shards import DataError, UsageError
 from softshard.shards.choose_classes import (
     confused_classes,
     groups_of_file,
-    near_equal_sizes,
     random_classes,
     random_groups,
 )
-from softshard.shards.confusion_file import read_confusion
+from softshard.shards.confusion_groups import group_sizes
 
 NAMES = ("ant", "bee", "cat", "dog", "elk")
 
@@ -39,7 +38,7 @@ def test_random_groups_partition_the_classes_and_a_seed_gives_the_same_again(num
     assert len(groups) == len({group.name for group in groups}) == parts
     assert sorted(members(groups)) == sorted(names_of(num))
     sizes = [len(group.members) for group in groups]
-    assert sizes == near_equal_sizes(num, parts)
+    assert tuple(sizes) == group_sizes(num, parts)
     assert max(sizes) - min(sizes) <= 1
     assert groups == random_groups(names_of(num), parts, seed)
 
@@ -105,55 +104,7 @@ def test_a_file_that_says_no_groups_is_refused_with_what_is_wrong(tmp_path, text
         groups_of_file(str(file), NAMES)
 
 
-MATRIX = np.array([[5, 1, 0], [2, 6, 0], [0, 3, 7]], float)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "5,1,0\n2,6,0\n0,3,7\n",
-        "\ufeff5,1,0\r\n2,6,0\r\n0,3,7\r\n",
-        ",ant,bee,cat\nant,5,1,0\nbee,2,6,0\ncat,0,3,7\n",
-        ",cat,extra,ant,bee\ncat,7,0,0,3\nextra,0,0,0,0\nant,0,0,5,1\nbee,0,0,2,6\n",
-    ],
-)
-def test_a_confusion_matrix_is_read_by_place_or_by_name(tmp_path, text):
-    file = tmp_path / "confusion.csv"
-    file.write_bytes(text.encode())
-    np.testing.assert_array_equal(read_confusion(str(file), ("ant", "bee", "cat")), MATRIX)
-
-
-def test_a_confusion_matrix_of_numpy_is_read_and_nothing_unpickled(tmp_path):
-    file = tmp_path / "confusion.npy"
-    np.save(file, MATRIX.astype(np.int32))
-    np.testing.assert_array_equal(read_confusion(str(file), ("ant", "bee", "cat")), MATRIX)
-    np.save(file, np.array([object()]), allow_pickle=True)
-    with pytest.raises(DataError, match="expected an array of numbers"):
-        read_confusion(str(file), ("ant",))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("1,2\n3\n", r"row 2: expected 2 cells as in the first, found 1"),
-        ("1,2\n3,4\n", r"expected numbers \[3, 3\].*found \[2, 2\]; it is of another class list"),
-        ("1,2,3\n4,x,6\n7,8,9\n", r"expected numbers, or class names"),
-        ("1,2,3\n4,-5,6\n7,8,9\n", r"found -5.0 for 'bee' taken for 'bee' and 0 more"),
-        ("1,2,3\n4,nan,6\n7,8,inf\n", r"found nan for 'bee' taken for 'bee' and 1 more"),
-        (",ant,bee\nant,1,2\nbee,3,4\n", r"expected all 3 classes, found none of 'cat'"),
-        (",ant,bee\nbee,1,2\nant,3,4\n", r"the same distinct classes down and across"),
-        ("", r"found an empty file"),
-    ],
-)
-def test_a_file_that_is_no_confusion_matrix_is_refused(tmp_path, text, message):
-    file = tmp_path / "confusion.csv"
-    file.write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_confusion(str(file), ("ant", "bee", "cat"))
-
-
 def test_groups_of_confused_classes_have_their_values():
-    pytest.importorskip("softshard.shards.confusion_groups")
     confusion = np.zeros((4, 4))
     confusion[0, 2] = confusion[2, 0] = 3
     confusion[1, 3] = 1

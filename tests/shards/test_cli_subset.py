@@ -11,6 +11,7 @@ from softshard.shards import LabelTree, Manifest, SubsetFile, read_shard, verify
 from softshard.shards.cli import main
 from softshard.shards.components import decode_class, decode_levels
 from softshard.shards.manifest import load_sidecar, load_tree
+from softshard.shards.score_file import score_header, score_line
 
 CREATURE = "pet: [dog]\ncreature: [oak, bird]\n"
 
@@ -130,11 +131,9 @@ def test_stratified_images_are_as_many_of_each_fine_class(tmp_path, packed, chos
 
 
 def write_scores(file, manifest, rows):
-    header = {"softshard": "scores", "version": 1, "dataset": "train", "fingerprint": manifest.fingerprint}
-    lines = [
-        {"key": key, "class": 0, "probability": value, "half": 0, "trained_on": 1} for key, value in rows
-    ]
-    file.write_text("".join(json.dumps(line) + "\n" for line in (header, *lines)))
+    header = score_header(dataset="train", fingerprint=manifest.fingerprint, samples=len(rows))
+    lines = [score_line(key, 0, value, 0) for key, value in rows]
+    file.write_text(json.dumps(header) + "\n" + "".join(lines))
 
 
 def test_difficulties_are_capped_as_in_the_example(tmp_path, packed, samples_of, capsys):
@@ -315,8 +314,6 @@ def test_pack_refuses_a_subset_of_images_and_takes_a_tree_of_its_classes(
 def test_real_photographs_are_grouped_by_every_method_and_packed(
     shared_data, tmp_path, monkeypatch, arguments
 ):
-    if arguments[0] == "confusion":
-        pytest.importorskip("softshard.shards.confusion_groups")
     monkeypatch.chdir(tmp_path)
     photos = shared_data / "photos"
     wnids = sorted(path.name for path in photos.iterdir() if path.is_dir())
