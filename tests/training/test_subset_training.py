@@ -1,0 +1,67 @@
+"""`softshard train --subset`: classes and images of a file of `softshard subset`, on the data set as it is."""
+
+import json
+
+import numpy as np
+import pytest
+
+from softshard.shards import SubsetFile
+from softshard.shards.cli import main
+from softshard.training.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GROUPS = "fur: [cat, dog]\nfeathers: [crow, gull]\n"
+
+
+@pytest.fixture(scope="module")
+def images(shards, tmp_path_factory):
+    """Two classes of two each, 16 images a class of the 24 that there are."""
+    folder = tmp_path_factory.mktemp("subset")
+    (folder / "groups.yaml").write_text(GROUPS)
+    classes = ["--method", "file", "--from", str(folder / "groups.yaml"), "-o", str(folder / "classes.json")]
+    assert main(["subset", "classes", str(shards), *classes]) == 0
+    chosen = ["--classes", str(folder / "classes.json"), "-m", "16", "--method", "stratified"]
+    assert main(["subset", "images", str(shards), *chosen, "-o", str(folder / "images.json")]) == 0
+    return folder / "images.json"
+
+
+def train(shards, out, subset, *more):
+    data = [str(shards / "train"), "--val", str(shards / "val"), "--subset", str(subset)]
+    how = ["--model", "test_resnet", "--device", "cpu", "--epochs", "1", "--global-batch", "8"]
+    return main(["train", "single-label", *data, *how, "--image-size", "32", "--out", str(out), *more])
+
+
+def test_a_run_trains_on_the_chosen_images_and_validates_on_all_of_the_classes(
+    shards, images, tmp_path, capsys
+):
+    assert train(shards, tmp_path / "run", images) == 0
+    saved = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert tuple(saved.class_names) == ("fur", "feathers")
+    assert saved.step == 32 // 8
+    assert saved.history[0]["samples"] == 12  # all of the validation set
+    subset = SubsetFile.load(images)
+    assert len(subset.keys) == 32
+    assert saved.loader["subset"]["keys"] is not None
+    # The validation set is read with the file's classes, as --labels.
+    capsys.readouterr()
+    command = ["evaluate", str(tmp_path / "run" / "checkpoint.pt"), str(shards / "val"), "--device", "cpu"]
+    assert main([*command, "--labels", str(images), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 12
+    # It goes on with the same subset, and with no other.
+    assert train(shards, tmp_path / "run", images, "--resume") == 0
+    assert train(shards, tmp_path / "run", images.with_name("classes.json"), "--resume") != 0
+    assert "subset" in capsys.readouterr().err
+
+
+def test_labels_beside_a_subset_are_a_wrong_call(shards, images, tmp_path, capsys):
+    assert train(shards, tmp_path / "run", images, "--labels", str(images)) == 2
+    assert "expected labels or the file of a subset" in capsys.readouterr().err
+
+
+def test_both_groups_have_as_many_images_of_each_member(images):
+    keys = SubsetFile.load(images).keys
+    counts = np.unique([key.partition("_")[0] for key in keys], return_counts=True)
+    assert dict(zip(*map(np.ndarray.tolist, counts), strict=True)) == {
+        "cat": 8, "crow": 8, "dog": 8, "gull": 8,
+    }  # fmt: skip
