@@ -26,7 +26,7 @@ from .philox import check_seed
 from .shard_files import dataset_name, dataset_path
 from .shard_keys import each_shards_keys
 from .storage import public_name
-from .subset_configs import shortage
+from .subset_configs import IMAGENET, imagenet_shortage, shortage
 from .subset_file import ClassGroup, SubsetFile
 from .subset_pool import Pool, sample_classes, training_set
 from .tree import LabelTree
@@ -103,9 +103,7 @@ def make_class_subset(pool: Pool, choice: ClassChoice) -> SubsetFile:
         method |= {"exact": choice.exact, "tree": tree.fingerprint, "relations": tree.rule.source}
     elif choice.method == "confusion":
         assert choice.file is not None
-        confusion = load_confusion(choice.file, pool.all_names)
-        kept = np.flatnonzero(np.isin(pool.all_names, names))
-        groups = confused_classes(names, confusion[np.ix_(kept, kept)], num, choice.seed)
+        groups = confused_classes(names, _confusion(pool, choice.file), num, choice.seed)
     elif choice.method == "coarse":
         groups, found_notes = _coarse_groups(pool, choice)
         notes += found_notes
@@ -120,10 +118,28 @@ def make_class_subset(pool: Pool, choice: ClassChoice) -> SubsetFile:
             )
     if choice.file is not None:
         method["file"] = file_record(choice.file)
-    counts = pool.group_counts(groups)
-    if counts is not None and choice.per_class is not None and (note := shortage(counts, choice.per_class)):
-        notes.append(note)
+    if choice.per_class is not None:
+        counts = pool.group_counts(groups)
+        if counts is not None:
+            note = shortage(counts, choice.per_class)
+        elif pool.name == IMAGENET:
+            note = imagenet_shortage([len(group.members) for group in groups], choice.per_class)
+        else:
+            note = "images were not counted: a list of classes has none. Choose from a data set to have them counted"
+        notes += [note] if note else []
     return SubsetFile(groups, method, pool.source(), notes=tuple(notes))
+
+
+def _confusion(pool: Pool, file: str) -> np.ndarray:
+    """float64 [C, C] over the classes with images; the matrix may be over the whole class list."""
+    if pool.names == pool.all_names:
+        return load_confusion(file, pool.names)
+    try:
+        whole = load_confusion(file, pool.all_names)
+    except DataError:  # of those with images alone, it may be
+        return load_confusion(file, pool.names)
+    kept = np.flatnonzero(np.isin(pool.all_names, pool.names))
+    return whole[np.ix_(kept, kept)]
 
 
 def _coarse_groups(pool: Pool, choice: ClassChoice) -> tuple[tuple[ClassGroup, ...], list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .errors import UsageError
@@ -16,6 +18,8 @@ CONFIGURATIONS = {
     "100x500": (100, 500),
 }
 MIN_VALIDATION = 10_000
+IMAGENET = "imagenet-1k"  # of the known class lists
+IMAGENET_IMAGES = 732, 1300  # of its classes for training: the fewest, the most
 
 
 def configuration(name: str) -> tuple[int, int]:
@@ -46,6 +50,25 @@ def shortage(counts: np.ndarray, wanted: int) -> str:
         f"{few:,} of {len(counts):,} classes have fewer than {wanted:,} images (the smallest {int(counts.min()):,}, the "
         f"largest {int(counts.max()):,}): group classes (--method groups, siblings, confusion or coarse), or take fewer "
         "images"
+    )
+
+
+def imagenet_shortage(sizes: Sequence[int], wanted: int) -> str:
+    """What to know of ImageNet's own classes, whose images are not at hand; empty where all have enough.
+
+    Args:
+        sizes: classes of ImageNet in each class of the subset.
+        wanted: M.
+    """
+    fewest, most = IMAGENET_IMAGES
+    surely = sum(size * most < wanted for size in sizes)
+    maybe = sum(size * fewest < wanted for size in sizes)
+    if not maybe:
+        return ""
+    return (
+        f"ImageNet has {fewest:,} to {most:,} images a class for training: {surely:,} of {len(sizes):,} classes have fewer "
+        f"than {wanted:,}, {maybe - surely:,} more may have: group classes (--method groups, siblings, confusion or coarse), or "
+        "take fewer images"
     )
 
 

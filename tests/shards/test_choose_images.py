@@ -12,6 +12,7 @@ from softshard.shards.choose_images import bin_cap, capped_counts, choose_images
 from softshard.shards.subset_configs import (
     CONFIGURATIONS,
     configuration,
+    imagenet_shortage,
     shortage,
     small_validation,
 )
@@ -126,6 +127,13 @@ def test_too_few_images_are_told_with_what_helps():
     assert shortage(np.array([1300, 732]), 5000).startswith(
         "2 of 2 classes have fewer than 5,000 images (the smallest 732, the largest 1,300): group classes"
     )
+
+
+def test_what_imagenets_classes_lack_is_known_without_its_images():
+    assert imagenet_shortage([1] * 200, 500) == ""
+    assert imagenet_shortage([7] * 20, 5000) == ""
+    assert "0 of 100 classes have fewer than 1,000, 100 more may have" in imagenet_shortage([1] * 100, 1000)
+    assert "1 of 3 classes have fewer than 5,000, 1 more may have" in imagenet_shortage([1, 4, 7], 5000)
 
 
 def test_the_named_configurations_are_those_of_the_study():

@@ -1,8 +1,11 @@
 """`softshard subset` and what takes its files: reshard and pack."""
 
 import json
+import re
+import shlex
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,10 @@ from softshard.shards.components import decode_class, decode_levels
 from softshard.shards.manifest import load_sidecar, load_tree
 from softshard.shards.score_file import score_header, score_line
 
+GUIDE = (Path(__file__).parents[2] / "shards" / "SUBSETS.md").read_text("utf-8")
+COMMANDS = [
+    shlex.split(line, comments=True)[1:] for line in re.findall(r"^    (softshard .*)$", GUIDE, re.MULTILINE)
+]
 CREATURE = "pet: [dog]\ncreature: [oak, bird]\n"
 
 
@@ -105,6 +112,51 @@ def test_few_images_and_a_small_validation_set_are_told(tmp_path, packed, capsys
         [{"name": "group-0", "num": 3, "value": None}],
     )
     assert told["notes"] == list(SubsetFile.load(tmp_path / "s.json").notes)
+
+
+def test_what_a_class_list_cannot_tell_is_said(tmp_path, capsys):
+    pytest.importorskip("timm")
+    run("classes", "imagenet-1k", "--method", "random", "--config", "20x5000", "-o", tmp_path / "s.json")
+    assert "20 of 20 classes have fewer than 5,000, 0 more may have: group classes" in capsys.readouterr().err
+    (tmp_path / "list.txt").write_text("dog\noak\n")
+    run("classes", tmp_path / "list.txt", "--method", "random", "-n", 1, "-m", 5, "-o", tmp_path / "s.json")
+    assert "images were not counted" in capsys.readouterr().err
+
+
+def test_a_confusion_matrix_may_be_of_the_whole_class_list_or_of_the_classes_with_images(tmp_path, packed):
+    whole = np.zeros((5, 5))  # bird, dog, oak, and the inner nodes animal and plant
+    whole[0, 2] = whole[3, 4] = 7
+    np.save(tmp_path / "whole.npy", whole)
+    np.save(tmp_path / "part.npy", whole[:3, :3])
+    for name in ("whole.npy", "part.npy"):
+        run(
+            "classes",
+            packed,
+            "--method",
+            "confusion",
+            "-n",
+            2,
+            "--from",
+            tmp_path / name,
+            "-o",
+            tmp_path / "s.json",
+        )
+        groups = SubsetFile.load(tmp_path / "s.json").groups
+        assert {group.members: group.value for group in groups} == {("bird", "oak"): 7, ("dog",): 0}
+    np.save(tmp_path / "other.npy", np.zeros((4, 4)))
+    run(
+        "classes",
+        packed,
+        "--method",
+        "confusion",
+        "-n",
+        2,
+        "--from",
+        tmp_path / "other.npy",
+        "-o",
+        "s.json",
+        code=1,
+    )
 
 
 def test_images_are_as_many_of_each_class_or_a_problem(tmp_path, packed, chosen, samples_of, capsys):
@@ -296,6 +348,35 @@ def test_pack_refuses_a_subset_of_images_and_takes_a_tree_of_its_classes(
     LabelTree.from_table(["bird", "dog"], [("bird", "x"), ("dog", "x")]).save(tmp_path / "tree.json")
     assert main([*pack, "--subset", str(chosen), "--tree", str(tmp_path / "tree.json")]) == 1
     assert "expected the classes of the label tree" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_option_of_the_guide_exists(words, capsys):
+    name = words[: 2 if words[0] == "subset" else 1]
+    with pytest.raises(SystemExit, match="0"):
+        main([*name, "--help"])
+    known = capsys.readouterr().out
+    for option in (word for word in words if word.startswith("-")):
+        assert re.search(rf"(^|[\s,\[]){option}\b", known), option
+
+
+@pytest.mark.shared
+def test_the_commands_of_the_guide_about_imagenets_class_list_run(shared_data, tmp_path, monkeypatch):
+    pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "groups.yaml").write_text(
+        "dog: [n02085620, n02085782]\ncat: [n02123045, n02123159]\nn02504458:\n"
+    )
+    assert "dog: [n02085620, n02085782]\n    cat: [n02123045, n02123159]\n    n02504458:\n" in GUIDE
+    for table in shared_data.glob("imagenet_categories*.csv"):
+        (tmp_path / table.name).symlink_to(table)
+    expected = {"groups": 67, "siblings": 200, "coarse": 67, "coarse20": 20, "mine": 3}
+    commands = [words for words in COMMANDS if words[:3] == ["subset", "classes", "imagenet-1k"]]
+    assert len(commands) == 6
+    for words in commands:
+        assert main(words) == 0
+        name = words[words.index("-o") + 1]
+        assert len(SubsetFile.load(name).groups) == expected[name.removesuffix(".json")]
 
 
 @pytest.mark.shared
