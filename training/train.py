@@ -27,6 +27,7 @@ from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImpor
 from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
 from ..loaders.replay import replay_command
+from ..loaders.subset import Subset
 from ..shards.errors import UsageError
 from ..shards.storage import public_name
 from .checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint, stored_images
@@ -68,6 +69,8 @@ def train(
     val: str | None = None,
     labels: str | Path | LabelSource | None = None,
     side: str | Path | None = None,
+    subset: Subset | None = None,
+    val_subset: Subset | None = None,
     epochs: int | None = None,
     global_batch: int | None = None,
     pretrained: bool = False,
@@ -96,6 +99,7 @@ def train(
         labels: read both data sets with these instead of their own, as the Loader does: a LabelTree, class names, a
             Relabelling; or what `load_labels` reads them from. The checkpoint keeps their class list and tree.
         side: a folder of side shards, whose label maps are joined to the training set's samples.
+        subset: part of the data set to train on, and `val_subset` of `val` to evaluate on (see Loader); None for all.
         epochs: instead of the recipe's.
         global_batch: instead of the recipe's: samples per step over all ranks.
         pretrained: begin with timm's own weights.
@@ -169,6 +173,7 @@ def train(
             device=device,
             targets=recipe.targets,
             side=side,
+            subset=subset,
             teacher=recipe.distill != "none" and teacher is None,
             augment=recipe.train_augment(),
             dtype="float32" if recipe.normalise else "uint8",
@@ -189,6 +194,7 @@ def train(
                 recipe,
                 val,
                 labels=read_with,
+                subset=val_subset,
                 batch_size=recipe.global_batch // world_size,
                 device=device,
                 rank=rank,
