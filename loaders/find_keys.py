@@ -1,8 +1,9 @@
-"""Finds samples by their keys, in the indexes of all shards."""
+"""Finds samples by their keys, and lists all keys, in the indexes of all shards."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,17 @@ def find_keys(dataset: str | Path, manifest: Manifest, keys: Collection[str]) ->
             "Keys stand in the shards' .idx files, and batches say theirs"
         )
     return np.concatenate(samples)
+
+
+def every_key(dataset: str | Path, manifest: Manifest) -> list[str]:
+    """The keys of all samples, in the manifest's order; reading as `find_keys` does.
+
+    Raises:
+        DataError: an index is missing or is not the manifest's.
+    """
+    threads = min(len(manifest.shards), _THREADS_A_CORE * num_workers(None))
+    shards = in_threads(partial(_keys, dataset, manifest), range(len(manifest.shards)), threads)
+    return [key.decode("utf-8", "surrogateescape") for keys in shards for key in keys]
 
 
 def _keys(dataset: str | Path, manifest: Manifest, number: int) -> list[bytes]:

@@ -39,7 +39,7 @@ def save_confusion(path: str | Path, counts: np.ndarray, class_names: Sequence[s
     Raises:
         UsageError: another ending, or a place that cannot be written.
     """
-    suffix = _suffix(path)
+    suffix = check_confusion_name(path)
     if suffix == ".npy":
         data = io.BytesIO()
         np.save(data, counts, allow_pickle=False)
@@ -72,7 +72,7 @@ def load_confusion(path: str | Path, class_names: Sequence[str]) -> np.ndarray:
         DataError: it is no such matrix, or of other classes; every problem is named.
     """
     where = public_name(str(path))
-    if _suffix(path) == ".npy":
+    if check_confusion_name(path) == ".npy":
         matrix = _read_npy(path, where)
         names = None
     else:
@@ -101,7 +101,12 @@ def load_confusion(path: str | Path, class_names: Sequence[str]) -> np.ndarray:
     return matrix[np.ix_(order, order)]
 
 
-def _suffix(path: str | Path) -> str:
+def check_confusion_name(path: str | Path) -> str:
+    """The ending of a confusion matrix's file.
+
+    Raises:
+        UsageError: it is neither `.npy` nor `.csv`.
+    """
     suffix = PurePosixPath(public_name(str(path))).suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError(

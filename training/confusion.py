@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..loaders.labels import LabelSource
-from ..shards.errors import DataError
+from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest
 from ..shards.tree import LabelTree
 from .ancestors import leaf_classes
@@ -80,6 +80,7 @@ def confusion_of_model(
     model: str | Path,
     dataset: str,
     *,
+    weights: str | Path | None = None,
     labels: str | Path | LabelSource | None = None,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
@@ -94,6 +95,7 @@ def confusion_of_model(
         model: a checkpoint of `train`, or `timm:` and timm's name of a model with its own weights. The data set may have
             some of the model's classes, matched by name: it then answers with one of these alone.
         dataset: a local folder or any fsspec URL.
+        weights: with `timm:`, a file of weights for this architecture instead of timm's own.
         labels: read the data set with these instead of its own, as in `evaluate`.
         batch_size: samples per step of each process; it does not change the result.
         device: where the model runs.
@@ -107,15 +109,19 @@ def confusion_of_model(
         has a softmax for each level, else the most probable leaf.
 
     Raises:
-        UsageError: there is no such model.
+        UsageError: there is no such model, or weights beside a checkpoint.
         DataError: the model or the data set is damaged, or they do not belong together.
     """
+    if weights is not None and not str(model).startswith(PREFIX):
+        raise UsageError(f"--weights: expected timm:NAME, which they are for, found {model}")
     how = {"labels": labels, "batch_size": batch_size, "device": device}
     ranks = {"rank": rank, "world_size": world_size, "num_threads": num_threads}
     with ExitStack() as stack:
         if str(model).startswith(PREFIX):
             name = str(model).removeprefix(PREFIX)
-            _, network, loader = stack.enter_context(open_timm(name, dataset, **how, **ranks))
+            _, network, loader = stack.enter_context(
+                open_timm(name, dataset, weights=weights, **how, **ranks)
+            )
             normalise, read = True, torch.Tensor.float
         else:
             saved, network, loader = stack.enter_context(open_checkpoint(model, dataset, **how, **ranks))

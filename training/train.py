@@ -6,10 +6,9 @@ timm builds the model, the optimizer and the schedule; torchrun starts the proce
 batch is next; step.py takes a step. A step is a function of (recipe, data, seed, step) and of what a checkpoint
 holds, so a run that is killed continues on its next batch with the numbers it would have had.
 
-Files in the output folder: `checkpoint.pt` (the latest), `metrics.csv` (a line per `log_steps` steps),
-`epochs.csv` (a line per epoch, with what was evaluated), `tensorboard/` (both, on request), `init.json` (which weights
-the run began with and which not) and, when the run has finished, `summary.json` and `model.safetensors` (the weights
-alone, for timm).
+Files in the output folder: `checkpoint.pt` (the latest), `metrics.csv` (a line per `log_steps` steps), `epochs.csv` (a
+line per epoch, with what was evaluated), `tensorboard/` (both, on request), `init.json` (which weights the run began with)
+and, when the run has finished, `summary.json` and `model.safetensors` (the weights alone, for timm).
 """
 
 from __future__ import annotations
