@@ -73,8 +73,7 @@ def tau_b(x: np.ndarray, y: np.ndarray) -> float | None:
     """Kendall's tau-b of two float [M]; None where one of them has no order at all."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
-    # The p-value is not used, and its exact way is slow.
-    return float(kendalltau(x, y, variant="b", method="asymptotic").statistic)  # pyright: ignore[reportAttributeAccessIssue]
+    return float(kendalltau(x, y, variant="b").statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> float | None:
