@@ -104,8 +104,7 @@ def train(
         pretrained: begin with timm's own weights.
         init_from: begin with the weights in this file, or with timm's of this name (see `load_start`).
         teacher: the checkpoint that the recipe distils from; by default what the data set has stored.
-        resume: continue from `out`'s checkpoint; begin where there is none, so that one command line does for
-            the first start and every later one.
+        resume: continue from `out`'s checkpoint; begin where there is none, so that one command line does for all starts.
         seed: of the first weights, of dropout and of the loader.
         device: `cpu`, or this rank's GPU such as `cuda:1`.
         rank: this process, in [0, world_size).
@@ -397,4 +396,5 @@ def train(
                 weights=best,
             )
         say(f"finished after {steps.step} steps: {checkpoint_path.parent}")
-        return TrainResult(checkpoint_path, weights_path, steps.step, history, None)
+        late = signal_received() or None
+        return TrainResult(checkpoint_path, weights_path, steps.step, history, None, late_signal=late)
