@@ -1,22 +1,15 @@
-"""Finds samples by their keys, and lists all keys, in the indexes of all shards."""
+"""Finds samples by their keys, in the indexes of all shards."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ..shards.errors import DataError, UsageError
-from ..shards.files import join_url, read_limited, sha256_hex
-from ..shards.index import index_name
+from ..shards.errors import UsageError
 from ..shards.manifest import Manifest
-from ..shards.parallel import in_threads, num_workers
-from ..shards.schema import MAX_RECEIPT_BYTES
-from ..shards.storage import public_name
-
-_THREADS_A_CORE = 4  # of a bucket most of the time is waiting
+from ..shards.shard_keys import each_shards_keys
 
 
 def find_keys(dataset: str | Path, manifest: Manifest, keys: Collection[str]) -> np.ndarray:
@@ -37,19 +30,12 @@ def find_keys(dataset: str | Path, manifest: Manifest, keys: Collection[str]) ->
         DataError: an index is missing or is not the manifest's.
     """
     wanted = {key.encode("utf-8", "surrogateescape") for key in keys}
-
-    def places(number: int) -> tuple[list[int], set[bytes]]:
-        found = [(i, key) for i, key in enumerate(_keys(dataset, manifest, number)) if key in wanted]
-        return [i for i, _ in found], {key for _, key in found}
-
     samples, first, missing = [], 0, set(wanted)
-    threads = min(len(manifest.shards), _THREADS_A_CORE * num_workers(None))
-    for shard, (inside, seen) in zip(
-        manifest.shards, in_threads(places, range(len(manifest.shards)), threads), strict=True
-    ):
+    for keys_of_shard in each_shards_keys(dataset, manifest):
+        inside = [i for i, key in enumerate(keys_of_shard) if key in wanted]
         samples.append(np.array(inside, np.int64) + first)
-        first += shard.samples
-        missing -= seen
+        first += len(keys_of_shard)
+        missing.difference_update(keys_of_shard)
     if missing:
         named = sorted(key.decode("utf-8", "surrogateescape") for key in missing)
         raise UsageError(
@@ -58,29 +44,3 @@ def find_keys(dataset: str | Path, manifest: Manifest, keys: Collection[str]) ->
             "Keys stand in the shards' .idx files, and batches say theirs"
         )
     return np.concatenate(samples)
-
-
-def every_key(dataset: str | Path, manifest: Manifest) -> list[str]:
-    """The keys of all samples, in the manifest's order; reading as `find_keys` does.
-
-    Raises:
-        DataError: an index is missing or is not the manifest's.
-    """
-    threads = min(len(manifest.shards), _THREADS_A_CORE * num_workers(None))
-    shards = in_threads(partial(_keys, dataset, manifest), range(len(manifest.shards)), threads)
-    return [key.decode("utf-8", "surrogateescape") for keys in shards for key in keys]
-
-
-def _keys(dataset: str | Path, manifest: Manifest, number: int) -> list[bytes]:
-    """The keys of one shard, from the last name of each line of its index."""
-    record = manifest.shards[number]
-    url = join_url(dataset, index_name(record.name))
-    run = f"Run: softshard verify {public_name(str(dataset))}"
-    try:
-        text = read_limited(url, MAX_RECEIPT_BYTES)
-    except OSError as error:
-        raise DataError(f"{public_name(url)}: expected the shard's index, found: {error}. {run}") from error
-    if sha256_hex(text) != record.index_sha256:
-        raise DataError(f"{public_name(url)}: expected the manifest's SHA-256, found another. {run}")
-    cut = len(manifest.components[-1]) + 1
-    return [line[line.rindex(b" ") + 1 : -cut] for line in text.splitlines()[1:]]

@@ -17,10 +17,11 @@ from ..shards.errors import UsageError
 from ..shards.manifest import Manifest
 from ..shards.relabel import Relabelling, relabel
 from ..shards.storage import public_name
+from ..shards.subset_file import SubsetFile, is_subset_file
 from ..shards.tree import LabelTree
 from .target_modes import LabelPooling
 
-LabelSource = LabelTree | Relabelling | Sequence[str]
+LabelSource = LabelTree | Relabelling | SubsetFile | Sequence[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +45,8 @@ class Labels:
         Args:
             manifest: of the data set.
             tree: the data set's own, or None.
-            labels: a tree, class names (a subset or another order), a Relabelling, or None. What says the same
-                as the data set's own labels is treated as these.
+            labels: a tree, class names (a subset or another order), a Relabelling, the classes of a SubsetFile, or
+                None. What says the same as the data set's own labels is treated as these.
 
         Raises:
             UsageError: something else; none of the classes; a relabelling of another class list.
@@ -57,6 +58,8 @@ class Labels:
         if isinstance(labels, Relabelling):
             relabelling = labels
             _check_old_classes(manifest, relabelling)
+        elif isinstance(labels, SubsetFile):
+            relabelling = labels.relabelling(manifest.class_names, tree)
         elif isinstance(labels, LabelTree) or _are_names(labels):
             relabelling = relabel(manifest.class_names, labels, old_tree=tree)
         else:
@@ -124,7 +127,8 @@ def load_labels(labels: str | Path | LabelSource | None) -> LabelSource | None:
     """What a loader reads a data set with, from a file or a name; anything else comes back as it is.
 
     Args:
-        labels: a label tree (a file or URL that ends in `.json`), or a class list as `load_class_list` takes it.
+        labels: a label tree or the file of a subset, for its classes (a file or URL that ends in `.json`); or a class
+            list as `load_class_list` takes it.
 
     Raises:
         UsageError: there is no such file or list.
@@ -133,7 +137,7 @@ def load_labels(labels: str | Path | LabelSource | None) -> LabelSource | None:
     if not isinstance(labels, str | Path):
         return labels
     if PurePosixPath(public_name(str(labels))).suffix == ".json":
-        return LabelTree.load(labels)
+        return SubsetFile.load(labels) if is_subset_file(labels) else LabelTree.load(labels)
     return load_class_list(labels)
 
 

@@ -24,6 +24,7 @@ import torch
 from ..shards.errors import UsageError
 from ..shards.manifest import Manifest
 from ..shards.philox import check_seed
+from ..shards.subset_file import SubsetFile
 from ..shards.tree import LabelTree
 from .background import Background
 from .batch import Batch
@@ -44,7 +45,7 @@ from .pipeline import BatchRun, Step
 from .side_maps import SideFiles
 from .stages import Stages, Watchdog
 from .state import STATE_VERSION, check_state
-from .subset import Subset
+from .subset import Subset, labels_and_subset
 from .target_modes import LabelPooling
 
 
@@ -81,7 +82,8 @@ class Loader:
             served. Crops and flips stay what they are. A class that no label map names has the logit 0 there, and
             classes that become one the logit of either.
         teacher: read what a distillation teacher said of each image, stored in the shards, as `batch.teacher`.
-        subset: None, or which part of the samples is served: some classes, some keys, a share of them.
+        subset: None, or which part of the samples is served: some classes, some keys, a share of them; or a file of
+            `softshard subset`, which says that and what classes become (then without `labels`).
         balance: None, or the exponent a, from 0 to 1, of class-balanced sampling: a class with n samples gets a share
             of the epoch's draws that goes with n^(1-a) (1: every class the same; 0.5: by the square root). An epoch
             is as long as before; samples of large classes sit out some epochs, those of small ones are drawn
@@ -124,7 +126,7 @@ class Loader:
         side: str | Path | None = None,
         labels: LabelSource | None = None,
         teacher: bool = False,
-        subset: Subset | None = None,
+        subset: Subset | SubsetFile | str | Path | None = None,
         balance: float | None = None,
         augment: Augment | None = None,
         dtype: str = "float32",
@@ -148,6 +150,7 @@ class Loader:
         check_normalisation(mean, std)
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
+        labels, subset = labels_and_subset(labels, subset)
         self.source = open_source(dataset, labels, subset, balance, lanes, cache)
         self.dataset = self.source.dataset
         self.subset, self.balance = subset, balance

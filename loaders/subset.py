@@ -19,6 +19,8 @@ from ..shards.classes import class_list_sha256
 from ..shards.errors import DataError, UsageError
 from ..shards.files import read_text
 from ..shards.philox import PURPOSE_SUBSET, check_seed, permutation
+from ..shards.subset_file import SubsetFile, load_subset
+from .labels import LabelSource
 
 MAX_KEYS_BYTES = 2**32  # of a file of keys
 
@@ -97,6 +99,25 @@ class Subset:
         mask = np.zeros(len(class_names), bool)
         mask[[index[name] for name in self.classes]] = True
         return mask
+
+
+def labels_and_subset(
+    labels: LabelSource | None, subset: Subset | SubsetFile | str | Path | None
+) -> tuple[LabelSource | None, Subset | None]:
+    """What a loader's labels and subset come to: a file of `softshard subset` says both.
+
+    Raises:
+        UsageError: such a file beside labels; it cannot be read.
+        DataError: it is something else.
+    """
+    if subset is None or isinstance(subset, Subset):
+        return labels, subset
+    if labels is not None:
+        raise UsageError(
+            "loader: expected labels or the file of a subset, which says what classes become, found both. Leave one out"
+        )
+    file = load_subset(subset)
+    return file, None if file.keys is None else Subset(keys=file.keys)
 
 
 def kept_samples(

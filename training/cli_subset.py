@@ -152,7 +152,8 @@ def _add_study(actions: argparse._SubParsersAction) -> None:
     command.add_argument(
         "subset",
         metavar="SUBSET",
-        help="the subset: a data set of its own, or a file (.txt) with the keys of FULL's samples that it has, one a line",
+        help="the subset: a file of softshard subset classes or images (.json), with which FULL is read; a file (.txt) with "
+        "the keys of the samples of FULL that it has, one a line; or a data set of its own",
     )
     command.add_argument("--val", required=True, metavar="DATASET", help="validation set of FULL")
     command.add_argument(
@@ -354,12 +355,20 @@ def _run_study(args: argparse.Namespace) -> int:
 
 
 def _study_subset(args: argparse.Namespace, full: StudySet) -> StudySet:
-    """What SUBSET names: a file of keys over FULL's shards, or a data set of its own."""
+    """What SUBSET names: part of FULL's shards by a file, or a data set of its own."""
     from ..loaders.subset import Subset
+    from ..shards.subset_file import SubsetFile
     from .subset_study import StudySet
 
     val = args.val_subset or args.val
     labels = args.labels_subset or args.labels
-    if Path(args.subset).suffix.lower() == ".txt":
+    suffix = Path(args.subset).suffix.lower()
+    if suffix == ".json":
+        if args.labels_subset is not None:
+            raise UsageError(
+                "--labels-subset: expected no labels beside a file of softshard subset, which has its own"
+            )
+        return StudySet(full.dataset, val, subset=SubsetFile.load(args.subset))
+    if suffix == ".txt":
         return StudySet(full.dataset, val, subset=Subset(keys=args.subset), labels=labels)
     return StudySet(args.subset, val, labels=labels)

@@ -55,6 +55,6 @@ def train_series(
         if trained.stopped_by is not None:
             return trained.stopped_by
         finished(run, trained)
-        if trained.late_signal is not None:
+        if trained.late_signal:
             return trained.late_signal
     return None

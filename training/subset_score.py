@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from ..loaders.find_keys import every_key
 from ..loaders.subset import Subset
 from ..shards.errors import DataError, UsageError
 from ..shards.files import TEMPORARY_SUFFIX, hold_folder, replace_durably, write_atomically
@@ -26,6 +25,7 @@ from ..shards.manifest import Manifest, check_sidecar, load_sidecar
 from ..shards.philox import check_seed
 from ..shards.score_file import score_header, score_line
 from ..shards.shard_files import dataset_path
+from ..shards.shard_keys import each_shards_keys
 from ..shards.storage import public_name
 from .checkpoint import Checkpoint
 from .evaluate import model_outputs, open_checkpoint
@@ -130,7 +130,10 @@ def score_data_set(
     place = dataset_path(dataset)
     manifest = Manifest.load(place)
     check_sidecar(place, manifest)
-    keys, classes = every_key(place, manifest), np.asarray(load_sidecar(place, manifest))
+    classes = np.asarray(load_sidecar(place, manifest))
+    keys = [
+        key.decode("utf-8", "surrogateescape") for part in each_shards_keys(place, manifest) for key in part
+    ]
     halves = _checked_halves(dataset, manifest, keys, classes, seed)
     header = score_header(
         dataset=public_name(str(dataset)),

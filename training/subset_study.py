@@ -24,6 +24,7 @@ from ..loaders.subset import Subset
 from ..shards.errors import UsageError
 from ..shards.files import hold_folder, write_atomically
 from ..shards.storage import public_name
+from ..shards.subset_file import SubsetFile
 from .curves import COLUMNS, FULL, IMAGE_COLUMNS, SUBSET
 from .recipes import Recipe
 from .results import SUMMARY_NAME, TrainResult
@@ -42,15 +43,14 @@ class StudySet:
     Attributes:
         dataset: folder or fsspec URL of the shards.
         val: the data set that is evaluated after every epoch.
-        subset: the part of `dataset` that is trained on, as `Loader(subset=...)` takes it; None for all.
-        val_subset: the part of `val` to evaluate on; None for all.
+        subset: the part of `dataset` that is trained on, as `train` takes it; a file of `softshard subset` says with
+            which classes both are read, too. None for all.
         labels: read both with these (see `train`).
     """
 
     dataset: str
     val: str
-    subset: Subset | None = None
-    val_subset: Subset | None = None
+    subset: Subset | SubsetFile | None = None
     labels: str | Path | LabelSource | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -58,10 +58,13 @@ class StudySet:
         return {
             "dataset": public_name(self.dataset),
             "val": public_name(self.val),
-            "subset": None if self.subset is None else self.subset.to_json(),
-            "val_subset": None if self.val_subset is None else self.val_subset.to_json(),
+            "subset": self.subset.record() if isinstance(self.subset, SubsetFile) else _json(self.subset),
             "labels": str(self.labels) if isinstance(self.labels, str | Path) else None,
         }
+
+
+def _json(subset: Subset | None) -> dict[str, Any] | None:
+    return None if subset is None else subset.to_json()
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,6 @@ def study_subset(
                     "val": each.val,
                     "labels": each.labels,
                     "subset": each.subset,
-                    "val_subset": each.val_subset,
                     "seed": seed,
                     "device": device,
                     "num_threads": num_threads,

@@ -29,6 +29,7 @@ from ..loaders.replay import replay_command
 from ..loaders.subset import Subset
 from ..shards.errors import UsageError
 from ..shards.storage import public_name
+from ..shards.subset_file import SubsetFile, load_subset
 from .checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint, stored_images
 from .checks import check_call, check_data, check_resume, check_same_classes
 from .evaluate import evaluate_model, evaluation_loader, named_batches
@@ -67,9 +68,8 @@ def train(
     out: str | Path,
     val: str | None = None,
     labels: str | Path | LabelSource | None = None,
+    subset: str | Path | SubsetFile | Subset | None = None,
     side: str | Path | None = None,
-    subset: Subset | None = None,
-    val_subset: Subset | None = None,
     epochs: int | None = None,
     global_batch: int | None = None,
     pretrained: bool = False,
@@ -97,8 +97,8 @@ def train(
         val: a data set to evaluate on after every epoch.
         labels: read both data sets with these instead of their own, as the Loader does: a LabelTree, class names, a
             Relabelling; or what `load_labels` reads them from. The checkpoint keeps their class list and tree.
+        subset: train on a Subset; or on the images of a file of `softshard subset`, whose classes both sets are read with.
         side: a folder of side shards, whose label maps are joined to the training set's samples.
-        subset: part of the data set to train on, and `val_subset` of `val` to evaluate on (see Loader); None for all.
         epochs: instead of the recipe's.
         global_batch: instead of the recipe's: samples per step over all ranks.
         pretrained: begin with timm's own weights.
@@ -163,15 +163,16 @@ def train(
         signal_received = stack.enter_context(stop_signal())
 
         # 2. Data.
+        chosen_part = subset if subset is None or isinstance(subset, Subset) else load_subset(subset)
         read_with = load_labels(labels)
         loader = Loader(
             dataset,
             labels=read_with,
+            subset=chosen_part,
             batch_size=recipe.global_batch // world_size,
             device=device,
             targets=recipe.targets,
             side=side,
-            subset=subset,
             teacher=recipe.distill != "none" and teacher is None,
             augment=recipe.train_augment(),
             dtype="float32" if recipe.normalise else "uint8",
@@ -191,8 +192,7 @@ def train(
             val_loader = evaluation_loader(
                 recipe,
                 val,
-                labels=read_with,
-                subset=val_subset,
+                labels=chosen_part.without_keys() if isinstance(chosen_part, SubsetFile) else read_with,
                 batch_size=recipe.global_batch // world_size,
                 device=device,
                 rank=rank,
@@ -279,7 +279,8 @@ def train(
         if open_board is not None and is_main:
             board = open_board(checkpoint_path.with_name(BOARD_NAME), step)
             stack.callback(board.close)
-        labels_file = str(labels) if isinstance(labels, str | Path) else None
+        read_from = labels if subset is None else subset
+        labels_file = str(read_from) if isinstance(read_from, str | Path) else None
         steps = StepLog(
             metrics_path,
             step,
@@ -396,5 +397,4 @@ def train(
                 weights=best,
             )
         say(f"finished after {steps.step} steps: {checkpoint_path.parent}")
-        late = signal_received() or None
-        return TrainResult(checkpoint_path, weights_path, steps.step, history, None, late_signal=late)
+        return TrainResult(checkpoint_path, weights_path, steps.step, history, None, signal_received())
