@@ -58,6 +58,7 @@ bench: $(DEV)
 	cd benchmarks && ../$(BIN)/python exactness.py
 	cd benchmarks && ../$(BIN)/python kill_pack.py
 	cd benchmarks && ../$(BIN)/python faults.py
+	cd benchmarks && ../$(BIN)/python confusion_groups.py
 	cd benchmarks && ../$(BIN)/python losses.py
 	cd benchmarks && ../$(BIN)/python semantic_losses.py
 	cd benchmarks && ../$(BIN)/python relabel.py

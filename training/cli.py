@@ -1,4 +1,5 @@
-"""The commands of softshard.training: `demo` and `train`, and those of `cli_use`, `cli_maps` and `cli_teacher`.
+"""The commands of softshard.training: `demo` and `train`, and those of `cli_use`, `cli_maps`, `cli_subset` and
+`cli_teacher`.
 
 `softshard pack` imports these modules too, so torch, timm and DALI are imported only when a command runs.
 """
@@ -13,6 +14,7 @@ import shutil
 from ..shards.errors import UsageError
 from .cli_maps import add_maps
 from .cli_process import EXIT_SIGNAL, needs_extra, process_of_torchrun, torch_device
+from .cli_subset import add_subset
 from .cli_teacher import add_teacher
 from .cli_use import add_evaluate, add_predict
 from .recipe_presets import PRESETS, with_settings
@@ -20,9 +22,10 @@ from .recipes import PRECISIONS, RECIPES, Recipe
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register demo, maps, teacher, train, evaluate and predict."""
+    """Register demo, maps, subset, teacher, train, evaluate and predict."""
     _add_demo(subparsers)
     add_maps(subparsers)
+    add_subset(subparsers)
     add_teacher(subparsers)
     _add_train(subparsers)
     add_evaluate(subparsers)

@@ -15,12 +15,13 @@ from ..loaders.batch import Batch
 from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
+from ..loaders.subset import Subset
 from ..shards.errors import DataError
 from ..shards.storage import public_name
 from ..shards.tree import LabelTree
 from .ancestors import leaf_classes
 from .average_precision import AncestorPrecision
-from .checkpoint import load_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint
 from .down_the_tree import DownTheTree, LeavesDownTheTree
 from .label_sets import AnyOfAccuracy, AnyOfPrecision, LabelSets
 from .label_space import LabelSpace
@@ -66,25 +67,19 @@ def evaluate(
     Raises:
         DataError: the checkpoint or the data set is damaged, or they do not belong together.
     """
-    path = Path(checkpoint)
-    saved = load_checkpoint(path)
-    model = load_trained_model(path, saved, saved.recipe.image_size)
-    with ExitStack() as stack:
-        stack.enter_context(sharing_samples(device, rank, world_size))
-        loader = evaluation_loader(
-            saved.recipe,
-            dataset,
-            labels=load_labels(labels),
-            batch_size=batch_size,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-            num_threads=num_threads,
-        )
-        stack.enter_context(loader)
-        saved.check_data(path, dataset, LabelSpace.of_loader(loader))
+    opened = open_checkpoint(
+        checkpoint,
+        dataset,
+        labels=labels,
+        batch_size=batch_size,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+        num_threads=num_threads,
+    )
+    with opened as (saved, model, loader):
         numbers = evaluate_model(
-            model.to(device),
+            model,
             loader,
             normalise=saved.recipe.normalise,
             loss=saved.recipe.loss,
@@ -100,6 +95,51 @@ def evaluate(
         "weights": saved.best_weights,
         **numbers,
     }
+
+
+@contextmanager
+def open_checkpoint(
+    checkpoint: str | Path,
+    dataset: str,
+    *,
+    labels: str | Path | LabelSource | None = None,
+    subset: Subset | None = None,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+    num_threads: int | None = None,
+) -> Iterator[tuple[Checkpoint, nn.Module, Loader]]:
+    """A checkpoint's model beside a loader of a data set as it wants it, for one pass; see `evaluate`.
+
+    Args:
+        subset: the part of the data set to look at; None for all of it.
+
+    Yields:
+        The checkpoint, its model on the device (averaged weights where it has them), and the loader.
+
+    Raises:
+        DataError: the checkpoint or the data set is damaged, or they do not belong together.
+    """
+    path = Path(checkpoint)
+    saved = load_checkpoint(path)
+    model = load_trained_model(path, saved, saved.recipe.image_size)
+    with ExitStack() as stack:
+        stack.enter_context(sharing_samples(device, rank, world_size))
+        loader = evaluation_loader(
+            saved.recipe,
+            dataset,
+            labels=load_labels(labels),
+            subset=subset,
+            batch_size=batch_size,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+            num_threads=num_threads,
+        )
+        stack.enter_context(loader)
+        saved.check_data(path, dataset, LabelSpace.of_loader(loader))
+        yield saved, model.to(device), loader
 
 
 @contextmanager
@@ -160,20 +200,10 @@ def evaluate_model(
     if label_sets is not None:
         comparable = _between_images(loss, tree, levels, loader.device)
         by_sets = [AnyOfAccuracy(), AnyOfPrecision(loader.num_classes, loader.num_samples, comparable)]
-    was_training = model.training
-    model.eval()
     with torch.inference_mode():
-        for batch in tqdm(
-            named_batches(loader),
-            total=len(loader),
-            desc="evaluate",
-            unit="step",
-            leave=False,
-            disable=not progress,
+        for batch, logits in model_outputs(
+            model, loader, normalise=normalise, order=order, progress=progress
         ):
-            logits = model(model_input(batch.images, normalise)).float()
-            if order is not None:
-                logits = order.to_class_order(logits, dim=1)
             for metric in by_class:
                 metric.update(logits, batch.classes, batch.valid)
             if label_sets is not None:
@@ -182,12 +212,43 @@ def evaluate_model(
                     metric.update(logits, right, batch.valid)
             for metric in by_levels:  # a data set with a tree has levels
                 metric.update(logits, batch.levels, batch.valid)
-    model.train(was_training)
     numbers: dict[str, Any] = {}
     for metric in (*by_levels, *by_class, *by_sets):
         metric.reduce()
         numbers.update(metric.compute())
     return numbers
+
+
+def model_outputs(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    normalise: bool,
+    order: LevelOrder | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch of one pass, and what the model says of it: float32 [N, C], in class order.
+
+    Args: as of `evaluate_model`. The model is back in the mode it came in when the pass is over.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in tqdm(
+            named_batches(loader),
+            total=len(loader),
+            desc="evaluate",
+            unit="step",
+            leave=False,
+            disable=not progress,
+        ):
+            with torch.inference_mode():
+                logits = model(model_input(batch.images, normalise)).float()
+                if order is not None:
+                    logits = order.to_class_order(logits, dim=1)
+            yield batch, logits
+    finally:
+        model.train(was_training)
 
 
 def _between_images(
@@ -204,6 +265,7 @@ def evaluation_loader(
     dataset: str,
     *,
     labels: LabelSource | None = None,
+    subset: Subset | None = None,
     batch_size: int,
     device: str | torch.device,
     rank: int = 0,
@@ -214,6 +276,7 @@ def evaluation_loader(
     return Loader(
         dataset,
         labels=labels,
+        subset=subset,
         batch_size=batch_size,
         device=str(device),
         augment=recipe.evaluation_augment(),

@@ -6,10 +6,13 @@ Its window in the middle of the image, its size, mean and standard deviation; wh
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource, load_labels
@@ -65,6 +68,56 @@ def evaluate_timm(
         UsageError: no such model or weights, or images that the loader cannot make.
         DataError: the data set has other classes, or it or the file of weights is damaged.
     """
+    opened = open_timm(
+        name,
+        dataset,
+        weights=weights,
+        labels=labels,
+        batch_size=batch_size,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+        num_threads=num_threads,
+    )
+    with opened as (preparation, model, loader):
+        numbers = evaluate_model(
+            model,
+            loader,
+            normalise=True,
+            label_sets=None if label_sets is None else LabelSets.of_loader(label_sets, loader),
+            progress=progress,
+        )
+        return {
+            "model": name,
+            "dataset": public_name(dataset),
+            "weights": "timm's own" if weights is None else str(weights),
+            "preparation": vars(preparation),
+            "differs": preparation.differences(loader.manifest),
+            **numbers,
+        }
+
+
+@contextmanager
+def open_timm(
+    name: str,
+    dataset: str,
+    *,
+    weights: str | Path | None = None,
+    labels: str | Path | LabelSource | None = None,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+    num_threads: int | None = None,
+) -> Iterator[tuple[Preparation, nn.Module, Loader]]:
+    """A timm model beside a loader of a data set as it wants it, for one pass; see `evaluate_timm`.
+
+    Yields:
+        How images are prepared, the model on the device, and the loader, whose classes are the model's.
+
+    Raises:
+        As `evaluate_timm`.
+    """
     preparation = Preparation.of(name)
     num_classes = own_config(name).num_classes
     with (
@@ -103,21 +156,7 @@ def evaluate_timm(
                 raise DataError(
                     f"{weights}: expected weights of {name} for {num_classes} classes, found a head of another size"
                 )
-        numbers = evaluate_model(
-            model.to(device),
-            loader,
-            normalise=True,
-            label_sets=None if label_sets is None else LabelSets.of_loader(label_sets, loader),
-            progress=progress,
-        )
-        return {
-            "model": name,
-            "dataset": public_name(dataset),
-            "weights": "timm's own" if weights is None else str(weights),
-            "preparation": vars(preparation),
-            "differs": preparation.differences(loader.manifest),
-            **numbers,
-        }
+        yield preparation, model.to(device), loader
 
 
 def _matched(num_classes: int, manifest: Manifest) -> Relabelling | None:
@@ -151,5 +190,5 @@ def _check_classes(name: str, num_classes: int, loader: Loader) -> None:
         warnings.warn(
             f"model {name}: timm has no class list for its {num_classes} outputs, so that they are the classes of "
             f"{loader.dataset!r} in the same order could not be checked",
-            stacklevel=3,
+            stacklevel=5,
         )

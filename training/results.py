@@ -47,6 +47,8 @@ class TrainResult:
             could not be read since this process began, on all ranks together) and, with a validation set,
             `weights` (`ema` or `model`: whose numbers follow) and the numbers of `evaluate_model`.
         stopped_by: number of the signal that stopped the run, or None where it finished.
+        late_signal: number of a signal that came when no step was left to stop at, 0 for none: whoever has more runs to
+            do should stop there.
     """
 
     checkpoint: Path
@@ -54,6 +56,7 @@ class TrainResult:
     steps: int
     history: list[dict[str, Any]]
     stopped_by: int | None
+    late_signal: int = 0
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -25,7 +25,8 @@ from ..shards.errors import DataError, UsageError
 from ..shards.files import write_atomically
 from ..shards.storage import public_name
 from .recipes import Recipe
-from .train import METRICS_NAME, train
+from .results import METRICS_NAME, TrainResult
+from .run_series import SeriesRun, train_series
 
 STUDY_NAME = "study.json"
 REFERENCE = "original"
@@ -105,31 +106,34 @@ def study(
         "summary": [],
         "stopped_by": None,
     }
-    for seed, name in product(range(seeds), names):
-        run = contender(recipe, name)
-        trained = train(
-            run,
-            dataset,
-            val=val,
-            model=model,
-            out=folder / f"{name}-{seed}",
-            labels=labels,
-            teacher=teacher if run.wants_teacher else None,
-            resume=True,
-            seed=seed,
-            device=device,
-            num_threads=num_threads,
-            log=log,
-        )
-        if trained.stopped_by is not None:  # half a run would count as a whole one
-            return result | {"stopped_by": trained.stopped_by}
+
+    def runs() -> Iterator[SeriesRun]:
+        for seed, name in product(range(seeds), names):
+            run = contender(recipe, name)
+            options = {
+                "val": val,
+                "model": model,
+                "labels": labels,
+                "teacher": teacher if run.wants_teacher else None,
+                "seed": seed,
+                "device": device,
+                "num_threads": num_threads,
+            }
+            yield SeriesRun(f"{name}-{seed}", run, dataset, options)
+
+    def finished(run: SeriesRun, trained: TrainResult) -> None:
+        name, _, seed = run.name.rpartition("-")
         last = trained.history[-1]
         numbers = {"top1": last["top1"], "top5": last["top5"]}
         numbers |= dict(measure(trained.checkpoint)) if measure is not None else {}
-        step_s = seconds_per_step(trained.checkpoint.with_name(METRICS_NAME), run.global_batch)
-        rows.append({"contender": name, "seed": seed, "steps": trained.steps, "step_s": step_s, **numbers})
+        step_s = seconds_per_step(trained.checkpoint.with_name(METRICS_NAME), run.recipe.global_batch)
+        rows.append(
+            {"contender": name, "seed": int(seed), "steps": trained.steps, "step_s": step_s, **numbers}
+        )
         result["summary"] = summarise(rows)
         write_atomically(folder / STUDY_NAME, (json.dumps(result, indent=1) + "\n").encode())
+
+    result["stopped_by"] = train_series(runs(), folder, finished=finished, log=log)
     return result
 
 

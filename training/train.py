@@ -6,10 +6,9 @@ timm builds the model, the optimizer and the schedule; torchrun starts the proce
 batch is next; step.py takes a step. A step is a function of (recipe, data, seed, step) and of what a checkpoint
 holds, so a run that is killed continues on its next batch with the numbers it would have had.
 
-Files in the output folder: `checkpoint.pt` (the latest), `metrics.csv` (a line per `log_steps` steps),
-`epochs.csv` (a line per epoch, with what was evaluated), `tensorboard/` (both, on request), `init.json` (which weights
-the run began with and which not) and, when the run has finished, `summary.json` and `model.safetensors` (the weights
-alone, for timm).
+Files in the output folder: `checkpoint.pt` (the latest), `metrics.csv` (a line per `log_steps` steps), `epochs.csv` (a
+line per epoch, with what was evaluated), `tensorboard/` (both, on request), `init.json` (which weights the run began with)
+and, when the run has finished, `summary.json` and `model.safetensors` (the weights alone, for timm).
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImpor
 from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
 from ..loaders.replay import replay_command
+from ..loaders.subset import Subset
 from ..shards.errors import UsageError
 from ..shards.storage import public_name
 from ..shards.subset_file import SubsetFile, load_subset
@@ -68,7 +68,7 @@ def train(
     out: str | Path,
     val: str | None = None,
     labels: str | Path | LabelSource | None = None,
-    subset: str | Path | SubsetFile | None = None,
+    subset: str | Path | SubsetFile | Subset | None = None,
     side: str | Path | None = None,
     epochs: int | None = None,
     global_batch: int | None = None,
@@ -97,15 +97,14 @@ def train(
         val: a data set to evaluate on after every epoch.
         labels: read both data sets with these instead of their own, as the Loader does: a LabelTree, class names, a
             Relabelling; or what `load_labels` reads them from. The checkpoint keeps their class list and tree.
-        subset: train on the images that a file of `softshard subset` names, and read both data sets with its classes.
+        subset: train on a Subset; or on the images of a file of `softshard subset`, whose classes both sets are read with.
         side: a folder of side shards, whose label maps are joined to the training set's samples.
         epochs: instead of the recipe's.
         global_batch: instead of the recipe's: samples per step over all ranks.
         pretrained: begin with timm's own weights.
         init_from: begin with the weights in this file, or with timm's of this name (see `load_start`).
         teacher: the checkpoint that the recipe distils from; by default what the data set has stored.
-        resume: continue from `out`'s checkpoint; begin where there is none, so that one command line does for
-            the first start and every later one.
+        resume: continue from `out`'s checkpoint; begin where there is none, so that one command line does for all starts.
         seed: of the first weights, of dropout and of the loader.
         device: `cpu`, or this rank's GPU such as `cuda:1`.
         rank: this process, in [0, world_size).
@@ -164,7 +163,7 @@ def train(
         signal_received = stack.enter_context(stop_signal())
 
         # 2. Data.
-        chosen_part = None if subset is None else load_subset(subset)
+        chosen_part = subset if subset is None or isinstance(subset, Subset) else load_subset(subset)
         read_with = load_labels(labels)
         loader = Loader(
             dataset,
@@ -193,7 +192,7 @@ def train(
             val_loader = evaluation_loader(
                 recipe,
                 val,
-                labels=read_with if chosen_part is None else chosen_part.without_keys(),
+                labels=chosen_part.without_keys() if isinstance(chosen_part, SubsetFile) else read_with,
                 batch_size=recipe.global_batch // world_size,
                 device=device,
                 rank=rank,
@@ -398,4 +397,4 @@ def train(
                 weights=best,
             )
         say(f"finished after {steps.step} steps: {checkpoint_path.parent}")
-        return TrainResult(checkpoint_path, weights_path, steps.step, history, None)
+        return TrainResult(checkpoint_path, weights_path, steps.step, history, None, signal_received())

@@ -1,0 +1,243 @@
+"""Difficulty scores: halves, no image scored by a model that knows it, and runs that are killed and go on."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softshard.loaders import Loader, Subset
+from softshard.shards.cli import main
+from softshard.shards.errors import DataError, UsageError
+from softshard.shards.manifest import Manifest, load_sidecar
+from softshard.shards.score_file import read_scores
+from softshard.shards.shard_keys import each_shards_keys
+from softshard.training import semantic_softmax, single_label
+from softshard.training.checkpoint import load_checkpoint
+from softshard.training.models import load_trained_model
+from softshard.training.subset_score import refuse_trained_on, score_data_set, split_halves
+from softshard.training.train import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TINY = dataclasses.replace(
+    single_label(), epochs=2, global_batch=8, image_size=32, lr=3e-3, augment="none", schedule="constant"
+)
+
+
+def silent(line):
+    pass
+
+
+def score(shards, out, **options):
+    return score_data_set(
+        str(shards / "train"), out, **{"recipe": TINY, "model": "test_resnet", "log": silent, **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def scored(shards, tmp_path_factory):
+    out = tmp_path_factory.mktemp("scored") / "scores.jsonl"
+    return score(shards, out).path
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(0, 2**64 - 1))
+def test_halves_are_equal_within_every_class(classes, seed):
+    keys = [f"k{i}" for i in range(len(classes))]
+    halves = split_halves(keys, np.array(classes), seed)
+    for label in set(classes):
+        counts = Counter(half for half, own in zip(halves.tolist(), classes, strict=True) if own == label)
+        assert abs(counts[0] - counts[1]) <= 1
+
+
+def test_halves_depend_on_keys_and_seed_alone():
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 5, 101)
+    keys = [f"image_{i}" for i in range(101)]
+    halves = split_halves(keys, classes, 7)
+    order = rng.permutation(101)
+    assert np.array_equal(split_halves([keys[i] for i in order], classes[order], 7), halves[order])
+    assert np.array_equal(split_halves(keys, classes, 7), halves)
+    assert not np.array_equal(split_halves(keys, classes, 8), halves)
+    # One more image moves at most one other.
+    more = split_halves([*keys, "another"], np.append(classes, 3), 7)
+    assert (more[:-1] != halves).sum() <= 1
+
+
+def test_known_halves():
+    """Another hash would make other halves of scores that exist."""
+    assert split_halves([f"cat_{i}" for i in range(6)], np.zeros(6, int), 0).tolist() == [0, 0, 1, 0, 1, 1]
+
+
+def test_every_image_is_scored_once_by_the_model_of_the_other_half(shards, scored):
+    found = read_scores(scored, fingerprint=Manifest.load(shards / "train").fingerprint)
+    manifest = Manifest.load(shards / "train")
+    assert list(found.keys) == [
+        key.decode() for part in each_shards_keys(shards / "train", manifest) for key in part
+    ]
+    classes = load_sidecar(shards / "train", manifest)
+    assert found.classes.tolist() == classes.tolist()
+    assert found.half.tolist() == split_halves(found.keys, classes, 0).tolist()
+    assert found.header["model"] == "test_resnet"
+    assert found.header["half_samples"] == [24, 24]
+    for half in (0, 1):
+        scores = scored.with_name("scores.jsonl.runs")
+        trained = set((scores / f"keys-{1 - half}.txt").read_text().split())
+        own = {key for key, each in zip(found.keys, found.half.tolist(), strict=True) if each == half}
+        assert not own & trained
+        assert len(own | trained) == 48
+        saved = load_checkpoint(scores / f"half-{1 - half}" / "checkpoint.pt")
+        assert saved.loader["subset"] == Subset(keys=sorted(trained)).to_json()  # what it was trained on
+
+
+def test_probabilities_are_those_of_the_right_class_image_by_image(shards, scored):
+    found = read_scores(scored)
+    models = []
+    for half in (0, 1):
+        path = scored.with_name("scores.jsonl.runs") / f"half-{half}" / "checkpoint.pt"
+        models.append(load_trained_model(path, load_checkpoint(path), 32).eval())
+    with Loader(
+        str(shards / "train"),
+        batch_size=1,
+        augment=TINY.evaluation_augment(),
+        dtype="uint8",
+        shuffle=False,
+    ) as loader:
+        for place, batch in enumerate(loader):
+            with torch.inference_mode():
+                logits = models[1 - found.half[place]](batch.images.float() / 255)[0]
+            right = logits.double().softmax(dim=0)[batch.classes[0]]
+            assert batch.keys == [found.keys[place]]
+            assert found.probability[place] == pytest.approx(float(right), abs=1e-5)
+
+
+def test_the_same_call_gives_the_same_bytes_and_trains_nothing_again(shards, scored, tmp_path):
+    assert score(shards, tmp_path / "s.jsonl").path.read_bytes() == scored.read_bytes()
+    before = (tmp_path / "s.jsonl.runs" / "half-0" / "metrics.csv").read_bytes()
+    (tmp_path / "s.jsonl").unlink()
+    assert score(shards, tmp_path / "s.jsonl").mean_probability is not None
+    assert (tmp_path / "s.jsonl").read_bytes() == scored.read_bytes()
+    assert (tmp_path / "s.jsonl.runs" / "half-0" / "metrics.csv").read_bytes() == before
+
+
+# The runs take two epochs each: at the end of the first, and of the last, when no step is left to stop at.
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_run_that_was_stopped_goes_on_to_the_same_scores(at, shards, scored, tmp_path):
+    epochs = []
+
+    def stop(line):
+        if line.startswith(("epoch 0: loss", "epoch 1: loss")):
+            epochs.append(line)
+            if len(epochs) == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    first = score(shards, tmp_path / "s.jsonl", log=stop)
+    assert first.stopped_by == signal.SIGTERM
+    assert not (tmp_path / "s.jsonl").exists()
+    assert (tmp_path / "s.jsonl.runs" / "scores-1.jsonl").exists() == (at > 1)
+    second = score(shards, tmp_path / "s.jsonl")
+    assert second.stopped_by is None
+    assert second.path.read_bytes() == scored.read_bytes()
+
+
+def test_a_model_that_trained_on_the_images_is_refused(shards, scored, tmp_path):
+    runs = scored.with_name("scores.jsonl.runs")
+    path = runs / "half-0" / "checkpoint.pt"
+    saved = load_checkpoint(path)
+    halves = [Subset(keys=runs / f"keys-{half}.txt") for half in (0, 1)]
+    refuse_trained_on(saved, path, trained=halves[0], scored=halves[1])  # the right way round
+    with pytest.raises(DataError, match="found one that was trained on other images"):
+        refuse_trained_on(saved, path, trained=halves[1], scored=halves[0])
+    known = sorted(halves[0].key_set)[0]
+    leaky = Subset(keys=[*halves[1].key_set, known])
+    with pytest.raises(DataError, match=f"was not trained on, found 1 that it was, such as '{known}'"):
+        refuse_trained_on(saved, path, trained=halves[0], scored=leaky)
+    whole = train(
+        TINY, str(shards / "train"), model="test_resnet", out=tmp_path / "whole", log=silent
+    ).checkpoint
+    with pytest.raises(DataError, match="found one that was trained on all images"):
+        refuse_trained_on(load_checkpoint(whole), whole, trained=halves[0], scored=halves[1])
+
+
+def test_a_checkpoint_that_was_put_in_its_place_is_refused(shards, scored, tmp_path):
+    shutil.copytree(scored.with_name("scores.jsonl.runs"), tmp_path / "s.jsonl.runs")
+    for name in ("scores-0.jsonl", "scores-1.jsonl"):
+        (tmp_path / "s.jsonl.runs" / name).unlink()
+    halves = [tmp_path / "s.jsonl.runs" / f"half-{half}" for half in (0, 1)]
+    shutil.copy(halves[1] / "checkpoint.pt", halves[0] / "checkpoint.pt")
+    with pytest.raises((DataError, UsageError), match="subset"):
+        score(shards, tmp_path / "s.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": semantic_softmax()}, "expected a recipe of single labels without a teacher"),
+        ({"seed": -1}, "expected seed as an int from 0"),
+        ({"seed": 1}, "expected the runs of this call, found those of one with another seed"),
+        ({"model": "test_vit"}, "found those of one with another model"),
+        ({"recipe": dataclasses.replace(TINY, epochs=3)}, "found those of one with another recipe"),
+    ],
+)
+def test_a_call_that_cannot_be_is_refused(options, message, shards, scored):
+    with pytest.raises(UsageError, match=message):
+        score(shards, scored, **options)
+
+
+def test_a_class_with_one_image_is_refused(shards, tmp_path):
+    (tmp_path / "images" / "one").mkdir(parents=True)
+    (tmp_path / "images" / "two").mkdir()
+    photos = sorted((shards.parent / "images" / "cat").iterdir())
+    shutil.copy(photos[0], tmp_path / "images" / "one")
+    for photo in photos[:3]:
+        shutil.copy(photo, tmp_path / "images" / "two")
+    command = [
+        "pack",
+        str(tmp_path / "images"),
+        str(tmp_path / "set"),
+        "--val-per-class",
+        "0",
+        "--workers",
+        "1",
+    ]
+    assert main([*command, "--resize", "none"]) == 0
+    with pytest.raises(UsageError, match="one for each half, found one of 'one'"):
+        score_data_set(
+            str(tmp_path / "set" / "train"), tmp_path / "s.jsonl", recipe=TINY, model="test_resnet"
+        )
+
+
+def test_the_command(shards, scored, tmp_path, capsys):
+    settings = [
+        "epochs=2",
+        "global_batch=8",
+        "image_size=32",
+        "lr=0.003",
+        "augment=none",
+        "schedule=constant",
+    ]
+    options = [part for setting in settings for part in ("--set", setting)]
+    command = [
+        "subset",
+        "score",
+        str(shards / "train"),
+        "--model",
+        "test_resnet",
+        "--device",
+        "cpu",
+        *options,
+    ]
+    assert main([*command, "-o", str(tmp_path / "s.jsonl"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["samples"] == 48
+    assert (tmp_path / "s.jsonl").read_bytes() == scored.read_bytes()
+    mean = read_scores(scored).probability.mean()
+    assert result["mean_probability"] == pytest.approx(mean)
+    assert mean > 1 / 6  # two epochs teach it something

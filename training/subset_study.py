@@ -1,0 +1,193 @@
+"""`softshard subset study`: the same models trained on a full set and on a subset of it.
+
+    models x sets -> a run of `train` each -> curves.csv -> the evaluation of subset_evaluation.py
+
+By default 100 epochs on the full set and 50 on the subset (Gao 2021). The recipe, the seed and the order of models are
+the same on both sets. A study that was killed continues.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from ..loaders.labels import LabelSource
+from ..loaders.subset import Subset
+from ..shards.errors import UsageError
+from ..shards.files import hold_folder, write_atomically
+from ..shards.storage import public_name
+from ..shards.subset_file import SubsetFile
+from .curves import COLUMNS, FULL, IMAGE_COLUMNS, SUBSET
+from .recipes import Recipe
+from .results import SUMMARY_NAME, TrainResult
+from .run_series import SeriesRun, train_series
+
+CURVES_NAME = "curves.csv"
+STUDY_NAME = "study.json"
+EPOCHS = {FULL: 100, SUBSET: 50}
+METRIC = "top1"
+
+
+@dataclass(frozen=True)
+class StudySet:
+    """A set that models are trained on.
+
+    Attributes:
+        dataset: folder or fsspec URL of the shards.
+        val: the data set that is evaluated after every epoch.
+        subset: the part of `dataset` that is trained on, as `train` takes it; a file of `softshard subset` says with
+            which classes both are read, too. None for all.
+        labels: read both with these (see `train`).
+    """
+
+    dataset: str
+    val: str
+    subset: Subset | SubsetFile | None = None
+    labels: str | Path | LabelSource | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What `study.json` says of it."""
+        return {
+            "dataset": public_name(self.dataset),
+            "val": public_name(self.val),
+            "subset": self.subset.record() if isinstance(self.subset, SubsetFile) else _json(self.subset),
+            "labels": str(self.labels) if isinstance(self.labels, str | Path) else None,
+        }
+
+
+def _json(subset: Subset | None) -> dict[str, Any] | None:
+    return None if subset is None else subset.to_json()
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study came to.
+
+    Attributes:
+        curves: the CSV of all finished runs, which `read_curves` reads when all are.
+        stopped_by: number of the signal that stopped it, or None where it finished.
+    """
+
+    curves: Path
+    stopped_by: int | None
+
+
+def study_subset(
+    full: StudySet,
+    subset: StudySet,
+    models: Sequence[str],
+    out: str | Path,
+    *,
+    recipe: Recipe,
+    epochs: Mapping[str, int] = EPOCHS,
+    seed: int = 0,
+    device: str = "cpu",
+    num_threads: int | None = None,
+    log: Callable[[str], None] | None = None,
+) -> StudyResult:
+    """Train a list of models on both sets and write their curves, model by model.
+
+    Args:
+        full: the full set.
+        subset: what is to stand for it.
+        models: timm's names.
+        out: a folder for the runs, `curves.csv` and `study.json`. The same call continues; it may name more models.
+        recipe: what all runs have in common but the number of epochs.
+        epochs: of `full` and of `subset`.
+        seed: of every run.
+        device: as in `train`.
+        num_threads: the loader's.
+        log: gets the lines of every run.
+
+    Returns:
+        Where the curves are.
+
+    Raises:
+        UsageError: models that timm does not know, or twice; or a folder with another call's runs.
+        DataError: see `train`.
+    """
+    _check_models(models)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CURVES_NAME
+    rows: list[dict[str, Any]] = []
+
+    def runs() -> Iterator[SeriesRun]:
+        for model in models:
+            for name, each in ((FULL, full), (SUBSET, subset)):
+                options = {
+                    "model": model,
+                    "val": each.val,
+                    "labels": each.labels,
+                    "subset": each.subset,
+                    "seed": seed,
+                    "device": device,
+                    "num_threads": num_threads,
+                }
+                run_name = f"{name}-{re.sub('[^A-Za-z0-9_.-]', '_', model)}"
+                yield SeriesRun(run_name, replace(recipe, epochs=epochs[name]), each.dataset, options)
+
+    def finished(run: SeriesRun, trained: TrainResult) -> None:
+        name = run.name.partition("-")[0]
+        summary = json.loads(trained.checkpoint.with_name(SUMMARY_NAME).read_text())
+        rows.extend(
+            {
+                "set": name,
+                "model": run.options["model"],
+                "epoch": entry["epoch"] + 1,
+                "accuracy": f"{entry[METRIC]:.8g}",
+                "train_images": summary["samples"],
+                "val_images": entry["samples"],
+            }
+            for entry in trained.history
+        )
+        write_atomically(path, _csv(rows))
+
+    with hold_folder(folder):
+        _settle(
+            folder,
+            {"recipe": asdict(recipe), "epochs": dict(epochs), "seed": seed}
+            | {FULL: full.to_json(), SUBSET: subset.to_json()},
+        )
+        return StudyResult(path, train_series(runs(), folder, finished=finished, log=log))
+
+
+def _check_models(models: Sequence[str]) -> None:
+    problems = []
+    if len(models) < 2 or len(set(models)) < len(models):
+        problems.append(f"expected two models or more, each once, found {', '.join(models) or 'none'}")
+    if unknown := [model for model in models if not timm.is_model(model)]:
+        problems.append(f"expected names that timm {timm.__version__} knows, found {', '.join(unknown)}")
+    if problems:
+        raise UsageError("subset study: " + "; ".join(problems))
+
+
+def _settle(folder: Path, call: dict[str, Any]) -> None:
+    """Begin a folder of runs, or make sure that it is this call's: half the curves of another recipe compare nothing."""
+    path = folder / STUDY_NAME
+    wanted = json.loads(json.dumps(call))  # as JSON has it: a tuple is a list
+    if path.exists():
+        found = json.loads(path.read_text())
+        if other := sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)):
+            raise UsageError(
+                f"{folder}: expected the runs of this call, found those of one with another {', '.join(other)}. Repeat "
+                "that call, or give another folder: -o"
+            )
+        return
+    write_atomically(path, (json.dumps(wanted, indent=1) + "\n").encode())
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*COLUMNS, *IMAGE_COLUMNS], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
