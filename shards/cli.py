@@ -1,4 +1,4 @@
-"""The `softshard` command, and the commands of this package: tree, maps, pack, verify, reshard.
+"""The `softshard` command, and the commands of this package: tree, maps, pack, tags, verify, reshard.
 
 Every package registers its commands through the entry-point group `softshard.commands`; the functions that a
 command runs import what they need when they run, so that `softshard pack` never imports torch.
@@ -16,6 +16,7 @@ from importlib.metadata import entry_points, version
 
 from .cli_data_sets import add_data_sets
 from .cli_maps import add_maps
+from .cli_tags import add_tags_commands
 from .cli_tree import add_tree
 from .cli_values import (
     EXIT_BAD_DATA,
@@ -80,10 +81,11 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register tree, maps, pack, verify and reshard."""
+    """Register tree, maps, pack, tags, verify and reshard."""
     add_tree(subparsers)
     add_maps(subparsers)
     _add_pack(subparsers)
+    add_tags_commands(subparsers)
     add_data_sets(subparsers)
 
 
@@ -93,7 +95,7 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
         "source",
         metavar="SRC",
         help="folder of class folders or class tars (or of train and val with those), tar of class tars, list of path "
-        "and label (.csv, .tsv, .jsonl), or WebDataset; a path or any fsspec URL",
+        "and label (.csv, .tsv, .jsonl), WebDataset, or WebVision folder; a path or any fsspec URL",
     )
     pack.add_argument(
         "destination",

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,22 +34,25 @@ _ADJECTIVE_ENDINGS = (("er", ""), ("est", ""), ("er", "e"), ("est", "e"))
 
 # Words that only hold a sentence together. WordNet has some of them as nouns: `a` is a vitamin, `in` an inch, `can` a
 # tin; such a tin is found as part of `beer can` or `milk can`.
-FUNCTION_WORDS = frozenset(
-    """
-    a about above across after against all along also although am among amid an and another any anybody anyone
-    anything are around as at be because been before behind being below beneath beside besides between beyond both
-    but by can could dare despite did do does doing done down during each either else enough etc ever every everybody
-    everyone everything except few for from get gets getting got had has have having he hence her here hers herself him
-    himself his how however i if in inside instead into is it its itself just least less lest let like made make makes
-    making many may me might mine more most much must my myself near need neither never no nobody none nor not nothing
-    of off on once one ones only onto or other others otherwise ought our ours ourselves out outside over own past per
-    perhaps please quite rather same several shall she should since so some somebody someone something somewhat still
-    such than that the their theirs them themselves then there therefore these they this those though through thus till
-    to together too toward towards under unless until up upon us use used uses using very via was we well were what
-    whatever when where whereas whether which whichever while who whoever whom whose why will with within without would
-    yes yet you your yours yourself yourselves
-    """.split()
+_FUNCTION_WORDS = (
+    "a about above across after against all along also although am among amid an and another any anybody "
+    "anyone anything are around as at be because been before behind being below beneath beside besides "
+    "between beyond both but by can could dare despite did do does doing done down during each either "
+    "else enough etc ever every everybody everyone everything except few for from get gets getting got "
+    "had has have having he hence her here hers herself him himself his how however i if in inside "
+    "instead into is it its itself just least less lest let like made make makes making many may me might "
+    "mine more most much must my myself near need neither never no nobody none nor not nothing of off on "
+    "once one ones only onto or other others otherwise ought our ours ourselves out outside over own past "
+    "per perhaps please quite rather same several shall she should since so some somebody someone "
+    "something somewhat still such than that the their theirs them themselves then there therefore these "
+    "they this those though through thus till to together too toward towards under unless until up upon "
+    "us use used uses using very via was we well were what whatever when where whereas whether which "
+    "whichever while who whoever whom whose why will with within without would yes yet you your yours "
+    "yourself yourselves"
 )
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split(" "))
+# Kept whole by Yan et al. (2020), and not in WordNet 3.0.
+MORE_COLLOCATIONS = ("beast_of_prey",)
 
 
 class Word(NamedTuple):
@@ -95,7 +99,7 @@ class WordTable:
         self.collocations: dict[str, str] = {}
         # Two first words to the most words of a collocation that begins with them.
         self.longest: dict[str, int] = {}
-        for lemma in self.nouns | self.adjectives:
+        for lemma in chain(self.nouns, self.adjectives, MORE_COLLOCATIONS):
             if "_" in lemma:
                 tokens = _collocation_tokens(lemma)
                 self.collocations[" ".join(tokens)] = lemma.replace("_", " ")
@@ -137,7 +141,7 @@ class WordTable:
         if form.endswith(".") and form not in self.nouns:  # the last word of a sentence, or `St.`
             form = form.rstrip(".")
         noun, adjective = self.noun_base(form), self.adjective_base(form)
-        base = noun or lower
+        base = noun or form
         if form is not lower and len(form) > _LONGEST_ABBREVIATION:
             base = lower  # no collocation goes on in the next sentence
         if form in FUNCTION_WORDS or len(form) < 2:
