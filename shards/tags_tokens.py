@@ -14,11 +14,13 @@ from collections.abc import Iterator
 # Marks that NLTK sets apart wherever they stand.
 _ALONE = r";@#$%&?!*()\[\]{}<>\"“”„‘’«»`‒-―"
 _PIECES = re.compile(rf"[^{_ALONE}]+|[{_ALONE}]+")
-_CLOSING = "])}>\"'»”’ \t\r\n\f\v"  # what may follow the period that ends a text
+_CLOSING = "])}>\"'»”’ \t\r\n\f\v\xa0"  # what may follow the period that ends a text
 _CLITIC = re.compile(r"(?<=[^'])('(?:[sSmMdD]|ll|LL|re|RE|ve|VE)?|n't|N'T)$")
 _OPENING = re.compile(r"(?<!\w)'(?!(?:re|ve|ll|m|t|s|d|n)\b)(?=\w)", re.IGNORECASE)
 _INNER = re.compile(r"[,:](?!\d)|\.{2,}|--|''")
-_JOINED = re.compile(r"\b(can)(not)\b|\b(gim|lem)(me)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b", re.IGNORECASE)
+_JOINED = re.compile(
+    r"\b(can)(not)\b|\b(gim|lem)(me)\b|\b(gon)(na)\b|\b(wan)(na)$|\b(got)(ta)\b", re.IGNORECASE
+)
 _RUNS_REMEMBERED = 200_000
 _LONGEST_REMEMBERED = 40  # characters; longer ones are addresses and the like, seen once
 
@@ -59,11 +61,13 @@ def _cut(run: str) -> tuple[str, ...]:
 
 def _cut_piece(piece: str) -> Iterator[str]:
     for word in _INNER.sub(lambda match: f" {match[0]} ", piece).split():
-        match = _CLITIC.search(word)
-        yield from _JOINED.sub(_apart, word[: match.start()] if match else word).split()
-        if match:
-            yield match[1]
+        clitics: list[str] = []
+        while match := _CLITIC.search(word):
+            clitics.insert(0, match[1])
+            word = word[: match.start()]
+        yield from _JOINED.sub(_apart, word).split()
+        yield from clitics
 
 
 def _apart(match: re.Match[str]) -> str:
-    return " ".join(filter(None, match.groups()))
+    return f" {' '.join(filter(None, match.groups()))} "

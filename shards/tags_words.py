@@ -23,7 +23,7 @@ from .wordnet import TABLE_FORMAT, TABLE_PATH
 
 WORDS_FORMAT = "softshard-words 1"
 WORDS_PATH = Path(__file__).with_name("wordnet_words.npz")
-_LONGEST_ABBREVIATION = 3  # letters: `St.`, `Mt.`
+_ABBREVIATIONS = frozenset({"st.", "mt.", "ft.", "dr.", "mr.", "mrs."})  # which a name goes on behind
 
 # Endings and what stands for them (morphy(7WN)), in WordNet's order.
 _NOUN_ENDINGS = (
@@ -142,7 +142,7 @@ class WordTable:
             form = form.rstrip(".")
         noun, adjective = self.noun_base(form), self.adjective_base(form)
         base = noun or form
-        if form is not lower and len(form) > _LONGEST_ABBREVIATION:
+        if form is not lower and lower not in _ABBREVIATIONS:
             base = lower  # no collocation goes on in the next sentence
         if form in FUNCTION_WORDS or len(form) < 2:
             return Word(lower, base, "", "", "")
