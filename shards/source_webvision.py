@@ -36,12 +36,15 @@ def list_webvision(storage: Storage, seen: Seen = not_seen) -> Listing:
     problems: list[str] = []
     textless: list[str] = []
     num_textless = 0
+    odd_queries: dict[int, None] = {}
     blobs: dict[int, bytearray] = {}
     for part in webvision.parts:
         for rows in rows_by_meta(webvision, part, problems):
             seen(len(rows))
             for row, (text, problem) in zip(rows, texts_of(webvision, rows), strict=True):
                 blobs.setdefault(row.label, bytearray()).extend(packed_row(row.path, text))
+                if (query := webvision.odd_query(row)) is not None:
+                    odd_queries[query] = None
                 if problem:
                     num_textless += 1
                     if len(textless) < _MAX_PROBLEMS and problem not in textless[-1:]:
@@ -61,6 +64,13 @@ def list_webvision(storage: Storage, seen: Seen = not_seen) -> Listing:
         warnings.warn(
             f"softshard: {storage.name}: expected the images of info/val_filelist.txt in val_images_256 or val_images, "
             "found neither; there will be no validation part",
+            stacklevel=2,
+        )
+    if odd_queries:
+        warnings.warn(
+            f"softshard: {storage.name}: expected the queries of the file lists in info/queries_synsets_map.txt with the "
+            f"same classes, found {len(odd_queries)} without or with others: {', '.join(map(str, sorted(odd_queries)[:_SHOWN]))}; the file "
+            "lists' classes count",
             stacklevel=2,
         )
     if num_textless:

@@ -149,11 +149,6 @@ def damage(root, name, change):
             "line 4: expected a query and a synset, found 'x'",
         ),
         (
-            "queries_synsets_map.txt",
-            lambda _: "1 1\n2 2",
-            "line 3: expected a query of queries_synsets_map.txt, found 3",
-        ),
-        (
             "train_filelist_flickr.txt",
             lambda t: t[:-1] + "3",
             "line 1: expected a class from 0 to 2 .*, found 3",
@@ -197,6 +192,15 @@ def test_a_bad_line_of_the_info_folder_is_named(webvision, name, change, message
     damage(root, name, change)
     with pytest.raises(DataError, match=message):
         open_source(root)
+
+
+@pytest.mark.parametrize("queries", ["1 1\n2 2", "1 1\n2 2\n3 1"])
+def test_a_query_that_the_map_lacks_or_has_otherwise_is_told_and_the_file_list_counts(webvision, queries):
+    root = webvision()
+    damage(root, "queries_synsets_map.txt", lambda _: queries)
+    with pytest.warns(UserWarning, match="found 1 without or with others: 3; the file lists' classes count"):
+        listing = open_source(root)
+    assert [len(folder.files) for folder in listing.folders] == [2, 1, 2]
 
 
 def test_an_image_that_is_listed_twice_is_named(webvision):
