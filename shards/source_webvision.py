@@ -67,9 +67,10 @@ def list_webvision(storage: Storage, seen: Seen = not_seen) -> Listing:
             stacklevel=2,
         )
     if odd_queries:
+        shown = ", ".join(map(str, sorted(odd_queries)[:_SHOWN]))
         warnings.warn(
             f"softshard: {storage.name}: expected the queries of the file lists in info/queries_synsets_map.txt with the "
-            f"same classes, found {len(odd_queries)} without or with others: {', '.join(map(str, sorted(odd_queries)[:_SHOWN]))}; the file "
+            f"same classes, found {len(odd_queries)} without or with others: {shown}; the file "
             "lists' classes count",
             stacklevel=2,
         )

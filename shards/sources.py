@@ -36,8 +36,8 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 _MEMBERS_TO_TELL = 32  # of a tar: enough to see what it holds
 _TARS_TO_TELL = 8
 _KNOWN = (
-    "a folder of class folders or class tars, a tar of either, a WebDataset, or a .csv, .tsv or .jsonl list of path and "
-    "label"
+    "a folder of class folders or class tars, a tar of either, a WebDataset, a WebVision folder, or a .csv, .tsv or .jsonl "
+    "list of path and label"
 )
 
 
