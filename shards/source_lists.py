@@ -3,7 +3,8 @@
     path,label,photographer            {"path": "a/1.jpg", "label": "dog", "photographer": "Ann"}
     a/1.jpg,dog,Ann
 
-Paths are relative to the list, absolute, or URLs. The other columns go into the samples' metadata.
+Paths are relative to the list, absolute, or URLs. The other columns go into the samples' metadata. Rows whose column
+`split` says `val` are the validation part.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _MAX_PROBLEMS = 1000  # then the list is not what it is taken for
 _MAX_LINE_BYTES = 1024 * 1024
 _SEPARATOR = b"\0"
+VALIDATION = "val"
 
 Row = tuple[int, str, str, dict[str, Any]]  # line, path, label, metadata
 
@@ -45,7 +47,8 @@ def list_file_list(
     name = storage.name
     problems: list[str] = []
     # Rows of a class need not follow each other: one growing blob each, not a Python object a row.
-    blobs: dict[str, bytearray] = {}
+    training: dict[str, bytearray] = {}
+    validation: dict[str, bytearray] = {}
     with storage.open() as file:
         lines = text_lines(enumerate(bounded_lines(file), 1), name, problems)
         for line, path, label, metadata in (json_rows if is_json_list(name) else csv_rows)(
@@ -54,22 +57,29 @@ def list_file_list(
             if problem := bad_row(path, label, storage):
                 problems.append(f"{name}: line {line}: {problem}")
             else:
+                blobs = validation if metadata.get("split") == VALIDATION else training
                 blobs.setdefault(label, bytearray()).extend(packed_row(path, metadata))
                 seen(1)
             if len(problems) >= _MAX_PROBLEMS:
                 break
-    if not blobs and not problems:
-        raise DataError(f"{name}: expected rows of path and label, found none")
-    classes, numbered = name_classes(blobs, class_names, name)
+    if not training and not problems:
+        found = "those of split val alone" if validation else "none"
+        raise DataError(f"{name}: expected rows of path and label, found {found}")
+    classes, numbered = name_classes(training.keys() | validation.keys(), class_names, name)
+    folders = _classes(training, classes, name, problems)
+    val_folders = _classes(validation, classes, name, problems)
+    if problems:
+        raise DataError(every_problem(problems))
+    return Listing(name, folders, val_folders, class_names=numbered, storage=folder_of_list(storage))
+
+
+def _classes(
+    blobs: dict[str, bytearray], classes: dict[str, str], where: str, problems: list[str]
+) -> tuple[ClassFolder, ...]:
     merged: dict[str, bytearray] = {}
     for label in list(blobs):
         merged.setdefault(classes[label], bytearray()).extend(blobs.pop(label))
-    folders = []
-    for label in sorted(merged):
-        folders.append(class_of_rows(label, merged.pop(label), name, problems))
-    if problems:
-        raise DataError(every_problem(problems))
-    return Listing(name, tuple(folders), class_names=numbered, storage=folder_of_list(storage))
+    return tuple(class_of_rows(label, merged.pop(label), where, problems) for label in sorted(merged))
 
 
 def packed_row(path: str, metadata: dict[str, Any]) -> bytes:

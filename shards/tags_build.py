@@ -23,6 +23,7 @@ from .errors import DataError, UsageError
 from .files import TEMPORARY_SUFFIX, replace_durably, sha256_hex, write_atomically
 from .pack import bad_limit
 from .progress import Progress, progress_bar
+from .source_lists import VALIDATION
 from .storage import is_remote, public_name
 from .tags_engine import run_in_order
 from .tags_report import TagsReport
@@ -33,6 +34,7 @@ from .tags_tasks import (
     TagSettings,
     WriteTask,
     count_block,
+    list_line,
     tagger_of,
     write_block,
 )
@@ -171,6 +173,11 @@ def build_tags(
                 f"{opened.storage.name}: expected {total - num_repeats:,} images as on the first pass, found "
                 f"{stats.images:,}; the source changed meanwhile. Run it again"
             )
+        num_validation = 0
+        for path, label in opened.validation():
+            line = list_line(path, label, settings.path_prefix, split=VALIDATION, tags=[])
+            lines.file.write(f"{line}\n".encode("ascii"))
+            num_validation += 1
         vocabulary_file = Path(vocabulary) if vocabulary is not None else _beside(output, ".vocabulary.tsv")
         if chosen is not None:
             write_atomically(vocabulary_file, vocabulary_text(tags).encode())
@@ -183,6 +190,7 @@ def build_tags(
             duplicates=num_repeats,
             bad_rows=first.num_problems,
             no_text=first.num_textless,
+            validation=num_validation,
             fields_cut=stats.fields_cut,
             vocabulary=len(tags),
             chosen=chosen,

@@ -19,6 +19,7 @@ class TagsReport:
         duplicates: rows whose path and label stood in the source before.
         bad_rows: rows that could not be used.
         no_text: images whose text is missing or damaged; they are among `images`.
+        validation: lines of WebVision's validation images, which have no text; they are not among `images`.
         fields_cut: titles, descriptions or tags of more than 20,000 characters, of which the rest was left out.
         vocabulary: tags in the vocabulary.
         chosen: what was left out of it; None where it was given.
@@ -31,6 +32,7 @@ class TagsReport:
     duplicates: int
     bad_rows: int
     no_text: int
+    validation: int
     fields_cut: int
     vocabulary: int
     chosen: Chosen | None
@@ -51,6 +53,7 @@ class TagsReport:
             "duplicates": self.duplicates,
             "bad_rows": self.bad_rows,
             "no_text": self.no_text,
+            "validation": self.validation,
             "fields_cut": self.fields_cut,
             "vocabulary": self.vocabulary,
             "vocabulary_file": self.vocabulary_file,
@@ -94,6 +97,8 @@ class TagsReport:
             f"  coverage: {100 * self.coverage:.1f} % of the images have tags of their own text; by words of their query "
             f"{stats.by_source['query']:,}, of their label {stats.by_source['label']:,}, none {stats.by_source['none']:,}",
         ]
+        if self.validation:
+            lines.append(f"  {self.validation:,} validation images, without tags")
         if self.no_text:
             lines.append(f"  {self.no_text:,} images whose text is missing or damaged")
         if self.fields_cut:

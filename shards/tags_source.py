@@ -16,7 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import UsageError
+from .errors import DataError, UsageError
+from .listing import every_problem
 from .source_lists import (
     LIST_SUFFIXES,
     Row,
@@ -110,6 +111,16 @@ class TextSource:
             else:
                 records.append(Record(path, label, fields))
         return records, problems
+
+    def validation(self) -> Iterator[tuple[str, str]]:
+        """(path, label) of WebVision's validation images, which have no text; a list has them among its rows."""
+        if self.webvision:
+            webvision = open_webvision(self.storage)
+            problems: list[str] = []
+            for path, label in webvision.validation(problems):
+                yield path, webvision.synsets[label]
+            if problems:
+                raise DataError(every_problem(problems))
 
     def _line_blocks(self) -> Iterator[Block]:
         with self.storage.open() as file:

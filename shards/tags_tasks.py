@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .source_labels import is_index
+from .source_lists import VALIDATION
 from .storage import is_remote
 from .tags_source import Block, Record, TextSource
 from .tags_text import TextTagger, image_text, label_words
@@ -199,8 +200,9 @@ def write_block(shared: tuple[TextSource, TagSettings, Mapping[str, int]], task:
         stats.by_number[min(len(tags), FEW_TAGS)] += 1
         stats.by_source[origin] += 1
         kept = {name: record.fields[name] for name in settings.keep if name in record.fields}
-        path = _result_path(record.path, settings.path_prefix)
-        lines.append(json.dumps({"path": path, "label": record.label, **kept, "tags": tags}))
+        if record.fields.get("split") == VALIDATION:
+            kept["split"] = VALIDATION
+        lines.append(list_line(record.path, record.label, settings.path_prefix, **kept, tags=tags))
     return BlockLines(_json_lines(lines), _json_lines(map(json.dumps, ledger)), stats)
 
 
@@ -224,8 +226,11 @@ def _tags(
     return tags, origin if tags else "none"
 
 
-def _result_path(path: str, prefix: str) -> str:
-    return path if not prefix or path.startswith("/") or is_remote(path) else prefix + path
+def list_line(path: str, label: str, path_prefix: str, **fields: object) -> str:
+    """A line of the result, without its end."""
+    if path_prefix and not path.startswith("/") and not is_remote(path):
+        path = path_prefix + path
+    return json.dumps({"path": path, "label": label, **fields})
 
 
 def _json_lines(lines: Iterable[str]) -> bytes:

@@ -259,7 +259,12 @@ def test_folders_that_are_missing_are_told(webvision):
 def test_tags_of_webvision_with_the_words_of_its_synsets_where_there_is_no_text(webvision, tmp_path, options):
     root = webvision()
     report = build_tags(root, tmp_path / "tags.jsonl", TagOptions(min_images=1, max_share=1.0), workers=1)
-    rows = {row["path"]: row for row in map(json.loads, (tmp_path / "tags.jsonl").read_text().splitlines())}
+    written = [json.loads(line) for line in (tmp_path / "tags.jsonl").read_text().splitlines()]
+    assert (len(written), report.images, report.validation) == (8, 5, 3)
+    assert {row["path"] for row in written if row.get("split") == "val"} == {
+        f"webvision/val_images_256/val{i:06d}.jpg" for i in range(3)
+    }
+    rows = {row["path"]: row for row in written if "split" not in row}
     assert {path: row["tags"] for path, row in rows.items()} == {
         "webvision/google/q0001/img 0.jpg": ["tench"],
         "webvision/google/q0001/img 1.jpg": ["big fish", "sea"],
@@ -272,7 +277,8 @@ def test_tags_of_webvision_with_the_words_of_its_synsets_where_there_is_no_text(
     names = tuple((tmp_path / "tags.classes.txt").read_text().split())
     no_val = replace(options, val_per_class=0)
     summary = pack(tmp_path / "tags.jsonl", tmp_path / "set", no_val, class_names=names, workers=1)
-    assert (summary.packed, summary.bad) == (5, 0)
+    assert (summary.packed, summary.bad) == (8, 0)
+    assert [summary.manifests[name].num_samples for name in ("train", "val")] == [5, 3]
 
 
 def test_a_folder_of_classes_called_info_is_no_webvision(source):

@@ -89,6 +89,12 @@ def test_without_fallback_and_with_a_given_vocabulary(tmp_path):
     assert not (tmp_path / "out.vocabulary.tsv").exists()
 
 
+def test_rows_of_the_validation_part_stay_there(tmp_path):
+    rows = [ROWS[0], {**ROWS[1], "split": "val"}, {**ROWS[1], "path": "6.jpg", "split": "test"}]
+    build_tags(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", ALL, workers=1)
+    assert [row.get("split") for row in read_rows(tmp_path / "out.jsonl")] == [None, "val", None]
+
+
 def test_numbers_as_labels_are_named_by_the_class_list(tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"path": "1.jpg", "label": 1}, {"path": "2.jpg", "label": 7}])
     options = TagOptions(
