@@ -62,6 +62,7 @@ bench: $(DEV)
 	cd benchmarks && ../$(BIN)/python losses.py
 	cd benchmarks && ../$(BIN)/python semantic_losses.py
 	cd benchmarks && ../$(BIN)/python relabel.py
+	cd benchmarks && ../$(BIN)/python tags.py --no-nltk-tagger
 
 soak: $(DEV)
 	cd benchmarks && ../$(BIN)/python soak.py --minutes 60

@@ -1,4 +1,4 @@
-"""The `softshard` command, and the commands of this package: tree, maps, pack, verify, reshard, subset.
+"""The `softshard` command, and the commands of this package: tree, maps, pack, tags, verify, reshard, subset.
 
 Every package registers its commands through the entry-point group `softshard.commands`; the functions that a
 command runs import what they need when they run, so that `softshard pack` never imports torch.
@@ -17,6 +17,7 @@ from importlib.metadata import entry_points, version
 from .cli_data_sets import add_data_sets
 from .cli_maps import add_maps
 from .cli_subset import add_subset
+from .cli_tags import add_tags_commands
 from .cli_tree import add_tree
 from .cli_values import (
     EXIT_BAD_DATA,
@@ -81,10 +82,11 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register tree, maps, pack, verify, reshard and subset."""
+    """Register tree, maps, pack, tags, verify, reshard and subset."""
     add_tree(subparsers)
     add_maps(subparsers)
     _add_pack(subparsers)
+    add_tags_commands(subparsers)
     add_data_sets(subparsers)
     add_subset(subparsers)
 
@@ -95,7 +97,7 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
         "source",
         metavar="SRC",
         help="folder of class folders or class tars (or of train and val with those), tar of class tars, list of path "
-        "and label (.csv, .tsv, .jsonl), or WebDataset; a path or any fsspec URL",
+        "and label (.csv, .tsv, .jsonl), WebDataset, or WebVision folder; a path or any fsspec URL",
     )
     pack.add_argument(
         "destination",

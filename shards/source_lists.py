@@ -3,7 +3,8 @@
     path,label,photographer            {"path": "a/1.jpg", "label": "dog", "photographer": "Ann"}
     a/1.jpg,dog,Ann
 
-Paths are relative to the list, absolute, or URLs. The other columns go into the samples' metadata.
+Paths are relative to the list, absolute, or URLs. The other columns go into the samples' metadata. Rows whose column
+`split` says `val` are the validation part.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from .errors import DataError
@@ -26,6 +27,7 @@ LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _MAX_PROBLEMS = 1000  # then the list is not what it is taken for
 _MAX_LINE_BYTES = 1024 * 1024
 _SEPARATOR = b"\0"
+VALIDATION = "val"
 
 Row = tuple[int, str, str, dict[str, Any]]  # line, path, label, metadata
 
@@ -45,36 +47,49 @@ def list_file_list(
     name = storage.name
     problems: list[str] = []
     # Rows of a class need not follow each other: one growing blob each, not a Python object a row.
-    blobs: dict[str, bytearray] = {}
+    training: dict[str, bytearray] = {}
+    validation: dict[str, bytearray] = {}
     with storage.open() as file:
-        lines = _text_lines(file, name, problems)
-        is_json = name.lower().endswith((".jsonl", ".ndjson"))
-        rows = (_json_rows if is_json else _csv_rows)(lines, name, problems)
-        for line, path, label, metadata in rows:
-            if problem := _bad_row(path, label, storage):
+        lines = text_lines(enumerate(bounded_lines(file), 1), name, problems)
+        for line, path, label, metadata in (json_rows if is_json_list(name) else csv_rows)(
+            lines, name, problems
+        ):
+            if problem := bad_row(path, label, storage):
                 problems.append(f"{name}: line {line}: {problem}")
             else:
-                extra = json.dumps(metadata, sort_keys=True) if metadata else ""
-                blob = blobs.setdefault(label, bytearray())
-                blob += path.encode("utf-8") + _SEPARATOR + extra.encode("ascii") + _SEPARATOR
+                blobs = validation if metadata.get("split") == VALIDATION else training
+                blobs.setdefault(label, bytearray()).extend(packed_row(path, metadata))
                 seen(1)
             if len(problems) >= _MAX_PROBLEMS:
                 break
-    if not blobs and not problems:
-        raise DataError(f"{name}: expected rows of path and label, found none")
-    classes, numbered = name_classes(blobs, class_names, name)
+    if not training and not problems:
+        found = "those of split val alone" if validation else "none"
+        raise DataError(f"{name}: expected rows of path and label, found {found}")
+    classes, numbered = name_classes(training.keys() | validation.keys(), class_names, name)
+    folders = _classes(training, classes, name, problems)
+    val_folders = _classes(validation, classes, name, problems)
+    if problems:
+        raise DataError(every_problem(problems))
+    return Listing(name, folders, val_folders, class_names=numbered, storage=folder_of_list(storage))
+
+
+def _classes(
+    blobs: dict[str, bytearray], classes: dict[str, str], where: str, problems: list[str]
+) -> tuple[ClassFolder, ...]:
     merged: dict[str, bytearray] = {}
     for label in list(blobs):
         merged.setdefault(classes[label], bytearray()).extend(blobs.pop(label))
-    folders = []
-    for label in sorted(merged):
-        folders.append(_class_of(label, merged.pop(label), name, problems))
-    if problems:
-        raise DataError(every_problem(problems))
-    return Listing(name, tuple(folders), class_names=numbered, storage=folder_of_list(storage))
+    return tuple(class_of_rows(label, merged.pop(label), where, problems) for label in sorted(merged))
 
 
-def _class_of(label: str, blob: bytearray, where: str, problems: list[str]) -> ClassFolder:
+def packed_row(path: str, metadata: dict[str, Any]) -> bytes:
+    """A row as bytes, for `class_of_rows`."""
+    extra = json.dumps(metadata, sort_keys=True) if metadata else ""
+    return path.encode("utf-8") + _SEPARATOR + extra.encode("ascii") + _SEPARATOR
+
+
+def class_of_rows(label: str, blob: bytearray, where: str, problems: list[str]) -> ClassFolder:
+    """A class of the rows packed one after the other; paths that come twice are among the problems."""
     cells = bytes(blob).split(_SEPARATOR)[:-1]
     rows = sorted(
         (name_text(path), extra.decode("ascii")) for path, extra in zip(cells[::2], cells[1::2], strict=True)
@@ -96,7 +111,13 @@ def folder_of_list(storage: Storage) -> Storage:
     return open_storage(Path(storage.root).parent)
 
 
-def _bad_row(path: str, label: str, storage: Storage) -> str:
+def is_json_list(name: str) -> bool:
+    """Whether a list is of JSON lines, by its name."""
+    return name.lower().endswith((".jsonl", ".ndjson"))
+
+
+def bad_row(path: str, label: str, storage: Storage) -> str:
+    """What is wrong with a row of a list that lies in this storage, or an empty text."""
     if not path or "\0" in path:
         return f"expected a path, found {path!r}"
     if not label or "\0" in label or label != label.strip():
@@ -121,14 +142,24 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _text_lines(file: Iterable[bytes], where: str, problems: list[str]) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(file, 1):
+def bounded_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines of a file; of one longer than 1 MiB a little more than that, the rest is read past."""
+    while line := file.readline(_MAX_LINE_BYTES + 1):
+        rest = line
+        while rest and not rest.endswith(b"\n"):
+            rest = file.readline(_MAX_LINE_BYTES)
+        yield line
+
+
+def text_lines(
+    lines: Iterable[tuple[int, bytes]], where: str, problems: list[str]
+) -> Iterator[tuple[int, str]]:
+    """Numbered lines as text, without a byte-order mark; those that cannot be are among the problems."""
+    for number, line in lines:
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if len(line) > _MAX_LINE_BYTES:
-            problems.append(
-                f"{where}: line {number}: expected at most {_MAX_LINE_BYTES} bytes, found {len(line)}"
-            )
+            problems.append(f"{where}: line {number}: expected at most {_MAX_LINE_BYTES} bytes, found more")
             continue
         try:
             yield number, line.decode("utf-8")
@@ -138,7 +169,8 @@ def _text_lines(file: Iterable[bytes], where: str, problems: list[str]) -> Itera
             )
 
 
-def _csv_rows(lines: Iterator[tuple[int, str]], where: str, problems: list[str]) -> Iterator[Row]:
+def csv_rows(lines: Iterator[tuple[int, str]], where: str, problems: list[str]) -> Iterator[Row]:
+    """Rows of comma- or tab-separated values below a header; those that are none are among the problems."""
     at = 0
 
     def texts() -> Iterator[str]:
@@ -173,7 +205,8 @@ def _csv_rows(lines: Iterator[tuple[int, str]], where: str, problems: list[str])
         yield at, cells.pop("path"), cells.pop("label").strip(), cells
 
 
-def _json_rows(lines: Iterator[tuple[int, str]], where: str, problems: list[str]) -> Iterator[Row]:
+def json_rows(lines: Iterator[tuple[int, str]], where: str, problems: list[str]) -> Iterator[Row]:
+    """Rows of JSON objects, one a line; those that are none are among the problems."""
     for at, text in lines:
         if not text.strip():
             continue

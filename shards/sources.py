@@ -6,6 +6,7 @@
     class folders inside a tar   SRC = photos.tar of <class>/<image>
     file list                    SRC = list.csv, list.tsv, list.jsonl: path, label and more columns
     WebDataset                   SRC/*.tar of samples with an image and a class
+    WebVision                    SRC/info/synsets.txt and what else lies there, SRC/google, SRC/flickr
 
 Each from a local path or any fsspec URL. A folder that holds `train` and `val` and nothing else, as ImageNet-1K is
 kept, is a source that is split already.
@@ -27,14 +28,16 @@ from .schema import LEDGER_NAME, PLAN_NAME
 from .source_lists import LIST_SUFFIXES, list_file_list
 from .source_tars import list_class_tars, list_tar_of_folders, list_tar_of_tars, plain_name, tar_members
 from .source_webdataset import LABEL_SUFFIXES, list_webdataset
+from .source_webvision import list_webvision
 from .storage import Storage, open_storage
+from .webvision_info import is_webvision
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 _MEMBERS_TO_TELL = 32  # of a tar: enough to see what it holds
 _TARS_TO_TELL = 8
 _KNOWN = (
-    "a folder of class folders or class tars, a tar of either, a WebDataset, or a .csv, .tsv or .jsonl list of path and "
-    "label"
+    "a folder of class folders or class tars, a tar of either, a WebDataset, a WebVision folder, or a .csv, .tsv or .jsonl "
+    "list of path and label"
 )
 
 
@@ -55,6 +58,8 @@ def open_source(
     storage = open_storage(source)
     if not storage.is_folder():
         return _open_file(storage, class_names, seen)
+    if is_webvision(storage):
+        return list_webvision(storage, seen)
     parts = _split_parts(storage)
     kinds = {_folder_kind(storage, below) for below in parts}
     if len(kinds) > 1:

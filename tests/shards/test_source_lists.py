@@ -152,3 +152,28 @@ def test_many_problems_are_shown_up_to_a_limit(tmp_path):
 def test_files_that_are_not_there_are_in_the_ledger(tmp_path, source, options):
     text = "path,label\nnowhere.jpg,dog\n" + "".join(f"{p},dog\n" for p in source.rglob("*.jpg"))
     assert pack(write(tmp_path / "l.csv", text), tmp_path / "set", options, workers=1).bad == 1
+
+
+def test_rows_of_split_val_are_the_validation_part(tmp_path):
+    text = "path,label,split\n1.jpg,dog,train\n2.jpg,cat,val\n3.jpg,dog,val\n4.jpg,dog,test\n"
+    listing = open_source(write(tmp_path / "list.csv", text))
+    assert rows(listing) == {"dog": ("1.jpg", "4.jpg")}
+    assert {folder.name: tuple(folder.files) for folder in listing.validation} == {
+        "cat": ("2.jpg",),
+        "dog": ("3.jpg",),
+    }
+    assert json.loads(listing.folders[0].metadata[1]) == {"split": "test"}
+    with pytest.raises(DataError, match="expected rows of path and label, found those of split val alone"):
+        open_source(write(tmp_path / "val.csv", "path,label,split\n1.jpg,dog,val\n"))
+    indexed = open_source(write(tmp_path / "n.csv", "path,label,split\n1.jpg,0,train\n2.jpg,3,val\n"))
+    assert indexed.class_names == ("0", "1", "2", "3")
+
+
+def test_a_line_of_many_megabytes_is_read_past_and_named(tmp_path):
+    line = json.dumps({"path": "1.jpg", "label": "dog", "title": "x" * 10_000_000})
+    text = f'{line}\n{{"path": "2.jpg", "label": "dog"}}\n{line}'
+    with pytest.raises(DataError) as raised:
+        open_source(write(tmp_path / "list.jsonl", text))
+    assert str(raised.value).count("expected at most 1048576 bytes, found more") == 2
+    assert "line 1: " in str(raised.value)
+    assert "line 3: " in str(raised.value)
