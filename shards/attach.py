@@ -1,4 +1,4 @@
-"""Components that `reshard` adds to samples or replaces: label maps of a folder, label vectors of a tree.
+"""What `reshard` adds to samples or replaces: label maps of a folder, label vectors of a tree, tags and weights of a list.
 
 Every map is read and checked before anything is written, so that the result has them all or is not begun; its
 64-bit hash (and its size: 16 bytes a sample in memory) makes sure that it is the same one later.
@@ -21,12 +21,13 @@ from .components import decode_class, encode_levels
 from .errors import DataError, UsageError
 from .gather import SampleTable
 from .index import padded
+from .joined_rows import JoinedRows
 from .labelmap import read_map_header
 from .manifest import LabelMapInfo, Manifest
 from .parallel import in_threads
 from .reader import Sample
 from .relabel import Relabelling
-from .schema import CLS, HIER, LMAP, TAR_BLOCK_BYTES
+from .schema import CLS, HIER, LMAP, META, TAR_BLOCK_BYTES
 from .shard_task import map_path, read_map_file
 from .tree import LabelTree
 
@@ -80,16 +81,18 @@ class Added:
         maps: label maps, or None.
         class_map: int32 [C_old], the new class of each of the sources', -1 where no sample is of it; None where
             they stay.
+        rows: tags and class weights that `msgpack` gets.
     """
 
     tree: LabelTree | None = None
     maps: AddedMaps | None = None
+    rows: tuple[JoinedRows, ...] = ()
     class_map: np.ndarray | None = None
 
     @classmethod
     def relabelled(cls, relabelling: Relabelling) -> Added:
         """Other classes, and the label vectors of their tree, where there is one."""
-        return cls(relabelling.tree, None, relabelling.class_map)
+        return cls(relabelling.tree, class_map=relabelling.class_map)
 
     def new_classes(self, classes: np.ndarray) -> np.ndarray:
         """int32 [N]: the classes of samples, from those in the sources."""
@@ -108,6 +111,8 @@ class Added:
             added += TAR_BLOCK_BYTES + padded(len(encode_levels(self.tree.vectors()[0])))
         if self.maps is not None:
             added += TAR_BLOCK_BYTES + -(-self.maps.sizes // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
+        for rows in self.rows:
+            added += rows.sizes
         return added
 
     def to(self, sample: Sample, number: int, table: SampleTable, where: str) -> dict[str, bytes]:
@@ -121,6 +126,8 @@ class Added:
                 parts[HIER.suffix] = encode_levels(self.tree.vectors()[index])
         if self.maps is not None:
             parts[LMAP.suffix] = self.maps.read(number, table.path(number))
+        for rows in self.rows:
+            parts[META.suffix] = rows.add(parts[META.suffix], number, f"{where}: sample {sample.key!r}")
         return parts
 
     def _class(self, data: bytes, where: str) -> int:
@@ -147,6 +154,8 @@ class Added:
             added[HIER.suffix] = {"tree": self.tree.fingerprint}
         if self.maps is not None:
             added[LMAP.suffix] = {"sha256": self.maps.sha256}
+        for rows in self.rows:
+            added[rows.kind] = {"sha256": rows.sha256, **dict(sorted(rows.counts.items()))}
         return added
 
 

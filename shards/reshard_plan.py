@@ -15,8 +15,9 @@ from .errors import DataError, UsageError
 from .gather import SampleTable, alike, key_hashes
 from .manifest import Manifest
 from .plan import some
-from .schema import COMPONENT_BY_SUFFIX, DEFAULT_SHARD_BYTES, HIER, KD, LMAP, TAR_BLOCK_BYTES
+from .schema import COMPONENT_BY_SUFFIX, DEFAULT_SHARD_BYTES, HIER, KD, LMAP, SOFT, TAR_BLOCK_BYTES
 from .shard_files import dataset_name
+from .stored_vocabulary import Vocabulary
 from .subset_file import SubsetFile
 from .tree import LabelTree
 
@@ -40,6 +41,9 @@ class ReshardOptions:
         tree: label tree whose hierarchical label vectors are added to the samples, or take the place of theirs.
         label_maps: folder of label maps that are added, or take the place of the samples' own; laid out as for
             `pack`, by the images' original paths.
+        tags: list (`.jsonl`) whose column `tags` is added, or takes the place of the samples' tags; needs a vocabulary.
+        vocabulary: of the tags.
+        weights: list whose column `weights` is added, or takes the place of the samples' class weights.
         shuffle: seed of a new global order, or None to keep the order.
         name: of the result and its shards; by default the sources' where they share one, else the
             destination folder's.
@@ -52,6 +56,9 @@ class ReshardOptions:
     drop: Sequence[str] = ()
     tree: LabelTree | None = None
     label_maps: Path | None = None
+    tags: Path | None = None
+    vocabulary: Vocabulary | None = None
+    weights: Path | None = None
     shuffle: int | None = None
     name: str | None = None
 
@@ -70,13 +77,14 @@ class ReshardOptions:
         added = (HIER.suffix, self.tree), (LMAP.suffix, self.label_maps)
         for suffix in (suffix for suffix, value in added if value is not None and suffix in self.drop):
             raise UsageError(f"expected {suffix!r} to be added or dropped, found both")
-        if self.subset is not None and (
-            self.classes is not None or self.tree is not None or self.label_maps is not None
-        ):
+        added_labels = (self.classes, self.tree, self.label_maps, self.tags, self.weights)
+        if self.subset is not None and any(value is not None for value in added_labels):
             raise UsageError(
                 "reshard: expected a subset by itself, since it brings its own class list, found it beside classes, a "
-                "tree or label maps. Write the subset, then add these to it"
+                "tree, label maps, tags or weights. Write the subset, then add these to it"
             )
+        if (self.tags is None) != (self.vocabulary is None):
+            raise UsageError("expected tags and their vocabulary together, found one of them. Give both")
         if self.shuffle is not None and not 0 <= self.shuffle < 2**64:
             raise UsageError(f"shuffle: expected a seed from 0 to 2**64 - 1, found {self.shuffle}")
 
@@ -116,8 +124,14 @@ def check_fit(sources: Sequence[tuple[str | Path, Manifest]], options: ReshardOp
             f"{dataset_name(folder)}: expected no component {suffix!r}, which is over the old classes and not over those "
             f"of the subset. Add: --drop {suffix}; or read the data set through the subset, without copying it"
             for folder, manifest in sources
-            for suffix in (LMAP.suffix, KD.suffix)
+            for suffix in (LMAP.suffix, KD.suffix, SOFT.suffix)
             if suffix in manifest.components and suffix not in options.drop
+        ]
+        problems += [
+            f"{dataset_name(folder)}: expected no class weights, which are over the old classes and not over those of the "
+            "subset. Read the data set through the subset, without copying it"
+            for folder, manifest in sources
+            if manifest.soft_labels is not None and manifest.soft_labels.has("weights")
         ]
     # A stored teacher says something of the levels of its tree, and nothing without it.
     new_tree = None if options.tree is None else options.tree.fingerprint
@@ -139,6 +153,10 @@ def check_fit(sources: Sequence[tuple[str | Path, Manifest]], options: ReshardOp
         same.append(("label maps", lambda manifest: manifest.label_maps and vars(manifest.label_maps)))
     if KD.suffix not in options.left_out:
         same.append(("the stored teacher", lambda manifest: manifest.teacher and manifest.teacher.to_json()))
+    if options.tags is None:
+        same.append(("the tags' vocabulary", lambda manifest: (manifest.vocabulary_sha256 or "none")[:12]))
+    replaced = ["weights"] * (options.weights is not None) + ["pseudo"] * (SOFT.suffix in options.drop)
+    same.append(("weights and pseudo labels", lambda manifest: _soft_kinds(manifest, replaced)))
     for folder, manifest in sources[1:]:
         problems += [
             f"{dataset_name(folder)}: expected {what} {value(first)} of {dataset_name(first_folder)}, found "
@@ -148,6 +166,15 @@ def check_fit(sources: Sequence[tuple[str | Path, Manifest]], options: ReshardOp
         ]
     if problems:
         raise DataError("\n".join(problems))
+
+
+def _soft_kinds(manifest: Manifest, replaced: Sequence[str]) -> str:
+    """Which class weights and pseudo labels samples have that stay, however they were made."""
+    found = {} if manifest.soft_labels is None else manifest.soft_labels.to_json()
+    return (
+        " and ".join(kind for kind in ("weights", "pseudo") if kind in found and kind not in replaced)
+        or "none"
+    )
 
 
 def kept_samples(manifest: Manifest, classes: np.ndarray, options: ReshardOptions) -> np.ndarray:

@@ -95,5 +95,5 @@ def target_of(recipe: Recipe, batch: Batch) -> Tensor:
         target = batch.levels
     else:
         target = batch.targets if recipe.loss == "soft-target" else batch.classes
-    assert target is not None  # check_data and the loader have seen to it
+    assert isinstance(target, Tensor)  # check_data and the loader have seen to it
     return target
