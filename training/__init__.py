@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .average_precision import MeanAveragePrecision
+    from .balanced_accuracy import BalancedAccuracy
     from .distillation import SemanticKDLoss, TeacherLevels, teacher_levels
     from .down_the_tree import DownTheTree
     from .level_layout import LevelLayout, LevelOrder
@@ -25,11 +26,16 @@ if TYPE_CHECKING:
         single_label,
         transfer,
     )
+    from .tag_accuracy import TagAccuracy
+    from .weighted_softmax import JointLoss, LabelWeightedLoss, WeaklyTaggedLoss
 
 __all__ = [
     "AsymmetricLoss",
+    "BalancedAccuracy",
     "BinaryCrossEntropyLoss",
     "DownTheTree",
+    "JointLoss",
+    "LabelWeightedLoss",
     "LevelLayout",
     "LevelOrder",
     "MeanAveragePrecision",
@@ -39,9 +45,11 @@ __all__ = [
     "SemanticSoftmaxLoss",
     "SingleLabelLoss",
     "SoftTargetLoss",
+    "TagAccuracy",
     "TeacherLevels",
     "TopKAccuracy",
     "TreeDistance",
+    "WeaklyTaggedLoss",
     "live_distillation",
     "multi_label_asl",
     "multi_label_bce",
@@ -69,6 +77,11 @@ _MODULES = {
     "LevelOrder": "level_layout",
     "DownTheTree": "down_the_tree",
     "MeanAveragePrecision": "average_precision",
+    "BalancedAccuracy": "balanced_accuracy",
+    "TagAccuracy": "tag_accuracy",
+    "JointLoss": "weighted_softmax",
+    "LabelWeightedLoss": "weighted_softmax",
+    "WeaklyTaggedLoss": "weighted_softmax",
     "SemanticAccuracy": "metrics",
     "TopKAccuracy": "metrics",
     "TreeDistance": "metrics",
