@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         single_label,
         transfer,
     )
+    from .recipes_web import fine_tune, joint, label_weighted, larger_images, pseudo, weakly_tagged
     from .tag_accuracy import TagAccuracy
     from .weighted_softmax import JointLoss, LabelWeightedLoss, WeaklyTaggedLoss
 
@@ -50,10 +51,15 @@ __all__ = [
     "TopKAccuracy",
     "TreeDistance",
     "WeaklyTaggedLoss",
+    "fine_tune",
+    "joint",
+    "label_weighted",
+    "larger_images",
     "live_distillation",
     "multi_label_asl",
     "multi_label_bce",
     "paper_cutmix",
+    "pseudo",
     "relabel",
     "semantic_kd",
     "semantic_softmax",
@@ -62,6 +68,7 @@ __all__ = [
     "teacher_levels",
     "transfer",
     "visible_cutmix",
+    "weakly_tagged",
 ]
 
 _MODULES = {
@@ -97,6 +104,12 @@ _MODULES = {
     "paper_cutmix": "recipe_presets",
     "visible_cutmix": "recipe_presets",
     "transfer": "recipes",
+    "fine_tune": "recipes_web",
+    "joint": "recipes_web",
+    "label_weighted": "recipes_web",
+    "larger_images": "recipes_web",
+    "pseudo": "recipes_web",
+    "weakly_tagged": "recipes_web",
 }
 
 

@@ -1,4 +1,4 @@
-"""The commands of softshard.training: `demo` and `train`, and those of `cli_use`, `cli_maps` and `cli_teacher`.
+"""The commands of softshard.training: `demo` and `train`, and those of the other cli modules here.
 
 `softshard pack` imports these modules too, so torch, timm and DALI are imported only when a command runs.
 """
@@ -13,17 +13,20 @@ import shutil
 from ..shards.errors import UsageError
 from .cli_maps import add_maps
 from .cli_process import EXIT_SIGNAL, needs_extra, process_of_torchrun, torch_device
+from .cli_pseudo import add_pseudo
 from .cli_teacher import add_teacher
 from .cli_use import add_evaluate, add_predict
+from .recipe_list import RECIPES
 from .recipe_presets import PRESETS, with_settings
-from .recipes import PRECISIONS, RECIPES, Recipe
+from .recipes import PRECISIONS, Recipe
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register demo, maps, teacher, train, evaluate and predict."""
+    """Register demo, maps, teacher, pseudo, train, evaluate and predict."""
     _add_demo(subparsers)
     add_maps(subparsers)
     add_teacher(subparsers)
+    add_pseudo(subparsers)
     _add_train(subparsers)
     add_evaluate(subparsers)
     add_predict(subparsers)
@@ -118,6 +121,13 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument("--lr", type=float, help="highest learning rate, instead of the recipe's")
     command.add_argument("--image-size", type=int, metavar="PIXELS", help="instead of the recipe's")
     command.add_argument(
+        "--class-balance",
+        type=float,
+        metavar="EXPONENT",
+        help="class-balanced sampling, from 0 (the data set as it is) to 1 (every class the same): a class with n "
+        "samples has a share of an epoch that goes with n^(1 - EXPONENT)",
+    )
+    command.add_argument(
         "--precision",
         choices=PRECISIONS,
         help="of the forward pass, instead of the recipe's float32; bfloat16 on a GPU made since 2020, float16 (with "
@@ -209,6 +219,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         "global_batch": args.global_batch,
         "lr": args.lr,
         "image_size": args.image_size,
+        "class_balance": args.class_balance,
         "precision": args.precision,
         "accumulate": args.accumulate,
         "freeze": args.freeze or None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,19 @@ from ..shards.storage import public_name
 from ..shards.tree import LabelTree
 from .ancestors import leaf_classes
 from .average_precision import AncestorPrecision
+from .balanced_accuracy import BalancedAccuracy
 from .checkpoint import load_checkpoint
 from .down_the_tree import DownTheTree, LeavesDownTheTree
 from .label_sets import AnyOfAccuracy, AnyOfPrecision, LabelSets
-from .label_space import LabelSpace
+from .label_space import LabelSpace, tag_names
 from .level_layout import LevelOrder
 from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
 from .models import load_trained_model
 from .processes import process_group
+from .recipe_targets import TAG_LOSSES
 from .recipes import TREE_LOSSES, Recipe
 from .step import model_input
+from .tag_accuracy import TagAccuracy
 
 
 def evaluate(
@@ -68,7 +71,7 @@ def evaluate(
     """
     path = Path(checkpoint)
     saved = load_checkpoint(path)
-    model = load_trained_model(path, saved, saved.recipe.image_size)
+    model = load_trained_model(path, saved, saved.recipe.image_size, with_tags=True)
     with ExitStack() as stack:
         stack.enter_context(sharing_samples(device, rank, world_size))
         loader = evaluation_loader(
@@ -82,7 +85,7 @@ def evaluate(
             num_threads=num_threads,
         )
         stack.enter_context(loader)
-        saved.check_data(path, dataset, LabelSpace.of_loader(loader))
+        saved.check_data(path, dataset, LabelSpace.of_loader(loader, saved.recipe.loss))
         numbers = evaluate_model(
             model.to(device),
             loader,
@@ -132,24 +135,61 @@ def evaluate_model(
         model: maps float32 images [N, 3, H, W] to logits [N, C]; left in the mode it came in.
         loader: padded and in order: see `evaluation_loader`.
         normalise: False where the loader brings uint8 pixels that the model wants in [0, 1].
-        loss: what the model was trained with, one of `recipes.LOSSES`, which adds what only such models have.
+        loss: what the model was trained with, one of `recipes.LOSSES`, which adds what only such models have. One of
+            keywords is judged by them (TagAccuracy), one of classes and keywords by both where the loader brings
+            `tags`.
         levels: how many levels of the label tree it was trained on, from the root; None for all.
         order: the model gives its logits in level order, which is this; None for class order.
         label_sets: several right classes for a sample, any of which counts.
         progress: show a progress bar on standard error.
 
     Returns:
-        What TopKAccuracy computes, with label sets AnyOfAccuracy and AnyOfPrecision, and, where the data set has a label
-        tree, SemanticAccuracy and TreeDistance. All accuracies look at which logit is the largest, within a level or
-        among leaves or all classes; a model of sigmoids is read alike. Only models of one softmax compare a class with its
-        ancestors when they train: read the others within levels and among leaves. A model of one softmax per level has
-        its leaves read down the tree, too (LeavesDownTheTree), one of sigmoids the mean average precision over labels
-        and ancestors (AncestorPrecision).
+        What TopKAccuracy and BalancedAccuracy compute, with label sets AnyOfAccuracy and AnyOfPrecision, and, where the
+        data set has a label tree, SemanticAccuracy and TreeDistance. All accuracies look at which logit is the largest,
+        within a level or among leaves or all classes; a model of sigmoids is read alike. Only models of one softmax
+        compare a class with its ancestors when they train: read the others within levels and among leaves. A model of
+        one softmax per level has its leaves read down the tree, too (LeavesDownTheTree), one of sigmoids the mean average
+        precision over labels and ancestors (AncestorPrecision), one of keywords TagAccuracy.
+    """
+    was_training = model.training
+    model.eval()
+
+    def answers() -> Iterator[tuple[Tensor, Batch]]:
+        for batch in named_batches(loader):
+            logits = model(model_input(batch.images, normalise)).float()
+            yield (logits if order is None else order.to_class_order(logits, dim=1)), batch
+
+    numbers = measure(answers(), loader, loss=loss, levels=levels, label_sets=label_sets, progress=progress)
+    model.train(was_training)
+    return numbers
+
+
+def measure(
+    answers: Iterable[tuple[Tensor, Batch]],
+    loader: Loader,
+    *,
+    loss: str | None = None,
+    levels: int | None = None,
+    label_sets: LabelSets | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """What `evaluate_model` returns, of answers that come from anywhere.
+
+    Args:
+        answers: logits, floating [N, C] in class order, and the batch that they answer: all of the loader's. They are
+            asked for in inference mode.
+        loader, loss, levels, label_sets, progress: as there.
     """
     tree = loader.tree
-    by_class: list[Any] = [TopKAccuracy(loader.num_classes, None if tree is None else leaf_classes(tree))]
+    by_class: list[Any] = []
+    if loss != "weakly-tagged":
+        leaves = None if tree is None else leaf_classes(tree)
+        by_class += [TopKAccuracy(loader.num_classes, leaves), BalancedAccuracy(loader.num_classes)]
+    by_tags: list[Any] = []
+    if loss in TAG_LOSSES and loader.targets == "tags":
+        by_tags.append(TagAccuracy(len(tag_names(loader))))
     by_levels: list[Any] = []
-    if tree is not None:
+    if tree is not None and loss != "weakly-tagged":
         by_class.append(TreeDistance(tree))
         by_levels.append(SemanticAccuracy(tree))
         if loss == "semantic-softmax":
@@ -160,20 +200,19 @@ def evaluate_model(
     if label_sets is not None:
         comparable = _between_images(loss, tree, levels, loader.device)
         by_sets = [AnyOfAccuracy(), AnyOfPrecision(loader.num_classes, loader.num_samples, comparable)]
-    was_training = model.training
-    model.eval()
     with torch.inference_mode():
-        for batch in tqdm(
-            named_batches(loader),
+        for logits, batch in tqdm(
+            answers,
             total=len(loader),
             desc="evaluate",
             unit="step",
             leave=False,
             disable=not progress,
         ):
-            logits = model(model_input(batch.images, normalise)).float()
-            if order is not None:
-                logits = order.to_class_order(logits, dim=1)
+            for metric in by_tags:  # the outputs of keywords come last
+                metric.update(logits[:, -metric.num_tags :], batch.targets, batch.valid)
+            if loss == "joint":
+                logits = logits[:, : loader.num_classes]
             for metric in by_class:
                 metric.update(logits, batch.classes, batch.valid)
             if label_sets is not None:
@@ -182,9 +221,8 @@ def evaluate_model(
                     metric.update(logits, right, batch.valid)
             for metric in by_levels:  # a data set with a tree has levels
                 metric.update(logits, batch.levels, batch.valid)
-    model.train(was_training)
     numbers: dict[str, Any] = {}
-    for metric in (*by_levels, *by_class, *by_sets):
+    for metric in (*by_levels, *by_class, *by_sets, *by_tags):
         metric.reduce()
         numbers.update(metric.compute())
     return numbers
@@ -209,10 +247,19 @@ def evaluation_loader(
     rank: int = 0,
     world_size: int = 1,
     num_threads: int | None = None,
+    with_tags: bool = True,
 ) -> Loader:
-    """A loader of the recipe's evaluation view of every image, in order, the last batch padded."""
+    """A loader of the recipe's evaluation view of every image, in order, the last batch padded.
+
+    It brings the keywords of a data set that has some, for a model that has outputs for them; one that has no other
+    outputs cannot do without; `with_tags=False` leaves them out, for predictions alone.
+    """
+    wants_tags = recipe.loss == "weakly-tagged" or (recipe.loss == "joint" and has_tags(dataset))
+    wants_tags = wants_tags and with_tags
     return Loader(
         dataset,
+        targets="tags" if wants_tags else "none",
+        keep_targets=recipe.keep_targets if wants_tags else None,
         labels=labels,
         batch_size=batch_size,
         device=str(device),

@@ -11,9 +11,9 @@ from softshard.loaders.target_modes import TARGETS
 from softshard.shards.errors import UsageError
 from softshard.training.objective import create_loss, target_of
 from softshard.training.recipe_augment import parse_augment
+from softshard.training.recipe_list import RECIPES
 from softshard.training.recipe_presets import PRESETS, small, with_settings
 from softshard.training.recipes import (
-    RECIPES,
     multi_label_asl,
     multi_label_bce,
     relabel,
@@ -182,9 +182,10 @@ def test_the_small_preset_shrinks_every_recipe_and_nothing_else(name):
     shrunk = small(recipe)
     changed = {line.partition(":")[0] for line in recipe.differences(shrunk)}
     assert changed <= {"name", "epochs", "global_batch", "image_size", "lr", "augment", "eval_centre"}
-    assert (shrunk.global_batch, shrunk.image_size, shrunk.epochs) == (64, 128, 20)
+    assert (shrunk.global_batch, shrunk.image_size, shrunk.epochs) == (64, 128, min(20, recipe.epochs))
     # SGD's step per image stays; Adam's rate does.
-    assert shrunk.lr == pytest.approx(0.1 * 64 / 1024 if recipe.optimizer == "sgd" else 3e-4)
+    shares = {"sgd": 64 / 1024, "momentum": 64 / 256, "adam": 1.0}
+    assert shrunk.lr == pytest.approx(recipe.lr * shares[recipe.optimizer])
     assert PRESETS["paper"](recipe) == recipe
 
 
