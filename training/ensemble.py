@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from ..loaders.batch import Batch
 from ..loaders.labels import LabelSource, load_labels
@@ -176,14 +177,18 @@ def evaluate_ensemble(
         main = loaders[preparation(first.recipe)]
         first.check_data(paths[0], dataset, LabelSpace.of_loader(main, first.recipe.loss))
 
-        def answers() -> Iterator[tuple[Tensor, Batch]]:
-            for batches in zip(*map(named_batches, loaders.values()), strict=True):
+        def answers() -> Iterator[tuple[Batch, Tensor]]:
+            of_loaders = zip(*map(named_batches, loaders.values()), strict=True)
+            bar = {"desc": "evaluate", "unit": "step", "leave": False, "disable": not progress}
+            for batches in tqdm(of_loaders, total=len(main), **bar):
                 of = dict(zip(loaders, batches, strict=True))
                 logits = []
-                for saved, model in zip(members, models, strict=True):
-                    images = of[preparation(saved.recipe)].images
-                    logits.append(model(model_input(images, saved.recipe.normalise)))
-                yield average(logits), of[preparation(first.recipe)]
+                with torch.inference_mode():
+                    for saved, model in zip(members, models, strict=True):
+                        images = of[preparation(saved.recipe)].images
+                        logits.append(model(model_input(images, saved.recipe.normalise)))
+                    together = average(logits)
+                yield of[preparation(first.recipe)], together
 
         numbers = measure(
             answers(),
@@ -191,7 +196,6 @@ def evaluate_ensemble(
             loss=first.recipe.loss,
             levels=first.recipe.levels,
             label_sets=None if label_sets is None else LabelSets.of_loader(label_sets, main),
-            progress=progress,
         )
     return {
         "model": [saved.model_name for saved in members],

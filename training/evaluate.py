@@ -16,6 +16,8 @@ from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
 from ..shards.errors import DataError
+from ..shards.manifest import Manifest
+from ..shards.shard_files import dataset_path
 from ..shards.storage import public_name
 from ..shards.tree import LabelTree
 from .ancestors import leaf_classes
@@ -151,34 +153,24 @@ def evaluate_model(
         one softmax per level has its leaves read down the tree, too (LeavesDownTheTree), one of sigmoids the mean average
         precision over labels and ancestors (AncestorPrecision), one of keywords TagAccuracy.
     """
-    was_training = model.training
-    model.eval()
-
-    def answers() -> Iterator[tuple[Tensor, Batch]]:
-        for batch in named_batches(loader):
-            logits = model(model_input(batch.images, normalise)).float()
-            yield (logits if order is None else order.to_class_order(logits, dim=1)), batch
-
-    numbers = measure(answers(), loader, loss=loss, levels=levels, label_sets=label_sets, progress=progress)
-    model.train(was_training)
-    return numbers
+    answers = model_outputs(model, loader, normalise=normalise, order=order, progress=progress)
+    return measure(answers, loader, loss=loss, levels=levels, label_sets=label_sets)
 
 
 def measure(
-    answers: Iterable[tuple[Tensor, Batch]],
+    answers: Iterable[tuple[Batch, Tensor]],
     loader: Loader,
     *,
     loss: str | None = None,
     levels: int | None = None,
     label_sets: LabelSets | None = None,
-    progress: bool = False,
 ) -> dict[str, Any]:
     """What `evaluate_model` returns, of answers that come from anywhere.
 
     Args:
-        answers: logits, floating [N, C] in class order, and the batch that they answer: all of the loader's. They are
-            asked for in inference mode.
-        loader, loss, levels, label_sets, progress: as there.
+        answers: each batch of one pass, and what is said of it: logits, floating [N, C] in class order.
+        loader: of these batches.
+        loss, levels, label_sets: as there.
     """
     tree = loader.tree
     by_class: list[Any] = []
@@ -201,14 +193,7 @@ def measure(
         comparable = _between_images(loss, tree, levels, loader.device)
         by_sets = [AnyOfAccuracy(), AnyOfPrecision(loader.num_classes, loader.num_samples, comparable)]
     with torch.inference_mode():
-        for logits, batch in tqdm(
-            answers,
-            total=len(loader),
-            desc="evaluate",
-            unit="step",
-            leave=False,
-            disable=not progress,
-        ):
+        for batch, logits in answers:
             for metric in by_tags:  # the outputs of keywords come last
                 metric.update(logits[:, -metric.num_tags :], batch.targets, batch.valid)
             if loss == "joint":
@@ -226,6 +211,38 @@ def measure(
         metric.reduce()
         numbers.update(metric.compute())
     return numbers
+
+
+def model_outputs(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    normalise: bool,
+    order: LevelOrder | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch of one pass, and what the model says of it: float32 [N, C], in class order.
+
+    Args: as of `evaluate_model`. The model is back in the mode it came in when the pass is over.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in tqdm(
+            named_batches(loader),
+            total=len(loader),
+            desc="evaluate",
+            unit="step",
+            leave=False,
+            disable=not progress,
+        ):
+            with torch.inference_mode():
+                logits = model(model_input(batch.images, normalise)).float()
+                if order is not None:
+                    logits = order.to_class_order(logits, dim=1)
+            yield batch, logits
+    finally:
+        model.train(was_training)
 
 
 def _between_images(
@@ -254,8 +271,8 @@ def evaluation_loader(
     It brings the keywords of a data set that has some, for a model that has outputs for them; one that has no other
     outputs cannot do without; `with_tags=False` leaves them out, for predictions alone.
     """
-    wants_tags = recipe.loss == "weakly-tagged" or (recipe.loss == "joint" and has_tags(dataset))
-    wants_tags = wants_tags and with_tags
+    has_tags = recipe.loss == "joint" and Manifest.load(dataset_path(dataset)).vocabulary_sha256 is not None
+    wants_tags = with_tags and (recipe.loss == "weakly-tagged" or has_tags)
     return Loader(
         dataset,
         targets="tags" if wants_tags else "none",

@@ -9,7 +9,7 @@ Each image is seen whole and once. Everything else in the shards keeps its bytes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +19,14 @@ from torch import Tensor
 
 from ..loaders.cache import Cache
 from ..loaders.samples import Place, read_classes
-from ..shards.added_component import NewComponent, check_sidecars
+from ..shards.added_component import check_sidecars
 from ..shards.destination import open_destination
 from ..shards.errors import UsageError
 from ..shards.manifest import Manifest, load_tree
-from ..shards.schema import CLS, SOFT
+from ..shards.pseudo_labels import pseudo_component
+from ..shards.schema import CLS
 from ..shards.shard_files import dataset_path
-from ..shards.soft_labels import SoftLabelInfo, encode_pseudo_labels
+from ..shards.soft_labels import encode_pseudo_labels
 from .label_space import LabelSpace
 from .shard_run import run_over_shards
 from .teacher import Teacher
@@ -132,7 +133,6 @@ def make_pseudo_labels(
         "device": torch.device(device).type,
         "torch": torch.__version__,
     }
-    info = replace(source.soft_labels or SoftLabelInfo(), pseudo=how)
     column = source.components.index(CLS.suffix)
 
     def encoded(images: Tensor, places: list[Place]) -> Iterator[Callable[[], bytes]]:
@@ -153,7 +153,7 @@ def make_pseudo_labels(
         dataset,
         source,
         target,
-        NewComponent(SOFT.suffix, {"soft_labels": info}, ()),
+        pseudo_component(source, how),
         encoded,
         plan={"pseudo": {"dataset": source.fingerprint, "batch_size": options.batch_size}},
         title="pseudo labels",
