@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from softshard.loaders import RANDAUGMENT_21K, Augment, CutMix, Erasing, Loader, Mixup, RandAugment
-from softshard.loaders.target_modes import TARGETS
+from softshard.loaders.target_modes import TARGET_MODES
 from softshard.shards.errors import UsageError
 from softshard.training.objective import create_loss, target_of
 from softshard.training.recipe_augment import parse_augment
@@ -266,7 +266,7 @@ def test_numbers_that_are_not_finite_are_refused(field, value):
         dataclasses.replace(relabel(), **{field: (0.1, value) if field == "crop_scale" else value})
 
 
-@pytest.mark.parametrize("targets", [targets for targets in TARGETS if targets != "none"])
+@pytest.mark.parametrize("targets", ["original", *TARGET_MODES])
 def test_recipes_know_every_target_mode_of_the_loader(targets, shards):
     recipe = with_settings(small(relabel()), [f"targets={targets}", "image_size=32"])
     loss = create_loss(recipe, tree=None)

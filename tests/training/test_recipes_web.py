@@ -61,7 +61,7 @@ def test_pretraining_is_relabels_recipe_with_other_targets_and_losses():
         (joint(), "weights+tags"),
     ):
         fields = {line.partition(":")[0] for line in recipe.differences(relabel())}
-        assert fields == {"name", "loss", "targets", "keep_targets", "epochs"}
+        assert fields == {"name", "loss", "targets", "keep_targets", "epochs", "warmup"}
         assert recipe.targets == targets
     assert joint().loader_targets == ("weights", "tags")
     assert weakly_tagged().loader_targets == "tags"
@@ -88,8 +88,8 @@ def test_pseudo_labels_are_fine_tuned_on():
         ),
         (label_weighted, ["targets=none", "keep_targets=none"], "expected soft targets for the loss"),
         (label_weighted, ["targets=weights+tags"], "expected soft targets for the loss"),
-        (joint, ["targets=tags+weights"], "such as 'weights+tags', found 'tags\\+weights'"),
-        (joint, ["targets=weights"], "such as 'weights\\+tags', found 'weights'"),
+        (joint, ["targets=tags+weights"], r"such as 'weights\+tags', found 'tags\+weights'"),
+        (joint, ["targets=weights"], r"such as 'weights\+tags', found 'weights'"),
         (joint, ["targets=weights+words"], "targets: expected one of"),
         (fine_tune, ["targets=weights+tags"], "expected one name for the loss 'single-label'"),
         (fine_tune, ["tag_weight=2"], "tag_weight: expected 1.0 with the loss 'single-label', found 2.0"),
