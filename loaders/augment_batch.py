@@ -120,17 +120,15 @@ class AugmentStage:
             out[there] = part
         return out
 
-    def mix(self, images: Tensor, targets: Tensor | None, given: Tensor | None, plan: MixPlan) -> None:
+    def mix(self, images: Tensor, targets: Sequence[tuple[Tensor, Tensor | None]], plan: MixPlan) -> None:
         """Mix a batch's images and targets, in place.
 
         Args:
             images: [N, 3, S, S], as they came from `augment`.
-            targets: float32 [N, ...], for what is seen of each slot's own image.
-            given: float32 [N, ...], for what is seen of it in its partner's slot; the targets where None.
+            targets: of every kind float32 [N, ...], for what is seen of each slot's own image, and another for what
+                is seen of it in its partner's slot, the same where None.
             plan: how.
         """
-        assert targets is not None  # check_mixing has seen to it
-        given = targets if given is None else given
 
         def pairs(first: int, last: int) -> None:
             part = MixPlan(
@@ -150,8 +148,10 @@ class AugmentStage:
             slots, partners, shares = (
                 self._there(array) for array in (members, part.partners[members], part.shares[members])
             )
-            mixed = blend(targets[first:last][slots], given[first:last][partners], shares)
-            targets[first:last][slots] = mixed
+            for own, given in targets:
+                other = own if given is None else given
+                mixed = blend(own[first:last][slots], other[first:last][partners], shares)
+                own[first:last][slots] = mixed
 
         if self._pool is None:
             pairs(0, len(images))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import torch
 
+    from .pooling import SparseTargets
+
 
 class TeacherLevels(NamedTuple):
     """What a teacher says of N images: the K_k = ceil(N_k / 20) best classes of every level, side by side.
@@ -56,26 +58,28 @@ class Batch:
         levels: int64 [N, L], index within each level's classes, -1 where the label has no such level; None
             without label vectors. In a tree where classes have several parents int64 [N, A, L]: a row for each
             path to the class, the longest first, then rows of -1.
-        targets: float32 [N, C], soft targets for the crop that was cut (with a grid [N, G, H, C]); None without
-            `targets`.
+        targets: float32 [N, C], soft targets for the crop that was cut (with a grid [N, G, H, C]); of `tags`
+            float32 [N, T], 1 for the image's tags; SparseTargets with `keep_targets`; None without `targets`.
         crops: float32 [N, 4], (x0, y0, x1, y1) as fractions of the stored image.
         flips: bool [N], mirrored left to right after the crop.
         keys: N sample keys.
         valid: bool [N].
         teacher: a distillation teacher's best classes per level, zeros in padding; None without `teacher=True`.
         mix: what Mixup and CutMix did; None without them, and in epochs that they are left out of.
+        more_targets: where several `targets` were asked for, those after the first, by name; else None.
     """
 
     images: torch.Tensor
     classes: torch.Tensor
     levels: torch.Tensor | None
-    targets: torch.Tensor | None
+    targets: torch.Tensor | SparseTargets | None
     crops: torch.Tensor
     flips: torch.Tensor
     keys: list[str]
     valid: torch.Tensor
     teacher: TeacherLevels | None = None
     mix: Mix | None = None
+    more_targets: dict[str, torch.Tensor | SparseTargets] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

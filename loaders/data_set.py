@@ -17,6 +17,7 @@ from ..shards.manifest import Manifest, check_sidecar, load_sidecar, load_tree
 from ..shards.schema import CLASSES_NAME, LISTING_NAME, MANIFEST_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
 from ..shards.shard_files import dataset_name, dataset_path
 from ..shards.storage import open_storage
+from ..shards.stored_vocabulary import Vocabulary, load_vocabulary
 from ..shards.tree import LabelTree
 from .cache import Cache
 from .fetch import ShardFiles, Shards
@@ -38,6 +39,7 @@ class DataSet:
         tree: its label tree, or None.
         shards: its bytes.
         load_classes: reads int32 [samples], every sample's class.
+        load_vocabulary: reads what tags mean; None where samples have none.
     """
 
     name: str
@@ -45,6 +47,7 @@ class DataSet:
     tree: LabelTree | None
     shards: Shards
     load_classes: Callable[[], np.ndarray]
+    load_vocabulary: Callable[[], Vocabulary | None] = lambda: None
 
 
 def open_data_set(dataset: str | Path, cache: Cache | None = None) -> DataSet:
@@ -73,8 +76,13 @@ def open_data_set(dataset: str | Path, cache: Cache | None = None) -> DataSet:
         check_sidecar(place, manifest)
         return load_sidecar(place, manifest)
 
+    def load_words() -> Vocabulary | None:
+        sha256 = manifest.vocabulary_sha256
+        return None if sha256 is None else load_vocabulary(place, sha256)
+
     shards = open_shards(place, manifest, cache)
-    return DataSet(dataset_name(place), manifest, load_tree(place, manifest), shards, load_classes)
+    tree = load_tree(place, manifest)
+    return DataSet(dataset_name(place), manifest, tree, shards, load_classes, load_words)
 
 
 def open_shards(place: str | Path, manifest: Manifest, cache: Cache | None = None) -> Shards:

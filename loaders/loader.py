@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from ..shards.errors import UsageError
 from ..shards.manifest import Manifest
 from ..shards.philox import check_seed
+from ..shards.stored_vocabulary import Vocabulary
 from ..shards.tree import LabelTree
 from .background import Background
 from .batch import Batch
@@ -38,14 +39,14 @@ from .make_batch import BatchMaker
 from .mixed_source import open_source
 from .mixing import check_mixing
 from .mixture import Mixture
-from .options import check_choices, check_normalisation, check_numbers, check_side
+from .options import check_choices, check_keep, check_normalisation, check_numbers, check_side
 from .order import DEFAULT_WINDOW, Order, check_geometry, num_steps
 from .pipeline import BatchRun, Step
 from .side_maps import SideFiles
 from .stages import Stages, Watchdog
 from .state import STATE_VERSION, check_state
 from .subset import Subset
-from .target_modes import LabelPooling
+from .target_modes import Targets
 
 
 class Loader:
@@ -72,7 +73,10 @@ class Loader:
         device: `cpu`, or a CUDA device, where images are then decoded and label maps pooled.
         targets: `none`; `original` (the class, one-hot); `relabel` (each crop's pooled label map, softmaxed) and
             its variants `relabel-global` (the whole image's), `relabel-single` (one-hot) and
-            `relabel-global-single`; or a LabelPooling with more options.
+            `relabel-global-single`; or a LabelPooling with more options; `tags`, `weights` and `pseudo`, the
+            shards' soft labels as they are. Or several names: the first makes `batch.targets`, the others
+            `batch.more_targets`.
+        keep_targets: None for dense targets, or m: SparseTargets with the m largest values of each.
         side: None, or a folder of side shards (`softshard maps make --side`), whose label maps are joined to the samples
             in place of any that the data set has.
         labels: None, or what to read the data set with instead of its own labels, without rewriting it: a
@@ -120,7 +124,8 @@ class Loader:
         *,
         batch_size: int,
         device: str | torch.device = "cpu",
-        targets: str | LabelPooling = "none",
+        targets: Targets = "none",
+        keep_targets: int | None = None,
         side: str | Path | None = None,
         labels: LabelSource | None = None,
         teacher: bool = False,
@@ -172,6 +177,7 @@ class Loader:
                 f"{self.num_samples}. Use a smaller batch_size, or last_batch='pad'"
             )
         check_mixing(self.augment, targets, batch_size, world_size, lanes)
+        check_keep(keep_targets, targets, self.augment.mixes)
         self._side = None
         if side is not None:
             check_side(side, targets, self.source.parts)
@@ -179,6 +185,7 @@ class Loader:
         self._maker = BatchMaker.create(
             self.source.parts,
             targets=targets,
+            keep=keep_targets,
             teacher=teacher,
             side=self._side,
             augment=self.augment,
@@ -243,6 +250,15 @@ class Loader:
     def tree(self) -> LabelTree | None:
         """Over these classes; `batch.levels` are its vectors. None without one."""
         return self.source.labels.tree
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """What tags mean, read when it is asked for; None where samples have none.
+
+        Raises:
+            DataError: the file is damaged, or another one than the manifest says.
+        """
+        return self.source.parts[0].load_vocabulary()
 
     @property
     def fingerprint(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -22,12 +23,16 @@ from .decode import Decoder, naming_the_sample
 from .make_targets import TargetMaker
 from .mixing import MixPlan, draw_mix
 from .order import Draws
+from .pooling import SparseTargets
 from .sample_reader import Found, SampleReader
 from .samples import Place
 from .side_maps import SideFiles
 from .source import Source
 from .stages import Stages
-from .target_modes import LabelPooling
+from .target_modes import Targets, each_target
+
+# A kind of targets: those of the slots, not mixed yet, and of what they give to their partners, where that differs.
+Made = tuple[torch.Tensor | SparseTargets | None, torch.Tensor | SparseTargets | None]
 
 # Slots whose samples are bad: where each lies, and what is wrong with it.
 Blamed = dict[int, tuple[Place, DataError]]
@@ -64,7 +69,7 @@ class BatchMaker:
 
     Args:
         reader: of the samples.
-        target_maker: of their targets.
+        target_makers: of their targets: name to maker, that of `batch.targets` first.
         augment: what is cut from the images, and how they are mixed.
         stage: what is done to them beyond that; None where nothing is.
         decode_dtype: what the decoder is to give.
@@ -77,7 +82,7 @@ class BatchMaker:
     def __init__(
         self,
         reader: SampleReader,
-        target_maker: TargetMaker,
+        target_makers: dict[str, TargetMaker],
         *,
         augment: Augment,
         stage: AugmentStage | None,
@@ -87,7 +92,7 @@ class BatchMaker:
         device: torch.device,
         stages: Stages,
     ) -> None:
-        self.reader, self._target_maker, self._stages = reader, target_maker, stages
+        self.reader, self._target_makers, self._stages = reader, target_makers, stages
         self.decode_dtype = decode_dtype
         self._augment, self._stage, self._seed = augment, stage, seed
         self._batch_size, self._device = batch_size, device
@@ -97,7 +102,8 @@ class BatchMaker:
         cls,
         sources: Sequence[Source],
         *,
-        targets: str | LabelPooling,
+        targets: Targets,
+        keep: int | None = None,
         teacher: bool,
         side: SideFiles | None,
         augment: Augment,
@@ -117,15 +123,21 @@ class BatchMaker:
             DataError: label maps over other classes.
         """
         reader = SampleReader(sources, teacher=teacher, side=side, stages=stages)
-        target_maker = TargetMaker(
-            sources, targets, side=side, num_slots=batch_size, device=device, num_threads=num_threads
+        make = partial(
+            TargetMaker,
+            sources,
+            keep=keep,
+            side=side,
+            num_slots=batch_size,
+            device=device,
+            num_threads=num_threads,
         )
         stage = None
         if augment.changes_pixels or augment.mixes:
             stage = AugmentStage(augment, seed, dtype, mean, std, num_threads, device)
         return cls(
             reader,
-            target_maker,
+            {str(each): make(each) for each in each_target(targets)},
             augment=augment,
             stage=stage,
             decode_dtype=dtype if stage is None else stage.decode_dtype,
@@ -179,7 +191,7 @@ class BatchMaker:
         keys = [""] * num
         for slot, (shard, place) in zip(slots.tolist(), found.places, strict=True):
             keys[slot] = shard.index.keys[place]
-        label_maps = reader.label_maps(found) if self._target_maker.pools else ()
+        label_maps = reader.label_maps(found) if self.pools else ()
         jpegs = reader.jpegs(found)
         with naming_the_sample(jpegs, found.places):
             decoder.submit(jpegs, tlhw, real_flips)
@@ -198,7 +210,7 @@ class BatchMaker:
         own = np.where(begun.valid, draws.samples, -1)
         plan = draw_mix(self._augment, own, seed=self._seed, epoch=begun.epoch, occurrence=draws.occurrences)
         with self._stages("pool"):
-            targets, given = self.make_targets(begun, plan)
+            made = self.make_targets(begun, plan)
             teacher = (
                 self.reader.teacher(begun.found, slots, self._batch_size)
                 if self.reader.reads_teacher
@@ -212,23 +224,26 @@ class BatchMaker:
                     images, slots, draws.samples[slots], begun.epoch, draws.occurrences[slots]
                 )
                 if plan is not None:
-                    self._stage.mix(images, targets, given, plan)
+                    # No sparse ones: check_keep has seen to it.
+                    self._stage.mix(images, list(made.values()), plan)  # pyright: ignore[reportArgumentType]
 
         def tensor(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(self._device, non_blocking=True)
 
+        every = [(name, own) for name, (own, _) in made.items() if own is not None]
         with self._stages("copy"):
             batch = Batch(
                 images=images,
                 classes=tensor(begun.classes),
                 levels=None if begun.levels is None else tensor(begun.levels),
-                targets=targets,
+                targets=every[0][1] if every else None,
                 crops=tensor(begun.crops),
                 flips=tensor(begun.flips),
                 keys=begun.keys,
                 valid=tensor(begun.valid),
                 teacher=None if teacher is None else TeacherLevels(*map(tensor, teacher)),
                 mix=None if plan is None else Mix(*map(tensor, (plan.partners, plan.shares, plan.boxes))),
+                more_targets=dict(every[1:]) or None,
             )
             if self._device.type == "cuda":
                 # The copies run on this thread's stream; whoever takes the batch may be on another.
@@ -238,27 +253,19 @@ class BatchMaker:
     @property
     def pools(self) -> bool:
         """Whether label maps are pooled."""
-        return self._target_maker.pools
+        return any(maker.pools for maker in self._target_makers.values())
 
-    def make_targets(
-        self, begun: BegunBatch, plan: MixPlan | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """A batch's targets; see TargetMaker.make.
+    def make_targets(self, begun: BegunBatch, plan: MixPlan | None) -> dict[str, Made]:
+        """A batch's targets, by name; see TargetMaker.make.
 
         Raises:
-            DataError: a damaged label map.
+            DataError: a damaged label map, tags or weights.
         """
-        return self._target_maker.make(
-            self.reader,
-            begun.found,
-            begun.label_maps,
-            begun.slots,
-            begun.classes,
-            begun.crops,
-            begun.flips,
-            plan,
-            self._augment.size,
-        )
+        sample_facts = begun.label_maps, begun.slots, begun.classes, begun.crops, begun.flips
+        return {
+            name: maker.make(self.reader, begun.found, *sample_facts, plan, self._augment.size)
+            for name, maker in self._target_makers.items()
+        }
 
     def find_unreadable(self, draws: Draws) -> Blamed:
         """Slots whose samples have a header or labels that cannot be read, one by one, with each one's error.

@@ -22,7 +22,7 @@ from ..shards.philox import PURPOSE_MIX, uniforms
 from .augment_ops import inside
 from .augment_program import normals
 from .crops import Augment
-from .target_modes import TARGET_MODES, LabelPooling
+from .target_modes import TARGET_MODES, LabelPooling, Targets, each_target
 
 _GAMMA_ATTEMPTS = 8  # each fits with a probability of at least 0.95
 _GAMMA_NUMBERS = 3 * _GAMMA_ATTEMPTS + 1
@@ -51,9 +51,7 @@ class MixPlan(NamedTuple):
         return self.partners != np.arange(len(self.partners))
 
 
-def check_mixing(
-    augment: Augment, targets: str | LabelPooling, batch_size: int, world_size: int, lanes: int
-) -> None:
+def check_mixing(augment: Augment, targets: Targets, batch_size: int, world_size: int, lanes: int) -> None:
     """Refuse mixing that has no targets to mix, or pairs that ranks or lanes would tear apart.
 
     Raises:
@@ -73,18 +71,19 @@ def check_mixing(
             f"loader: expected an even batch_size, and an even part of the global batch for each lane, for {names}, "
             f"found {batch_size} and {per_lane}; images are mixed in pairs, which neither ranks nor lanes may part"
         )
-    pooling = targets if isinstance(targets, LabelPooling) else TARGET_MODES.get(targets)
     if augment.cutmix is None:
         return
-    if pooling is not None and pooling.grid is not None:
-        raise UsageError(
-            f"loader: expected targets without a grid for cutmix, found a grid of {pooling.grid}. Use mixup"
-        )
-    if augment.cutmix.visible and (pooling is None or not pooling.local):
-        raise UsageError(
-            "loader: expected targets that pool each crop's label map for CutMix(visible=True), found "
-            f"{targets!r}. Use targets='relabel', or visible=False"
-        )
+    for each in each_target(targets):
+        pooling = each if isinstance(each, LabelPooling) else TARGET_MODES.get(each)
+        if pooling is not None and pooling.grid is not None:
+            raise UsageError(
+                f"loader: expected targets without a grid for cutmix, found a grid of {pooling.grid}. Use mixup"
+            )
+        if augment.cutmix.visible and (pooling is None or not pooling.local):
+            raise UsageError(
+                "loader: expected targets that pool each crop's label map for CutMix(visible=True), found "
+                f"{each!r}. Use targets='relabel', or visible=False"
+            )
 
 
 def draw_mix(

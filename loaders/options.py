@@ -9,17 +9,20 @@ from ..shards.errors import UsageError
 from .decode import DTYPES
 from .order import LAST_BATCHES
 from .source import Source
-from .target_modes import TARGETS, LabelPooling
+from .target_modes import TARGET_MODES, TARGETS, LabelPooling, Targets, each_target
 
 
-def check_choices(targets: str | LabelPooling, dtype: str, last_batch: str) -> None:
+def check_choices(targets: Targets, dtype: str, last_batch: str) -> None:
     """Refuse names of no choice.
 
     Raises:
         UsageError: with the choices there are.
     """
     for name, value, choices in (
-        ("targets", "none" if isinstance(targets, LabelPooling) else targets, TARGETS),
+        *(
+            ("targets", "none" if each is targets and isinstance(each, LabelPooling) else each, TARGETS)
+            for each in each_target(targets)
+        ),
         ("dtype", dtype, DTYPES),
         ("last_batch", last_batch, LAST_BATCHES),
     ):
@@ -52,13 +55,31 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
         )
 
 
-def check_side(side: str | Path, targets: str | LabelPooling, sources: Sequence[Source]) -> None:
+def check_keep(keep: int | None, targets: Targets, mixes: bool) -> None:
+    """Refuse sparse targets that are none, or that images would have to be mixed with.
+
+    Raises:
+        UsageError: see there.
+    """
+    if keep is None:
+        return
+    if keep < 1 or targets == "none":
+        raise UsageError(
+            f"loader: expected keep_targets from 1, with targets to keep them of, found {keep} and {targets!r}"
+        )
+    if mixes:
+        raise UsageError(
+            f"loader: expected dense targets for mixup and cutmix, found keep_targets={keep}. Leave one of them out"
+        )
+
+
+def check_side(side: str | Path, targets: Targets, sources: Sequence[Source]) -> None:
     """Refuse side shards that nothing would read, or that are of one of several data sets.
 
     Raises:
         UsageError: see there.
     """
-    if targets in ("none", "original"):
+    if not any(isinstance(each, LabelPooling) or each in TARGET_MODES for each in each_target(targets)):
         raise UsageError(
             f"loader: expected targets that pool the label maps of side={str(side)!r}, found {targets!r}"
         )

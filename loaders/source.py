@@ -11,6 +11,7 @@ import numpy as np
 
 from ..shards.errors import UsageError
 from ..shards.manifest import Manifest
+from ..shards.stored_vocabulary import Vocabulary
 from .balance import Balance
 from .cache import Cache
 from .data_set import DataSet, open_data_set
@@ -34,6 +35,7 @@ class Source:
         kept: int64 [N], the samples that labels and subset leave, ascending; None where that is all of them.
         balance: how often each is drawn in an epoch; None where each is once.
         shard_counts: int64 [S], samples of each shard.
+        load_vocabulary: reads what tags mean; None where samples have none.
     """
 
     dataset: str
@@ -44,6 +46,7 @@ class Source:
     kept: np.ndarray | None
     balance: Balance | None
     shard_counts: np.ndarray
+    load_vocabulary: Callable[[], Vocabulary | None] = lambda: None
 
     @classmethod
     def open(
@@ -75,7 +78,10 @@ class Source:
         if balance is not None:
             draws = Balance(_classes(opened.load_classes, meant, kept), meant.num_classes, balance)
         counts = np.array([shard.samples for shard in manifest.shards], np.int64)
-        return cls(opened.name, manifest, opened.shards, opened.load_classes, meant, kept, draws, counts)
+        words = opened.load_vocabulary
+        return cls(
+            opened.name, manifest, opened.shards, opened.load_classes, meant, kept, draws, counts, words
+        )
 
     @property
     def num_samples(self) -> int:

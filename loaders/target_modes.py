@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..shards.errors import UsageError
+from ..shards.soft_labels import KINDS
 
 FILLS = ("zero", "floor")
 
@@ -68,5 +69,23 @@ TARGET_MODES = {
     "relabel-single": LabelPooling(multi=False),
     "relabel-global-single": LabelPooling(local=False, multi=False),
 }
-# What the loader's `targets` may be, besides a LabelPooling.
-TARGETS = ("none", "original", *TARGET_MODES)
+# Those that are read from the shards as they are, by name.
+SOFT_KINDS = KINDS
+# What the loader's `targets` may be, besides a LabelPooling and several names at once.
+TARGETS = ("none", "original", *TARGET_MODES, *SOFT_KINDS)
+
+Targets = str | LabelPooling | Sequence[str]
+
+
+def each_target(targets: Targets) -> tuple[str | LabelPooling, ...]:
+    """The targets one by one: of a batch's `targets` first, then of its `more_targets`.
+
+    Raises:
+        UsageError: no name, one twice, or `none` among several.
+    """
+    if isinstance(targets, str | LabelPooling):
+        return (targets,)
+    names = tuple(targets)
+    if not names or len(set(names)) < len(names) or (len(names) > 1 and "none" in names):
+        raise UsageError(f"loader: expected targets as distinct names without 'none', found {targets!r}")
+    return names

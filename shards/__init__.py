@@ -9,6 +9,8 @@ from .reader import Sample, read_shard
 from .relabel import Relabelling, relabel
 from .reshard import reshard
 from .reshard_plan import ReshardOptions
+from .soft_labels import SoftLabelInfo, encode_pseudo_labels
+from .stored_vocabulary import Vocabulary
 from .tree import LabelTree
 from .verify import VerifyReport, verify
 from .writer import ShardWriter
@@ -26,13 +28,16 @@ __all__ = [
     "ReshardOptions",
     "Sample",
     "ShardWriter",
+    "SoftLabelInfo",
     "SoftshardError",
     "StorageError",
     "UsageError",
     "VerifyReport",
+    "Vocabulary",
     "decode_label_map",
     "decode_label_maps",
     "encode_label_map",
+    "encode_pseudo_labels",
     "pack",
     "read_shard",
     "relabel",

@@ -1,7 +1,8 @@
 """A component that is added to every sample of a data set: shards are copied with it, one by one, and a run continues.
 
 Nothing is decoded and everything else keeps its bytes. A plan says what is added, a receipt that a shard is finished;
-sidecars and manifest come last. Label maps (labelmap_side.py) and a teacher's levels are added like this.
+sidecars and manifest come last. Label maps (labelmap_side.py), a teacher's levels and pseudo labels (pseudo_labels.py)
+are added like this.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from .images import pixel_stack
 from .manifest import Manifest
 from .reader import Sample
 from .receipts import read_receipts, settle_plan, write_receipt
-from .schema import CLASSES_NAME, MAX_TREE_BYTES, PLAN_NAME, RECEIPTS_DIR, TREE_NAME, component_rank
+from .schema import (
+    CLASSES_NAME,
+    MAX_TREE_BYTES,
+    PLAN_NAME,
+    RECEIPTS_DIR,
+    TREE_NAME,
+    VOCABULARY_NAME,
+    component_rank,
+)
 from .shard_files import dataset_name, inside, read_small
 from .storage import open_storage
 from .writer import ShardRecord, ShardWriter
@@ -216,4 +225,5 @@ def check_hash(path: str | Path, record: ShardRecord, data: memoryview | None = 
 
 
 def _sidecars(manifest: Manifest) -> list[str]:
-    return [CLASSES_NAME, *([TREE_NAME] if manifest.tree_sha256 else [])]
+    tree = [TREE_NAME] if manifest.tree_sha256 else []
+    return [CLASSES_NAME, *tree, *([VOCABULARY_NAME] if manifest.vocabulary_sha256 else [])]

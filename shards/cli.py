@@ -123,6 +123,16 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="label maps: DIR/<image's path below SRC, without its ending>.lmap",
     )
+    labels.add_argument(
+        "--vocabulary",
+        metavar="FILE",
+        help="vocabulary of the column `tags` of a list (softshard tags build), which is packed as indices into it",
+    )
+    labels.add_argument(
+        "--weights",
+        action="store_true",
+        help="pack the column `weights` of a list (softshard tags weigh) as class weights",
+    )
     images = pack.add_argument_group("images")
     images.add_argument("--size", type=int, metavar="PX", help="stored size (default: 224)")
     images.add_argument("--resize", choices=("squish", "short-edge", "none"), help="(default: squish)")
@@ -182,8 +192,10 @@ def _run_pack(args: argparse.Namespace) -> int:
     from .classes import load_class_list
     from .images import ImageRecipe
     from .pack import PackOptions, pack
+    from .pack_soft import load_how
     from .preview import preview
     from .storage import public_name
+    from .stored_vocabulary import Vocabulary
     from .tree import LabelTree
 
     for name, value in {**_DEFAULTS, **PRESETS.get(args.preset, {})}.items():
@@ -200,6 +212,8 @@ def _run_pack(args: argparse.Namespace) -> int:
         seed=args.seed,
         max_bad=args.max_bad,
         folders=args.folders,
+        vocabulary=Vocabulary.load(args.vocabulary) if args.vocabulary else None,
+        weights=load_how(args.source) if args.weights else None,
     )
     class_names = load_class_list(args.classes) if args.classes else None
     tree = LabelTree.load(args.tree) if args.tree else None
@@ -229,6 +243,7 @@ def _run_pack(args: argparse.Namespace) -> int:
                 "dropped": dict(summary.dropped),
                 "without_images": list(summary.without_images),
                 "ignored": list(summary.ignored),
+                **({"soft": dict(summary.soft)} if summary.soft else {}),
                 "datasets": {
                     name: {
                         "samples": m.num_samples,
@@ -254,6 +269,13 @@ def _run_pack(args: argparse.Namespace) -> int:
     own = set(tree.classes[tree.num_listed :]) if tree else set()
     inner = [name for name in summary.without_images if name in own]
     leaves = [name for name in summary.without_images if name not in own]
+    for name, what in (
+        ("unknown_tags", "tags left out that the vocabulary lacks"),
+        ("without_tags", "images without tags"),
+        ("without_weights", "images without weights"),
+    ):
+        if summary.soft.get(name):
+            print(f"  {summary.soft[name]:,} {what}")
     if summary.bad:
         print(f"  bad inputs, with reasons: {public_name(args.destination)}/bad.jsonl")
     for what, names in (

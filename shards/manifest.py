@@ -31,6 +31,7 @@ from .schema import (
     TIMM_INFO_NAME,
     TREE_NAME,
 )
+from .soft_labels import SoftLabelInfo, soft_labels_problem
 from .storage import is_remote, public_name
 from .teacher_info import LabelMapInfo, TeacherInfo, label_maps_problem, teacher_problem
 from .tree import LabelTree
@@ -55,6 +56,7 @@ class Manifest:
         shards: one record a shard, in order.
         version: (major, minor) of the format.
         teacher: origin of the stored distillation teacher; None without one, or where nobody wrote it down.
+        soft_labels: tags, class weights and pseudo labels that samples have; None without any.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Manifest:
     shards: tuple[ShardRecord, ...]
     version: tuple[int, int] = FORMAT_VERSION
     teacher: TeacherInfo | None = None
+    soft_labels: SoftLabelInfo | None = None
 
     @property
     def num_samples(self) -> int:
@@ -84,6 +87,11 @@ class Manifest:
         return sum(shard.bytes for shard in self.shards)
 
     @property
+    def vocabulary_sha256(self) -> str | None:
+        """Of the vocabulary that tags point into; None without tags."""
+        return None if self.soft_labels is None else self.soft_labels.vocabulary_sha256
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides what a reader gets: components, classes, tree and shards."""
         return sha256_hex(
@@ -92,6 +100,7 @@ class Manifest:
                     "components": self.components,
                     "classes": self.classes_sha256,
                     "tree": self.tree_sha256,
+                    **({"vocabulary": sha256} if (sha256 := self.vocabulary_sha256) else {}),
                     "shards": [(shard.name, shard.samples, shard.sha256) for shard in self.shards],
                 }
             )
@@ -108,6 +117,7 @@ class Manifest:
             "tree": {"sha256": self.tree_sha256, "num_levels": self.num_levels} if self.tree_sha256 else None,
             "label_maps": self.label_maps.to_json() if self.label_maps else None,
             **({"teacher": self.teacher.to_json()} if self.teacher else {}),
+            **({"soft_labels": self.soft_labels.to_json()} if self.soft_labels else {}),
             "recipe": dict(self.recipe),
             "pixel_stack": dict(self.pixel_stack),
             "sidecar": {"name": CLASSES_NAME, "sha256": self.sidecar_sha256},
@@ -208,6 +218,7 @@ class Manifest:
             teacher=TeacherInfo(**{key: teacher[key] for key in TeacherInfo.__dataclass_fields__})
             if teacher
             else None,
+            soft_labels=SoftLabelInfo.from_json(soft) if (soft := content.get("soft_labels")) else None,
         )
 
 
@@ -269,6 +280,8 @@ def _problems(content: dict[str, Any]) -> list[str]:
     for entry, problem in (("label_maps", label_maps_problem), ("teacher", teacher_problem)):
         if content.get(entry) is not None and (text := problem(content[entry])):
             found.append(text)
+    if text := soft_labels_problem(content.get("soft_labels"), components):
+        found.append(text)
     if isinstance(components, list):
         for suffix, entry in ((HIER.suffix, "tree"), (LMAP.suffix, "label_maps")):
             expect(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -28,10 +29,19 @@ from .listing import Listing
 from .listing_file import KeptListing
 from .manifest import LabelMapInfo, Manifest, save_sidecar
 from .pack_plan import PackOptions, estimate_shard, make_job, plan_source
+from .pack_soft import soft_info
 from .plan import Plan, some
 from .progress import progress_bar
 from .receipts import check_free, read_receipts, remove_receipt, settle_plan
-from .schema import LEDGER_NAME, LISTING_NAME, MANIFEST_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME
+from .schema import (
+    LEDGER_NAME,
+    LISTING_NAME,
+    MANIFEST_NAME,
+    PLAN_NAME,
+    RECEIPTS_DIR,
+    TREE_NAME,
+    VOCABULARY_NAME,
+)
 from .shard_task import RECEIPT_KEYS, BadInput, Job, PlannedShard
 from .storage import open_storage
 from .tree import LabelTree
@@ -54,6 +64,7 @@ class PackSummary:
         ignored: files that are not images by their suffix.
         manifests: split name to manifest.
         shards_kept: shards that an earlier run had made.
+        soft: of tags and weights: `unknown_tags` that the vocabulary lacks, images `without_tags`, `without_weights`.
     """
 
     read: int
@@ -64,6 +75,7 @@ class PackSummary:
     ignored: tuple[str, ...]
     manifests: dict[str, Manifest]
     shards_kept: int = field(default=0, compare=False)
+    soft: Mapping[str, int] = field(default_factory=dict)
 
 
 def pack(
@@ -337,13 +349,14 @@ def _finish(
     """Gather the receipts into sidecars, ledger and manifests, the manifests last."""
     bad: list[BadInput] = []
     manifests: dict[str, Manifest] = {}
-    read = 0
+    read, soft = 0, Counter[str]()
     for split in plan.splits:
         folder = destination.folder(split.name)
         records, classes = [], [np.empty(0, np.int32)]
         for name in sorted(name for name in receipts if name.startswith(f"{split.name}-")):
             receipt = receipts[name]
             read += receipt["read"]
+            soft.update(receipt.get("soft", {}))
             bad.extend(BadInput(**item) for item in receipt["bad"])
             classes.append(receipt["classes"])
             if receipt["record"]:
@@ -361,6 +374,8 @@ def _finish(
             )
         if tree is not None:
             tree.save(folder.at(TREE_NAME))
+        if options.vocabulary is not None:
+            folder.write(VOCABULARY_NAME, options.vocabulary.to_bytes())
         map_info = None
         if job.map_shape is not None:
             top, rows, columns = job.map_shape
@@ -377,6 +392,7 @@ def _finish(
             pixel_stack=dict(job.pixel_stack),
             sidecar_sha256=save_sidecar(folder, np.concatenate(classes)),
             shards=tuple(records),
+            soft_labels=soft_info(options.vocabulary, options.weights),
         )
     write_ledger(destination, bad)
     destination.remove_leftovers()
@@ -391,4 +407,5 @@ def _finish(
         without_images=plan.without_images,
         ignored=listing.ignored,
         manifests=manifests,
+        soft=dict(soft),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from .index import padded
 from .indexed_folders import name_by_index
 from .labelmap import read_map_header
 from .listing import Listing, in_order
+from .pack_soft import check_has_rows, soft_columns
 from .philox import PURPOSE_PLAN, check_seed, permutation
 from .plan import Plan, PlannedSample, make_plan
 from .progress import progress_bar
 from .schema import DEFAULT_SHARD_BYTES, TAR_BLOCK_BYTES
 from .shard_task import Job, make_sample, map_path, read_map_file
 from .sources import open_source
+from .stored_vocabulary import Vocabulary
 from .tree import LabelTree
 
 _MAPS_LOOKED_FOR = 16_384  # images; a wrong folder is told at once
@@ -46,6 +48,9 @@ class PackOptions:
         max_bad: share of unusable inputs that stops the run; ten are always allowed, with 0 none.
         folders: `name`: class folders are called like their classes; `index`: like their places in the class list,
             from 0, as in ImageNetV2.
+        vocabulary: of the list's column `tags`, whose names are packed as indices into it; None leaves them metadata.
+        weights: how the list's column `weights` was made ({} where nobody knows), whose class weights are packed; None
+            leaves them metadata.
     """
 
     image: ImageRecipe = field(default_factory=ImageRecipe)
@@ -58,6 +63,8 @@ class PackOptions:
     seed: int = 0
     max_bad: float = 0.001
     folders: str = "name"
+    vocabulary: Vocabulary | None = None
+    weights: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -84,6 +91,8 @@ class PackOptions:
             "seed": self.seed,
             # Not where it is the default, so that plans made before it was thought of stay the same.
             **({} if self.folders == "name" else {"folders": self.folders}),
+            **({} if self.vocabulary is None else {"vocabulary": self.vocabulary.sha256}),
+            **({} if self.weights is None else {"weights": dict(self.weights)}),
         }
 
 
@@ -110,6 +119,8 @@ def plan_source(
     if listing is None:
         with progress_bar(None, "list", "img") as bar:
             listing = open_source(source, class_names, bar.update)
+    if options.vocabulary is not None or options.weights is not None:
+        check_has_rows(listing)
     plan = make_plan(
         listing if options.folders == "name" else name_by_index(listing, class_names),
         class_names=class_names if class_names is not None else listing.class_names,
@@ -133,6 +144,7 @@ def make_job(listing: Listing, plan: Plan, options: PackOptions, tree: LabelTree
         map_shape=_first_map_shape(plan, options.label_maps),
         num_classes=len(plan.class_names),
         vectors=tree.vectors() if tree else None,
+        soft=soft_columns(options.vocabulary, options.weights, plan.class_names),
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ from .philox import PURPOSE_RESHARD, permutation
 from .progress import progress_bar
 from .receipts import check_free, read_receipts, settle_plan, write_receipt
 from .reshard_plan import ReshardOptions, check_fit, check_keys, kept_samples, result_name, shard_bounds
-from .schema import HIER, KD, LMAP, PLAN_NAME, RECEIPTS_DIR, TREE_NAME, sorted_suffixes
+from .schema import HIER, KD, LMAP, PLAN_NAME, RECEIPTS_DIR, SOFT, TREE_NAME, VOCABULARY_NAME, sorted_suffixes
 from .shard_files import dataset_path
+from .stored_vocabulary import load_vocabulary
 from .writer import ShardRecord, ShardWriter
 
 _MOST_WORKERS = 2  # by default: each holds a shard in memory
@@ -204,6 +205,12 @@ def _finish(run: _Run, records: Sequence[ShardRecord], classes: np.ndarray) -> M
     tree = run.added.tree or (load_tree(folder, first) if HIER.suffix in suffixes else None)
     if tree is not None:
         tree.save(run.destination.at(TREE_NAME))
+    soft_labels = first.soft_labels
+    if soft_labels is not None and SOFT.suffix not in suffixes:
+        soft_labels = replace(soft_labels, pseudo=None)
+    if soft_labels is not None and soft_labels.vocabulary_sha256 is not None:
+        vocabulary = load_vocabulary(folder, soft_labels.vocabulary_sha256)
+        run.destination.write(VOCABULARY_NAME, vocabulary.to_bytes())
     label_maps = run.added.maps.info if run.added.maps is not None else first.label_maps
     manifests = [manifest for _, manifest in run.sources]
     class_names = _class_names(first, run.options)
@@ -220,6 +227,7 @@ def _finish(run: _Run, records: Sequence[ShardRecord], classes: np.ndarray) -> M
         sidecar_sha256=save_sidecar(run.destination, classes),
         shards=tuple(records),
         teacher=first.teacher if KD.suffix in suffixes else None,
+        soft_labels=soft_labels if soft_labels is not None and soft_labels.to_json() else None,
     )
     run.destination.remove_leftovers()
     result.save(run.destination)

@@ -117,6 +117,8 @@ def check_fit(sources: Sequence[tuple[str | Path, Manifest]], options: ReshardOp
         same.append(("label maps", lambda manifest: manifest.label_maps and vars(manifest.label_maps)))
     if KD.suffix not in options.left_out:
         same.append(("the stored teacher", lambda manifest: manifest.teacher and manifest.teacher.to_json()))
+    same.append(("the tags' vocabulary", lambda manifest: (manifest.vocabulary_sha256 or "none")[:12]))
+    same.append(("weights and pseudo labels", _soft_kinds))
     for folder, manifest in sources[1:]:
         problems += [
             f"{dataset_name(folder)}: expected {what} {value(first)} of {dataset_name(first_folder)}, found "
@@ -126,6 +128,12 @@ def check_fit(sources: Sequence[tuple[str | Path, Manifest]], options: ReshardOp
         ]
     if problems:
         raise DataError("\n".join(problems))
+
+
+def _soft_kinds(manifest: Manifest) -> str:
+    """Which class weights and pseudo labels samples have, however they were made."""
+    found = [] if manifest.soft_labels is None else manifest.soft_labels.to_json()
+    return " and ".join(kind for kind in ("weights", "pseudo") if kind in found) or "none"
 
 
 def kept_samples(manifest: Manifest, classes: np.ndarray, options: ReshardOptions) -> np.ndarray:

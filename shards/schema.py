@@ -19,6 +19,7 @@ CLASSES_NAME = "classes.npy"
 TREE_NAME = "tree.json"
 TIMM_INFO_NAME = "_info.json"
 SIDE_NAME = "label_maps.json"  # of side shards, which have no manifest
+VOCABULARY_NAME = "vocabulary.tsv"
 PLAN_NAME = "plan.json"
 LISTING_NAME = ".listing"  # while a run lasts
 LEDGER_NAME = "bad.jsonl"
@@ -55,14 +56,18 @@ HIER = Component(
 )
 LMAP = Component("lmap", "compressed top-k label map [K, P, Q], see below", False, 4 * MIB)
 META = Component(
-    "msgpack", "MessagePack map: `path` (str), `size` ([height, width] of the original)", True, MIB
+    "msgpack",
+    "MessagePack map: `path` (str), `size` ([height, width] of the original); `tags`, `weights`, see below",
+    True,
+    MIB,
 )
 KD = Component(
     "kd", "a distillation teacher's best classes on every level of the tree, see below", False, 270_352
 )
+SOFT = Component("soft", "pseudo labels: MessagePack [class ids, weights], see below", False, MIB)
 
 # In the order in which a sample's members stand in the tar.
-COMPONENTS = (JPG, CLS, HIER, LMAP, META, KD)
+COMPONENTS = (JPG, CLS, HIER, LMAP, META, KD, SOFT)
 COMPONENT_BY_SUFFIX = {component.suffix: component for component in COMPONENTS}
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,89}")
@@ -80,6 +85,8 @@ MAX_MAP_ELEMENTS = 4 * MIB  # K * P * Q
 MAX_TAR_MEMBERS = 16 * MIB
 MAX_MANIFEST_BYTES = 512 * MIB
 MAX_TREE_BYTES = 64 * MIB
+MAX_VOCABULARY = MIB  # tags
+MAX_VOCABULARY_BYTES = 64 * MIB
 MAX_PLAN_BYTES = 64 * MIB
 MAX_LISTING_BYTES = 8192 * MIB
 MAX_RECEIPT_BYTES = 1024 * MIB  # of a shard with as many members as one may have
@@ -105,6 +112,8 @@ def limit_table() -> str:
         ("elements K x P x Q of a label map", MAX_MAP_ELEMENTS),
         ("largest class id of a label map", MAX_CLASS_ID),
         ("classes of a hierarchy level", MAX_LEVEL_CLASSES),
+        ("tags of a vocabulary", MAX_VOCABULARY),
+        ("bytes of `vocabulary.tsv`", MAX_VOCABULARY_BYTES),
     )
     return "\n".join(
         ["| limit | at most |", "|---|---|", *(f"| {what} | {most:,} |" for what, most in limits)]

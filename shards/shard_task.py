@@ -6,12 +6,12 @@ import errno
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 
 from .components import encode_levels
@@ -20,9 +20,11 @@ from .errors import DataError, ImageError, StorageError, UsageError
 from .images import ImageRecipe, pixel_stack, store_image
 from .labelmap import read_map_header
 from .listing import Location
+from .pack_soft import SoftColumns
 from .plan import PlannedSample, SplitPlan
 from .receipts import write_receipt
 from .schema import CLS, HIER, JPG, LMAP, META, MIB
+from .soft_labels import encode_meta
 from .storage import Storage, is_remote, open_storage, public_name
 from .writer import ShardWriter
 
@@ -86,6 +88,7 @@ class Job:
     map_shape: tuple[int, int, int] | None
     num_classes: int
     vectors: np.ndarray | None  # int16 [C, L], or [C, A, L]
+    soft: SoftColumns | None = None
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -95,7 +98,7 @@ class Job:
 
 
 def make_shard(job: Job, task: ShardTask) -> dict[str, Any]:
-    """Make one shard and its receipt: an object with RECEIPT_KEYS.
+    """Make one shard and its receipt: an object with RECEIPT_KEYS, and counts of soft labels where there are any.
 
     Raises:
         UsageError: this machine has another pixel stack than the run.
@@ -108,11 +111,12 @@ def make_shard(job: Job, task: ShardTask) -> dict[str, Any]:
         )
     bad: list[BadInput] = []
     classes: list[int] = []
+    counts: Counter[str] = Counter()
     writer = ShardWriter(task.folder.at(task.name), job.suffixes)
     try:
         for sample in task.samples:
             try:
-                parts = make_sample(job, sample)
+                parts = make_sample(job, sample, counts)
             except ImageError as error:
                 bad.append(BadInput(sample.path, error.kind, str(error)))
                 continue
@@ -141,6 +145,7 @@ def make_shard(job: Job, task: ShardTask) -> dict[str, Any]:
         "record": record.to_json() if record else None,
         "classes": classes,
         "bad": [asdict(item) for item in bad],
+        **({"soft": dict(counts)} if job.soft else {}),
     }
     write_receipt(task.folder, task.name, receipt)
     return receipt
@@ -153,8 +158,8 @@ def _is_of_one_file(error: OSError, storage: Storage) -> bool:
     return storage.remote or os.path.exists(storage.root)
 
 
-def make_sample(job: Job, sample: PlannedSample) -> dict[str, bytes]:
-    """Read one image and attach its labels: component suffix to bytes."""
+def make_sample(job: Job, sample: PlannedSample, counts: Counter[str] | None = None) -> dict[str, bytes]:
+    """Read one image and attach its labels: component suffix to bytes; `counts` is told what soft labels lack."""
     path, index = sample.path, sample.class_index
     stored = store_image(read_image(job.storage, sample.location, path), job.image, path)
     # A file name need not be UTF-8, but readers insist that text is: such bytes are spelled out.
@@ -162,10 +167,13 @@ def make_sample(job: Job, sample: PlannedSample) -> dict[str, bytes]:
         "path": path.encode("utf-8", "backslashreplace").decode(),
         "size": list(stored.original_hw),
     }
-    if sample.metadata:
-        meta["metadata"] = json.loads(sample.metadata)
+    row = json.loads(sample.metadata) if sample.metadata else {}
+    found: Counter[str] = Counter()
+    soft = job.soft.take(row, path, found) if job.soft else {}
+    if row:
+        meta["metadata"] = row
     try:
-        packed_meta: bytes = msgpack.packb(meta)  # type: ignore[assignment]
+        packed_meta = encode_meta({**meta, **soft})
     except (ValueError, OverflowError) as error:  # JSON has larger numbers, and halves of characters
         raise ImageError(
             f"{path}: expected metadata that MessagePack can hold, found: {error}", kind="bad-metadata"
@@ -184,6 +192,8 @@ def make_sample(job: Job, sample: PlannedSample) -> dict[str, bytes]:
         parts[HIER.suffix] = encode_levels(job.vectors[index])
     if job.label_maps is not None:
         parts[LMAP.suffix] = _read_map(job, path)
+    if counts is not None:
+        counts.update(found)
     return parts
 
 

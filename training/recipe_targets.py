@@ -8,6 +8,8 @@ from ..loaders.target_modes import TARGETS
 TARGET_LOSSES = ("soft-target", "weakly-tagged", "label-weighted", "joint")
 # These train outputs for the keywords of a vocabulary; of them only `joint` has outputs for classes, too.
 TAG_LOSSES = ("weakly-tagged", "joint")
+# Those that take sparse targets.
+SPARSE_LOSSES = ("weakly-tagged", "label-weighted", "joint")
 _NOT_OF_CLASSES = ("none", "tags")
 
 
@@ -35,8 +37,9 @@ def target_problems(loss: str, targets: str, keep: int | None) -> list[str]:
         )
     elif loss not in TARGET_LOSSES and len(names) > 1:
         problems.append(f"targets: expected one name for the loss {loss!r}, found {targets!r}")
-    if keep is not None and (keep < 1 or targets == "none"):
+    if keep is not None and (keep < 1 or loss not in SPARSE_LOSSES):
         problems.append(
-            f"keep_targets: expected none, or at least 1 with targets, found {keep} with {targets!r}"
+            f"keep_targets: expected none, or at least 1 with a loss of {', '.join(SPARSE_LOSSES)}, found {keep} with "
+            f"{loss!r}"
         )
     return problems

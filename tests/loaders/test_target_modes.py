@@ -433,6 +433,9 @@ def test_every_named_mode_is_one_of_the_papers():
         "relabel-global",
         "relabel-single",
         "relabel-global-single",
+        "tags",
+        "weights",
+        "pseudo",
     )
     factors = {(mode.local, mode.multi) for mode in TARGET_MODES.values()}
     assert factors == {(True, True), (False, True), (True, False), (False, False)}

@@ -95,7 +95,7 @@ def test_pseudo_labels_are_fine_tuned_on():
         (fine_tune, ["tag_weight=2"], "tag_weight: expected 1.0 with the loss 'single-label', found 2.0"),
         (joint, ["tag_weight=0"], "tag_weight: expected more than 0"),
         (weakly_tagged, ["keep_targets=0"], "keep_targets: expected none, or at least 1"),
-        (fine_tune, ["keep_targets=5"], "keep_targets: expected none, or at least 1 with targets"),
+        (fine_tune, ["keep_targets=5"], "keep_targets: expected none, or at least 1 with a loss of"),
         (fine_tune, ["class_balance=1.5"], "class_balance: expected a number from 0 to 1, found 1.5"),
         (fine_tune, ["step_epochs=0"], "step_epochs: expected at least 1"),
         (fine_tune, ["step_factor=0"], "step_factor: expected more than 0"),

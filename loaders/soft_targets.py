@@ -1,0 +1,134 @@
+"""Targets from soft labels in the shards: tags, class weights, pseudo labels (Yan et al. 2020), dense or sparse.
+
+N slots, M entries of all of them, W the width of a target: T tags, or C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..shards.errors import UsageError
+from ..shards.schema import META, SOFT
+from ..shards.soft_labels import TAGS, WEIGHTS, SparseLabels, decode_soft_labels
+from .pooling import SparseTargets
+from .sample_reader import Found
+from .samples import Place
+from .source import Source
+
+_ADVICE = {
+    TAGS: "softshard tags build, then softshard pack --vocabulary or softshard reshard --tags",
+    WEIGHTS: "softshard tags weigh, then softshard pack --weights or softshard reshard --weights",
+    "pseudo": "a model's pseudo labels, component 'soft'",
+}
+
+
+class SoftTargets:
+    """Makes targets of one kind of soft labels.
+
+    Args:
+        sources: the data sets, whose classes mean the same.
+        kind: `tags`, `weights` or `pseudo`.
+        num_slots: N.
+        device: where targets are.
+        keep: None for dense targets, else the entries that are kept of each.
+
+    Raises:
+        UsageError: a data set has no such labels, or tags of another vocabulary.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], kind: str, *, num_slots: int, device: torch.device, keep: int | None
+    ) -> None:
+        self._kind, self._num_slots, self._device, self._keep = kind, num_slots, device, keep
+        _check_labels(sources, kind)
+        self._suffix = META.suffix if kind in (TAGS, WEIGHTS) else SOFT.suffix
+        if kind == TAGS:
+            self._num_stored = [info.num_tags for s in sources if (info := s.manifest.soft_labels)]
+            self._class_maps = [None for _ in sources]
+            self.width = self._num_stored[0]
+        else:
+            self._num_stored = [source.manifest.num_classes for source in sources]
+            self._class_maps = [source.labels.class_map for source in sources]
+            self.width = sources[0].labels.num_classes
+
+    def make(self, found: Found, slots: np.ndarray) -> torch.Tensor | SparseTargets:
+        """The targets of a batch.
+
+        Args:
+            found: M samples.
+            slots: int64 [M], where they stand.
+
+        Returns:
+            float32 [N, W], zeros in empty slots; or the `keep` largest values of each, see SparseTargets.
+
+        Raises:
+            DataError: see `decode_soft_labels`.
+        """
+        parts = []
+        for i, rows in found.by_source():
+            places: list[Place] = [found.places[row] for row in rows]
+
+            def where(j: int, places: list[Place] = places) -> str:
+                shard, place = places[j]
+                return shard.sample(place)
+
+            members = [found.members[self._suffix][row] for row in rows]
+            stored = decode_soft_labels(self._kind, members, self._num_stored[i], where)
+            labels = _renamed(stored, self._class_maps[i], self.width)
+            parts.append(labels._replace(rows=slots[rows][labels.rows]))
+        if not parts:
+            parts = [SparseLabels(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+        every = SparseLabels(*map(np.concatenate, zip(*parts, strict=True)))
+        if self._keep is not None:
+            return self._sparse(every, self._keep)
+        targets = torch.zeros(self._num_slots, self.width, device=self._device)
+        # No entry twice, so that the order in which a GPU writes them does not matter.
+        targets.view(-1)[self._there(every.rows * self.width + every.ids)] = self._there(every.weights)
+        return targets
+
+    def _sparse(self, labels: SparseLabels, keep: int) -> SparseTargets:
+        order = np.lexsort((labels.ids, -labels.weights, labels.rows))
+        rows, ids, weights = (part[order] for part in labels)
+        ranks = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        some = ranks < keep
+        places = rows[some], ranks[some]
+        values = np.zeros((self._num_slots, keep), np.float32)
+        classes = np.zeros((self._num_slots, keep), np.int64)
+        values[places], classes[places] = weights[some], ids[some]
+        return SparseTargets(self._there(values), self._there(classes))
+
+    def _there(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+def _renamed(labels: SparseLabels, class_map: np.ndarray | None, num_classes: int) -> SparseLabels:
+    """The same over the loader's classes: what is left out goes, what becomes one class is added up."""
+    if class_map is None:
+        return labels
+    ids = class_map[labels.ids].astype(np.int64)
+    kept = ids >= 0
+    spots, place = np.unique(labels.rows[kept] * num_classes + ids[kept], return_inverse=True)
+    weights = np.bincount(place, labels.weights[kept], len(spots)).astype(np.float32)
+    return SparseLabels(spots // num_classes, spots % num_classes, weights)
+
+
+def _check_labels(sources: Sequence[Source], kind: str) -> None:
+    for source in sources:
+        info = source.manifest.soft_labels
+        if info is None or not info.has(kind):
+            raise UsageError(
+                f"{source.dataset}: expected samples with {kind!r} for targets={kind!r}, found "
+                f"{'none' if info is None else ', '.join(info.to_json())}. Add them: {_ADVICE[kind]}"
+            )
+    if kind == TAGS:
+        first = sources[0]
+        for source in sources[1:]:
+            ours, other = (s.manifest.vocabulary_sha256 or "" for s in (first, source))
+            if ours != other:
+                raise UsageError(
+                    f"mixture: expected tags of one vocabulary, found {ours[:12]} in {first.dataset} and {other[:12]} in "
+                    f"{source.dataset}. Pack both with the same --vocabulary"
+                )

@@ -1,0 +1,151 @@
+"""Tags and class weights on their way from a list into samples: names become indices.
+
+{"path": ..., "label": ..., "tags": ["big cat", "zoo"], "weights": {"n02129604": 1.0, "n02129165": 0.4}}
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError, ImageError, UsageError
+from .files import read_limited, split_url
+from .listing import Listing
+from .schema import MIB
+from .soft_labels import TAGS, WEIGHTS, SoftLabelInfo, weights_problem
+from .storage import public_name
+from .stored_vocabulary import Vocabulary
+
+_SHOWN = 60
+UNKNOWN_TAGS, WITHOUT_TAGS, WITHOUT_WEIGHTS = "unknown_tags", "without_tags", "without_weights"
+
+
+@dataclass(frozen=True)
+class SoftColumns:
+    """Which columns become soft labels.
+
+    Attributes:
+        tags: tag to index, or None where tags stay what they are: metadata.
+        classes: class name to index, or None where weights are not taken.
+    """
+
+    tags: Mapping[str, int] | None = None
+    classes: Mapping[str, int] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields that every sample gets."""
+        given = ((TAGS, self.tags), (WEIGHTS, self.classes))
+        return tuple(name for name, value in given if value is not None)
+
+    def take(self, row: dict[str, Any], where: str, counts: Counter[str]) -> dict[str, Any]:
+        """Take the columns out of a row: the fields of `msgpack` that they become.
+
+        Args:
+            row: of the list; what is taken is removed.
+            where: names the image.
+            counts: of tags outside the vocabulary (they are left out), of images without tags, without weights.
+
+        Raises:
+            ImageError: tags that are no list of strings, weights that are no map from classes to numbers from 0.
+        """
+        fields: dict[str, Any] = {}
+        if self.tags is not None:
+            fields[TAGS] = self._tags(self.tags, row.pop(TAGS, None), where, counts)
+        if self.classes is not None:
+            fields[WEIGHTS] = _weights(self.classes, row.pop(WEIGHTS, None), where)
+            counts[WITHOUT_WEIGHTS] += not fields[WEIGHTS][0]
+        return fields
+
+    @staticmethod
+    def _tags(known: Mapping[str, int], value: object, where: str, counts: Counter[str]) -> list[int]:
+        names = [] if value is None else value
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ImageError(
+                f"{where}: expected tags as a list of strings, found {value!r:.{_SHOWN}}", kind="bad-tags"
+            )
+        indices = sorted({known[name] for name in names if name in known})
+        counts[UNKNOWN_TAGS] += sum(name not in known for name in set(names))
+        counts[WITHOUT_TAGS] += not indices
+        return indices
+
+
+def _weights(known: Mapping[str, int], value: object, where: str) -> list[list[Any]]:
+    named = {} if value is None else value
+    if not isinstance(named, dict):
+        raise ImageError(
+            f"{where}: expected weights as a map from class names to numbers, found {value!r:.{_SHOWN}}",
+            kind="bad-weights",
+        )
+    if unknown := [name for name in named if name not in known]:
+        raise ImageError(
+            f"{where}: expected weights of classes of the class list, found {unknown[0]!r:.{_SHOWN}} and "
+            f"{len(unknown) - 1} others; they were made with another list. Run: softshard tags weigh",
+            kind="bad-weights",
+        )
+    pairs = sorted((known[name], weight) for name, weight in named.items())
+    columns = [[index for index, _ in pairs], [weight for _, weight in pairs]]
+    if problem := weights_problem(columns, len(known)):
+        raise ImageError(f"{where}: {problem}", kind="bad-weights")
+    # MessagePack would keep whole numbers as such; all weights are float32.
+    return [columns[0], [float(weight) for weight in columns[1]]]
+
+
+def soft_columns(
+    vocabulary: Vocabulary | None, weights: Mapping[str, Any] | None, class_names: tuple[str, ...]
+) -> SoftColumns | None:
+    """What is taken; None where that is nothing."""
+    if vocabulary is None and weights is None:
+        return None
+    classes = None if weights is None else {name: i for i, name in enumerate(class_names)}
+    return SoftColumns(None if vocabulary is None else vocabulary.index, classes)
+
+
+def soft_info(vocabulary: Vocabulary | None, weights: Mapping[str, Any] | None) -> SoftLabelInfo | None:
+    """What the manifest says of it; None where there is nothing to say."""
+    if vocabulary is None and weights is None:
+        return None
+    tags = (0, None) if vocabulary is None else (len(vocabulary), vocabulary.sha256)
+    return SoftLabelInfo(*tags, weights=weights)
+
+
+def check_has_rows(listing: Listing) -> None:
+    """Refuse a source that says nothing of its images but their classes.
+
+    Raises:
+        UsageError: it is no list, or one of path and label only.
+    """
+    folders = (*listing.folders, *listing.validation)
+    if not any(folder.metadata is not None for folder in folders):
+        raise UsageError(
+            f"{public_name(str(listing.root))}: expected a list with a column of tags or weights, found a source without "
+            "columns. Make one: softshard tags build, softshard tags weigh"
+        )
+
+
+def how_name(list_name: str) -> str:
+    """The file beside a list that says how its weights were made: `web.jsonl` has `web.weights.json`."""
+    return f"{list_name.rpartition('.')[0] or list_name}.weights.json"
+
+
+def load_how(source: str | Path) -> dict[str, Any]:
+    """How the weights of a list were made, as `softshard tags weigh` wrote it beside the list; empty without such a file.
+
+    Raises:
+        DataError: the file is damaged, or its server is away.
+    """
+    folder, name = split_url(source)
+    url = f"{folder}/{how_name(name)}"
+    try:
+        how = json.loads(read_limited(url, MIB))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{public_name(url)}: expected JSON, found: {error}; the file is damaged") from error
+    if not isinstance(how, dict):
+        raise DataError(f"{public_name(url)}: expected a JSON object, found {type(how).__name__}")
+    return how

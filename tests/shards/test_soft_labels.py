@@ -1,0 +1,393 @@
+"""Tags, weights and pseudo labels: what is written is read; nothing else is."""
+
+import json
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softshard.shards import (
+    DataError,
+    ImageRecipe,
+    Manifest,
+    PackOptions,
+    ReshardOptions,
+    UsageError,
+    pack,
+    read_shard,
+    reshard,
+    verify,
+)
+from softshard.shards.added_component import attach, finish, settle
+from softshard.shards.cli import main
+from softshard.shards.destination import open_destination
+from softshard.shards.pack_soft import load_how
+from softshard.shards.pseudo_labels import pseudo_component
+from softshard.shards.soft_labels import (
+    SoftLabelInfo,
+    decode_soft_labels,
+    encode_meta,
+    encode_pseudo_labels,
+    soft_labels_problem,
+)
+from softshard.shards.stored_vocabulary import Vocabulary, load_vocabulary
+
+TAGS = ("beast of prey", "big cat", "zoo", "tree")
+VOCABULARY = Vocabulary(TAGS, (7, 5, 3, 2))
+NAN, INFINITE = float("nan"), float("inf")
+
+
+def where(i):
+    return f"train-000000.tar: sample 'k{i}'"
+
+
+def weighted(num_classes):
+    ids = st.lists(st.integers(0, num_classes - 1), unique=True).map(sorted)
+    weight = st.floats(0, 2.0**100, width=32)
+    return ids.flatmap(
+        lambda ids: st.tuples(st.just(ids), st.lists(weight, min_size=len(ids), max_size=len(ids)))
+    )
+
+
+@given(st.lists(weighted(12), max_size=6))
+def test_what_is_encoded_is_decoded(samples):
+    for kind in ("weights", "pseudo"):
+        if kind == "pseudo":
+            members = [encode_pseudo_labels(ids, weights, 12) for ids, weights in samples]
+        else:
+            members = [encode_meta({"path": "a", "weights": [ids, weights]}) for ids, weights in samples]
+        found = decode_soft_labels(kind, members, 12, where)
+        for i, (ids, weights) in enumerate(samples):
+            assert found.ids[found.rows == i].tolist() == ids
+            assert found.weights[found.rows == i].tolist() == weights
+        assert found.weights.dtype == np.float32
+
+
+@given(st.lists(st.lists(st.integers(0, 30), unique=True).map(sorted), max_size=6))
+def test_tags_are_decoded_in_order_with_weight_one(samples):
+    members = [encode_meta({"path": "a", "tags": tags}) for tags in samples]
+    found = decode_soft_labels("tags", members, 31, where)
+    assert [found.ids[found.rows == i].tolist() for i in range(len(samples))] == samples
+    assert (found.weights == 1).all()
+
+
+def test_weights_take_five_bytes_each_and_other_fields_stay_as_they_were():
+    meta = {"path": "a", "size": [1, 2], "metadata": {"weights": 0.1}}
+    assert encode_meta(meta) == msgpack.packb(meta)
+    longer = encode_meta({**meta, "weights": [[1, 2], [0.1, 0.2]]})
+    assert longer[1 : len(msgpack.packb(meta))] == msgpack.packb(meta)[1:]
+    assert len(longer) == len(msgpack.packb(meta)) + len(msgpack.packb("weights")) + 3 + 2 + 2 * 5
+    assert msgpack.unpackb(longer)["metadata"] == {"weights": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "says"),
+    [
+        ("tags", 3, "expected a list of tags, found 3"),
+        ("tags", [3], "expected tags from 0 to 2, found 3"),
+        ("tags", [-1], "expected tags from 0 to 2, found -1"),
+        ("tags", [0, 1.0], "expected tags from 0 to 2, found 1.0"),
+        ("tags", [True], "found True"),
+        ("tags", ["1"], "found '1'"),
+        ("tags", [2**63], "found 9223372036854775808"),
+        ("tags", [1, 0], "expected ascending tags, each once, found [1, 0]"),
+        ("tags", [1, 1], "each once"),
+        ("tags", [0, 1, 2, 0], "expected at most the 3 tags of the vocabulary, found 4"),
+        ("tags", {"0": 1}, "expected a list of tags"),
+        ("weights", [[0]], "expected a list of class ids and one of weights"),
+        ("weights", [[0], 1.0], "expected a list of class ids and one of weights"),
+        ("weights", [[0, 1], [1.0]], "expected a weight for each of 2 classes, found 1"),
+        ("weights", [[3], [1.0]], "expected class ids from 0 to 2, found 3"),
+        ("weights", [[1, 0], [1.0, 1.0]], "expected ascending class ids"),
+        ("weights", [[0], [NAN]], "expected weights from 0, found nan"),
+        ("weights", [[0], [INFINITE]], "expected weights from 0, found inf"),
+        ("weights", [[0], [-0.5]], "expected weights from 0, found -0.5"),
+        ("weights", [[0], [1e39]], "expected weights from 0, found 1e+39"),
+        ("weights", [[0], ["1"]], "expected weights from 0, found '1'"),
+        ("weights", [[0], [True]], "expected weights from 0, found True"),
+    ],
+)
+def test_a_hostile_value_is_named_with_its_sample(kind, value, says):
+    num = 3
+    good = msgpack.packb({kind: [] if kind == "tags" else [[], []]})
+    with pytest.raises(DataError) as caught:
+        decode_soft_labels(kind, [good, msgpack.packb({kind: value})], num, where)
+    assert "sample 'k1', component 'msgpack'" in str(caught.value)
+    assert says in str(caught.value)
+    if kind == "weights":
+        with pytest.raises(DataError, match="sample 'k0', component 'soft'"):
+            decode_soft_labels("pseudo", [msgpack.packb(value)], num, where)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\x93"])
+def test_what_is_no_message_pack_is_an_error_and_takes_no_memory(data):
+    for kind in ("tags", "weights", "pseudo"):
+        with pytest.raises(DataError, match="sample 'k0'"):
+            decode_soft_labels(kind, [data], 3, where)
+
+
+def test_a_field_that_misses_is_named():
+    with pytest.raises(
+        DataError, match="expected a field 'tags', which the manifest says that samples have, found 'path'"
+    ):
+        decode_soft_labels("tags", [msgpack.packb({"path": "a"})], 3, where)
+
+
+def test_pseudo_labels_that_are_none_are_not_written():
+    with pytest.raises(DataError, match="pseudo labels: expected class ids from 0 to 2, found 5"):
+        encode_pseudo_labels([5], [1.0], 3)
+    with pytest.raises(DataError, match="found nan"):
+        encode_pseudo_labels(np.array([1]), np.array([NAN], np.float32), 3)
+
+
+def test_a_vocabulary_is_read_back(tmp_path):
+    file = tmp_path / "v.tsv"
+    file.write_bytes(VOCABULARY.to_bytes())
+    assert Vocabulary.load(file) == VOCABULARY
+    file.write_bytes(b"\xef\xbb\xbf" + VOCABULARY.to_bytes().replace(b"\n", b"\r\n"))
+    assert Vocabulary.load(file).sha256 == VOCABULARY.sha256
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "expected a vocabulary that begins with 'tag\\timages', found ''"),
+        ("tags\n", "found 'tags'"),
+        ("tag\timages\n", "expected 1 to 1,048,576 tags, found 0"),
+        ("tag\timages\na\t1\na\t2\n", "line 3: 'a' stands on line 2 already"),
+        ("tag\timages\na\n", "line 2: expected a tag, a tab and a number, found ['a']"),
+        ("tag\timages\n \t1\n", "line 2: expected a tag"),
+        ("tag\timages\na\t-1\n", "line 2: expected a tag"),
+        ("tag\timages\na\t²\n", "line 2: expected a tag"),
+        ("tag\timages\na\t1\tb\n", "line 2: expected a tag"),
+    ],
+)
+def test_a_vocabulary_that_is_none_is_refused(tmp_path, text, says):
+    (tmp_path / "v.tsv").write_text(text, "utf-8")
+    with pytest.raises(DataError) as caught:
+        Vocabulary.load(tmp_path / "v.tsv")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        [],
+        {"tags": {"name": "../x", "size": 1, "sha256": "0" * 64}},
+        {"tags": {"name": "vocabulary.tsv", "size": 0, "sha256": "0" * 64}},
+        {"tags": {"name": "vocabulary.tsv", "size": 1, "sha256": "0"}},
+        {"weights": {}},
+        {"pseudo": {"how": 3}},
+        {"pseudo": {"how": {}}},
+    ],
+)
+def test_an_entry_of_a_manifest_that_is_none_is_told(entry):
+    assert "expected" in str(soft_labels_problem(entry, ["jpg", "cls", "msgpack"]))
+
+
+def test_what_a_manifest_says_is_read_back():
+    info = SoftLabelInfo(4, VOCABULARY.sha256, {"by": "wup"}, {"model": "a"})
+    assert soft_labels_problem(info.to_json(), ["soft"]) is None
+    assert SoftLabelInfo.from_json(info.to_json()) == info
+    assert soft_labels_problem(None, ["jpg"]) is None
+    assert "'soft'" in str(soft_labels_problem(None, ["soft"]))
+
+
+# Packing
+
+
+@pytest.fixture
+def web(tmp_path, source_maker):
+    """A list of ten images with tags and weights, some of them wanting."""
+    source_maker(tmp_path / "web", {"cat": 5, "dog": 5})
+    rows = []
+    for label in ("cat", "dog"):
+        for i in range(5):
+            row = {"path": f"{label}/{label}_{i}.jpg", "label": label, "title": f"a {label}"}
+            row["tags"] = ["zoo", "big cat", "zoo", "nowhere"][: i + 1]
+            row["weights"] = {"dog": 0.4, label: 1.0}
+            rows.append(row)
+    rows[1]["tags"] = []
+    del rows[2]["tags"], rows[3]["weights"]
+    write_rows(tmp_path / "web" / "web.jsonl", rows)
+    (tmp_path / "v.tsv").write_bytes(VOCABULARY.to_bytes())
+    return tmp_path / "web" / "web.jsonl", rows
+
+
+def write_rows(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def fields_by_path(dataset):
+    found = {}
+    for shard in Manifest.load(dataset).shards:
+        for sample in read_shard(dataset / shard.name):
+            meta = msgpack.unpackb(sample.parts["msgpack"])
+            found[meta["path"]] = meta
+    return found
+
+
+OPTIONS = {"image": ImageRecipe(resize="none"), "shard_samples": 4}
+
+
+def test_packing_turns_names_into_ids(web, tmp_path):
+    file, rows = web
+    options = PackOptions(**OPTIONS, vocabulary=VOCABULARY, weights={"by": "wup"})
+    summary = pack(file, tmp_path / "dst", options, workers=1)
+    dataset = tmp_path / "dst" / "train"
+    manifest = Manifest.load(dataset)
+    assert manifest.soft_labels == SoftLabelInfo(4, VOCABULARY.sha256, {"by": "wup"})
+    assert load_vocabulary(dataset, VOCABULARY.sha256) == VOCABULARY
+    found = fields_by_path(dataset)
+    for row in rows:
+        meta = found[row["path"]]
+        assert meta["tags"] == sorted({TAGS.index(tag) for tag in row.get("tags", ()) if tag in TAGS})
+        named = row.get("weights", {})
+        ids, weights = meta["weights"]
+        assert dict(zip(ids, weights, strict=True)) == {
+            manifest.class_names.index(name): float(np.float32(weight)) for name, weight in named.items()
+        }
+        assert meta["metadata"] == {"title": row["title"]}
+    # The fourth and fifth image of each class have a tag that the vocabulary lacks.
+    assert summary.soft == {"unknown_tags": 4, "without_tags": 2, "without_weights": 1}
+
+
+def test_without_the_options_the_columns_stay_metadata_and_the_manifest_says_nothing(web, tmp_path):
+    file, rows = web
+    pack(file, tmp_path / "dst", PackOptions(**OPTIONS), workers=1)
+    assert "soft_labels" not in json.loads((tmp_path / "dst" / "train" / "manifest.json").read_text())
+    assert not (tmp_path / "dst" / "train" / "vocabulary.tsv").exists()
+    assert "soft" not in json.loads((tmp_path / "dst" / "plan.json").read_text())["options"]
+    meta = fields_by_path(tmp_path / "dst" / "train")[rows[0]["path"]]
+    assert "tags" not in meta
+    assert meta["metadata"]["tags"] == rows[0]["tags"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "kind"),
+    [
+        ("tags", "zoo", "bad-tags"),
+        ("tags", [1], "bad-tags"),
+        ("weights", [1], "bad-weights"),
+        ("weights", {"wolf": 1.0}, "bad-weights"),
+        ("weights", {"dog": -1.0}, "bad-weights"),
+        ("weights", {"dog": "1"}, "bad-weights"),
+        ("weights", {"dog": NAN}, "bad-weights"),
+        ("weights", {"dog": True}, "bad-weights"),
+        ("weights", {"dog": None}, "bad-weights"),
+        ("weights", {"dog": 10**400}, "bad-weights"),
+    ],
+)
+def test_a_row_that_says_nonsense_is_a_bad_input(web, tmp_path, column, value, kind):
+    file, rows = web
+    rows[4][column] = value
+    write_rows(file, rows)
+    summary = pack(
+        file, tmp_path / "dst", PackOptions(**OPTIONS, vocabulary=VOCABULARY, weights={}), workers=1
+    )
+    (line,) = (tmp_path / "dst" / "bad.jsonl").read_text().splitlines()
+    assert (json.loads(line)["kind"], json.loads(line)["path"]) == (kind, rows[4]["path"])
+    assert summary.packed == 9
+
+
+def test_a_source_without_columns_is_refused(source, tmp_path):
+    with pytest.raises(UsageError, match="expected a list with a column of tags or weights"):
+        pack(source, tmp_path / "dst", PackOptions(vocabulary=VOCABULARY), workers=1)
+
+
+def test_another_vocabulary_is_another_plan(web, tmp_path):
+    file, _ = web
+    pack(file, tmp_path / "dst", PackOptions(**OPTIONS, vocabulary=VOCABULARY), workers=1)
+    other = Vocabulary(TAGS[:3], (1, 1, 1))
+    with pytest.raises(UsageError, match="vocabulary was"):
+        pack(file, tmp_path / "dst", PackOptions(**OPTIONS, vocabulary=other), workers=1)
+
+
+def test_the_command_packs_both_and_says_what_misses(web, tmp_path, capsys):
+    file, _ = web
+    file.with_name("web.weights.json").write_text('{"by": "lin"}')
+    assert load_how(file) == {"by": "lin"}
+    command = [
+        "pack",
+        file,
+        tmp_path / "dst",
+        "--vocabulary",
+        tmp_path / "v.tsv",
+        "--weights",
+        "--workers",
+        1,
+    ]
+    assert main([*map(str, command)]) == 0
+    text = capsys.readouterr().out
+    assert "4 tags left out that the vocabulary lacks" in text
+    assert "1 images without weights" in text
+    assert Manifest.load(tmp_path / "dst" / "train").soft_labels.weights == {"by": "lin"}
+
+
+# Data sets that are made of others
+
+
+def add_pseudo_labels(dataset, destination, labels):
+    """A data set with pseudo labels, (ids, weights) by key."""
+    source, target = Manifest.load(dataset), open_destination(destination)
+    component = pseudo_component(source, {"model": "none"})
+    target.make()
+    plan, _ = settle(target, {"pseudo": source.fingerprint}, source)
+    for record in source.shards:
+        samples = list(read_shard(dataset / record.name))
+        pairs = [
+            (sample.key, encode_pseudo_labels(*labels[sample.key], source.num_classes)) for sample in samples
+        ]
+        attach(target, record, samples, component.beside(source), "soft", pairs, plan)
+    return finish(target, dataset, source, component, plan)
+
+
+@pytest.fixture
+def soft(web, tmp_path):
+    """A data set with tags, weights and pseudo labels."""
+    pack(
+        web[0],
+        tmp_path / "dst",
+        PackOptions(**OPTIONS, vocabulary=VOCABULARY, weights={"by": "wup"}),
+        workers=1,
+    )
+    dataset = tmp_path / "dst" / "train"
+    keys = [
+        sample.key for record in Manifest.load(dataset).shards for sample in read_shard(dataset / record.name)
+    ]
+    labels = {key: ([0, 1], [0.25, i / 16]) for i, key in enumerate(keys)}
+    add_pseudo_labels(dataset, tmp_path / "soft", labels)
+    return tmp_path / "soft", labels
+
+
+def test_pseudo_labels_are_added_beside_what_is_there(soft):
+    dataset, labels = soft
+    manifest = Manifest.load(dataset)
+    assert manifest.soft_labels == SoftLabelInfo(4, VOCABULARY.sha256, {"by": "wup"}, {"model": "none"})
+    assert manifest.components[-1] == "soft"
+    for record in manifest.shards:
+        for sample in read_shard(dataset / record.name):
+            ids, weights = msgpack.unpackb(sample.parts["soft"])
+            assert (ids, weights) == labels[sample.key]
+    assert load_vocabulary(dataset, VOCABULARY.sha256) == VOCABULARY
+    assert verify(dataset, workers=1).problems == []
+
+
+def test_resharding_keeps_them_and_drops_them(soft, tmp_path):
+    dataset, _ = soft
+    manifest = Manifest.load(dataset)
+    again = reshard([dataset], tmp_path / "again" / "train", ReshardOptions(shard_samples=3))
+    assert again.soft_labels == manifest.soft_labels
+    assert load_vocabulary(tmp_path / "again" / "train", VOCABULARY.sha256) == VOCABULARY
+    dropped = reshard([dataset], tmp_path / "dropped", ReshardOptions(drop=("soft",)))
+    assert dropped.soft_labels == SoftLabelInfo(4, VOCABULARY.sha256, {"by": "wup"})
+    assert fields_by_path(tmp_path / "dropped") == fields_by_path(dataset)
+
+
+def test_sets_of_two_vocabularies_are_not_merged(web, soft, tmp_path):
+    other = Vocabulary(TAGS[::-1], (1, 2, 3, 4))
+    pack(web[0], tmp_path / "other", PackOptions(**OPTIONS, vocabulary=other, weights={}), workers=1)
+    with pytest.raises(DataError, match="expected the tags' vocabulary"):
+        reshard([soft[0], tmp_path / "other" / "train"], tmp_path / "both", ReshardOptions(drop=("soft",)))
