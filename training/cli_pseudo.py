@@ -70,7 +70,7 @@ def add_pseudo(subparsers: argparse._SubParsersAction) -> None:
 
 def _run_make(args: argparse.Namespace) -> int:
     with needs_extra("softshard pseudo make"):
-        from .pseudo import PseudoOptions, make_pseudo_labels
+        from .pseudo_store import PseudoOptions, make_pseudo_labels
     from ..shards.storage import public_name
 
     rank, world_size, local_rank = process_of_torchrun()

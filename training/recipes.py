@@ -57,8 +57,8 @@ class Recipe:
         targets: what the loader brings as soft targets: `none`, `original` (the class, one-hot), `relabel` (each
             crop's pooled label map) or one of its variants, `tags`, `weights` or `pseudo` (see Loader); for `joint` two,
             of classes and of keywords: `weights+tags`.
-        keep_targets: losses of noisy web labels only: None for dense targets, or how many of each image's targets are kept, the largest: thousands of
-            classes and keywords, of which an image has a few, then take little memory.
+        keep_targets: with noisy web labels: None for dense targets, or how many of each image's targets are kept, the
+            largest: thousands of classes and keywords, of which an image has a few, then take little memory.
         smoothing: label smoothing in [0, 1), of `single-label` and `semantic-softmax`.
         levels: with a label tree: levels trained, from the root; None for all.
         weight_clamp: `semantic-softmax` only: largest weight of a level; None for no limit.

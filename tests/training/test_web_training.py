@@ -187,7 +187,9 @@ def test_another_vocabulary_is_refused(web, tmp_path):
     run(tiny(weakly_tagged(), epochs=1), web, tmp_path / "run")
     words = ("animal", "black", "feather", "fur", "kitten", "puppy", "water")
     other = make_web_set(tmp_path / "other", vocabulary=Vocabulary(words, (1,) * 7))
-    with pytest.raises(DataError, match=r"vocabulary: expected .* the first that differs is keyword 6: 'sea'"):
+    with pytest.raises(
+        DataError, match=r"vocabulary: expected .* the first that differs is keyword 6: 'sea'"
+    ):
         evaluate(tmp_path / "run" / "checkpoint.pt", str(other / "val"))
     with pytest.raises(DataError, match="vocabulary: expected"):
         run(tiny(joint()), web, tmp_path / "b", val=str(other / "val"))
