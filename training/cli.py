@@ -14,6 +14,7 @@ from ..shards.errors import UsageError
 from .cli_maps import add_maps
 from .cli_process import EXIT_SIGNAL, needs_extra, process_of_torchrun, torch_device
 from .cli_pseudo import add_pseudo
+from .cli_tags import add_tags
 from .cli_teacher import add_teacher
 from .cli_use import add_evaluate, add_predict
 from .recipe_list import RECIPES
@@ -22,11 +23,12 @@ from .recipes import PRECISIONS, Recipe
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register demo, maps, teacher, pseudo, train, evaluate and predict."""
+    """Register demo, maps, teacher, pseudo, tags, train, evaluate and predict."""
     _add_demo(subparsers)
     add_maps(subparsers)
     add_teacher(subparsers)
     add_pseudo(subparsers)
+    add_tags(subparsers)
     _add_train(subparsers)
     add_evaluate(subparsers)
     add_predict(subparsers)
