@@ -43,6 +43,7 @@ class ClassNames:
         self._shown = tree.names if tree is not None and same else tuple(map(shown_name, names))
         self._names = names
         maps = found.manifest.label_maps
+        self.tags = found.tags
         self._map_fits = maps is not None and maps.num_classes == len(names)
 
     def title(self, class_index: int) -> str:
@@ -53,6 +54,10 @@ class ClassNames:
     def short(self, class_index: int) -> str:
         """Words, or the name."""
         return self._shown[class_index]
+
+    def of_target(self, index: int) -> str:
+        """What a target's column stands for: a tag, or a class."""
+        return self.tags[index] if self.tags else self.short(index)
 
     def of_map(self, class_index: int) -> str:
         """A class of the label maps' teacher, whose class list may be another one."""
@@ -132,12 +137,12 @@ def crop_figure(number: int, crop: CropView, sample: SampleView, names: ClassNam
         return Figure([crop.image], caption)
     best = np.argsort(-crop.target, kind="stable")[:top].tolist()
     best = [index for index in best if crop.target[index] > 0]
-    if sample.class_index is not None and sample.class_index not in best:
-        best.append(sample.class_index)
-    own = best.index(sample.class_index) if sample.class_index is not None else None
-    return Figure(
-        [crop.image], caption, [(names.short(index), float(crop.target[index])) for index in best], own
-    )
+    own = None
+    if sample.class_index is not None and not names.tags:
+        best += [] if sample.class_index in best else [sample.class_index]
+        own = best.index(sample.class_index)
+    bars = [(names.of_target(index), float(crop.target[index])) for index in best]
+    return Figure([crop.image], caption, bars, own)
 
 
 def heaviest_classes(label_map: MapView) -> list[int]:

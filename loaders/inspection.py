@@ -165,6 +165,7 @@ class Inspection:
         options: what was asked for.
         targets: the target mode, chosen where it was left open.
         samples: in the order asked for.
+        tags: names of what targets are about, where these are tags and not classes.
     """
 
     dataset: str
@@ -173,6 +174,7 @@ class Inspection:
     options: InspectOptions
     targets: str
     samples: tuple[SampleView, ...]
+    tags: tuple[str, ...] = ()
 
     @property
     def problems(self) -> list[str]:
@@ -202,7 +204,13 @@ def inspect_data_set(dataset: str | Path, options: InspectOptions | None = None)
         numbers = inspector.find_keys(options.keys) if options.keys else _first_samples(manifest, options)
         samples = tuple(inspector.look_at(number) for number in numbers)
         return Inspection(
-            str(dataset), inspector.manifest, inspector.tree, options, inspector.targets, samples
+            str(dataset),
+            inspector.manifest,
+            inspector.tree,
+            options,
+            inspector.targets,
+            samples,
+            inspector.tags,
         )
 
 
@@ -235,11 +243,15 @@ class _Inspector:
             None if tree is None else tree.vectors(),
             self._level_sizes,
             decode=True,
+            soft_labels=manifest.soft_labels,
         )
         self._classes = load_sidecar(dataset, manifest)
         self._starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)], dtype=np.int64)
+        source = Source.open(dataset)
+        vocabulary = source.load_vocabulary() if self.targets == "tags" else None
+        self.tags = () if vocabulary is None else vocabulary.tags
         self._maker = BatchMaker.create(
-            Source.open(dataset).parts,
+            source.parts,
             targets=self.targets,
             teacher=self._reads_teacher,
             side=self._side,
@@ -349,7 +361,7 @@ class _Inspector:
                     (x0, y0, x1, y1),
                     bool(batch.flips[0]),
                     np.ascontiguousarray(batch.images[0].permute(1, 2, 0).numpy()),
-                    None if batch.targets is None else batch.targets[0].numpy(),
+                    batch.targets[0].numpy() if isinstance(batch.targets, torch.Tensor) else None,
                 )
             )
             if batch.teacher is not None and self._level_sizes is not None:

@@ -1,4 +1,4 @@
-"""Components that `reshard` adds to samples or replaces: label maps of a folder, label vectors of a tree.
+"""What `reshard` adds to samples or replaces: label maps of a folder, label vectors of a tree, tags and weights of a list.
 
 Every map is read and checked before anything is written, so that the result has them all or is not begun; its
 64-bit hash (and its size: 16 bytes a sample in memory) makes sure that it is the same one later.
@@ -21,11 +21,12 @@ from .components import decode_class, encode_levels
 from .errors import DataError, UsageError
 from .gather import SampleTable
 from .index import padded
+from .joined_rows import JoinedRows
 from .labelmap import read_map_header
 from .manifest import LabelMapInfo, Manifest
 from .parallel import in_threads
 from .reader import Sample
-from .schema import CLS, HIER, LMAP, TAR_BLOCK_BYTES
+from .schema import CLS, HIER, LMAP, META, TAR_BLOCK_BYTES
 from .shard_task import map_path, read_map_file
 from .tree import LabelTree
 
@@ -77,10 +78,12 @@ class Added:
     Attributes:
         tree: label tree whose vectors are added, or None.
         maps: label maps, or None.
+        rows: tags and class weights that `msgpack` gets.
     """
 
     tree: LabelTree | None = None
     maps: AddedMaps | None = None
+    rows: tuple[JoinedRows, ...] = ()
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -95,6 +98,8 @@ class Added:
             added += TAR_BLOCK_BYTES + padded(len(encode_levels(self.tree.vectors()[0])))
         if self.maps is not None:
             added += TAR_BLOCK_BYTES + -(-self.maps.sizes // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
+        for rows in self.rows:
+            added += rows.sizes
         return added
 
     def to(self, sample: Sample, number: int, table: SampleTable, where: str) -> dict[str, bytes]:
@@ -110,6 +115,8 @@ class Added:
             parts[HIER.suffix] = encode_levels(self.tree.vectors()[index])
         if self.maps is not None:
             parts[LMAP.suffix] = self.maps.read(number, table.path(number))
+        for rows in self.rows:
+            parts[META.suffix] = rows.add(parts[META.suffix], number, f"{where}: sample {sample.key!r}")
         return parts
 
     def to_json(self) -> dict[str, Any]:
@@ -119,6 +126,8 @@ class Added:
             added[HIER.suffix] = {"tree": self.tree.fingerprint}
         if self.maps is not None:
             added[LMAP.suffix] = {"sha256": self.maps.sha256}
+        for rows in self.rows:
+            added[rows.kind] = {"sha256": rows.sha256, **dict(sorted(rows.counts.items()))}
         return added
 
 

@@ -97,6 +97,20 @@ def _add_reshard(subparsers: argparse._SubParsersAction) -> None:
         "pack. All are checked first; nothing is written where one is missing or bad",
     )
     command.add_argument(
+        "--tags",
+        type=local_path,
+        metavar="LIST",
+        help="list of JSON lines with path (the image's original one) or key, and tags, to add or in place of those there; "
+        "images without a row get none and are named in DST/bad.jsonl",
+    )
+    command.add_argument("--vocabulary", metavar="FILE", help="of the tags (softshard tags build)")
+    command.add_argument(
+        "--weights",
+        type=local_path,
+        metavar="LIST",
+        help="list with class weights (softshard tags weigh), as for --tags",
+    )
+    command.add_argument(
         "--shuffle",
         type=int,
         metavar="SEED",
@@ -172,6 +186,7 @@ def _run_reshard(args: argparse.Namespace) -> int:
     from .reshard import reshard
     from .reshard_plan import ReshardOptions
     from .storage import public_name
+    from .stored_vocabulary import Vocabulary
     from .tree import LabelTree
 
     manifest = reshard(
@@ -184,6 +199,9 @@ def _run_reshard(args: argparse.Namespace) -> int:
             drop=tuple(args.drop),
             tree=LabelTree.load(args.tree) if args.tree else None,
             label_maps=args.label_maps,
+            tags=args.tags,
+            vocabulary=Vocabulary.load(args.vocabulary) if args.vocabulary else None,
+            weights=args.weights,
             shuffle=args.shuffle,
             name=args.name,
         ),
@@ -207,4 +225,9 @@ def _run_reshard(args: argparse.Namespace) -> int:
         f"{public_name(args.destination)}: {manifest.num_samples:,} of {read:,} samples in {len(manifest.shards):,} shards, "
         f"{manifest.num_bytes:,} bytes"
     )
+    for kind in ("tags", "weights"):
+        counts = manifest.recipe["reshard"]["added"].get(kind, {})
+        for name, num in counts.items():
+            if name != "sha256" and num:
+                print(f"  {kind}: {num:,} {name.replace('_', ' ')}")
     return EXIT_FINE

@@ -25,7 +25,10 @@ from .destination import Destination, open_destination
 from .errors import DataError, UsageError
 from .files import canonical_json, sha256_hex
 from .gather import SampleTable, index_samples
+from .joined_rows import join_rows
 from .manifest import Manifest, check_sidecar, load_sidecar, load_tree, save_sidecar
+from .pack import write_ledger
+from .pack_soft import load_how, soft_columns, soft_info
 from .parallel import in_threads, num_workers
 from .philox import PURPOSE_RESHARD, permutation
 from .progress import progress_bar
@@ -33,6 +36,8 @@ from .receipts import check_free, read_receipts, settle_plan, write_receipt
 from .reshard_plan import ReshardOptions, check_fit, check_keys, kept_samples, result_name, shard_bounds
 from .schema import HIER, KD, LMAP, PLAN_NAME, RECEIPTS_DIR, SOFT, TREE_NAME, VOCABULARY_NAME, sorted_suffixes
 from .shard_files import dataset_path
+from .shard_task import BadInput
+from .soft_labels import SoftLabelInfo
 from .stored_vocabulary import load_vocabulary
 from .writer import ShardRecord, ShardWriter
 
@@ -116,10 +121,10 @@ def reshard(
     classes = np.concatenate([_checked_classes(folder, manifest) for folder, manifest in sources])
     kept = kept_samples(sources[0][1], classes, options)
     with progress_bar(sum(manifest.num_bytes for _, manifest in sources), "check sources", "B") as bar:
-        with_paths = options.label_maps is not None
+        with_paths = any((options.label_maps, options.tags, options.weights))
         table = index_samples(sources, options.left_out, bar.update, workers=workers, with_paths=with_paths)
     check_keys(table, kept)
-    added = _check_added(options, table, kept, len(_class_names(sources[0][1], options)), workers)
+    added = _check_added(options, table, kept, _class_names(sources[0][1], options), workers)
     if options.shuffle is not None:
         kept = kept[permutation(options.shuffle, PURPOSE_RESHARD, 0, 0, len(kept))]
     sample_bytes = table.kept_bytes + added.tar_bytes(len(table.kept_bytes))
@@ -139,6 +144,7 @@ def reshard(
                 receipts[shard_name] = receipt
                 bar.update(len(shards[shard_name]))
         records = [ShardRecord(**receipt["record"]) for receipt in receipts.values() if receipt is not None]
+        _write_missing(run, kept)
         return _finish(run, records, classes[kept])
 
 
@@ -154,13 +160,48 @@ def _class_names(manifest: Manifest, options: ReshardOptions) -> tuple[str, ...]
 
 
 def _check_added(
-    options: ReshardOptions, table: SampleTable, kept: np.ndarray, num_classes: int, workers: int
+    options: ReshardOptions, table: SampleTable, kept: np.ndarray, class_names: tuple[str, ...], workers: int
 ) -> Added:
-    if options.label_maps is None:
-        return Added(options.tree)
-    with progress_bar(len(kept), "check label maps", "map") as bar:
-        maps = check_maps(options.label_maps, table, kept, num_classes, workers, bar.update)
-    return Added(options.tree, maps)
+    maps, rows = None, []
+    if options.label_maps is not None:
+        with progress_bar(len(kept), "check label maps", "map") as bar:
+            maps = check_maps(options.label_maps, table, kept, len(class_names), workers, bar.update)
+    for file, vocabulary, how in (
+        (options.tags, options.vocabulary, None),
+        (options.weights, None, None if options.weights is None else load_how(options.weights)),
+    ):
+        columns, info = soft_columns(vocabulary, how, class_names), soft_info(vocabulary, how)
+        if file is not None and columns is not None and info is not None:
+            with progress_bar(None, f"check {columns.names[0]}", "B") as bar:
+                rows.append(join_rows(file, columns, info, table, kept, bar.update))
+    return Added(options.tree, maps, tuple(rows))
+
+
+def _soft_labels(run: _Run) -> SoftLabelInfo | None:
+    """What the result's manifest says of tags, weights and pseudo labels."""
+    info = run.sources[0][1].soft_labels or SoftLabelInfo()
+    if SOFT.suffix not in run.suffixes:
+        info = replace(info, pseudo=None)
+    for rows in run.added.rows:
+        new = rows.info
+        info = (
+            replace(info, weights=new.weights)
+            if rows.kind == "weights"
+            else replace(info, num_tags=new.num_tags, vocabulary_sha256=new.vocabulary_sha256)
+        )
+    return info if info.to_json() else None
+
+
+def _write_missing(run: _Run, kept: np.ndarray) -> None:
+    """Put every sample that a list says nothing of into the ledger."""
+    if not run.added.rows:
+        return
+    missing = []
+    for rows in run.added.rows:
+        reason = f"{rows.file.name}: expected a row with its {rows.kind}, found none"
+        for number in kept[~rows.has(kept)].tolist():
+            missing.append(BadInput(run.table.path(number), f"no-{rows.kind}", reason))
+    write_ledger(run.destination, missing)
 
 
 def _make_shard(run: _Run, shards: dict[str, np.ndarray], plan_sha256: str, name: str) -> dict[str, Any]:
@@ -205,11 +246,9 @@ def _finish(run: _Run, records: Sequence[ShardRecord], classes: np.ndarray) -> M
     tree = run.added.tree or (load_tree(folder, first) if HIER.suffix in suffixes else None)
     if tree is not None:
         tree.save(run.destination.at(TREE_NAME))
-    soft_labels = first.soft_labels
-    if soft_labels is not None and SOFT.suffix not in suffixes:
-        soft_labels = replace(soft_labels, pseudo=None)
-    if soft_labels is not None and soft_labels.vocabulary_sha256 is not None:
-        vocabulary = load_vocabulary(folder, soft_labels.vocabulary_sha256)
+    soft_labels = _soft_labels(run)
+    if soft_labels is not None and (sha256 := soft_labels.vocabulary_sha256) is not None:
+        vocabulary = run.options.vocabulary or load_vocabulary(folder, sha256)
         run.destination.write(VOCABULARY_NAME, vocabulary.to_bytes())
     label_maps = run.added.maps.info if run.added.maps is not None else first.label_maps
     manifests = [manifest for _, manifest in run.sources]
@@ -227,7 +266,7 @@ def _finish(run: _Run, records: Sequence[ShardRecord], classes: np.ndarray) -> M
         sidecar_sha256=save_sidecar(run.destination, classes),
         shards=tuple(records),
         teacher=first.teacher if KD.suffix in suffixes else None,
-        soft_labels=soft_labels if soft_labels is not None and soft_labels.to_json() else None,
+        soft_labels=soft_labels,
     )
     run.destination.remove_leftovers()
     result.save(run.destination)

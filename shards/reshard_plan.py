@@ -15,8 +15,9 @@ from .errors import DataError, UsageError
 from .gather import SampleTable, alike
 from .manifest import Manifest
 from .plan import some
-from .schema import COMPONENT_BY_SUFFIX, DEFAULT_SHARD_BYTES, HIER, KD, LMAP, TAR_BLOCK_BYTES
+from .schema import COMPONENT_BY_SUFFIX, DEFAULT_SHARD_BYTES, HIER, KD, LMAP, SOFT, TAR_BLOCK_BYTES
 from .shard_files import dataset_name
+from .stored_vocabulary import Vocabulary
 from .tree import LabelTree
 
 _LISTED_PROBLEMS = 20
@@ -37,6 +38,9 @@ class ReshardOptions:
         tree: label tree whose hierarchical label vectors are added to the samples, or take the place of theirs.
         label_maps: folder of label maps that are added, or take the place of the samples' own; laid out as for
             `pack`, by the images' original paths.
+        tags: list (`.jsonl`) whose column `tags` is added, or takes the place of the samples' tags; needs a vocabulary.
+        vocabulary: of the tags.
+        weights: list whose column `weights` is added, or takes the place of the samples' class weights.
         shuffle: seed of a new global order, or None to keep the order.
         name: of the result and its shards; by default the sources' where they share one, else the
             destination folder's.
@@ -48,6 +52,9 @@ class ReshardOptions:
     drop: Sequence[str] = ()
     tree: LabelTree | None = None
     label_maps: Path | None = None
+    tags: Path | None = None
+    vocabulary: Vocabulary | None = None
+    weights: Path | None = None
     shuffle: int | None = None
     name: str | None = None
 
@@ -66,6 +73,8 @@ class ReshardOptions:
         added = (HIER.suffix, self.tree), (LMAP.suffix, self.label_maps)
         for suffix in (suffix for suffix, value in added if value is not None and suffix in self.drop):
             raise UsageError(f"expected {suffix!r} to be added or dropped, found both")
+        if (self.tags is None) != (self.vocabulary is None):
+            raise UsageError("expected tags and their vocabulary together, found one of them. Give both")
         if self.shuffle is not None and not 0 <= self.shuffle < 2**64:
             raise UsageError(f"shuffle: expected a seed from 0 to 2**64 - 1, found {self.shuffle}")
 
@@ -117,8 +126,10 @@ def check_fit(sources: Sequence[tuple[str | Path, Manifest]], options: ReshardOp
         same.append(("label maps", lambda manifest: manifest.label_maps and vars(manifest.label_maps)))
     if KD.suffix not in options.left_out:
         same.append(("the stored teacher", lambda manifest: manifest.teacher and manifest.teacher.to_json()))
-    same.append(("the tags' vocabulary", lambda manifest: (manifest.vocabulary_sha256 or "none")[:12]))
-    same.append(("weights and pseudo labels", _soft_kinds))
+    if options.tags is None:
+        same.append(("the tags' vocabulary", lambda manifest: (manifest.vocabulary_sha256 or "none")[:12]))
+    replaced = ["weights"] * (options.weights is not None) + ["pseudo"] * (SOFT.suffix in options.drop)
+    same.append(("weights and pseudo labels", lambda manifest: _soft_kinds(manifest, replaced)))
     for folder, manifest in sources[1:]:
         problems += [
             f"{dataset_name(folder)}: expected {what} {value(first)} of {dataset_name(first_folder)}, found "
@@ -130,10 +141,13 @@ def check_fit(sources: Sequence[tuple[str | Path, Manifest]], options: ReshardOp
         raise DataError("\n".join(problems))
 
 
-def _soft_kinds(manifest: Manifest) -> str:
-    """Which class weights and pseudo labels samples have, however they were made."""
-    found = [] if manifest.soft_labels is None else manifest.soft_labels.to_json()
-    return " and ".join(kind for kind in ("weights", "pseudo") if kind in found) or "none"
+def _soft_kinds(manifest: Manifest, replaced: Sequence[str]) -> str:
+    """Which class weights and pseudo labels samples have that stay, however they were made."""
+    found = {} if manifest.soft_labels is None else manifest.soft_labels.to_json()
+    return (
+        " and ".join(kind for kind in ("weights", "pseudo") if kind in found and kind not in replaced)
+        or "none"
+    )
 
 
 def kept_samples(manifest: Manifest, classes: np.ndarray, options: ReshardOptions) -> np.ndarray:

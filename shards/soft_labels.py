@@ -206,7 +206,7 @@ def decode_soft_labels(
     problem_of, component = (tags_problem if kind == TAGS else weights_problem), _component(kind)
     for i, value in enumerate(values):
         if problem := problem_of(value, num_ids):
-            raise DataError(f"{where(i)}, component {component!r}, {kind}: {problem}. Run: softshard verify")
+            raise DataError(f"{where(i)}, component {component!r}, {kind}: {problem}; it is damaged")
     raise AssertionError("the fast path refused what the slow one takes")
 
 
@@ -225,7 +225,7 @@ def _values(kind: str, members: Sequence[bytes | memoryview], where: Callable[[i
                 if kind not in meta:
                     raise DataError(
                         f"{where(i)}, component {META.suffix!r}: expected a field {kind!r}, which the manifest says that "
-                        f"samples have, found {', '.join(map(str, meta))!r:.80}. Run: softshard verify"
+                        f"samples have, found {', '.join(map(str, meta))!r:.80}"
                     ) from None
                 values.append(meta[kind])
             return values

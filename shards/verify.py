@@ -1,8 +1,9 @@
 """Checks a data set against its manifest and lists every problem, not the first.
 
 With hashes, members, JPEG headers (or every pixel), class indices, hierarchical label vectors against the
-tree, label-map headers, shapes and ids, a teacher's levels, and counts. Every shard is read once; one behind a URL is
-copied into a temporary file, one a worker at a time. The problems and their order are the same for any number of workers.
+tree, label-map headers, shapes and ids, a teacher's levels, tags and weights, and counts. Every shard is read
+once; one behind a URL is copied into a temporary file, one a worker at a time. The problems and their order are the
+same for any number of workers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .progress import progress_bar
 from .schema import KD, MANIFEST_NAME, MIB
 from .shard_files import dataset_name, dataset_path, inside
 from .storage import open_storage
+from .stored_vocabulary import load_vocabulary
 from .tree import LabelTree
 from .verify_shard import Expected, ShardFindings, ShardToCheck, check_shard
 
@@ -168,7 +170,13 @@ def _verify_folder(
         vectors=None if tree is None else tree.vectors(),
         level_sizes=None if tree is None else tree.level_sizes[: tree.num_levels],
         decode=decode,
+        soft_labels=manifest.soft_labels,
     )
+    if manifest.vocabulary_sha256 is not None:
+        try:
+            load_vocabulary(folder, manifest.vocabulary_sha256)
+        except SoftshardError as error:  # a file that is not there is a wrong call elsewhere
+            problems.append(str(error))
     names = [shard.name for shard in manifest.shards]
     if only is not None and only not in names:
         problems.append(f"{expected.where(only)}: expected a shard of the manifest, found no such name there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,8 +20,9 @@ from .jpeg import read_jpeg_header
 from .labelmap import decode_label_map, read_map_header
 from .manifest import LabelMapInfo
 from .names import Names
-from .schema import CLS, HIER, JPG, KD, KEY_PATTERN, LMAP, META
+from .schema import CLS, HIER, JPG, KD, KEY_PATTERN, LMAP, META, SOFT
 from .shard_files import ShardFile, dataset_name, inside, open_shard, read_index
+from .soft_labels import KINDS, TAGS, SoftLabelInfo, decode_soft_labels
 from .teacher_levels import check_teacher_levels, decode_teacher_levels, read_teacher_header
 from .writer import ShardRecord
 
@@ -37,6 +39,7 @@ class Expected:
         vectors: int16 [C, ...], the hierarchical label vector of every class, or None.
         level_sizes: classes of each of the L levels, or None without a tree.
         decode: decode every image, rather than its header.
+        soft_labels: tags, class weights and pseudo labels that samples have, or None.
     """
 
     dataset: str | Path
@@ -46,6 +49,7 @@ class Expected:
     vectors: np.ndarray | None
     level_sizes: tuple[int, ...] | None
     decode: bool
+    soft_labels: SoftLabelInfo | None = None
 
     def where(self, name: str) -> str:
         """A file of the data set, as messages name it."""
@@ -253,6 +257,11 @@ def check_sample(
         if not fine or not isinstance(meta.get("path"), str):
             raise DataError(f"{where}, component 'msgpack': expected `path` and `size`, found {meta!r:.80}")
 
+    def check_soft(kind: str, info: SoftLabelInfo) -> None:
+        data = parts[SOFT.suffix if kind == "pseudo" else META.suffix]
+        num_ids = info.num_tags if kind == TAGS else expected.num_classes
+        decode_soft_labels(kind, [data], num_ids, lambda _: where)
+
     check(check_jpeg)
     check(check_labels)
     if LMAP.suffix in parts:
@@ -260,3 +269,6 @@ def check_sample(
     if KD.suffix in parts:
         check(check_teacher)
     check(check_meta)
+    if (info := expected.soft_labels) is not None:
+        for kind in filter(info.has, KINDS):
+            check(partial(check_soft, kind, info))

@@ -21,6 +21,8 @@ from softshard.loaders import (
     SparseTargets,
     pool_top_classes,
 )
+from softshard.loaders.inspect_page import inspect_page
+from softshard.loaders.inspection import InspectOptions, inspect_data_set
 from softshard.shards import ImageRecipe, Manifest, PackOptions, UsageError, pack, read_shard
 from softshard.shards.relabel import Relabelling
 from softshard.shards.stored_vocabulary import Vocabulary
@@ -302,3 +304,15 @@ def test_what_cannot_be_is_refused(tagged, options, says):
 def test_a_data_set_without_soft_labels_says_how_to_add_them(packed_plain):
     with pytest.raises(UsageError, match=r"found none\. Add them: softshard tags build"):
         Loader(packed_plain, batch_size=2, targets="tags")
+
+
+def test_inspect_shows_tags_by_name_and_classes_by_theirs(tagged):
+    wanted = stored(tagged)
+    for targets in ("tags", "weights"):
+        found = inspect_data_set(tagged, InspectOptions(targets=targets, num_samples=4))
+        assert found.problems == []
+        for sample in found.samples:
+            np.testing.assert_array_equal(sample.crops[0].target, wanted[sample.key][targets == "weights"])
+        text = inspect_page(found).render()
+        tags = {VOCABULARY.tags[i] for sample in found.samples for i in np.flatnonzero(wanted[sample.key][0])}
+        assert all((tag in text) == (targets == "tags") for tag in tags)

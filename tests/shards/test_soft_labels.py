@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from spoiling import rewrite
 
 from softshard.shards import (
     DataError,
@@ -391,3 +392,141 @@ def test_sets_of_two_vocabularies_are_not_merged(web, soft, tmp_path):
     pack(web[0], tmp_path / "other", PackOptions(**OPTIONS, vocabulary=other, weights={}), workers=1)
     with pytest.raises(DataError, match="expected the tags' vocabulary"):
         reshard([soft[0], tmp_path / "other" / "train"], tmp_path / "both", ReshardOptions(drop=("soft",)))
+
+
+@pytest.mark.parametrize(
+    ("component", "change", "says"),
+    [
+        (
+            "msgpack",
+            lambda meta: {**meta, "tags": [4]},
+            "component 'msgpack', tags: expected tags from 0 to 3, found 4",
+        ),
+        (
+            "msgpack",
+            lambda meta: {**meta, "weights": [[0], [NAN]]},
+            "weights: expected weights from 0, found nan",
+        ),
+        (
+            "msgpack",
+            lambda meta: {k: meta[k] for k in ("path", "size", "tags")},
+            "expected a field 'weights'",
+        ),
+        (
+            "soft",
+            lambda pair: [[2], [1.0]],
+            "component 'soft', pseudo: expected class ids from 0 to 1, found 2",
+        ),
+    ],
+)
+def test_verify_names_the_sample_whose_soft_labels_are_wrong(soft, component, change, says):
+    dataset, _ = soft
+    ((_, key),) = rewrite(
+        dataset, {2: {component: lambda data: msgpack.packb(change(msgpack.unpackb(data)))}}
+    )
+    (problem,) = verify(dataset, workers=1).problems
+    assert f"sample {key!r}" in problem
+    assert says in problem
+
+
+def test_verify_compares_the_vocabulary(soft):
+    dataset, _ = soft
+    (dataset / "vocabulary.tsv").write_bytes(Vocabulary(TAGS[::-1], (1, 2, 3, 4)).to_bytes())
+    (problem,) = verify(dataset, workers=1).problems
+    assert "the tags were packed with another one" in problem
+    (dataset / "vocabulary.tsv").unlink()
+    (problem,) = verify(dataset, workers=1).problems
+    assert "vocabulary.tsv" in problem
+
+
+# Tags and weights that are added to finished sets
+
+
+@pytest.fixture
+def plain(web, tmp_path):
+    """The same images without soft labels."""
+    pack(web[0], tmp_path / "plain", PackOptions(**OPTIONS), workers=1)
+    return tmp_path / "plain" / "train"
+
+
+def test_reshard_joins_a_list_by_path_to_what_packing_it_gives(web, plain, tmp_path):
+    file, _ = web
+    pack(file, tmp_path / "dst", PackOptions(**OPTIONS, vocabulary=VOCABULARY, weights={}), workers=1)
+    options = ReshardOptions(shard_samples=3, tags=file, vocabulary=VOCABULARY, weights=file)
+    made = reshard([plain], tmp_path / "joined", options)
+    wanted, found = fields_by_path(tmp_path / "dst" / "train"), fields_by_path(tmp_path / "joined")
+    for path, meta in wanted.items():
+        assert found[path]["tags"] == meta["tags"]
+        assert found[path]["weights"] == meta["weights"]
+        assert found[path]["size"] == meta["size"]
+    assert made.soft_labels == Manifest.load(tmp_path / "dst" / "train").soft_labels
+    assert load_vocabulary(tmp_path / "joined", VOCABULARY.sha256) == VOCABULARY
+    assert verify(tmp_path / "joined", workers=1).problems == []
+
+
+def test_reshard_joins_by_key_replaces_and_reports_each_image_without_a_row(soft, tmp_path):
+    dataset, labels = soft
+    keys = sorted(labels)
+    rows = [{"key": key, "tags": ["tree"]} for key in keys[:-2]]
+    write_rows(tmp_path / "more.jsonl", [*rows, {"key": "nobody", "tags": ["zoo"]}])
+    options = ReshardOptions(tags=tmp_path / "more.jsonl", vocabulary=VOCABULARY)
+    made = reshard([dataset], tmp_path / "joined", options)
+    counts = made.recipe["reshard"]["added"]["tags"]
+    assert {name: counts[name] for name in ("without_tags", "rows_of_no_sample")} == {
+        "without_tags": 2,
+        "rows_of_no_sample": 1,
+    }
+    ledger = [json.loads(line) for line in (tmp_path / "joined" / "bad.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in ledger] == ["no-tags", "no-tags"]
+    before = fields_by_path(dataset)
+    for record in made.shards:
+        for sample in read_shard(tmp_path / "joined" / record.name):
+            meta = msgpack.unpackb(sample.parts["msgpack"])
+            assert meta["tags"] == ([3] if sample.key in keys[:-2] else [])
+            assert meta["weights"] == before[meta["path"]]["weights"]  # not a bit of them changes
+            assert (meta["path"] in [line["path"] for line in ledger]) == (sample.key in keys[-2:])
+    assert made.soft_labels == Manifest.load(dataset).soft_labels
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"path": "cat/cat_0.jpg", "tags": 3}], "line 1: expected tags as a list of strings"),
+        ([{"tags": []}], "line 1: expected a path or a key, found None"),
+        ([{"path": "cat/cat_0.jpg"}, {"path": "cat/cat_0.jpg"}], "line 2: expected one row a sample"),
+        ([{"path": "elsewhere.jpg"}], "expected rows whose path or key is that of a sample, such as '"),
+        ([[]], "line 1: expected a JSON object, found: list"),
+    ],
+)
+def test_a_list_that_says_nonsense_is_refused_before_anything_is_written(plain, tmp_path, rows, says):
+    write_rows(tmp_path / "bad.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        reshard([plain], tmp_path / "no", ReshardOptions(tags=tmp_path / "bad.jsonl", vocabulary=VOCABULARY))
+    assert says in str(caught.value)
+    assert not (tmp_path / "no").exists()
+
+
+def test_tags_want_their_vocabulary_and_a_list(plain, tmp_path):
+    with pytest.raises(UsageError, match="expected tags and their vocabulary together"):
+        ReshardOptions(tags=tmp_path / "x.jsonl")
+    with pytest.raises(UsageError, match="expected a local list of JSON lines"):
+        reshard([plain], tmp_path / "no", ReshardOptions(weights=tmp_path / "x.jsonl"))
+
+
+def test_the_reshard_command_says_what_misses(web, plain, tmp_path, capsys):
+    file, _ = web
+    command = [
+        "reshard",
+        plain,
+        tmp_path / "out",
+        "--tags",
+        file,
+        "--vocabulary",
+        tmp_path / "v.tsv",
+        "--weights",
+        file,
+    ]
+    assert main([*map(str, command)]) == 0
+    text = capsys.readouterr().out
+    assert "tags: 4 unknown tags" in text
+    assert "weights: 1 without weights" in text
