@@ -95,8 +95,6 @@ def load_members(checkpoints: Sequence[str | Path]) -> list[Checkpoint]:
     first = members[0]
     for path, saved in zip(paths[1:], members[1:], strict=True):
         problems = first.label_space.differences(saved.label_space)
-        if list(first.tag_names) != list(saved.tag_names) and not problems:
-            problems.append(f"outputs: expected {first.label_space.shown}, found {saved.label_space.shown}")
         if first.tree_sha256 != saved.tree_sha256 and not problems:
             problems.append(f"label tree: expected {first.tree_sha256}, found {saved.tree_sha256}")
         for field, expected, found in (
@@ -139,7 +137,8 @@ def evaluate_ensemble(
 
     Args:
         checkpoints: files that `train` wrote, for the same classes (and tree); architectures, image sizes and
-            recipes may differ, and each member sees images as it would alone.
+            recipes may differ, and each member sees images as it would alone. Of models with outputs for keywords, too,
+            the classes alone count, unless all have them.
         dataset, labels, label_sets, batch_size, device, rank, world_size, num_threads, progress: as in `evaluate`.
 
     Returns:
@@ -152,11 +151,14 @@ def evaluate_ensemble(
     paths = [Path(path) for path in checkpoints]
     members = load_members(paths)
     first = members[0]
+    # Where some have outputs for classes alone, it is these that all are asked about.
+    with_tags = all(saved.tag_names == first.tag_names for saved in members)
+    loss = first.recipe.loss if with_tags or first.recipe.loss != "joint" else "label-weighted"
     models = [
-        load_trained_model(path, saved, saved.recipe.image_size, with_tags=True).to(device).eval()
+        load_trained_model(path, saved, saved.recipe.image_size, with_tags=with_tags).to(device).eval()
         for path, saved in zip(paths, members, strict=True)
     ]
-    average = MeanProbability(first, with_tags=True)
+    average = MeanProbability(first, with_tags=with_tags)
     with ExitStack() as stack:
         stack.enter_context(sharing_samples(device, rank, world_size))
         loaders: dict[tuple[object, ...], Loader] = {}
@@ -172,10 +174,11 @@ def evaluate_ensemble(
                     rank=rank,
                     world_size=world_size,
                     num_threads=num_threads,
+                    with_tags=with_tags,
                 )
                 loaders[key] = stack.enter_context(loader)
         main = loaders[preparation(first.recipe)]
-        first.check_data(paths[0], dataset, LabelSpace.of_loader(main, first.recipe.loss))
+        first.check_data(paths[0], dataset, LabelSpace.of_loader(main, loss))
 
         def answers() -> Iterator[tuple[Batch, Tensor]]:
             of_loaders = zip(*map(named_batches, loaders.values()), strict=True)
@@ -193,7 +196,7 @@ def evaluate_ensemble(
         numbers = measure(
             answers(),
             main,
-            loss=first.recipe.loss,
+            loss=loss,
             levels=first.recipe.levels,
             label_sets=None if label_sets is None else LabelSets.of_loader(label_sets, main),
         )

@@ -127,6 +127,18 @@ def test_a_joint_ensemble_averages_classes_and_keywords_apart(tmp_path):
         torch.testing.assert_close(together[:, part].softmax(dim=1), expected)
     numbers = evaluate_ensemble(paths, str(web / "val"))
     assert {"top1", "tag_top1", "balanced_top5"} <= numbers.keys()
+    # Beside a model of classes alone it is one.
+    train_tiny(tiny(single_label()), web, tmp_path / "plain")
+    for order in (
+        [paths[0], tmp_path / "plain" / "checkpoint.pt"],
+        [tmp_path / "plain" / "checkpoint.pt", paths[0]],
+    ):
+        expected = np.mean([probabilities([path], web / "val", top=4) for path in order], axis=0)
+        np.testing.assert_allclose(probabilities(order, web / "val", top=4), expected, rtol=0, atol=1e-12)
+        numbers = evaluate_ensemble(order, str(web / "val"))
+        classes = np.load(web / "val" / "classes.npy")
+        assert numbers["top1"] == pytest.approx((expected.argmax(axis=1) == classes).mean())
+        assert "tag_top1" not in numbers
 
 
 def test_the_mean_of_extreme_logits_is_finite():
@@ -151,9 +163,6 @@ def test_models_whose_outputs_mean_something_else_are_refused(shards, members, f
     train_tiny(tiny(single_label()), web, tmp_path / "web-classes")
     with pytest.raises(DataError, match="class list: expected"):
         load_members([members[0], tmp_path / "web-classes" / "checkpoint.pt"])
-    train_tiny(tiny(joint()), web, tmp_path / "joint")
-    with pytest.raises(DataError, match="outputs: expected 4 classes, found 4 classes and 7 keywords"):
-        load_members([tmp_path / "web-classes" / "checkpoint.pt", tmp_path / "joint" / "checkpoint.pt"])
 
 
 def test_the_commands_take_more_checkpoints(shards, members, capsys):
