@@ -103,11 +103,6 @@ class Checkpoint:
         """What the model's outputs stand for."""
         return LabelSpace(self.class_names, self.classes_sha256, self.tree, self.tag_names)
 
-    @property
-    def output_names(self) -> list[str]:
-        """Names of the outputs that tell images apart: the classes; of a model of keywords alone, those."""
-        return self.class_names or self.tag_names
-
     def check_data(self, path: Path, dataset: str, found: LabelSpace) -> None:
         """Refuse a data set with another class list or another label tree.
 

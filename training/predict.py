@@ -172,7 +172,7 @@ class _Reader:
 
     def __init__(self, saved: Checkpoint, top: int, *, down_the_tree: bool = False) -> None:
         self.tree: LabelTree | None = saved.tree
-        self.names = saved.output_names
+        self.names = saved.class_names or saved.tag_names  # of a model of keywords alone
         self.shown = self.names if self.tree is None else self.tree.names
         self.top = top
         # These losses compare classes within a level, or none at all: a softmax over all would mean nothing.
