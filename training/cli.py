@@ -88,7 +88,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--new-head",
         action="store_true",
-        help="begin with a new head whatever the weights bring (the recipe transfer always does)",
+        help="begin with a new head whatever the weights bring (the recipes transfer, fine-tune and pseudo always do)",
     )
     command.add_argument(
         "--freeze", action="store_true", help="train the head only; the rest stays as it was loaded"

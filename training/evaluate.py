@@ -15,7 +15,7 @@ from ..loaders.batch import Batch
 from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
-from ..shards.errors import DataError
+from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest
 from ..shards.shard_files import dataset_path
 from ..shards.storage import public_name
@@ -171,7 +171,14 @@ def measure(
         answers: each batch of one pass, and what is said of it: logits, floating [N, C] in class order.
         loader: of these batches.
         loss, levels, label_sets: as there.
+
+    Raises:
+        UsageError: label sets for a model without classes.
     """
+    if label_sets is not None and loss == "weakly-tagged":
+        raise UsageError(
+            "label sets: expected a model with outputs for classes, found one for keywords alone"
+        )
     tree = loader.tree
     by_class: list[Any] = []
     if loss != "weakly-tagged":

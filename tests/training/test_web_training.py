@@ -241,3 +241,26 @@ def test_the_command_trains_evaluates_and_fine_tunes(web, tmp_path, capsys):
     assert main([*command, "--init-from", f"{out}/checkpoint.pt", "--accumulate", "2"]) == 0
     assert main(["evaluate", f"{tuned}/checkpoint.pt", val]) == 0
     assert "balanced_top1" in capsys.readouterr().out
+
+
+def test_a_checkpoint_from_before_there_were_keywords_is_read(web, tmp_path):
+    run(tiny(single_label(), epochs=1), web, tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    fields = torch.load(path, weights_only=True)
+    for name in ("step_epochs", "step_factor", "lr_of_start", "class_balance", "keep_targets", "tag_weight"):
+        del fields["recipe"][name]
+    del fields["tag_names"]
+    torch.save(fields, path)
+    assert load_checkpoint(path).label_space.shown == "4 classes"
+    assert evaluate(path, str(web / "val"))["samples"] == 12
+    assert run(tiny(single_label(), epochs=1), web, tmp_path, resume=True).steps == 6
+
+
+def test_label_sets_need_classes(web, tmp_path):
+    run(tiny(weakly_tagged(), epochs=1), web, tmp_path)
+    sets = tmp_path / "sets.json"
+    with Loader(web / "val", batch_size=4) as loader:
+        keys = next(iter(loader)).keys
+    sets.write_text(json.dumps({f"{keys[0]}": ["cat"]}))
+    with pytest.raises(UsageError, match="label sets: expected a model with outputs for classes"):
+        evaluate(tmp_path / "checkpoint.pt", str(web / "val"), label_sets=sets)

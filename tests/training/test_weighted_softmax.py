@@ -159,3 +159,21 @@ def test_targets_for_other_classes_are_refused(drawn, targets):
         LabelWeightedLoss()(drawn[0], targets)
     with pytest.raises(UsageError, match="JointLoss: expected logits of 11 classes and some keywords"):
         JointLoss(11)(drawn[0], (targets, targets))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_nothing_of_the_logits_shape_is_kept_for_the_backward_pass(sparse):
+    logits = torch.randn(4, 35_000, dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.zeros(4, 35_000).scatter_(1, torch.arange(12).view(4, 3), 1.0)
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        WeaklyTaggedLoss()(logits, as_sparse(targets, 5) if sparse else targets)
+    own = {logits.data_ptr(), targets.data_ptr()}
+    large = [tensor for tensor in kept if tensor.numel() >= logits.numel()]
+    assert len(large) == (1 if sparse else 2)
+    assert {tensor.data_ptr() for tensor in large} <= own
