@@ -53,7 +53,7 @@ def test_toy_values(sparse):
 @pytest.mark.parametrize("rows", [1, 3, 100])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_values_and_gradients_equal_one_cross_entropy_for_each_target(drawn, sparse, rows, monkeypatch):
-    monkeypatch.setattr(module, "_PIECE", rows * 11)
+    monkeypatch.setattr(module, "_PIECE_CPU", rows * 11)
     logits, targets = drawn
     plain, own = (logits.clone().requires_grad_() for _ in range(2))
     expected = naive(plain, targets)
