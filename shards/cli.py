@@ -26,6 +26,7 @@ from .cli_values import (
     local_path,
     print_json,
 )
+from .cli_weigh import add_weigh
 from .errors import DataError, SoftshardError
 from .schema import DEFAULT_SHARD_BYTES
 
@@ -80,9 +81,10 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register tree, maps, pack, verify and reshard."""
+    """Register tree, maps, tags, pack, verify and reshard."""
     add_tree(subparsers)
     add_maps(subparsers)
+    add_weigh(subparsers)
     _add_pack(subparsers)
     add_data_sets(subparsers)
 
