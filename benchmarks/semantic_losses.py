@@ -48,7 +48,7 @@ from softshard.training.demo_photos import PHOTOS, Region, draw_window, read_pho
 from softshard.training.down_the_tree import DownTheTree
 from softshard.training.evaluate import evaluate_model, evaluation_loader
 from softshard.training.models import load_trained_model
-from softshard.training.recipes import RECIPES
+from softshard.training.recipe_list import RECIPES
 from softshard.training.train import train
 
 TRAINED_PART = 0.62  # of the longer side; the rest is for validation

@@ -17,7 +17,7 @@ from importlib.metadata import entry_points, version
 from .cli_data_sets import add_data_sets
 from .cli_maps import add_maps
 from .cli_subset import add_subset
-from .cli_tags import add_tags_commands
+from .cli_tags import add_build
 from .cli_tree import add_tree
 from .cli_values import (
     EXIT_BAD_DATA,
@@ -28,6 +28,7 @@ from .cli_values import (
     local_path,
     print_json,
 )
+from .cli_weigh import add_weigh
 from .errors import DataError, SoftshardError
 from .schema import DEFAULT_SHARD_BYTES
 
@@ -86,7 +87,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add_tree(subparsers)
     add_maps(subparsers)
     _add_pack(subparsers)
-    add_tags_commands(subparsers)
+    add_build(subparsers)
+    add_weigh(subparsers)
     add_data_sets(subparsers)
     add_subset(subparsers)
 

@@ -5,20 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-
-def maps_actions(subparsers: argparse._SubParsersAction) -> argparse._SubParsersAction:
-    """The actions of `softshard maps`: two packages add to them, whichever comes first makes the command."""
-    maps = subparsers.choices.get("maps")
-    if maps is None:
-        maps = subparsers.add_parser("maps", help="make, import, join and check label maps")
-        maps.add_subparsers(title="actions", metavar="ACTION", required=True)
-    (actions,) = (action for action in maps._actions if isinstance(action, argparse._SubParsersAction))
-    return actions
+from .cli_values import actions_of
 
 
 def add_maps(subparsers: argparse._SubParsersAction) -> None:
     """Register `maps import` and `maps join`."""
-    actions = maps_actions(subparsers)
+    actions = actions_of(subparsers, "maps")
     command = actions.add_parser(
         "import",
         help="published ReLabel or TokenLabeling files as label maps for `pack --label-maps`",

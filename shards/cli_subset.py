@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_values import EXIT_FINE, print_json
+from .cli_values import EXIT_FINE, actions_of, print_json
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,21 +16,9 @@ if TYPE_CHECKING:
 _SHOWN = 10
 
 
-def subset_actions(subparsers: argparse._SubParsersAction) -> argparse._SubParsersAction:
-    """The actions of `softshard subset`: two packages add to them, whichever comes first makes the command."""
-    subset = subparsers.choices.get("subset")
-    if subset is None:
-        subset = subparsers.add_parser(
-            "subset", help="choose classes and images of a data set, for study on a part"
-        )
-        subset.add_subparsers(title="actions", metavar="ACTION", required=True)
-    (actions,) = (action for action in subset._actions if isinstance(action, argparse._SubParsersAction))
-    return actions
-
-
 def add_subset(subparsers: argparse._SubParsersAction) -> None:
     """Register `subset classes` and `subset images`."""
-    actions = subset_actions(subparsers)
+    actions = actions_of(subparsers, "subset")
     _add_classes(actions)
     _add_images(actions)
 

@@ -1,20 +1,16 @@
-"""The commands `softshard tags build` and, from other modules, the rest of `softshard tags`."""
+"""The command `softshard tags build`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-
-def add_tags_commands(subparsers: argparse._SubParsersAction) -> argparse._SubParsersAction:
-    """Register `softshard tags` with its action `build`; returns its actions, so that others can be added."""
-    tags = subparsers.add_parser("tags", help="keywords of images from their own text")
-    actions = tags.add_subparsers(title="actions", metavar="ACTION", required=True)
-    _add_build(actions)
-    return actions
+from .cli_values import EXIT_FINE, actions_of, print_json
 
 
-def _add_build(actions: argparse._SubParsersAction) -> None:
+def add_build(subparsers: argparse._SubParsersAction) -> None:
+    """Register `tags build`."""
+    actions = actions_of(subparsers, "tags")
     command = actions.add_parser(
         "build",
         help="a list of images with tags, and their vocabulary",
@@ -99,7 +95,6 @@ def _add_build(actions: argparse._SubParsersAction) -> None:
 
 def _run_build(args: argparse.Namespace) -> int:
     from .classes import load_class_list
-    from .cli_values import EXIT_FINE, print_json
     from .tags_build import TagOptions, build_tags
     from .tags_tasks import TagSettings
 

@@ -15,6 +15,24 @@ EXIT_FINE, EXIT_BAD_DATA, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1024, "MIB": MIB, "GIB": 1024 * MIB}
 
 
+# Commands whose actions are in several modules and packages, and what `softshard --help` says of them.
+_GROUPS = {
+    "maps": "make, import, join and check label maps",
+    "subset": "choose parts of a data set, and measure what they are worth",
+    "tags": "keywords of images, and weights of classes",
+}
+
+
+def actions_of(subparsers: argparse._SubParsersAction, command: str) -> argparse._SubParsersAction:
+    """The actions of a command that several modules add to: whichever comes first makes it."""
+    parser = subparsers.choices.get(command)
+    if parser is None:
+        parser = subparsers.add_parser(command, help=_GROUPS[command])
+        parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    (actions,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return actions
+
+
 def byte_size(text: str) -> int:
     """`256MB`, `1GiB` or a number of bytes, for argparse."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())

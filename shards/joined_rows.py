@@ -23,6 +23,7 @@ import numpy as np
 from .components import decode_meta
 from .errors import DataError, UsageError
 from .gather import SampleTable, key_hashes
+from .json_lines import JsonLine, read_json_lines
 from .pack_soft import WITHOUT_TAGS, SoftColumns
 from .schema import META, MIB
 from .soft_labels import SoftLabelInfo, encode_meta
@@ -139,9 +140,11 @@ def join_rows(
     counts: Counter[str] = Counter()
     kept = np.zeros(len(offsets), bool)
     kept[numbers] = True
-    for line_number, offset, length, row in _rows(file, problems, progress):
-        where = f"{file}: line {line_number}"
+    for line in _lines(file, progress):
+        where, row = f"{file}: line {line.number}", line.row
         try:
+            if row is None:
+                raise DataError(f"{where}: {line.problem}")
             number = samples.find(row, where)
             if number is None or not kept[number]:
                 counts["rows_of_no_sample"] += 1
@@ -154,7 +157,8 @@ def join_rows(
         except DataError as error:
             problems.append(str(error))
         else:
-            offsets[number], lengths[number], hashes[number] = offset, length, _hash64(fields)
+            offsets[number], lengths[number] = line.offset, line.length
+            hashes[number] = _hash64(fields)
             sizes[number] = len(encode_meta(fields))
         if len(problems) >= _MAX_PROBLEMS:
             break
@@ -205,32 +209,11 @@ def _sorted(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return hashes[order], order
 
 
-def _rows(
-    file: Path, problems: list[str], progress: Callable[[int], object]
-) -> Iterator[tuple[int, int, int, dict[str, Any]]]:
-    """(line, first byte, bytes, row) of every row."""
-    offset = 0
+def _lines(file: Path, progress: Callable[[int], object]) -> Iterator[JsonLine]:
     with open(file, "rb") as stream:
-        number = 0
-        while line := stream.readline(_MAX_LINE_BYTES + 1):
-            number += 1
-            length = len(line)
-            if length > _MAX_LINE_BYTES:
-                problems.append(
-                    f"{file}: line {number}: expected at most {_MAX_LINE_BYTES:,} bytes, found more"
-                )
-                return
-            begin = 3 if number == 1 and line.startswith(b"\xef\xbb\xbf") else 0
-            if line.strip():
-                try:
-                    row = json.loads(line[begin:])
-                    if not isinstance(row, dict):
-                        raise ValueError(type(row).__name__)
-                    yield number, offset + begin, length - begin, row
-                except (ValueError, RecursionError) as error:
-                    problems.append(f"{file}: line {number}: expected a JSON object, found: {error}")
-            offset += length
-            progress(length)
+        for line in read_json_lines(stream, _MAX_LINE_BYTES):
+            yield line
+            progress(line.length)
 
 
 def _hash64(fields: dict[str, Any]) -> np.uint64:

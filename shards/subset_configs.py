@@ -67,8 +67,8 @@ def imagenet_shortage(sizes: Sequence[int], wanted: int) -> str:
         return ""
     return (
         f"ImageNet has {fewest:,} to {most:,} images a class for training: {surely:,} of {len(sizes):,} classes have fewer "
-        f"than {wanted:,}, {maybe - surely:,} more may have: group classes (--method groups, siblings, confusion or coarse), or "
-        "take fewer images"
+        f"than {wanted:,}, {maybe - surely:,} more may have: group classes (--method groups, siblings, confusion or coarse), "
+        "or take fewer images"
     )
 
 

@@ -118,6 +118,15 @@ class WordNet:
         words = self._lemmas[self._lemma_starts[synset] : self._lemma_starts[synset + 1]]
         return tuple(word.replace("_", " ") for word in words)
 
+    def sense_name(self, wnid: str) -> str:
+        """What NLTK calls a synset: `dog.n.01`, its first lemma and which of that lemma's senses it is.
+
+        Raises:
+            DataError: WordNet 3.0 has no such noun synset.
+        """
+        first = self._lemma_starts[self._synset(wnid)]
+        return f"{self._lemmas[first].lower()}.n.{1 + int(self._lemma_ranks[first]):02d}"
+
     def senses(self, name: str) -> tuple[str, ...]:
         """Synsets that a name stands for, the most frequent sense first (the order of index.noun).
 

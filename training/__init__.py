@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .average_precision import MeanAveragePrecision
+    from .balanced_accuracy import BalancedAccuracy
     from .distillation import SemanticKDLoss, TeacherLevels, teacher_levels
     from .down_the_tree import DownTheTree
     from .level_layout import LevelLayout, LevelOrder
@@ -25,11 +26,17 @@ if TYPE_CHECKING:
         single_label,
         transfer,
     )
+    from .recipes_web import fine_tune, joint, label_weighted, larger_images, pseudo, weakly_tagged
+    from .tag_accuracy import TagAccuracy
+    from .weighted_softmax import JointLoss, LabelWeightedLoss, WeaklyTaggedLoss
 
 __all__ = [
     "AsymmetricLoss",
+    "BalancedAccuracy",
     "BinaryCrossEntropyLoss",
     "DownTheTree",
+    "JointLoss",
+    "LabelWeightedLoss",
     "LevelLayout",
     "LevelOrder",
     "MeanAveragePrecision",
@@ -39,13 +46,20 @@ __all__ = [
     "SemanticSoftmaxLoss",
     "SingleLabelLoss",
     "SoftTargetLoss",
+    "TagAccuracy",
     "TeacherLevels",
     "TopKAccuracy",
     "TreeDistance",
+    "WeaklyTaggedLoss",
+    "fine_tune",
+    "joint",
+    "label_weighted",
+    "larger_images",
     "live_distillation",
     "multi_label_asl",
     "multi_label_bce",
     "paper_cutmix",
+    "pseudo",
     "relabel",
     "semantic_kd",
     "semantic_softmax",
@@ -54,6 +68,7 @@ __all__ = [
     "teacher_levels",
     "transfer",
     "visible_cutmix",
+    "weakly_tagged",
 ]
 
 _MODULES = {
@@ -69,6 +84,11 @@ _MODULES = {
     "LevelOrder": "level_layout",
     "DownTheTree": "down_the_tree",
     "MeanAveragePrecision": "average_precision",
+    "BalancedAccuracy": "balanced_accuracy",
+    "TagAccuracy": "tag_accuracy",
+    "JointLoss": "weighted_softmax",
+    "LabelWeightedLoss": "weighted_softmax",
+    "WeaklyTaggedLoss": "weighted_softmax",
     "SemanticAccuracy": "metrics",
     "TopKAccuracy": "metrics",
     "TreeDistance": "metrics",
@@ -84,6 +104,12 @@ _MODULES = {
     "paper_cutmix": "recipe_presets",
     "visible_cutmix": "recipe_presets",
     "transfer": "recipes",
+    "fine_tune": "recipes_web",
+    "joint": "recipes_web",
+    "label_weighted": "recipes_web",
+    "larger_images": "recipes_web",
+    "pseudo": "recipes_web",
+    "weakly_tagged": "recipes_web",
 }
 
 

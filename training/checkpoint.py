@@ -13,7 +13,7 @@ import os
 import pickle
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Checkpoint:
         classes_sha256: fingerprint of the class list.
         tree_sha256: fingerprint of the label tree, or None.
         tree_json: the label tree as JSON text, or None.
+        tag_names: T keywords; the model's outputs after those of the classes.
         stored_images: how the data set stored its images (fields of ImageRecipe), or None where it does not say.
         rng: for every rank the states of its random generators: `cpu` and, on a GPU, `cuda`.
         loss_sum: sum of the losses of the epoch's steps so far.
@@ -80,6 +81,7 @@ class Checkpoint:
     loss_steps: int
     skipped: int
     history: list[dict[str, Any]]
+    tag_names: list[str] = field(default_factory=list)  # files older than keywords have none
 
     @property
     def best_model(self) -> dict[str, torch.Tensor]:
@@ -99,7 +101,7 @@ class Checkpoint:
     @property
     def label_space(self) -> LabelSpace:
         """What the model's outputs stand for."""
-        return LabelSpace(self.class_names, self.classes_sha256, self.tree)
+        return LabelSpace(self.class_names, self.classes_sha256, self.tree, self.tag_names)
 
     def check_data(self, path: Path, dataset: str, found: LabelSpace) -> None:
         """Refuse a data set with another class list or another label tree.
@@ -126,7 +128,7 @@ def stored_images(manifest: Manifest) -> dict[str, Any] | None:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write the file under another name, flush it and rename it: no crash leaves half a checkpoint."""
-    fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
+    fields = {part.name: getattr(checkpoint, part.name) for part in dataclasses.fields(checkpoint)}
     fields["recipe"] = dataclasses.asdict(checkpoint.recipe)
     part = path.with_name(path.name + TEMPORARY_SUFFIX)
     with part.open("wb") as file:
@@ -167,7 +169,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: expected a checkpoint, found a file that torch cannot read ({reason}); it is cut short "
             "or damaged. Use an older copy, or start the run again without --resume"
         ) from error
-    names = {field.name for field in dataclasses.fields(Checkpoint)}
+    names = {part.name for part in dataclasses.fields(Checkpoint)} - {"tag_names"}
     # The version first: another one may have other fields.
     if isinstance(fields, dict) and "recipe" in fields and fields.get("version") != CHECKPOINT_VERSION:
         raise DataError(
@@ -188,7 +190,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: expected a recipe of this version of softshard, found another ({error}); "
             "the checkpoint was written by another version, or changed"
         ) from error
-    return Checkpoint(**{name: fields[name] for name in names})
+    fields.setdefault("tag_names", [])
+    return Checkpoint(**{name: fields[name] for name in (*names, "tag_names")})
 
 
 def _refuse_what_is_plainly_else(path: Path) -> None:

@@ -91,15 +91,16 @@ def check_data(recipe: Recipe, dataset: str, loader: Loader) -> None:
         )
 
 
-def check_same_classes(dataset: str, loader: Loader, val: str, val_loader: Loader) -> None:
-    """Refuse a validation set with another class list or tree.
+def check_same_classes(dataset: str, loader: Loader, val: str, val_loader: Loader, loss: str) -> None:
+    """Refuse a validation set with another class list, tree or vocabulary, as far as the loss has outputs for them.
 
     Raises:
         DataError: with both fingerprints.
     """
-    problems = LabelSpace.of_loader(loader).differences(LabelSpace.of_loader(val_loader))
-    if (loader.tree is None) != (val_loader.tree is None):
-        shown = ["a label tree" if each.tree else "no label tree" for each in (loader, val_loader)]
+    spaces = [LabelSpace.of_loader(each, loss) for each in (loader, val_loader)]
+    problems = spaces[0].differences(spaces[1])
+    if (spaces[0].tree is None) != (spaces[1].tree is None):
+        shown = ["a label tree" if each.tree else "no label tree" for each in spaces]
         problems.append(f"expected {shown[0]}, found {shown[1]}")
     if problems:
         raise DataError(
@@ -126,7 +127,7 @@ def check_resume(
         DataError: another class list or tree.
         UsageError: other options; every one is named.
     """
-    saved.check_data(path, dataset, LabelSpace.of_loader(loader))
+    saved.check_data(path, dataset, LabelSpace.of_loader(loader, recipe.loss))
     as_long = dataclasses.replace(recipe, epochs=saved.recipe.epochs)
     problems = saved.recipe.differences(as_long)
     if recipe.epochs != saved.recipe.epochs:

@@ -1,5 +1,4 @@
-"""The commands of softshard.training: `demo` and `train`, and those of `cli_use`, `cli_maps`, `cli_subset` and
-`cli_teacher`.
+"""The commands of softshard.training: `demo` and `train`, and those of the other cli modules here.
 
 `softshard pack` imports these modules too, so torch, timm and DALI are imported only when a command runs.
 """
@@ -14,19 +13,24 @@ import shutil
 from ..shards.errors import UsageError
 from .cli_maps import add_maps
 from .cli_process import EXIT_SIGNAL, needs_extra, process_of_torchrun, torch_device
+from .cli_pseudo import add_pseudo
 from .cli_subset import add_subset
+from .cli_tags import add_tags
 from .cli_teacher import add_teacher
 from .cli_use import add_evaluate, add_predict
+from .recipe_list import RECIPES
 from .recipe_presets import PRESETS, with_settings
-from .recipes import PRECISIONS, RECIPES, Recipe
+from .recipes import PRECISIONS, Recipe
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register demo, maps, subset, teacher, train, evaluate and predict."""
+    """Register demo, maps, subset, teacher, pseudo, tags, train, evaluate and predict."""
     _add_demo(subparsers)
     add_maps(subparsers)
     add_subset(subparsers)
     add_teacher(subparsers)
+    add_pseudo(subparsers)
+    add_tags(subparsers)
     _add_train(subparsers)
     add_evaluate(subparsers)
     add_predict(subparsers)
@@ -92,7 +96,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--new-head",
         action="store_true",
-        help="begin with a new head whatever the weights bring (the recipe transfer always does)",
+        help="begin with a new head whatever the weights bring (the recipes transfer, fine-tune and pseudo always do)",
     )
     command.add_argument(
         "--freeze", action="store_true", help="train the head only; the rest stays as it was loaded"
@@ -126,6 +130,13 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--lr", type=float, help="highest learning rate, instead of the recipe's")
     command.add_argument("--image-size", type=int, metavar="PIXELS", help="instead of the recipe's")
+    command.add_argument(
+        "--class-balance",
+        type=float,
+        metavar="EXPONENT",
+        help="class-balanced sampling, from 0 (the data set as it is) to 1 (every class the same): a class with n "
+        "samples has a share of an epoch that goes with n^(1 - EXPONENT)",
+    )
     command.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -219,6 +230,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         "global_batch": args.global_batch,
         "lr": args.lr,
         "image_size": args.image_size,
+        "class_balance": args.class_balance,
         "precision": args.precision,
         "accumulate": args.accumulate,
         "freeze": args.freeze or None,

@@ -8,7 +8,7 @@ import os
 import sys
 from functools import partial
 
-from ..shards.cli_maps import maps_actions
+from ..shards.cli_values import actions_of
 from .cli_process import EXIT_SIGNAL, needs_extra, process_of_torchrun, torch_device
 from .ray_ranks import add_engine, run_command
 from .recipe_presets import PRESETS, with_settings
@@ -17,7 +17,7 @@ from .recipes import relabel
 
 def add_maps(subparsers: argparse._SubParsersAction) -> None:
     """Register `maps make`, `maps check` and `maps study`."""
-    actions = maps_actions(subparsers)
+    actions = actions_of(subparsers, "maps")
     _add_make(actions)
     _add_check(actions)
     _add_study(actions)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..shards.cli_values import EXIT_FINE, local_path, print_json
+from ..shards.cli_values import EXIT_FINE, actions_of, local_path, print_json
 from ..shards.errors import UsageError
 from .cli_process import EXIT_SIGNAL, needs_extra, process_of_torchrun, torch_device
 from .recipe_presets import PRESETS, with_settings
@@ -18,29 +18,13 @@ if TYPE_CHECKING:
     from .subset_study import StudySet
 
 
-def subset_actions(subparsers: argparse._SubParsersAction) -> argparse._SubParsersAction:
-    """The actions of `softshard subset`: two packages add to them, whichever comes first makes the command."""
-    subset = subparsers.choices.get("subset")
-    if subset is None:
-        subset = subparsers.add_parser(
-            "subset", help="choose parts of a data set, and measure what they are worth"
-        )
-        subset.add_subparsers(title="actions", metavar="ACTION", required=True)
-    (actions,) = (action for action in subset._actions if isinstance(action, argparse._SubParsersAction))
-    return actions
-
-
 def add_subset(subparsers: argparse._SubParsersAction) -> None:
     """Register `subset confusion`, `subset score`, `subset evaluate` and `subset study`."""
-    add_subset_commands(subset_actions(subparsers))
-
-
-def add_subset_commands(subset_subparsers: argparse._SubParsersAction) -> None:
-    """Add the four actions to those of `softshard subset`."""
-    _add_confusion(subset_subparsers)
-    _add_score(subset_subparsers)
-    _add_evaluate(subset_subparsers)
-    _add_study(subset_subparsers)
+    actions = actions_of(subparsers, "subset")
+    _add_confusion(actions)
+    _add_score(actions)
+    _add_evaluate(actions)
+    _add_study(actions)
 
 
 def _add_confusion(actions: argparse._SubParsersAction) -> None:

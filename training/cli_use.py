@@ -46,6 +46,7 @@ def add_evaluate(subparsers: argparse._SubParsersAction) -> None:
         'their own names; or a JSON file such as {"dog_and_cat.jpg": ["dog", "cat"]}. Images with none are left out. The '
         "mean average precision over classes is given, too",
     )
+    _add_ensemble(command)
     command.add_argument(
         "--weights",
         metavar="FILE",
@@ -76,6 +77,7 @@ def add_predict(subparsers: argparse._SubParsersAction) -> None:
         metavar="IMAGE|DATASET",
         help="image files, as softshard pack reads them; or one folder of a data set",
     )
+    _add_ensemble(command)
     command.add_argument(
         "--top", type=int, default=3, metavar="K", help="classes listed of each level (default: 3)"
     )
@@ -91,11 +93,23 @@ def add_predict(subparsers: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_run_predict)
 
 
+def _add_ensemble(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--ensemble",
+        action="append",
+        default=[],
+        metavar="CHECKPOINT",
+        help="another checkpoint for the same classes, which sees images prepared as it was trained on; the mean of all "
+        "checkpoints' probabilities counts. May be repeated",
+    )
+
+
 def _run_evaluate(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UsageError(f"--batch-size: expected at least 1, found {args.batch_size}")
     rank, world_size, local_rank = process_of_torchrun()
     with needs_extra("softshard evaluate"):
+        from .ensemble import evaluate_ensemble
         from .evaluate import evaluate
         from .evaluate_timm import evaluate_timm
         from .preparation import PREFIX
@@ -109,11 +123,18 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         "num_threads": args.threads,
         "progress": rank == 0 and sys.stderr.isatty(),
     }
+    checkpoints = [args.checkpoint, *args.ensemble]
+    if args.ensemble and any(name.startswith(PREFIX) for name in checkpoints):
+        raise UsageError(
+            f"--ensemble: expected checkpoints of softshard train, found {PREFIX}NAME among {', '.join(checkpoints)}"
+        )
     if args.checkpoint.startswith(PREFIX):
         name = args.checkpoint.removeprefix(PREFIX)
         numbers = evaluate_timm(name, args.dataset, weights=args.weights, **options)
     elif args.weights is not None:
         raise UsageError(f"--weights: expected timm:NAME, which they are for, found {args.checkpoint}")
+    elif args.ensemble:
+        numbers = evaluate_ensemble(checkpoints, args.dataset, **options)
     else:
         numbers = evaluate(args.checkpoint, args.dataset, **options)
     if rank == 0:
@@ -126,6 +147,7 @@ def _run_predict(args: argparse.Namespace) -> int:
         from .predict import Predictor, is_data_set
     predictor = Predictor(
         args.checkpoint,
+        ensemble=args.ensemble,
         top=args.top,
         device=torch_device(args.device),
         num_threads=args.threads,
@@ -169,6 +191,8 @@ def _table(numbers: dict[str, Any]) -> str:
             rows += [(f"  level {level}", _shown(share)) for level, share in enumerate(value)]
         elif name == "differs":
             rows += [("differs from timm's own", line) for line in value]
+        elif isinstance(value, list):
+            rows.append((name, ", ".join(map(str, value))))
         elif name == "preparation":
             rows.append((name, ", ".join(f"{key} {part}" for key, part in value.items())))
         elif "tree_distance" in name and value is not None:

@@ -31,7 +31,8 @@ from .demo_page import write_page
 from .demo_photos import PHOTOS, read_photo, write_demo_photos
 from .evaluate import evaluate
 from .maps import MapOptions, load_teacher, make_label_maps
-from .recipes import RECIPES, Recipe, relabel, semantic_softmax, single_label
+from .recipe_list import RECIPES
+from .recipes import Recipe, relabel, semantic_softmax, single_label
 from .train import train
 
 MODEL = "resnet10t"

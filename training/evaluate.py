@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,26 @@ from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
 from ..loaders.subset import Subset
-from ..shards.errors import DataError
+from ..shards.errors import DataError, UsageError
+from ..shards.manifest import Manifest
+from ..shards.shard_files import dataset_path
 from ..shards.storage import public_name
 from ..shards.tree import LabelTree
 from .ancestors import leaf_classes
 from .average_precision import AncestorPrecision
+from .balanced_accuracy import BalancedAccuracy
 from .checkpoint import Checkpoint, load_checkpoint
 from .down_the_tree import DownTheTree, LeavesDownTheTree
 from .label_sets import AnyOfAccuracy, AnyOfPrecision, LabelSets
-from .label_space import LabelSpace
+from .label_space import LabelSpace, tag_names
 from .level_layout import LevelOrder
 from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
 from .models import load_trained_model
 from .processes import process_group
+from .recipe_targets import TAG_LOSSES
 from .recipes import TREE_LOSSES, Recipe
 from .step import model_input
+from .tag_accuracy import TagAccuracy
 
 
 def evaluate(
@@ -76,6 +81,7 @@ def evaluate(
         rank=rank,
         world_size=world_size,
         num_threads=num_threads,
+        with_tags=True,
     )
     with opened as (saved, model, loader):
         numbers = evaluate_model(
@@ -109,11 +115,14 @@ def open_checkpoint(
     rank: int = 0,
     world_size: int = 1,
     num_threads: int | None = None,
+    with_tags: bool = False,
 ) -> Iterator[tuple[Checkpoint, nn.Module, Loader]]:
     """A checkpoint's model beside a loader of a data set as it wants it, for one pass; see `evaluate`.
 
     Args:
         subset: the part of the data set to look at; None for all of it.
+        with_tags: of a model with outputs for classes and for keywords, keep both; else those of the classes, and a
+            model of keywords alone is refused.
 
     Yields:
         The checkpoint, its model on the device (averaged weights where it has them), and the loader.
@@ -123,7 +132,7 @@ def open_checkpoint(
     """
     path = Path(checkpoint)
     saved = load_checkpoint(path)
-    model = load_trained_model(path, saved, saved.recipe.image_size)
+    model = load_trained_model(path, saved, saved.recipe.image_size, with_tags=with_tags)
     with ExitStack() as stack:
         stack.enter_context(sharing_samples(device, rank, world_size))
         loader = evaluation_loader(
@@ -136,9 +145,12 @@ def open_checkpoint(
             rank=rank,
             world_size=world_size,
             num_threads=num_threads,
+            with_tags=with_tags,
         )
         stack.enter_context(loader)
-        saved.check_data(path, dataset, LabelSpace.of_loader(loader))
+        saved.check_data(
+            path, dataset, LabelSpace.of_loader(loader, saved.recipe.loss if with_tags else None)
+        )
         yield saved, model.to(device), loader
 
 
@@ -172,24 +184,58 @@ def evaluate_model(
         model: maps float32 images [N, 3, H, W] to logits [N, C]; left in the mode it came in.
         loader: padded and in order: see `evaluation_loader`.
         normalise: False where the loader brings uint8 pixels that the model wants in [0, 1].
-        loss: what the model was trained with, one of `recipes.LOSSES`, which adds what only such models have.
+        loss: what the model was trained with, one of `recipes.LOSSES`, which adds what only such models have. One of
+            keywords is judged by them (TagAccuracy), one of classes and keywords by both where the loader brings
+            `tags`.
         levels: how many levels of the label tree it was trained on, from the root; None for all.
         order: the model gives its logits in level order, which is this; None for class order.
         label_sets: several right classes for a sample, any of which counts.
         progress: show a progress bar on standard error.
 
     Returns:
-        What TopKAccuracy computes, with label sets AnyOfAccuracy and AnyOfPrecision, and, where the data set has a label
-        tree, SemanticAccuracy and TreeDistance. All accuracies look at which logit is the largest, within a level or
-        among leaves or all classes; a model of sigmoids is read alike. Only models of one softmax compare a class with its
-        ancestors when they train: read the others within levels and among leaves. A model of one softmax per level has
-        its leaves read down the tree, too (LeavesDownTheTree), one of sigmoids the mean average precision over labels
-        and ancestors (AncestorPrecision).
+        What TopKAccuracy and BalancedAccuracy compute, with label sets AnyOfAccuracy and AnyOfPrecision, and, where the
+        data set has a label tree, SemanticAccuracy and TreeDistance. All accuracies look at which logit is the largest,
+        within a level or among leaves or all classes; a model of sigmoids is read alike. Only models of one softmax
+        compare a class with its ancestors when they train: read the others within levels and among leaves. A model of
+        one softmax per level has its leaves read down the tree, too (LeavesDownTheTree), one of sigmoids the mean average
+        precision over labels and ancestors (AncestorPrecision), one of keywords TagAccuracy.
     """
+    answers = model_outputs(model, loader, normalise=normalise, order=order, progress=progress)
+    return measure(answers, loader, loss=loss, levels=levels, label_sets=label_sets)
+
+
+def measure(
+    answers: Iterable[tuple[Batch, Tensor]],
+    loader: Loader,
+    *,
+    loss: str | None = None,
+    levels: int | None = None,
+    label_sets: LabelSets | None = None,
+) -> dict[str, Any]:
+    """What `evaluate_model` returns, of answers that come from anywhere.
+
+    Args:
+        answers: each batch of one pass, and what is said of it: logits, floating [N, C] in class order.
+        loader: of these batches.
+        loss, levels, label_sets: as there.
+
+    Raises:
+        UsageError: label sets for a model without classes.
+    """
+    if label_sets is not None and loss == "weakly-tagged":
+        raise UsageError(
+            "label sets: expected a model with outputs for classes, found one for keywords alone"
+        )
     tree = loader.tree
-    by_class: list[Any] = [TopKAccuracy(loader.num_classes, None if tree is None else leaf_classes(tree))]
+    by_class: list[Any] = []
+    if loss != "weakly-tagged":
+        leaves = None if tree is None else leaf_classes(tree)
+        by_class += [TopKAccuracy(loader.num_classes, leaves), BalancedAccuracy(loader.num_classes)]
+    by_tags: list[Any] = []
+    if loss in TAG_LOSSES and loader.targets == "tags":
+        by_tags.append(TagAccuracy(len(tag_names(loader))))
     by_levels: list[Any] = []
-    if tree is not None:
+    if tree is not None and loss != "weakly-tagged":
         by_class.append(TreeDistance(tree))
         by_levels.append(SemanticAccuracy(tree))
         if loss == "semantic-softmax":
@@ -201,9 +247,11 @@ def evaluate_model(
         comparable = _between_images(loss, tree, levels, loader.device)
         by_sets = [AnyOfAccuracy(), AnyOfPrecision(loader.num_classes, loader.num_samples, comparable)]
     with torch.inference_mode():
-        for batch, logits in model_outputs(
-            model, loader, normalise=normalise, order=order, progress=progress
-        ):
+        for batch, logits in answers:
+            for metric in by_tags:  # the outputs of keywords come last
+                metric.update(logits[:, -metric.num_tags :], batch.targets, batch.valid)
+            if loss == "joint":
+                logits = logits[:, : loader.num_classes]
             for metric in by_class:
                 metric.update(logits, batch.classes, batch.valid)
             if label_sets is not None:
@@ -213,7 +261,7 @@ def evaluate_model(
             for metric in by_levels:  # a data set with a tree has levels
                 metric.update(logits, batch.levels, batch.valid)
     numbers: dict[str, Any] = {}
-    for metric in (*by_levels, *by_class, *by_sets):
+    for metric in (*by_levels, *by_class, *by_sets, *by_tags):
         metric.reduce()
         numbers.update(metric.compute())
     return numbers
@@ -271,10 +319,19 @@ def evaluation_loader(
     rank: int = 0,
     world_size: int = 1,
     num_threads: int | None = None,
+    with_tags: bool = True,
 ) -> Loader:
-    """A loader of the recipe's evaluation view of every image, in order, the last batch padded."""
+    """A loader of the recipe's evaluation view of every image, in order, the last batch padded.
+
+    It brings the keywords of a data set that has some, for a model that has outputs for them; one that has no other
+    outputs cannot do without; `with_tags=False` leaves them out, for predictions alone.
+    """
+    has_tags = recipe.loss == "joint" and Manifest.load(dataset_path(dataset)).vocabulary_sha256 is not None
+    wants_tags = with_tags and (recipe.loss == "weakly-tagged" or has_tags)
     return Loader(
         dataset,
+        targets="tags" if wants_tags else "none",
+        keep_targets=recipe.keep_targets if wants_tags else None,
         labels=labels,
         subset=subset,
         batch_size=batch_size,

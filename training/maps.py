@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..loaders.cache import Cache
+from ..loaders.samples import Place
 from ..shards.added_component import check_sidecars
 from ..shards.destination import open_destination
 from ..shards.errors import UsageError
@@ -121,7 +122,7 @@ def make_label_maps(
     names = [teacher.name for teacher in teachers]
     top = label_maps.top
 
-    def encoded(images: Tensor) -> Iterator[Callable[[], bytes]]:
+    def encoded(images: Tensor, _places: list[Place]) -> Iterator[Callable[[], bytes]]:
         logits = [
             teacher.to_classes(model(teacher.normalise(images)))
             for teacher, model in zip(teachers, dense, strict=True)

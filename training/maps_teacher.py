@@ -171,7 +171,7 @@ def _trained_model(path: Path, saved: Checkpoint, size: int) -> nn.Module:
     """The model of a checkpoint for another image size: what is laid out for one size is resampled by timm."""
     if size == saved.recipe.image_size:
         return load_trained_model(path, saved, size)
-    model = create_model(saved.model_name, len(saved.class_names), size)
+    model = create_model(saved.model_name, saved.label_space.num_outputs, size)
     # timm's own weights go through the same function when they are loaded at another size.
     resample = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if resample is not None:

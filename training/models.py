@@ -111,15 +111,33 @@ def export_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[
     write_atomically(path, len(text).to_bytes(8, "little") + text + data[stop:])
 
 
-def load_trained_model(path: Path, saved: Checkpoint, image_size: int) -> nn.Module:
+def load_trained_model(
+    path: Path, saved: Checkpoint, image_size: int, *, with_tags: bool = False
+) -> nn.Module:
     """The model of a checkpoint, for images of `image_size` pixels; with averaged weights where it has them.
+
+    Args:
+        path: of the file, for messages.
+        saved: what is in it.
+        image_size: pixels of both sides.
+        with_tags: of a model with outputs for classes and for keywords, keep both; else those of the classes.
 
     Raises:
         DataError: the weights do not fit the architecture, or not at that size.
     """
-    model = create_model(saved.model_name, len(saved.class_names), image_size)
+    weights = saved.best_model
+    num_outputs = saved.label_space.num_outputs
+    if saved.class_names and saved.tag_names and not with_tags:
+        num_outputs = len(saved.class_names)
+    model = create_model(saved.model_name, num_outputs, image_size)
+    if num_outputs < saved.label_space.num_outputs:
+        heads = head_prefixes(model)
+        weights = {
+            name: weight[:num_outputs] if name.startswith(heads) else weight
+            for name, weight in weights.items()
+        }
     try:
-        model.load_state_dict(saved.best_model)
+        model.load_state_dict(weights)
     except RuntimeError as error:
         trained = saved.recipe.image_size
         cause = (

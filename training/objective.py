@@ -10,11 +10,16 @@ from torch import Tensor, nn
 
 from ..loaders.batch import Batch, TeacherLevels
 from ..loaders.loader import Loader
+from ..loaders.pooling import SparseTargets
 from ..shards.tree import LabelTree
 from .distillation import LiveTeacherLoss, SemanticKDLoss
 from .losses import SemanticSoftmaxLoss, SingleLabelLoss, SoftTargetLoss
 from .multi_label import AsymmetricLoss, BinaryCrossEntropyLoss
+from .recipe_targets import TARGET_LOSSES
 from .recipes import TREE_LOSSES, Recipe
+from .weighted_softmax import JointLoss, LabelWeightedLoss, WeaklyTaggedLoss
+
+Target = Tensor | SparseTargets | tuple[Tensor | SparseTargets, Tensor | SparseTargets]
 
 
 class DistilledLoss(nn.Module):
@@ -46,7 +51,9 @@ class DistilledLoss(nn.Module):
         return self.loss(logits, target, valid, num_valid) + self.weight * distance
 
 
-def create_loss(recipe: Recipe, tree: LabelTree | None, class_counts: np.ndarray | None = None) -> nn.Module:
+def create_loss(
+    recipe: Recipe, tree: LabelTree | None, class_counts: np.ndarray | None = None, *, num_classes: int = 0
+) -> nn.Module:
     """The recipe's loss: called with logits, target, `valid` and `num_valid` (see losses.py).
 
     With a teacher (`Recipe.wants_teacher`) its logits, or what was stored of them, come second.
@@ -55,6 +62,7 @@ def create_loss(recipe: Recipe, tree: LabelTree | None, class_counts: np.ndarray
         recipe: which loss, and its options.
         tree: the data set's, or None.
         class_counts: for `balance="images"`: int [C], see `count_images`.
+        num_classes: C, for the loss `joint`.
     """
     shared = {"levels": recipe.levels, "level_order": recipe.level_order}
     if recipe.loss == "multi-label":
@@ -65,6 +73,12 @@ def create_loss(recipe: Recipe, tree: LabelTree | None, class_counts: np.ndarray
         )
     if recipe.loss == "soft-target":
         return SoftTargetLoss()
+    if recipe.loss == "weakly-tagged":
+        return WeaklyTaggedLoss()
+    if recipe.loss == "label-weighted":
+        return LabelWeightedLoss()
+    if recipe.loss == "joint":
+        return JointLoss(num_classes, recipe.tag_weight)
     if recipe.loss == "live-teacher":
         return LiveTeacherLoss()
     if recipe.loss == "single-label":
@@ -89,11 +103,17 @@ def count_images(recipe: Recipe, loader: Loader) -> np.ndarray | None:
     return loader.count_classes()
 
 
-def target_of(recipe: Recipe, batch: Batch) -> Tensor:
-    """The part of a batch that the recipe's loss wants; its first axis is the batch's."""
+def target_of(recipe: Recipe, batch: Batch) -> Target:
+    """The part of a batch that the recipe's loss wants: tensors whose first axis is the batch's."""
     if recipe.loss in TREE_LOSSES:
         target = batch.levels
+    elif recipe.loss == "joint":
+        assert batch.targets is not None  # as below
+        assert batch.more_targets is not None
+        return batch.targets, batch.more_targets["tags"]
+    elif recipe.loss in TARGET_LOSSES:
+        target = batch.targets
     else:
-        target = batch.targets if recipe.loss == "soft-target" else batch.classes
-    assert isinstance(target, Tensor)  # check_data and the loader have seen to it
+        target = batch.classes
+    assert target is not None  # check_data and the loader have seen to it
     return target

@@ -8,32 +8,23 @@ Shape letters: N batch, C classes, L hierarchy levels.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..loaders.crops import draw_crops
-from ..loaders.decode import MEAN, STD, CpuDecoder
 from ..shards.errors import DataError, ImageError, UsageError
-from ..shards.files import read_limited
-from ..shards.images import ImageRecipe, store_image
-from ..shards.jpeg import read_jpeg_header
-from ..shards.schema import JPG, MANIFEST_NAME
+from ..shards.schema import MANIFEST_NAME
 from ..shards.tree import LabelTree
 from .ancestors import ancestor_table
-from .checkpoint import Checkpoint, load_checkpoint
+from .asked_model import Answer, AskedModel
+from .checkpoint import Checkpoint
 from .down_the_tree import DownTheTree
-from .evaluate import evaluation_loader, named_batches
-from .label_space import LabelSpace
-from .models import load_trained_model
-from .recipes import TREE_LOSSES, Recipe
-from .step import model_input
+from .ensemble import MeanProbability, load_members
+from .recipes import TREE_LOSSES
 
 # A sigmoid says yes or no of its class by itself: where no child reaches this, a path ends.
 YES = 0.5
@@ -88,18 +79,19 @@ class Prediction:
 
 
 class Predictor:
-    """A checkpoint's model, ready to be asked.
+    """A checkpoint's model, or an ensemble of several, ready to be asked.
 
     Args:
         checkpoint: a file that `train` wrote; averaged weights are used where it has them.
+        ensemble: more checkpoints for the same classes: probabilities are the mean of all (see ensemble.py).
         top: classes listed of each level, or of all classes.
-        device: where the model runs.
+        device: where the models run.
         num_threads: that decode.
         down_the_tree: compare classes over all levels, as DownTheTree does, instead of within each: the path is then
             that of the most probable leaf.
 
     Raises:
-        DataError: the checkpoint is damaged, or is none.
+        DataError: a checkpoint is damaged, or is none; or they are for other classes.
         UsageError: down the tree, a model that was not trained with a softmax for each level.
     """
 
@@ -107,6 +99,7 @@ class Predictor:
         self,
         checkpoint: str | Path,
         *,
+        ensemble: Sequence[str | Path] = (),
         top: int = 3,
         device: str | torch.device = "cpu",
         num_threads: int | None = None,
@@ -114,19 +107,20 @@ class Predictor:
     ) -> None:
         if top < 1:
             raise UsageError(f"top: expected at least 1, found {top}")
-        self._path = path = Path(checkpoint)
-        self.saved = load_checkpoint(path)
+        paths = [Path(checkpoint), *map(Path, ensemble)]
+        members = load_members(paths)
+        self.saved = members[0]
         if down_the_tree and (self.saved.recipe.loss != "semantic-softmax" or self.saved.tree is None):
             raise UsageError(
-                f"{path}: expected a model of one softmax per level to read down the tree, as the recipes "
+                f"{paths[0]}: expected a model of one softmax per level to read down the tree, as the recipes "
                 f"semantic-softmax and semantic-kd train, found one of the recipe {self.saved.recipe.name!r}. "
                 "Run without --down-the-tree"
             )
-        self.top = top
-        self.device = torch.device(device)
-        self.num_threads = num_threads
-        self._model: nn.Module = load_trained_model(path, self.saved, self.saved.recipe.image_size)
-        self._model.to(self.device).eval()
+        self._members = [
+            AskedModel(path, saved, device=device, num_threads=num_threads)
+            for path, saved in zip(paths, members, strict=True)
+        ]
+        self._average = MeanProbability(self.saved)
         self._read_off = _Reader(self.saved, top, down_the_tree=down_the_tree)
 
     def data_set(self, dataset: str, *, batch_size: int = 64) -> Iterator[Prediction]:
@@ -137,20 +131,7 @@ class Predictor:
         Raises:
             DataError: the data set is damaged.
         """
-        recipe = self.saved.recipe
-        with evaluation_loader(
-            recipe, dataset, batch_size=batch_size, device=self.device, num_threads=self.num_threads
-        ) as loader:
-            problems = self.saved.label_space.differences(LabelSpace.of_loader(loader))
-            if problems:
-                warnings.warn(
-                    f"{self._path} was trained with other labels than data set {dataset!r} has: {'; '.join(problems)}; the "
-                    "predictions are the checkpoint's classes",
-                    stacklevel=2,
-                )
-            for batch in named_batches(loader):
-                num = int(batch.valid.sum())  # padding comes last
-                yield from self._ask(batch.images[:num], batch.keys[:num])
+        yield from self._read([member.data_set(dataset, batch_size) for member in self._members])
 
     def files(
         self, paths: Sequence[str], bad: Callable[[ImageError], None], *, batch_size: int = 64
@@ -162,36 +143,28 @@ class Predictor:
             bad: gets the error of each file that cannot be used, in its turn; the others are predicted.
             batch_size: images a step.
         """
-        recipe = self.saved.recipe
-        stored = self.saved.stored_images
-        images = ImageRecipe(resize="none") if stored is None else ImageRecipe(**stored)
-        decoder = CpuDecoder(
-            batch_size,
-            recipe.image_size,
-            "float32" if recipe.normalise else "uint8",
-            MEAN,
-            STD,
-            self.num_threads or 1,
-        )
-        try:
-            for first in range(0, len(paths), batch_size):
-                names, jpegs = [], []
-                for path in paths[first : first + batch_size]:
-                    try:
-                        jpegs.append(np.frombuffer(store_image(_read(path), images, path).jpeg, np.uint8))
-                        names.append(path)
-                    except ImageError as error:
-                        bad(error)
-                if jpegs:
-                    decoder.submit(jpegs, *_windows(jpegs, recipe))
-                    yield from self._ask(decoder.take(np.arange(len(jpegs)), len(jpegs)), names)
-        finally:
-            decoder.close()
+        # Each error once, not for every member.
+        told = [bad, *[_ignore] * (len(self._members) - 1)]
+        answers = [
+            member.files(paths, tell, batch_size) for member, tell in zip(self._members, told, strict=True)
+        ]
+        yield from self._read(answers)
 
-    def _ask(self, images: Tensor, names: Sequence[str]) -> Iterator[Prediction]:
-        with torch.inference_mode():
-            logits = self._model(model_input(images.to(self.device), self.saved.recipe.normalise))
-        yield from (self._read_off(name, row) for name, row in zip(names, logits.double().cpu(), strict=True))
+    def _read(self, answers: Sequence[Iterator[Answer]]) -> Iterator[Prediction]:
+        for of_members in zip(*answers, strict=True):
+            names = of_members[0].names
+            if any(each.names != names for each in of_members):
+                raise DataError(
+                    f"ensemble: expected images that all members can read, found {names[0]!r} and others that "
+                    "one of them cannot; leave these out"
+                )
+            logits = [each.logits.double().cpu() for each in of_members]
+            rows = logits[0] if len(logits) == 1 else self._average(logits)
+            yield from (self._read_off(name, row) for name, row in zip(names, rows, strict=True))
+
+
+def _ignore(_error: ImageError) -> None:
+    """What all members but the first do with a bad image."""
 
 
 class _Reader:
@@ -199,8 +172,8 @@ class _Reader:
 
     def __init__(self, saved: Checkpoint, top: int, *, down_the_tree: bool = False) -> None:
         self.tree: LabelTree | None = saved.tree
-        self.names = saved.class_names
-        self.shown = saved.class_names if self.tree is None else self.tree.names
+        self.names = saved.class_names or saved.tag_names  # of a model of keywords alone
+        self.shown = self.names if self.tree is None else self.tree.names
         self.top = top
         # These losses compare classes within a level, or none at all: a softmax over all would mean nothing.
         self.by_level = saved.recipe.loss in TREE_LOSSES and self.tree is not None
@@ -288,18 +261,3 @@ class _Reader:
 def is_data_set(path: str) -> bool:
     """Whether a path is a data set's folder, and not an image."""
     return (Path(path) / MANIFEST_NAME).is_file()
-
-
-def _read(path: str) -> bytes:
-    try:
-        return read_limited(path, JPG.max_bytes)
-    except (OSError, DataError) as error:
-        reason = error.strerror or error if isinstance(error, OSError) else error
-        raise ImageError(f"{path}: expected an image file, found: {reason}") from error
-
-
-def _windows(jpegs: Sequence[np.ndarray], recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """What evaluation sees: int32 [M, 4] windows (top, left, height, width in pixels); bool [M], no flips."""
-    headers = [read_jpeg_header(jpeg.tobytes(), "image") for jpeg in jpegs]
-    hw = np.array([(header.height, header.width) for header in headers])
-    return draw_crops(recipe.evaluation_augment(), hw, np.arange(len(hw)), seed=0, epoch=0)

@@ -77,7 +77,7 @@ class Progress:
 
 def epoch_line(entry: dict[str, Any]) -> str:
     """What an epoch came to, in a line: an entry of TrainResult's history."""
-    shares = ("semantic_accuracy", "leaf_top1", "top1", "top5", "chance")
+    shares = ("semantic_accuracy", "leaf_top1", "top1", "top5", "chance", "tag_top1", "tag_chance")
     shown = [f"{name} {entry[name]:.2%}" for name in shares if entry.get(name) is not None]
     if shown and entry["weights"] == "ema":
         shown[0] = f"averaged weights: {shown[0]}"

@@ -11,24 +11,32 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..loaders.crops import Augment
-from ..loaders.target_modes import TARGETS
 from ..shards.errors import UsageError
 from .recipe_augment import parse_augment
+from .recipe_targets import TARGET_LOSSES, target_problems
 
-LOSSES = ("single-label", "semantic-softmax", "multi-label", "asl", "soft-target", "live-teacher")
+LOSSES = (
+    "single-label",
+    "semantic-softmax",
+    "multi-label",
+    "asl",
+    "soft-target",
+    "live-teacher",
+    "weakly-tagged",
+    "label-weighted",
+    "joint",
+)
 # These need a label tree: what a sample is right about is its class and all its ancestors.
 TREE_LOSSES = ("semantic-softmax", "multi-label", "asl")
 BALANCES = ("classes", "images")
 DISTILLATIONS = ("none", "paper", "code")
-SCHEDULES = ("one-cycle", "cosine", "constant")
+SCHEDULES = ("one-cycle", "cosine", "step", "constant")
 PRECISIONS = ("float32", "bfloat16", "float16")
 _CHOICES = {
     "loss": LOSSES,
-    "targets": TARGETS,
     "schedule": SCHEDULES,
     "precision": PRECISIONS,
     "balance": BALANCES,
@@ -43,10 +51,14 @@ class Recipe:
     Attributes:
         name: as the command line calls it.
         loss: `single-label`; `semantic-softmax`, `multi-label` (binary cross-entropy) or `asl`, which need a label
-            tree; `soft-target` (needs `targets`); or `live-teacher`, what a teacher says of the very crop (`train
-            --teacher`).
+            tree; `soft-target` (needs `targets`); `live-teacher`, what a teacher says of the very crop (`train
+            --teacher`); or of noisy web labels `weakly-tagged` (an image's keywords), `label-weighted` (classes with
+            weights, from `targets`) or `joint`, both at once (see weighted_softmax.py).
         targets: what the loader brings as soft targets: `none`, `original` (the class, one-hot), `relabel` (each
-            crop's pooled label map) or one of its variants (see Loader).
+            crop's pooled label map) or one of its variants, `tags`, `weights` or `pseudo` (see Loader); for `joint` two,
+            of classes and of keywords: `weights+tags`.
+        keep_targets: with noisy web labels: None for dense targets, or how many of each image's targets are kept, the
+            largest: thousands of classes and keywords, of which an image has a few, then take little memory.
         smoothing: label smoothing in [0, 1), of `single-label` and `semantic-softmax`.
         levels: with a label tree: levels trained, from the root; None for all.
         weight_clamp: `semantic-softmax` only: largest weight of a level; None for no limit.
@@ -65,8 +77,13 @@ class Recipe:
         weight_decay: left out for biases and other 1-d weights.
         momentum: for optimizers that have one.
         schedule: `one-cycle` (cosine up, cosine down to lr * warmup_from / 10,000), `cosine` (linear up,
-            cosine down to 0) or `constant` (linear up, then `lr`), a rate for every step. Only a constant rate
-            without warm-up knows no end, so that a run can be given more epochs later.
+            cosine down to 0), `step` (linear up, then `lr`, every `step_epochs` epochs times `step_factor`) or `constant`
+            (linear up, then `lr`), a rate for every step. Only `step` and `constant` without warm-up know no end, so
+            that a run can be given more epochs later.
+        step_epochs: `step` only: epochs from one drop of the learning rate to the next.
+        step_factor: `step` only: what it is then multiplied with.
+        lr_of_start: take `lr` from the checkpoint that training begins with (`train --init-from`): the rate of its
+            last step.
         warmup: share of all steps in which the learning rate rises.
         warmup_from: learning rate of the first step, as a share of `lr`.
         epochs: passes over the data set.
@@ -90,6 +107,9 @@ class Recipe:
         clip_norm: largest norm of the gradient over all weights; None for no limit.
         freeze: train the head only; everything else stays as it was loaded, batch norm statistics included.
         new_head: begin with a new head, whatever the weights bring that training begins with.
+        class_balance: class-balanced sampling of the training set, from 0 (as it is) to 1 (every class the same): the
+            loader's `balance`.
+        tag_weight: `joint` only: what the loss of the keywords is multiplied with, beside that of the classes.
     """
 
     name: str
@@ -127,20 +147,25 @@ class Recipe:
     augment: str = "none"
     mix_off_epochs: int = 0
     eval_centre: float | None = None
+    step_epochs: int = 90
+    step_factor: float = 0.1
+    lr_of_start: bool = False
+    class_balance: float = 0.0
+    keep_targets: int | None = None
+    tag_weight: float = 1.0
 
     def __post_init__(self) -> None:
         problems = []
         for field, choices in _CHOICES.items():
             if getattr(self, field) not in choices:
                 problems.append(f"{field}: expected one of {choices}, found {getattr(self, field)!r}")
-        if self.loss == "soft-target" and self.targets == "none":
-            problems.append("targets: expected soft targets for the loss 'soft-target', found 'none'")
+        problems += target_problems(self.loss, self.targets, self.keep_targets)
         problems += self._options_of_other_losses()
         for name, value in vars(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
             if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
                 problems.append(f"{name}: expected finite numbers, found {value}")
-        for field in ("epochs", "global_batch", "image_size", "accumulate"):
+        for field in ("epochs", "global_batch", "image_size", "accumulate", "step_epochs"):
             if getattr(self, field) < 1:
                 problems.append(f"{field}: expected at least 1, found {getattr(self, field)}")
         for field in ("smoothing", "warmup"):
@@ -162,8 +187,11 @@ class Recipe:
             )
         if not 0.0 <= self.asl_clip < 1.0:
             problems.append(f"asl_clip: expected a number in [0, 1), found {self.asl_clip}")
-        if self.distill_weight <= 0.0:
-            problems.append(f"distill_weight: expected more than 0, found {self.distill_weight}")
+        for field in ("distill_weight", "tag_weight", "step_factor"):
+            if getattr(self, field) <= 0.0:
+                problems.append(f"{field}: expected more than 0, found {getattr(self, field)}")
+        if not 0.0 <= self.class_balance <= 1.0:
+            problems.append(f"class_balance: expected a number from 0 to 1, found {self.class_balance}")
         if self.crop_scale is not None and not 0.0 < self.crop_scale[0] <= self.crop_scale[1] <= 1.0:
             problems.append(f"crop_scale: expected 0 < least <= most <= 1, found {self.crop_scale}")
         if not problems:
@@ -176,8 +204,12 @@ class Recipe:
             mixes = parse_augment(self.augment).mixes
         except UsageError as error:
             return [f"augment: {error}"]
-        if mixes and self.loss != "soft-target":
+        if mixes and self.loss not in TARGET_LOSSES:
             return [f"augment: expected no mixing with the loss {self.loss!r}, found {self.augment!r}"]
+        if mixes and self.keep_targets is not None:
+            return [
+                f"augment: expected no mixing of sparse targets, found {self.augment!r}; --set keep_targets=none"
+            ]
         if not 0 <= self.mix_off_epochs <= (self.epochs if mixes else 0):
             most = f"the number of epochs, {self.epochs}" if mixes else "0 without mixup and cutmix"
             cure = "; --set mix_off_epochs=0 mixes to the end" if mixes else ""
@@ -185,6 +217,11 @@ class Recipe:
         if self.eval_centre is not None and not 0.0 < self.eval_centre <= 1.0:
             return [f"eval_centre: expected a share above 0, at most 1, found {self.eval_centre}"]
         return []
+
+    @property
+    def loader_targets(self) -> str | tuple[str, ...]:
+        """`targets` as the loader takes them: `weights+tags` are two."""
+        return tuple(self.targets.split("+")) if "+" in self.targets else self.targets
 
     def train_augment(self) -> Augment:
         """What training cuts from images and does to them."""
@@ -209,6 +246,7 @@ class Recipe:
             ("distill", "none", ("semantic-softmax",)),
             ("levels", None, TREE_LOSSES),
             ("level_order", False, TREE_LOSSES),
+            ("tag_weight", 1.0, ("joint",)),
         ):
             value = getattr(self, field)
             if value != plain and self.loss not in losses:
@@ -243,6 +281,8 @@ class Recipe:
             parts.append(f"gradients clipped to norm {self.clip_norm}")
         if self.freeze:
             parts.append("only the head trains")
+        if self.class_balance:
+            parts.append(f"classes balanced with the exponent {self.class_balance}")
         if self.level_order:
             parts.append("head in level order")
         if self.distill != "none":
@@ -353,15 +393,3 @@ def transfer() -> Recipe:
         ema_decay=0.995,
         new_head=True,
     )
-
-
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "single-label": single_label,
-    "multi-label": multi_label_bce,
-    "asl": multi_label_asl,
-    "semantic-softmax": semantic_softmax,
-    "semantic-kd": semantic_kd,
-    "relabel": relabel,
-    "live-distillation": live_distillation,
-    "transfer": transfer,
-}

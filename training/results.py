@@ -119,6 +119,7 @@ def write_weights(
         "classes_sha256": labels.classes_sha256,
         "class_names": json.dumps(list(labels.class_names)),
         **({} if labels.tree_json is None else {"tree_json": labels.tree_json}),
+        **({"tag_names": json.dumps(list(labels.tag_names))} if labels.tag_names else {}),
     }
     export_weights(path, weights, metadata)
 

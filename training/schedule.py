@@ -25,8 +25,11 @@ def create_schedule(recipe: Recipe, optimizer: Optimizer, total_steps: int) -> S
     if recipe.schedule == "one-cycle":
         return OneCycleScheduler(optimizer, total_steps, recipe.warmup, recipe.warmup_from)
     warmup_steps = round(recipe.warmup * total_steps)
-    if recipe.schedule == "constant":
-        return ConstantScheduler(optimizer, warmup_steps, recipe.warmup_from)
+    if recipe.schedule in ("constant", "step"):
+        drops = None
+        if recipe.schedule == "step":
+            drops = (recipe.step_epochs * total_steps // recipe.epochs, recipe.step_factor)
+        return ConstantScheduler(optimizer, warmup_steps, recipe.warmup_from, drops)
     return CosineLRScheduler(
         optimizer,
         # The cosine begins where the warm-up ends (warmup_prefix), as in ReLabel's published code.
@@ -75,22 +78,35 @@ class OneCycleScheduler(Scheduler):
 
 
 class ConstantScheduler(Scheduler):
-    """Linear up to the learning rate, which then stays.
+    """Linear up to the learning rate, which then stays, or drops in steps.
 
     Args:
         optimizer: its groups' `lr` is the rate.
         warmup_steps: steps that go up.
         warmup_from: the first learning rate as a share of the rate, where there is a warm-up.
+        drops: (steps, factor): each so many steps, counted from the first one, the rate is multiplied with the factor;
+            None for never.
     """
 
-    def __init__(self, optimizer: Optimizer, warmup_steps: int, warmup_from: float) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_steps: int,
+        warmup_from: float,
+        drops: tuple[int, float] | None = None,
+    ) -> None:
         self.warmup_steps = warmup_steps
         self.warmup_from = warmup_from
+        self.drops = drops
         super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
 
     def _get_lr(self, t: int) -> list[float]:
         way = t / self.warmup_steps if t < self.warmup_steps else 1.0
-        return [base * (self.warmup_from + (1.0 - self.warmup_from) * way) for base in self.base_values]
+        share = self.warmup_from + (1.0 - self.warmup_from) * way
+        if self.drops is not None:
+            steps, factor = self.drops
+            share *= factor ** (t // steps)
+        return [base * share for base in self.base_values]
 
 
 def first_other_rate(

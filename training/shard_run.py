@@ -21,6 +21,7 @@ from torch import distributed as dist
 from ..loaders.cache import Cache
 from ..loaders.data_set import open_shards
 from ..loaders.fetch import OpenShard
+from ..loaders.samples import Place
 from ..loaders.whole_shards import in_order, samples_of
 from ..shards.added_component import NewComponent, attach, check_hash, finish, settle
 from ..shards.destination import Destination
@@ -42,7 +43,7 @@ def run_over_shards(
     source: Manifest,
     target: Destination,
     component: NewComponent,
-    encoded: Callable[[torch.Tensor], Iterable[Callable[[], bytes]]],
+    encoded: Callable[[torch.Tensor, list[Place]], Iterable[Callable[[], bytes]]],
     *,
     plan: Mapping[str, Any],
     title: str,
@@ -62,8 +63,8 @@ def run_over_shards(
         source: its manifest; its files are known to be there (`check_sidecars`).
         target: a new place, or that of an earlier run of the same call, which is continued.
         component: what is added.
-        encoded: called with whole images, uint8 [n, 3, size, size] on the device, n at most `batch_size`: for each
-            of them what makes its value; these are called in several threads.
+        encoded: called with whole images, uint8 [n, 3, size, size] on the device, n at most `batch_size`, and their
+            places: for each of them what makes its value; these are called in several threads.
         plan: what decides the result beside source and component; another one is refused by a run that continues.
         title: of the progress bar.
         size: pixels that images are squished to, both sides.
@@ -106,7 +107,7 @@ def run_over_shards(
         def values(shard: OpenShard) -> Iterator[tuple[str, bytes]]:
             """Key and encoded value of every sample of a shard, in its order."""
             for places, batch in images.whole(shard):
-                made = pool.map(lambda encode: encode(), encoded(batch))
+                made = pool.map(lambda encode: encode(), encoded(batch, places))
                 for (_, place), data in zip(places, made, strict=True):
                     yield shard.index.keys[place], data
 

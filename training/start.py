@@ -7,6 +7,7 @@ nothing says which classes it was for and their number differs.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 
 from ..shards.errors import DataError, UsageError
 from ..shards.tree import LabelTree
+from .checkpoint import CHECKPOINT_NAME, load_checkpoint
 from .label_space import LabelSpace
 from .models import create_model, head_prefixes
+from .recipes import Recipe
 
 Shapes = dict[str, list[int]]
 
@@ -116,6 +119,30 @@ def load_start(
     )
 
 
+def with_rate_of_start(recipe: Recipe, source: str | Path | None) -> Recipe:
+    """A recipe with the learning rate of the last step of the run that it goes on from, where it has `lr_of_start`.
+
+    Args:
+        recipe: any.
+        source: what training begins with: the checkpoint of that run.
+
+    Raises:
+        UsageError: it is none.
+        DataError: it is damaged.
+    """
+    if not recipe.lr_of_start:
+        return recipe
+    path = None if source is None else Path(source)
+    if path is None or not path.is_file() or path.suffix == ".safetensors":
+        raise UsageError(
+            f"recipe {recipe.name!r}: expected the checkpoint of a run to begin with, whose last learning rate it goes on "
+            f"with, found {'nothing' if path is None else path}. Give --init-from {CHECKPOINT_NAME}, or a rate: --set "
+            "lr_of_start=false --lr RATE"
+        )
+    rates = {group["lr"] for group in load_checkpoint(path).optimizer["param_groups"]}
+    return dataclasses.replace(recipe, lr=max(rates))
+
+
 def _read(source: str | Path, name: str, image_size: int) -> tuple[dict[str, Tensor], LabelSpace | None]:
     path = Path(source)
     if path.is_file():
@@ -152,12 +179,14 @@ def _labels_of(path: Path) -> LabelSpace | None:
         if not {"class_names", "classes_sha256"} <= about.keys():
             return None
         names, tree = json.loads(about["class_names"]), about.get("tree_json")
+        tags = json.loads(about.get("tag_names", "[]"))
     else:
         about = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(about, dict) or not {"class_names", "classes_sha256"} <= about.keys():
             return None
-        names, tree = about["class_names"], about.get("tree_json")
-    return LabelSpace(names, about["classes_sha256"], LabelTree.from_json(json.loads(tree)) if tree else None)
+        names, tree, tags = about["class_names"], about.get("tree_json"), about.get("tag_names", [])
+    found = LabelTree.from_json(json.loads(tree)) if tree else None
+    return LabelSpace(names, about["classes_sha256"], found, tags)
 
 
 def _refuse_other_labels(source: str | Path, found: LabelSpace, dataset: str, labels: LabelSpace) -> None:

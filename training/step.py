@@ -20,7 +20,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from ..loaders.batch import Batch, TeacherLevels
+from ..loaders.batch import Batch, TeacherLevels, map_tensors
 from .head_order import HeadOrder
 from .level_layout import LevelOrder
 from .models import set_training
@@ -97,8 +97,7 @@ class TrainStep:
         num_valid = num_valid.clamp(min=1)
         self.optimizer.zero_grad(set_to_none=True)
         parts = (batch.images, target_of(self.recipe, batch), batch.valid, *(batch.teacher or ()))
-        pieces = [part.chunk(self.recipe.accumulate) for part in parts]
-        micro_batches = list(zip(*pieces, strict=True))
+        micro_batches = _cut(parts, self.recipe.accumulate)
         losses = []
         for i, (images, target, valid, *stored) in enumerate(micro_batches):
             # The ranks exchange gradients once, after the last micro-batch.
@@ -186,6 +185,11 @@ class TrainStep:
     def _autocast(self) -> torch.autocast:
         dtype = AUTOCAST[self.recipe.precision]
         return torch.autocast(self.device_type, dtype=dtype, enabled=dtype is not None)
+
+
+def _cut(parts: tuple[Any, ...], num: int) -> list[tuple[Any, ...]]:
+    """Parts of a batch, tensors [N, ...] or tuples of them, cut into `num` equal micro-batches along N."""
+    return [map_tensors(parts, lambda tensor, i=i: tensor.chunk(num)[i]) for i in range(num)]
 
 
 def model_input(images: Tensor, normalise: bool) -> Tensor:

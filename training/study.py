@@ -205,12 +205,15 @@ def bootstrap_interval(values: Sequence[float]) -> list[float] | None:
 
 
 def format_study(
-    result: Mapping[str, Any], metrics: Sequence[str] = ("top1",), reference: str = REFERENCE
+    result: Mapping[str, Any],
+    metrics: Sequence[str] = ("top1",),
+    reference: str = REFERENCE,
+    what: str = "targets",
 ) -> str:
-    """The summary as a table: shares in percent, differences from the reference in points."""
+    """The summary as a table: shares in percent, differences from the reference in points; `what` heads the names."""
     global_batch = result["recipe"]["global_batch"]
     heads = [f"{metric + ', %':>14} {'against ' + reference:>24}  " for metric in metrics]
-    lines = [f"{'targets':<18} {'runs':>4}  {''.join(heads)}{'ms a step':>10} {'ms an image':>12}"]
+    lines = [f"{what:<18} {'runs':>4}  {''.join(heads)}{'ms a step':>10} {'ms an image':>12}"]
     for entry in result["summary"]:
         cells = [f"{_spread(entry[metric]):>14} {_gap(entry[metric]):>24}  " for metric in metrics]
         step_ms = 1000 * entry["step_s"]

@@ -20,7 +20,7 @@ from .checkpoint import load_checkpoint
 from .label_space import LabelSpace
 from .models import load_trained_model
 from .preparation import PREFIX
-from .recipes import Recipe
+from .recipes import TREE_LOSSES, Recipe
 from .teacher_timm import TimmTeacher
 
 
@@ -43,6 +43,7 @@ class Teacher:
         sha256: of the file, which a run that continues must have again.
         levels: how many levels of the tree it was trained on, from the root; None for all.
         image_size: pixels of both sides of the images that it was trained on.
+        one_softmax: whether its outputs are compared with each other, all at once.
 
     Raises:
         DataError: the checkpoint is damaged, or for another class list or label tree.
@@ -74,6 +75,7 @@ class Teacher:
         self.name = saved.model_name
         self.image_size = saved.recipe.image_size
         self.normalise = saved.recipe.normalise
+        self.one_softmax = saved.recipe.loss not in TREE_LOSSES
         self._student_normalises = recipe is not None and recipe.normalise
         self._model: nn.Module = load_trained_model(path, saved, self.image_size)
         self._model.to(device).eval().requires_grad_(False)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..loaders.cache import Cache
+from ..loaders.samples import Place
 from ..shards.added_component import NewComponent, check_sidecars
 from ..shards.destination import open_destination
 from ..shards.errors import UsageError
@@ -99,7 +100,7 @@ def store_teacher(
         },
     )
 
-    def encoded(images: Tensor) -> Iterator[Callable[[], bytes]]:
+    def encoded(images: Tensor, _places: list[Place]) -> Iterator[Callable[[], bytes]]:
         dtype = None if amp is None else getattr(torch, amp)
         with torch.autocast(torch.device(device).type, dtype=dtype, enabled=amp is not None):
             logits = teacher(images.float() / 255)

@@ -54,7 +54,7 @@ from .results import (
     write_weights,
 )
 from .schedule import create_schedule
-from .start import load_start
+from .start import load_start, with_rate_of_start
 from .step import TrainStep
 from .steplog import StepLog, board_writer
 from .teacher import choose_teacher
@@ -149,6 +149,7 @@ def train(
         log_steps=log_steps,
         checkpoint_steps=checkpoint_steps,
     )
+    recipe = with_rate_of_start(recipe, start_weights)
     open_board = board_writer() if tensorboard else None
     checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
     is_main = rank == 0
@@ -171,7 +172,9 @@ def train(
             subset=chosen_part,
             batch_size=recipe.global_batch // world_size,
             device=device,
-            targets=recipe.targets,
+            targets=recipe.loader_targets,
+            keep_targets=recipe.keep_targets,
+            balance=recipe.class_balance or None,
             side=side,
             teacher=recipe.distill != "none" and teacher is None,
             augment=recipe.train_augment(),
@@ -200,20 +203,20 @@ def train(
                 num_threads=num_threads,
             )
             stack.enter_context(val_loader)
-            check_same_classes(dataset, loader, val, val_loader)
+            check_same_classes(dataset, loader, val, val_loader, recipe.loss)
+        label_space = LabelSpace.of_loader(loader, recipe.loss)
         say(
             f"{recipe.name}: global batch {recipe.global_batch} ({recipe.global_batch // world_size} on each "
             f"of {world_size} processes), {steps_per_epoch} steps an epoch from {loader.num_samples} "
             f"samples ({loader.num_left_out} samples left out of each epoch by drop), {recipe.epochs} epochs, "
-            f"{total_steps} steps; {loader.num_classes} classes; {recipe.how()}"
+            f"{total_steps} steps; {label_space.shown}; {recipe.how()}"
         )
 
         # 3. Model: the same on every rank. From here on the ranks draw different numbers for their dropout.
         saved = load_checkpoint(checkpoint_path) if resume and checkpoint_path.exists() else None
         begins = saved is None
         torch.manual_seed(seed)
-        plain_model = create_model(model, loader.num_classes, recipe.image_size)
-        label_space = LabelSpace.of_loader(loader)
+        plain_model = create_model(model, label_space.num_outputs, recipe.image_size)
         if begins and start_weights is not None:
             report = load_start(
                 plain_model,
@@ -234,7 +237,8 @@ def train(
         torch.manual_seed(seed + rank)
 
         # 4. Loss, optimizer, schedule.
-        loss_module = create_loss(recipe, loader.tree, count_images(recipe, loader)).to(device)
+        counts = count_images(recipe, loader)
+        loss_module = create_loss(recipe, loader.tree, counts, num_classes=loader.num_classes).to(device)
         chosen = choose_teacher(teacher, recipe, loader, labels=label_space, dataset=dataset, device=device)
         if chosen.facts is not None:
             say(chosen.line())

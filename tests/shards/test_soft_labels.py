@@ -495,7 +495,7 @@ def test_reshard_joins_by_key_replaces_and_reports_each_image_without_a_row(soft
         ([{"tags": []}], "line 1: expected a path or a key, found None"),
         ([{"path": "cat/cat_0.jpg"}, {"path": "cat/cat_0.jpg"}], "line 2: expected one row a sample"),
         ([{"path": "elsewhere.jpg"}], "expected rows whose path or key is that of a sample, such as '"),
-        ([[]], "line 1: expected a JSON object, found: list"),
+        ([[]], "line 1: expected a JSON object, found list"),
     ],
 )
 def test_a_list_that_says_nonsense_is_refused_before_anything_is_written(plain, tmp_path, rows, says):

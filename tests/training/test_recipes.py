@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from softshard.loaders import RANDAUGMENT_21K, Augment, CutMix, Erasing, Loader, Mixup, RandAugment
-from softshard.loaders.target_modes import TARGETS
+from softshard.loaders.target_modes import TARGET_MODES
 from softshard.shards.errors import UsageError
 from softshard.training.objective import create_loss, target_of
 from softshard.training.recipe_augment import parse_augment
+from softshard.training.recipe_list import RECIPES
 from softshard.training.recipe_presets import PRESETS, small, with_settings
 from softshard.training.recipes import (
-    RECIPES,
     multi_label_asl,
     multi_label_bce,
     relabel,
@@ -182,9 +182,10 @@ def test_the_small_preset_shrinks_every_recipe_and_nothing_else(name):
     shrunk = small(recipe)
     changed = {line.partition(":")[0] for line in recipe.differences(shrunk)}
     assert changed <= {"name", "epochs", "global_batch", "image_size", "lr", "augment", "eval_centre"}
-    assert (shrunk.global_batch, shrunk.image_size, shrunk.epochs) == (64, 128, 20)
+    assert (shrunk.global_batch, shrunk.image_size, shrunk.epochs) == (64, 128, min(20, recipe.epochs))
     # SGD's step per image stays; Adam's rate does.
-    assert shrunk.lr == pytest.approx(0.1 * 64 / 1024 if recipe.optimizer == "sgd" else 3e-4)
+    shares = {"sgd": 64 / 1024, "momentum": 64 / 256, "adam": 1.0}
+    assert shrunk.lr == pytest.approx(recipe.lr * shares[recipe.optimizer])
     assert PRESETS["paper"](recipe) == recipe
 
 
@@ -265,7 +266,7 @@ def test_numbers_that_are_not_finite_are_refused(field, value):
         dataclasses.replace(relabel(), **{field: (0.1, value) if field == "crop_scale" else value})
 
 
-@pytest.mark.parametrize("targets", [targets for targets in TARGETS if targets != "none"])
+@pytest.mark.parametrize("targets", ["original", *TARGET_MODES])
 def test_recipes_know_every_target_mode_of_the_loader(targets, shards):
     recipe = with_settings(small(relabel()), [f"targets={targets}", "image_size=32"])
     loss = create_loss(recipe, tree=None)

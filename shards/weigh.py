@@ -1,0 +1,293 @@
+"""`softshard tags weigh`: a list's labels and texts become weights of all classes (Yan et al. 2020, label-weighted sets).
+
+    scores [C] of an image -> temperature -> threshold -> top k -> normalise -> {"weights": {class: weight, ...}}
+
+One pass over the list (two where classes are counted first), a line at a time; memory holds the [C, C] matrix, row by row as
+labels come, and nothing of the images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .errors import DataError, UsageError
+from .files import TEMPORARY_SUFFIX, replace_durably, write_atomically
+from .json_lines import JsonLine, read_json_lines
+from .pack import bad_limit
+from .pack_soft import how_name
+from .progress import progress_bar
+from .similarities import COUNTS, Measures, Similarities
+from .storage import open_storage
+from .tree import LabelTree
+
+NORMALISE = ("none", "max", "sum")
+TEXT_COLUMNS = ("title", "description", "tags", "text")
+_DIGITS = 6  # of a weight in the list: more than a float32 distinguishes is of no use
+_KEPT_LABELS = 65_536  # whose weights are remembered, where texts do not matter
+
+
+@dataclass(frozen=True)
+class WeighOptions:
+    """What becomes of scores.
+
+    Attributes:
+        temperature: T: scores are raised to 1 / T; below 1 the largest stand out more.
+        threshold: scores below it are left out.
+        top: classes that are kept at most, the largest first; None for all.
+        normalise: `max` makes the largest weight of an image 1, `sum` makes them sum to 1.
+        max_bad: share of bad lines that stops the run; ten are always allowed, with 0 none.
+    """
+
+    temperature: float = 1.0
+    threshold: float = 0.0
+    top: int | None = None
+    normalise: str = "none"
+    max_bad: float = 0.001
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise UsageError(f"temperature: expected a number above 0, found {self.temperature}")
+        if not 0 <= self.threshold <= 1:
+            raise UsageError(f"threshold: expected a score from 0 to 1, found {self.threshold}")
+        if self.top is not None and self.top < 1:
+            raise UsageError(f"top: expected 1 or more, found {self.top}")
+        if self.normalise not in NORMALISE:
+            raise UsageError(f"normalise: expected one of {', '.join(NORMALISE)}, found {self.normalise!r}")
+        if not 0 <= self.max_bad <= 1:
+            raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides the weights."""
+        return {
+            "temperature": self.temperature,
+            "threshold": self.threshold,
+            "top": self.top,
+            "normalise": self.normalise,
+        }
+
+
+@dataclass(frozen=True)
+class WeighSummary:
+    """What a run did. `read == written + bad` always holds.
+
+    Attributes:
+        read: lines that are not blank.
+        written: with weights.
+        bad: lines that are none, or whose label is unknown.
+        label_only: images whose scores left nothing, which got their label with weight 1.
+        mean_classes: weights of an image.
+    """
+
+    read: int
+    written: int
+    bad: int
+    label_only: int
+    mean_classes: float
+
+
+def weights_of(scores: np.ndarray, options: WeighOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Which classes get which weights.
+
+    Args:
+        scores: float [C], from 0 to 1.
+        options: see there.
+
+    Returns:
+        (int64 [K], float64 [K]): classes, the largest weight first and of equals the lower class, and their weights; empty
+        where no score is above 0 and reaches the threshold.
+    """
+    values = np.asarray(scores, np.float64) ** (1 / options.temperature)
+    kept = np.flatnonzero((values > 0) & (values >= options.threshold))
+    kept = kept[np.argsort(-values[kept], kind="stable")][: options.top]
+    weights = values[kept]
+    if len(kept) and options.normalise != "none":
+        weights = weights / (weights[0] if options.normalise == "max" else weights.sum())
+    return kept, weights
+
+
+def label_of(row: dict[str, Any], index: Mapping[str, int]) -> int:
+    """The class of a row: its name, or its whole number.
+
+    Args:
+        row: of a list.
+        index: class name to number.
+
+    Raises:
+        DataError: neither.
+    """
+    label = row.get("label")
+    if isinstance(label, str):
+        label = label.strip()
+        if label in index:
+            return index[label]
+        if label.isascii() and label.isdigit() and len(label) < 10:
+            label = int(label)
+    if type(label) is int and 0 <= label < len(index):
+        return label
+    raise DataError(f"expected a label of the {len(index):,} classes, found {label!r:.60}")
+
+
+class Weigher:
+    """Weighs images.
+
+    Args:
+        similarities: of the classes.
+        options: what becomes of scores.
+    """
+
+    def __init__(self, similarities: Similarities, options: WeighOptions) -> None:
+        self._similarities, self._options = similarities, options
+        self._index = {name: i for i, name in enumerate(similarities.class_names)}
+        self._known: dict[int, dict[str, float]] = {}
+        self.label_only = 0
+
+    def weigh(self, row: dict[str, Any]) -> dict[str, float]:
+        """The weights of a row, the largest first.
+
+        Raises:
+            DataError: an unknown label.
+        """
+        label = label_of(row, self._index)
+        if not self._similarities.reads_text:
+            if label not in self._known and len(self._known) < _KEPT_LABELS:
+                self._known[label] = self._weigh(label, "")
+            return self._known.get(label) or self._weigh(label, "")
+        return self._weigh(label, text_of(row))
+
+    def _weigh(self, label: int, text: str) -> dict[str, float]:
+        classes, weights = weights_of(self._similarities.scores(label, text), self._options)
+        names = self._similarities.class_names
+        if not len(classes):
+            self.label_only += 1
+            return {names[label]: 1.0}
+        rows = zip(classes.tolist(), weights.tolist(), strict=True)
+        return {names[i]: round(weight, _DIGITS) for i, weight in rows if round(weight, _DIGITS) > 0}
+
+
+def text_of(row: dict[str, Any]) -> str:
+    """An image's text: title, description, tags and text, whichever there are."""
+    parts: list[str] = []
+    for name in TEXT_COLUMNS:
+        value = row.get(name)
+        parts += [value] if isinstance(value, str) else []
+        parts += [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+    return "\n".join(parts)
+
+
+def _count_labels(lines: Iterator[JsonLine], class_names: Sequence[str]) -> np.ndarray:
+    """int64 [C], how often each class is a label."""
+    counts, index = np.zeros(len(class_names), np.int64), {name: i for i, name in enumerate(class_names)}
+    for line in lines:
+        with suppress(DataError):  # told when it is weighed
+            counts[label_of(line.row or {}, index)] += 1
+    return counts
+
+
+@dataclass
+class _Bad:
+    """Bad lines, which are counted and written down."""
+
+    file: BinaryIO
+    where: str
+    num: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, line: int, reason: str) -> None:
+        self.num += 1
+        if len(self.first) < 5:
+            self.first.append(f"{self.where}: line {line}: {reason}")
+        self.file.write(json.dumps({"line": line, "reason": reason}).encode("ascii") + b"\n")
+
+
+def weigh_list(
+    source: str | Path,
+    output: Path,
+    class_names: tuple[str, ...],
+    measures: Measures,
+    options: WeighOptions | None = None,
+    tree: LabelTree | None = None,
+) -> WeighSummary:
+    """Write a list with the column `weights`.
+
+    Beside OUT.jsonl comes OUT.weights.json, which says how they were made, and OUT.bad.jsonl with the lines that were left
+    out. All appear when they are whole.
+
+    Args:
+        source: list of JSON lines with a label each; a path or any fsspec URL.
+        output: the new list, `.jsonl`.
+        class_names: the classes that get weights.
+        measures: what makes them.
+        options: see WeighOptions.
+        tree: hierarchy of the classes; None takes WordNet's.
+
+    Raises:
+        UsageError: another kind of file, the same file twice, or one that cannot be read.
+        DataError: too many bad lines, or none that is good; classes that WordNet does not know.
+    """
+    options = options or WeighOptions()
+    storage = open_storage(source)
+    if not storage.name.lower().endswith((".jsonl", ".ndjson")) or storage.is_folder():
+        raise UsageError(
+            f"{storage.name}: expected a list of JSON lines (.jsonl), found another kind of file"
+        )
+    if output.suffix not in (".jsonl", ".ndjson"):
+        raise UsageError(f"{output}: expected a name that ends in .jsonl for the new list")
+    if not storage.remote and output.exists() and os.path.samefile(storage.root, output):
+        raise UsageError(f"{output}: expected another file than the source. Write into a new one")
+
+    def lines(what: str) -> Iterator[JsonLine]:
+        with storage.open() as file, progress_bar(None, what, "B") as bar:
+            for line in read_json_lines(file):
+                yield line
+                bar.update(line.length)
+
+    counts = None
+    if measures.information_content == COUNTS:
+        counts = _count_labels(lines("count"), class_names)
+    similarities = Similarities(class_names, measures, tree, counts)
+    weigher = Weigher(similarities, options)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    bad_file = output.with_suffix(".bad.jsonl")
+    temporary = [file.with_name(file.name + TEMPORARY_SUFFIX) for file in (output, bad_file)]
+    read = num_weights = 0
+    try:
+        with open(temporary[0], "wb") as good, open(temporary[1], "wb") as others:
+            bad = _Bad(others, storage.name)
+            for line in lines("weigh"):
+                read += 1
+                try:
+                    if line.row is None:
+                        raise DataError(line.problem)
+                    weights = weigher.weigh(line.row)
+                except DataError as error:
+                    bad.add(line.number, str(error))
+                    continue
+                num_weights += len(weights)
+                good.write(json.dumps({**line.row, "weights": weights}).encode("ascii") + b"\n")
+        if bad.num > bad_limit(options.max_bad, read) or bad.num == read:
+            more = (
+                f"\n{storage.name}: and {bad.num - len(bad.first):,} more" if bad.num > len(bad.first) else ""
+            )
+            raise DataError(
+                "\n".join(bad.first)
+                + more
+                + f"\n{storage.name}: expected at most {bad_limit(options.max_bad, read):,} bad lines of {read:,}, found "
+                f"{bad.num:,}; nothing has been written. Is it of another class list?"
+            )
+        how = {**similarities.to_json(), **options.to_json(), "tree": tree.fingerprint if tree else None}
+        write_atomically(output.with_name(how_name(output.name)), json.dumps(how, indent=1).encode("ascii"))
+        replace_durably(temporary[1], bad_file)
+        replace_durably(temporary[0], output)
+    finally:
+        for file in temporary:
+            file.unlink(missing_ok=True)
+    written = read - bad.num
+    return WeighSummary(read, written, bad.num, weigher.label_only, num_weights / max(1, written))

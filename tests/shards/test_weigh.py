@@ -1,0 +1,368 @@
+"""Weights of classes: what each measure says, what becomes of it, and the list that comes out."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softshard.shards import DataError, ImageRecipe, LabelTree, Manifest, PackOptions, UsageError, pack
+from softshard.shards.cli import main
+from softshard.shards.information_content import load_counts
+from softshard.shards.json_lines import read_json_lines
+from softshard.shards.pack_soft import load_how
+from softshard.shards.similarities import Measures, Similarities
+from softshard.shards.text_overlap import DEFINITION_SHARE, TextOverlap, words_of
+from softshard.shards.weigh import WeighOptions, weigh_list, weights_of
+from softshard.shards.weigh_page import neighbours
+
+DOG, CAT, OAK = "n02084071", "n02121620", "n12268246"
+CLASSES = (DOG, CAT, OAK)
+WUP = Measures({"wup": 1.0})
+
+
+def write(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def read(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+# Measures
+
+
+def test_the_label_itself_is_as_similar_as_can_be_by_every_measure(tmp_path):
+    confusion = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
+    np.save(tmp_path / "c.npy", confusion)
+    shares = dict.fromkeys(("path", "wup", "lch", "lin", "jcn", "confusion"), 1.0)
+    measures = Measures(shares, information_content="counts", confusion=str(tmp_path / "c.npy"))
+    found = Similarities(CLASSES, measures, counts=np.array([3, 4, 5]))
+    for name in shares:
+        for i in range(3):
+            row = found.measure(name, i)
+            assert row[i] == 1
+            assert (row >= 0).all()
+            assert (row <= 1).all()
+    assert found.measure("path", 0)[1] == 0.2
+    assert found.measure("wup", 0)[1] == pytest.approx(0.857, abs=5e-4)
+    assert found.measure("lch", 0)[1] == pytest.approx(np.log(38 / 5) / np.log(38))
+    assert found.measure("confusion", 0).tolist() == [1, 0.25, 0]
+    assert found.measure("confusion", 2).tolist() == [0, 0, 1]
+
+
+def test_a_sum_is_the_mean_by_shares_and_a_product_the_powers():
+    one, other = (Similarities(CLASSES, Measures({name: 1.0})).scores(0) for name in ("wup", "path"))
+    both = {"wup": 3.0, "path": 1.0}
+    np.testing.assert_allclose(
+        Similarities(CLASSES, Measures(both)).scores(0), 0.75 * one + 0.25 * other, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        Similarities(CLASSES, Measures(both, combine="product")).scores(0), one**3 * other, rtol=1e-6
+    )
+
+
+def test_text_is_combined_with_the_label_as_any_other_measure():
+    text = "My cat sleeps"
+    alone = Similarities(CLASSES, Measures({"text": 1.0})).scores(0, text)
+    assert alone[1] == 1  # a name of the class
+    label = Similarities(CLASSES, Measures({"wup": 2.0, "path": 1.0}))
+    for combine in ("sum", "product"):
+        measures = Measures({"wup": 2.0, "text": 1.0, "path": 1.0}, combine=combine)
+        found = Similarities(CLASSES, measures).scores(0, text)
+        if combine == "sum":
+            np.testing.assert_allclose(found, (3 * label.scores(0) + alone) / 4, rtol=1e-6)
+        else:
+            rows = [label.measure(name, 0) for name in ("wup", "path")]
+            np.testing.assert_allclose(found, rows[0] ** 2 * rows[1] * alone, rtol=1e-6)
+
+
+def test_siblings_that_wordnet_ties_are_told_apart_by_text():
+    names = ("n02123045", "n02123394")  # tabby, Persian cat
+    ties = Similarities((CAT, *names), Measures({"wup": 1.0})).scores(0)
+    assert ties[1] == ties[2]
+    scores = Similarities((CAT, *names), Measures({"wup": 0.7, "text": 0.3})).scores(
+        0, "a Persian cat on a sofa"
+    )
+    assert scores[2] > scores[1]
+
+
+def test_classes_that_wordnet_does_not_know_are_all_named():
+    with pytest.raises(DataError) as caught:
+        Similarities(("xyzzy", DOG, "plugh"), WUP)
+    assert "'xyzzy'" in str(caught.value)
+    assert "'plugh'" in str(caught.value)
+    assert "--tree" in str(caught.value)
+
+
+def test_a_tree_is_the_hierarchy_of_its_classes():
+    tree = LabelTree.from_table(None, [("cat", "animal"), ("dog", "animal"), ("oak", "plant")])
+    scores = Similarities(tree.classes, Measures({"path": 1.0}), tree).scores(tree.classes.index("cat"))
+    near = dict(zip(tree.classes, scores.tolist(), strict=True))
+    assert near == pytest.approx({"cat": 1, "animal": 1 / 2, "dog": 1 / 3, "plant": 1 / 4, "oak": 1 / 5})
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "says"),
+    [
+        ("wup,foo", {}, "expected measures of path, wup"),
+        ("wup=x", {}, "expected measures such as wup=0.7,text=0.3, found 'wup=x'"),
+        ("wup=0", {}, "expected measures with shares above 0"),
+        ("wup=nan", {}, "expected measures with shares above 0"),
+        ("", {}, "expected measures of path"),
+        ("lin", {}, "information content: expected a file where a measure reads it, found no file"),
+        (
+            "wup",
+            {"confusion": "c.npy"},
+            "confusion: expected a file where a measure reads it, found a file, and no",
+        ),
+        ("wup", {"combine": "max"}, "combine: expected one of sum, product"),
+    ],
+)
+def test_measures_that_cannot_be_are_refused(text, options, says):
+    with pytest.raises(UsageError) as caught:
+        Measures.parse(text, **options)
+    assert says in str(caught.value)
+
+
+# Text
+
+
+def test_words_are_lower_case_without_the_commonest():
+    assert words_of("The Big-Cat of É, 2 cats's") == ["big", "cat", "é", "2", "cats"]
+
+
+def test_a_class_overlaps_by_its_best_phrase():
+    overlap = TextOverlap([["big cat", "lion"], ["house cat"], ["oak"]], {2: "a big tree"})
+    assert overlap.scores("LION!")[0] == 1
+    assert overlap.scores("a big, big cat")[0] == 1
+    assert overlap.scores("nothing of it").tolist() == [0, 0, 0]
+    assert overlap.scores("").tolist() == [0, 0, 0]
+    assert overlap.scores("tree: big")[2] == DEFINITION_SHARE
+    shared, rare = np.log(1 + 3 / 2), np.log(1 + 3)
+    np.testing.assert_allclose(
+        overlap.scores("cat")[:2], [shared / (shared + shared), shared / (shared + rare)]
+    )
+
+
+# From scores to weights
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=12),
+    st.floats(0.1, 4),
+    st.floats(0, 1),
+    st.none() | st.integers(1, 5),
+    st.sampled_from(["none", "max", "sum"]),
+)
+def test_weights_are_what_a_plain_loop_says(scores, temperature, threshold, top, normalise):
+    classes, weights = weights_of(np.array(scores), WeighOptions(temperature, threshold, top, normalise))
+    values = [np.float64(score) ** (1 / temperature) for score in scores]
+    wanted = [i for i, value in enumerate(values) if value > 0 and value >= threshold]
+    wanted = sorted(wanted, key=lambda i: (-values[i], i))[:top]
+    assert classes.tolist() == wanted
+    scale = {
+        "none": 1.0,
+        "max": max([values[i] for i in wanted], default=1),
+        "sum": sum(values[i] for i in wanted),
+    }
+    np.testing.assert_allclose(weights, [values[i] / scale[normalise] for i in wanted], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0},
+        {"temperature": -1},
+        {"threshold": 2},
+        {"top": 0},
+        {"normalise": "l2"},
+        {"max_bad": 2},
+    ],
+)
+def test_options_that_cannot_be_are_refused(options):
+    with pytest.raises(UsageError, match=f"{next(iter(options))}: expected"):
+        WeighOptions(**options)
+
+
+# Lists
+
+
+ROWS = [
+    {"path": "a.jpg", "label": DOG, "title": "a dog", "other": [1]},
+    {"path": "b.jpg", "label": 1, "tags": ["oak", "tree"]},
+    {"path": "c.jpg", "label": "2", "description": ""},
+]
+
+
+def test_a_list_gets_weights_and_keeps_its_columns(tmp_path):
+    source = write(tmp_path / "in.jsonl", ROWS)
+    options = WeighOptions(top=2, normalise="max")
+    summary = weigh_list(source, tmp_path / "out.jsonl", CLASSES, WUP, options)
+    assert (summary.read, summary.written, summary.bad, summary.mean_classes) == (3, 3, 0, 2)
+    out = read(tmp_path / "out.jsonl")
+    for row, wanted in zip(out, ROWS, strict=True):
+        assert {name: row[name] for name in wanted} == wanted
+    assert out[0]["weights"] == {DOG: 1.0, CAT: pytest.approx(0.857143)}
+    assert out[1]["weights"] == {CAT: 1.0, DOG: pytest.approx(0.857143)}
+    assert [*out[2]["weights"]][0] == OAK
+    how = load_how(tmp_path / "out.jsonl")
+    assert how["by"] == {"wup": 1.0}
+    assert how["top"] == 2
+    assert (tmp_path / "out.bad.jsonl").read_bytes() == b""
+
+
+def test_the_same_call_gives_the_same_bytes(tmp_path):
+    source = write(tmp_path / "in.jsonl", ROWS)
+    measures = Measures({"wup": 0.5, "jcn": 0.2, "text": 0.3}, information_content="counts")
+    for name in ("one", "two"):
+        weigh_list(source, tmp_path / f"{name}.jsonl", CLASSES, measures)
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+
+
+def test_counts_are_those_of_the_lists_labels(tmp_path):
+    source = write(tmp_path / "in.jsonl", [*ROWS, *ROWS[:1] * 5, {"label": "nobody"}])
+    measures = Measures({"lin": 1.0}, information_content="counts")
+    weigh_list(source, tmp_path / "out.jsonl", CLASSES, measures)
+    wanted = Similarities(CLASSES, measures, counts=np.array([6, 1, 1])).scores(0)
+    found = read(tmp_path / "out.jsonl")[0]["weights"]
+    assert found == pytest.approx(
+        {name: score for name, score in zip(CLASSES, wanted, strict=True) if score > 1e-6}, abs=1e-6
+    )
+
+
+def test_an_image_whose_text_names_no_class_gets_its_label(tmp_path):
+    source = write(tmp_path / "in.jsonl", ROWS[2:])
+    summary = weigh_list(source, tmp_path / "out.jsonl", CLASSES, Measures({"text": 1.0}))
+    assert summary.label_only == 1
+    assert read(tmp_path / "out.jsonl")[0]["weights"] == {OAK: 1.0}
+
+
+def test_bad_lines_are_recorded_and_a_byte_order_mark_and_crlf_are_none(tmp_path):
+    good = [json.dumps(row).encode() for row in ROWS]
+    lines = [
+        b"\xef\xbb\xbf" + good[0] + b"\r",
+        b"",
+        b"{",
+        b"\xff",
+        b"[]",
+        b'{"label": "wolf"}',
+        b'{"path": "x"}',
+        *good[1:],
+    ]
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))
+    summary = weigh_list(tmp_path / "in.jsonl", tmp_path / "out.jsonl", CLASSES, WUP)
+    assert (summary.read, summary.written, summary.bad) == (8, 3, 5)
+    bad = read(tmp_path / "out.bad.jsonl")
+    assert [line["line"] for line in bad] == [3, 4, 5, 6, 7]
+    reasons = " ".join(line["reason"] for line in bad)
+    for says in (
+        "expected a JSON object, found",
+        "found byte 0xff",
+        "found list",
+        "found 'wolf'",
+        "found None",
+    ):
+        assert says in reasons
+
+
+def test_too_many_bad_lines_write_nothing(tmp_path):
+    source = write(tmp_path / "in.jsonl", [*ROWS, {"label": "wolf"}])
+    with pytest.raises(DataError, match=r"line 4: expected a label of the 3 classes, found 'wolf'"):
+        weigh_list(source, tmp_path / "out.jsonl", CLASSES, WUP, WeighOptions(max_bad=0))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in.jsonl"]
+    with pytest.raises(DataError, match="Is it of another class list"):
+        weigh_list(write(source, [{"label": "wolf"}]), tmp_path / "out.jsonl", CLASSES, WUP)
+
+
+def test_the_source_is_not_written_over(tmp_path):
+    source = write(tmp_path / "in.jsonl", ROWS)
+    with pytest.raises(UsageError, match="expected another file than the source"):
+        weigh_list(source, source, CLASSES, WUP)
+    with pytest.raises(UsageError, match="expected a list of JSON lines"):
+        weigh_list(tmp_path / "in.csv", tmp_path / "out.jsonl", CLASSES, WUP)
+
+
+def test_a_caption_of_megabytes_is_a_line_like_any_other(tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"label": DOG, "description": "cat " * 2_500_000}])
+    weigh_list(source, tmp_path / "out.jsonl", CLASSES, Measures({"text": 1.0}))
+    assert CAT in read(tmp_path / "out.jsonl")[0]["weights"]
+
+
+def test_a_line_that_is_too_long_is_skipped_whole(tmp_path):
+    (tmp_path / "long.jsonl").write_bytes(b"x" * 1000 + b'\n{"a": 1}\n')
+    with open(tmp_path / "long.jsonl", "rb") as file:
+        long, short = read_json_lines(file, 100)
+    assert long.problem == "expected at most 100 bytes, found 1,001"
+    assert (short.number, short.offset, short.row) == (2, 1001, {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("hello\n", "begins with 'wnver', found 'hello'"),
+        ("wnver::x\n1740n\n", "line 2: expected an offset with n or v, and a count, found '1740n'"),
+        ("wnver::x\n1740n nan ROOT\n", "line 2"),
+        ("wnver::x\n1740n -1 ROOT\n", "line 2"),
+        ("wnver::x\n1740n 5\n", "expected the count of a root of nouns, found none"),
+    ],
+)
+def test_information_content_that_is_none_is_refused(tmp_path, text, says):
+    (tmp_path / "ic.dat").write_text(text)
+    with pytest.raises(DataError) as caught:
+        load_counts(str(tmp_path / "ic.dat"))
+    assert says in str(caught.value)
+
+
+def test_information_content_is_read_as_nltk_reads_it(tmp_path):
+    (tmp_path / "ic.dat").write_text("wnver::x\n1740n 10 ROOT\n2084071n 2.5\n5v 7 ROOT\n")
+    assert load_counts(str(tmp_path / "ic.dat")) == ({1740: 10, 2084071: 2.5}, 10)
+
+
+# Commands
+
+
+def test_the_command_weighs_and_packing_takes_what_it_wrote(tmp_path, source_maker, capsys):
+    source_maker(tmp_path / "web", {"dog": 2, "cat": 2})
+    rows = [{"path": f"{name}/{name}_{i}.jpg", "label": name} for name in ("dog", "cat") for i in range(2)]
+    write(tmp_path / "web" / "in.jsonl", rows)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    out = tmp_path / "web" / "out.jsonl"
+    command = [
+        "tags",
+        "weigh",
+        tmp_path / "web" / "in.jsonl",
+        "-o",
+        out,
+        "--classes",
+        tmp_path / "classes.txt",
+    ]
+    assert main([*map(str, command), "--by", "wup", "--temperature", "0.5"]) == 0
+    assert "read 4 = written 4 + bad 0" in capsys.readouterr().out
+    options = PackOptions(image=ImageRecipe(resize="none"), shard_samples=4, weights=load_how(out))
+    pack(out, tmp_path / "dst", options, workers=1)
+    assert Manifest.load(tmp_path / "dst" / "train").soft_labels.weights["temperature"] == 0.5
+
+
+def test_show_prints_and_draws_the_nearest_concepts(tmp_path, capsys):
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    command = ["tags", "show", DOG, "--classes", str(tmp_path / "classes.txt"), "--by", "wup=1,path=1"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert f"1.0000  {DOG} dog  wup 1.000  path 1.000" in text
+    assert f"{CAT} true cat  wup 0.857  path 0.200" in text or "wup 0.857  path 0.200" in text
+    assert main([*command, "-o", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "<svg" in page
+    assert CAT in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert main(["tags", "show", "wolf", *command[3:]]) == 2
+
+
+def test_neighbours_are_those_that_an_image_gets(tmp_path):
+    similarities = Similarities(CLASSES, WUP)
+    found = neighbours(similarities, DOG, WeighOptions(top=2))
+    assert [each.name for each in found] == [DOG, CAT]
+    assert found[1].weight == pytest.approx(found[1].measures["wup"], rel=1e-6)

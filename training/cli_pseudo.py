@@ -1,0 +1,100 @@
+"""The command `softshard pseudo make`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from functools import partial
+
+from .cli_process import needs_extra, process_of_torchrun, torch_device
+from .ray_ranks import add_engine, run_command
+
+
+def add_pseudo(subparsers: argparse._SubParsersAction) -> None:
+    """Register `pseudo make`."""
+    pseudo = subparsers.add_parser("pseudo", help="let trained models label the images of a data set")
+    actions = pseudo.add_subparsers(dest="action", metavar="ACTION", required=True)
+    make = actions.add_parser(
+        "make",
+        help="run models over a data set and store the classes that they are sure of",
+        description="Ask models that softshard train made about every image of a data set, whole and squished to the "
+        "largest model's size, and add the most probable classes to the samples, where the best one is probable enough. The "
+        "labels that images came with stay; `softshard train pseudo` learns from the new ones. Images are not encoded "
+        "again. A run that was killed continues when it is given again. On several GPUs or processes: torchrun "
+        "--nproc-per-node N --no-python softshard pseudo make ..., or --engine ray.",
+    )
+    make.add_argument("dataset", metavar="DATASET", help="folder or fsspec URL of a data set")
+    make.add_argument(
+        "destination",
+        metavar="DST",
+        help="new folder, or fsspec URL that can be written: the same data set with pseudo labels",
+    )
+    make.add_argument(
+        "--model",
+        required=True,
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="checkpoint.pt of softshard train for the same classes; of several the mean of their probabilities counts",
+    )
+    make.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        metavar="P",
+        help="least probability of an image's best class (default: 0.5)",
+    )
+    make.add_argument(
+        "--top",
+        type=int,
+        default=1,
+        metavar="K",
+        help="classes that an image gets, weighted by their probabilities, which are scaled to add up to 1 (default: 1, "
+        "the best class alone)",
+    )
+    make.add_argument(
+        "--below",
+        choices=("own", "none"),
+        default="own",
+        help="what an image gets whose best class is less probable: its own label (default), or none, so that it adds "
+        "nothing to the loss",
+    )
+    make.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a step (default: 64)")
+    make.add_argument(
+        "--amp", choices=("bfloat16", "float16"), help="models in mixed precision (default: float32)"
+    )
+    make.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    make.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
+    add_engine(make)
+    make.set_defaults(run=partial(run_command, _run_make))
+
+
+def _run_make(args: argparse.Namespace) -> int:
+    with needs_extra("softshard pseudo make"):
+        from .pseudo_store import PseudoOptions, make_pseudo_labels
+    from ..shards.storage import public_name
+
+    rank, world_size, local_rank = process_of_torchrun()
+    sure = seen = 0
+
+    def labelled(num_sure: int, num_seen: int) -> None:
+        nonlocal sure, seen
+        sure, seen = sure + num_sure, seen + num_seen
+
+    made = make_pseudo_labels(
+        args.dataset,
+        args.destination,
+        args.model,
+        PseudoOptions(args.threshold, args.top, args.below, args.batch_size, args.amp),
+        device=torch_device(args.device, local_rank),
+        num_threads=args.threads or max(1, len(os.sched_getaffinity(0)) // world_size),
+        rank=rank,
+        world_size=world_size,
+        labelled=labelled,
+    )
+    if rank == 0:
+        where = public_name(args.destination)
+        rest = {"own": "the others keep their own label", "none": "the others have none"}[args.below]
+        found = f"{sure:,} of the {seen:,} images of this process got a label of the model's, {rest}"
+        print(f"{made.num_samples:,} samples with pseudo labels: {where}" + (f"; {found}" if seen else ""))
+        print(f"Run: softshard train pseudo {where} --model TIMM_NAME --init-from FILE --out DIR")
+    return 0
