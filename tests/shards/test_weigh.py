@@ -207,7 +207,7 @@ def test_a_list_gets_weights_and_keeps_its_columns(tmp_path):
         assert {name: row[name] for name in wanted} == wanted
     assert out[0]["weights"] == {DOG: 1.0, CAT: pytest.approx(0.857143)}
     assert out[1]["weights"] == {CAT: 1.0, DOG: pytest.approx(0.857143)}
-    assert [*out[2]["weights"]][0] == OAK
+    assert next(iter(out[2]["weights"])) == OAK
     how = load_how(tmp_path / "out.jsonl")
     assert how["by"] == {"wup": 1.0}
     assert how["top"] == 2
