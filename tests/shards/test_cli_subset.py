@@ -160,6 +160,24 @@ def test_a_confusion_matrix_may_be_of_the_whole_class_list_or_of_the_classes_wit
     )
 
 
+def test_labels_of_classes_that_no_tree_has_are_merged_by_size_and_that_is_said(tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("qwx1\nqwx2\nqwx3\nqwx4\n")
+    (tmp_path / "table.csv").write_text("class,label\nqwx1,a\nqwx2,b\nqwx3,c\nqwx4,c\n")
+    coarse = ["--method", "coarse", "--from", tmp_path / "table.csv", "-n", 2, "-o", tmp_path / "s.json"]
+    run("classes", tmp_path / "list.txt", *coarse)
+    assert classes(tmp_path / "s.json") == {"a + b": ("qwx1", "qwx2"), "c": ("qwx3", "qwx4")}
+    told = capsys.readouterr().err
+    assert (
+        "sizes alone decide: class 'qwx1': expected a wnid or a noun of WordNet 3.0, found neither. Give"
+        in told
+    )
+    pairs = "child,parent\nqwx1,x\nqwx2,y\nqwx3,x\nqwx4,x\n"
+    (tmp_path / "own.csv").write_text(pairs)
+    LabelTree.from_file(tmp_path / "own.csv").save(tmp_path / "tree.json")
+    run("classes", tmp_path / "list.txt", *coarse, "--tree", tmp_path / "tree.json")
+    assert classes(tmp_path / "s.json") == {"a + c": ("qwx1", "qwx3", "qwx4"), "b": ("qwx2",)}
+
+
 def test_images_are_as_many_of_each_class_or_a_problem(tmp_path, packed, chosen, samples_of, capsys):
     run("images", packed, "--classes", chosen, "-m", 3, "-o", tmp_path / "s.json")
     keys = SubsetFile.load(tmp_path / "s.json").keys
