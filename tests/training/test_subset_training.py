@@ -71,8 +71,9 @@ def test_both_groups_have_as_many_images_of_each_member(images):
 @pytest.mark.parametrize("method", ["siblings", "groups", "coarse"])
 def test_real_photographs_grouped_and_packed_are_trained_on(shared_data, tmp_path, method):
     classes = str(tmp_path / "classes.json")
-    table = ["--from", str(shared_data / "imagenet_categories_synset.csv")] if method == "coarse" else []
-    chosen = ["--method", method, "-n", "10", *table, "-o", classes]
+    table = str(shared_data / "imagenet_categories_synset.csv")
+    more = {"siblings": ["--exact"], "groups": [], "coarse": ["--from", table]}[method]
+    chosen = ["--method", method, "-n", "10", *more, "-o", classes]
     assert main(["subset", "classes", str(shared_data / "photos"), *chosen]) == 0
     small = ["--size", "32", "--shard-samples", "100", "--workers", "1"]
     assert (
