@@ -156,17 +156,21 @@ def _coarse_groups(pool: Pool, choice: ClassChoice) -> tuple[tuple[ClassGroup, .
     if choice.num is not None and choice.num != len(groups):
         members = [member for group in groups for member in group.members]
         check_num(members, choice.num)
-        groups, found_notes = adjust_number(groups, choice.num, _paths(members, choice.tree or pool.tree))
+        try:
+            paths = _paths(ancestor_tree(members, choice.tree or pool.tree))
+        except DataError as error:
+            paths = {name: (name,) for name in members}
+            first = str(error).splitlines()[0].partition(";")[0]
+            notes.append(
+                f"what is near is not known, so that sizes alone decide: {first}. Give a --tree of these classes"
+            )
+        groups, found_notes = adjust_number(groups, choice.num, paths)
         notes += found_notes
     return groups, notes
 
 
-def _paths(names: Sequence[str], tree: LabelTree | None) -> dict[str, tuple[str, ...]]:
-    """For each class the names from its root to itself; classes that are in no tree are their own roots."""
-    try:
-        tree = ancestor_tree(names, tree)
-    except DataError:
-        return {name: (name,) for name in names}
+def _paths(tree: LabelTree) -> dict[str, tuple[str, ...]]:
+    """For each class the names from its root to itself."""
     paths: dict[str, tuple[str, ...]] = {}
     for node in np.argsort(tree.levels, kind="stable").tolist():
         parent = int(tree.parents[node])

@@ -81,12 +81,17 @@ class PackOptions:
             raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
         if self.folders not in FOLDERS:
             raise UsageError(f"folders: expected one of {', '.join(FOLDERS)}, found {self.folders!r}")
-        if self.subset is not None and (self.subset.keys is not None or self.folders == "index"):
-            found = "folders called by their places" if self.subset.keys is None else "chosen images"
-            raise UsageError(
-                f"subset: expected the classes of folders called like them, found {found}. Pack all of it, then take the "
-                "subset: softshard reshard --subset"
-            )
+        if self.subset is not None:
+            for found, is_there in (
+                ("chosen images", self.subset.keys is not None),
+                ("folders called by their places", self.folders == "index"),
+                ("label maps, which are over the classes before", self.label_maps is not None),
+            ):
+                if is_there:
+                    raise UsageError(
+                        f"subset: expected the classes of folders called like them, found {found}. Pack all of it, then "
+                        "read it through the subset, or write that out: softshard reshard --subset"
+                    )
 
     def to_json(self) -> dict[str, Any]:
         """What decides the bytes; not where the label maps lie, nor the budget."""

@@ -66,9 +66,9 @@ def imagenet_shortage(sizes: Sequence[int], wanted: int) -> str:
     if not maybe:
         return ""
     return (
-        f"ImageNet has {fewest:,} to {most:,} images a class for training: {surely:,} of {len(sizes):,} classes have fewer "
-        f"than {wanted:,}, {maybe - surely:,} more may have: group classes (--method groups, siblings, confusion, coarse), "
-        "or take fewer images"
+        f"ImageNet has {fewest:,} to {most:,} images a class for training: {surely:,} of {len(sizes):,} classes have "
+        f"fewer than {wanted:,}, {maybe - surely:,} more may have: group classes (--method groups, siblings, confusion "
+        "or coarse), or take fewer images"
     )
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -159,6 +160,24 @@ def test_a_confusion_matrix_may_be_of_the_whole_class_list_or_of_the_classes_wit
     )
 
 
+def test_labels_of_classes_that_no_tree_has_are_merged_by_size_and_that_is_said(tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("qwx1\nqwx2\nqwx3\nqwx4\n")
+    (tmp_path / "table.csv").write_text("class,label\nqwx1,a\nqwx2,b\nqwx3,c\nqwx4,c\n")
+    coarse = ["--method", "coarse", "--from", tmp_path / "table.csv", "-n", 2, "-o", tmp_path / "s.json"]
+    run("classes", tmp_path / "list.txt", *coarse)
+    assert classes(tmp_path / "s.json") == {"a + b": ("qwx1", "qwx2"), "c": ("qwx3", "qwx4")}
+    told = capsys.readouterr().err
+    assert (
+        "sizes alone decide: class 'qwx1': expected a wnid or a noun of WordNet 3.0, found neither. Give"
+        in told
+    )
+    pairs = "child,parent\nqwx1,x\nqwx2,y\nqwx3,x\nqwx4,x\n"
+    (tmp_path / "own.csv").write_text(pairs)
+    LabelTree.from_file(tmp_path / "own.csv").save(tmp_path / "tree.json")
+    run("classes", tmp_path / "list.txt", *coarse, "--tree", tmp_path / "tree.json")
+    assert classes(tmp_path / "s.json") == {"a + c": ("qwx1", "qwx3", "qwx4"), "b": ("qwx2",)}
+
+
 def test_images_are_as_many_of_each_class_or_a_problem(tmp_path, packed, chosen, samples_of, capsys):
     run("images", packed, "--classes", chosen, "-m", 3, "-o", tmp_path / "s.json")
     keys = SubsetFile.load(tmp_path / "s.json").keys
@@ -297,6 +316,23 @@ def test_reshard_refuses_maps_over_the_old_classes_and_keys_of_another_set(tmp_p
     assert "found 1 that it does not have: 'elm'" in capsys.readouterr().err
 
 
+def test_subsets_of_a_data_set_behind_a_url_are_written_behind_one(tmp_path, packed):
+    place = f"memory://{tmp_path.name}"
+    copy = fsspec.filesystem("memory")
+    copy.put(str(packed / "train"), f"/{tmp_path.name}/train", recursive=True)
+    try:
+        for folder in (place, tmp_path / "out"):
+            classes = ["--method", "groups", "-n", 2, "--seed", 3, "-o", f"{folder}/classes.json"]
+            source = f"{place}/train" if folder == place else packed / "train"
+            run("classes", source, *classes)
+            run("images", source, "--classes", f"{folder}/classes.json", "-m", 2, "-o", f"{folder}/s.json")
+        one, other = (SubsetFile.load(f"{folder}/s.json") for folder in (place, tmp_path / "out"))
+        assert one.fingerprint == other.fingerprint
+        assert len(one.keys) == 4
+    finally:
+        copy.rm(f"/{tmp_path.name}", recursive=True)
+
+
 def test_reshard_of_a_set_without_a_tree_has_none(tmp_path, source, groups):
     arguments = ["--size", "16", "--shard-samples", "8", "--workers", "1"]
     assert main(["pack", str(source), str(tmp_path / "set"), *arguments]) == 0
@@ -339,7 +375,13 @@ def test_pack_refuses_a_subset_of_images_and_takes_a_tree_of_its_classes(
     run("images", packed, "--classes", chosen, "-m", 1, "-o", tmp_path / "images.json")
     pack = ["pack", str(source), str(tmp_path / "new"), "--size", "16", "--workers", "1"]
     assert main([*pack, "--subset", str(tmp_path / "images.json")]) == 2
-    assert "found chosen images. Pack all of it, then take the subset" in capsys.readouterr().err
+    assert "found chosen images. Pack all of it, then read it through the subset" in capsys.readouterr().err
+    for more, found in (
+        (["--folders", "index"], "folders called by their places"),
+        (["--label-maps", str(tmp_path)], "label maps, which are over the classes before"),
+    ):
+        assert main([*pack, "--subset", str(chosen), *more]) == 2
+        assert f"found {found}" in capsys.readouterr().err
     tree = LabelTree.from_table(["pet", "creature"], [("pet", "thing"), ("creature", "thing")])
     tree.save(tmp_path / "tree.json")
     assert main([*pack, "--subset", str(chosen), "--tree", str(tmp_path / "tree.json")]) == 0

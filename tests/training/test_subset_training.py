@@ -65,3 +65,24 @@ def test_both_groups_have_as_many_images_of_each_member(images):
     assert dict(zip(*map(np.ndarray.tolist, counts), strict=True)) == {
         "cat": 8, "crow": 8, "dog": 8, "gull": 8,
     }  # fmt: skip
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("method", ["siblings", "groups", "coarse"])
+def test_real_photographs_grouped_and_packed_are_trained_on(shared_data, tmp_path, method):
+    classes = str(tmp_path / "classes.json")
+    table = str(shared_data / "imagenet_categories_synset.csv")
+    more = {"siblings": ["--exact"], "groups": [], "coarse": ["--from", table]}[method]
+    chosen = ["--method", method, "-n", "10", *more, "-o", classes]
+    assert main(["subset", "classes", str(shared_data / "photos"), *chosen]) == 0
+    small = ["--size", "32", "--shard-samples", "100", "--workers", "1"]
+    assert (
+        main(["pack", str(shared_data / "photos"), str(tmp_path / "set"), "--subset", classes, *small]) == 0
+    )
+    how = ["--model", "test_resnet", "--device", "cpu", "--epochs", "1", "--global-batch", "50"]
+    command = ["train", "single-label", str(tmp_path / "set" / "train"), *how, "--image-size", "32"]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 0
+    saved = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert tuple(saved.class_names) == SubsetFile.load(classes).class_names
+    assert saved.step == 6
+    assert saved.model["fc.weight"].shape[0] == 10
