@@ -241,3 +241,16 @@ def test_the_command(shards, scored, tmp_path, capsys):
     mean = read_scores(scored).probability.mean()
     assert result["mean_probability"] == pytest.approx(mean)
     assert mean > 1 / 6  # two epochs teach it something
+
+
+@pytest.mark.parametrize("action", ["score", "study"])
+def test_torchrun_is_refused_since_every_process_would_train_the_same(action, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = {
+        "score": ["DATASET", "--model", "resnet18"],
+        "study": ["FULL", "SUBSET", "--val", "V", "--models", "a,b"],
+    }
+    assert main(["subset", action, *arguments[action], "-o", "out"]) == 2
+    assert (
+        f"softshard subset {action}: expected one process, found 2 of torchrun's" in capsys.readouterr().err
+    )
