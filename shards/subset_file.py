@@ -171,7 +171,9 @@ class SubsetFile:
     def save(self, path: str | Path) -> None:
         """Write the file, a line a class and a line a key, to a path or any fsspec URL."""
         folder, name = split_url(path)
-        open_destination(folder).write(name, _lines(self.to_json()).encode("ascii"))
+        target = open_destination(folder)
+        target.make()
+        target.write(name, _lines(self.to_json()).encode("ascii"))
 
     @classmethod
     def load(cls, path: str | Path) -> SubsetFile:
