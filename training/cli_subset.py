@@ -78,6 +78,12 @@ def _add_score(actions: argparse._SubParsersAction) -> None:
         "-o", "--out", required=True, type=local_path, metavar="FILE", help="the scores, such as scores.jsonl"
     )
     command.add_argument(
+        "--labels",
+        metavar="FILE|LIST",
+        help="read the data set with these labels instead of its own (see softshard train), such as the groups of softshard "
+        "subset classes (.json)",
+    )
+    command.add_argument(
         "--runs", type=local_path, metavar="DIR", help="folder of both trainings (default: FILE.runs)"
     )
     _add_recipe(command)
@@ -258,6 +264,7 @@ def _run_score(args: argparse.Namespace) -> int:
         args.out,
         recipe=recipe,
         model=args.model,
+        labels=args.labels,
         seed=args.seed,
         runs=args.runs,
         batch_size=args.batch_size,

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..loaders.labels import LabelSource
 from ..shards.errors import DataError, UsageError
-from ..shards.manifest import Manifest
 from ..shards.tree import LabelTree
 from .ancestors import leaf_classes
 from .down_the_tree import DownTheTree
@@ -128,7 +127,7 @@ def confusion_of_model(
             normalise = saved.recipe.normalise
             read = _reading(saved.recipe.loss, loader.tree, saved.recipe.levels, device)
         # A timm model reads a data set of some of its classes as all of them: back to those there are.
-        names = loader.class_names if labels is not None else Manifest.load(dataset).class_names
+        names = loader.class_names if labels is not None else loader.manifest.class_names
         kept = _places(names, loader.class_names)
         place = torch.full((loader.num_classes,), -1)
         place[kept] = torch.arange(len(kept))

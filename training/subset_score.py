@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from ..loaders.labels import Labels, LabelSource, load_labels
 from ..loaders.subset import Subset
 from ..shards.errors import DataError, UsageError
 from ..shards.files import TEMPORARY_SUFFIX, hold_folder, replace_durably, write_atomically
-from ..shards.manifest import Manifest, check_sidecar, load_sidecar
+from ..shards.manifest import Manifest, check_sidecar, load_sidecar, load_tree
 from ..shards.philox import check_seed
 from ..shards.score_file import score_header, score_line
 from ..shards.shard_files import dataset_path
@@ -85,6 +86,7 @@ def score_data_set(
     *,
     recipe: Recipe,
     model: str,
+    labels: str | Path | LabelSource | None = None,
     seed: int = 0,
     runs: str | Path | None = None,
     batch_size: int = 256,
@@ -102,6 +104,9 @@ def score_data_set(
         out: the file of scores to write (see score_file.py).
         recipe: of one softmax over all classes, without a teacher: `single_label()`, say.
         model: timm's name of the architecture.
+        labels: read the data set with these instead of its own, as in `train`, such as groups of classes. The halves are
+            then equal within these, scores are of these, and images of other classes have none; the header's `labels` is
+            their fingerprint.
         seed: of the halves, and of both trainings.
         runs: a folder for both trainings; by default beside `out`, with `.runs` behind its name. The same call
             continues there.
@@ -130,17 +135,21 @@ def score_data_set(
     place = dataset_path(dataset)
     manifest = Manifest.load(place)
     check_sidecar(place, manifest)
+    read_with = load_labels(labels)
+    own = Labels.of(manifest, load_tree(place, manifest), read_with)
     classes = np.asarray(load_sidecar(place, manifest))
-    keys = [
-        key.decode("utf-8", "surrogateescape") for part in each_shards_keys(place, manifest) for key in part
-    ]
-    halves = _checked_halves(dataset, manifest, keys, classes, seed)
+    classes = classes if own.class_map is None else own.class_map[classes]
+    every_key = (key for part in each_shards_keys(place, manifest) for key in part)
+    kept_keys = (key for key, kept in zip(every_key, classes >= 0, strict=True) if kept)
+    keys = [key.decode("utf-8", "surrogateescape") for key in kept_keys]
+    halves = _checked_halves(dataset, own.class_names, keys, classes[classes >= 0], seed)
     header = score_header(
         dataset=public_name(str(dataset)),
         fingerprint=manifest.fingerprint,
         seed=seed,
         model=model,
         recipe=asdict(recipe),
+        labels=own.fingerprint,
         samples=len(keys),
         half_samples=np.bincount(halves, minlength=2).tolist(),
     )
@@ -161,13 +170,20 @@ def score_data_set(
                     dataset,
                     folder,
                     half,
+                    labels=read_with,
                     batch_size=batch_size,
                     device=device,
                     num_threads=num_threads,
                     progress=progress,
                 )
 
-        options = {"model": model, "seed": seed, "device": device, "num_threads": num_threads}
+        options = {
+            "model": model,
+            "labels": read_with,
+            "seed": seed,
+            "device": device,
+            "num_threads": num_threads,
+        }
         series = [
             SeriesRun(
                 f"half-{half}", recipe, dataset, options | {"subset": Subset(keys=_keys_file(folder, half))}
@@ -182,19 +198,20 @@ def score_data_set(
 
 
 def _checked_halves(
-    dataset: str, manifest: Manifest, keys: list[str], classes: np.ndarray, seed: int
+    dataset: str, class_names: Sequence[str], keys: list[str], classes: np.ndarray, seed: int
 ) -> np.ndarray:
     if len(set(keys)) < len(keys):
         raise DataError(
             f"{public_name(dataset)}: expected distinct keys, found {len(keys) - len(set(keys)):,} a second time: their "
             "images could be in both halves. Run: softshard verify"
         )
-    counts = np.bincount(classes, minlength=len(manifest.class_names))
-    if single := [manifest.class_names[i] for i in np.flatnonzero(counts == 1).tolist()]:
+    counts = np.bincount(classes, minlength=len(class_names))
+    if single := [class_names[i] for i in np.flatnonzero(counts == 1).tolist()]:
         more = " and more" if len(single) > 10 else ""
         raise UsageError(
             f"{public_name(dataset)}: expected two images or more of each class, one for each half, found one of "
-            f"{', '.join(map(repr, single[:10]))}{more}. Run: softshard reshard with other classes"
+            f"{', '.join(map(repr, single[:10]))}{more}. Leave these classes out, or group "
+            "them: --labels"
         )
     return split_halves(keys, classes, seed)
 
@@ -229,6 +246,7 @@ def _score_half(
     folder: Path,
     half: int,
     *,
+    labels: LabelSource | None,
     batch_size: int,
     device: str,
     num_threads: int | None,
@@ -239,7 +257,13 @@ def _score_half(
     path = _scores_file(folder, half)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     opened = open_checkpoint(
-        checkpoint, dataset, subset=scored, batch_size=batch_size, device=device, num_threads=num_threads
+        checkpoint,
+        dataset,
+        labels=labels,
+        subset=scored,
+        batch_size=batch_size,
+        device=device,
+        num_threads=num_threads,
     )
     with opened as (saved, network, loader), open(temporary, "w", encoding="utf-8") as file:
         refuse_trained_on(saved, checkpoint, trained=trained, scored=scored)

@@ -19,6 +19,7 @@ from softshard.shards.errors import DataError, UsageError
 from softshard.shards.manifest import Manifest, load_sidecar
 from softshard.shards.score_file import read_scores
 from softshard.shards.shard_keys import each_shards_keys
+from softshard.shards.subset_file import ClassGroup, SubsetFile
 from softshard.training import semantic_softmax, single_label
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.models import load_trained_model
@@ -241,3 +242,72 @@ def test_the_command(shards, scored, tmp_path, capsys):
     mean = read_scores(scored).probability.mean()
     assert result["mean_probability"] == pytest.approx(mean)
     assert mean > 1 / 6  # two epochs teach it something
+
+
+@pytest.mark.parametrize("action", ["score", "study"])
+def test_torchrun_is_refused_since_every_process_would_train_the_same(action, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = {
+        "score": ["DATASET", "--model", "resnet18"],
+        "study": ["FULL", "SUBSET", "--val", "V", "--models", "a,b"],
+    }
+    assert main(["subset", action, *arguments[action], "-o", "out"]) == 2
+    assert (
+        f"softshard subset {action}: expected one process, found 2 of torchrun's" in capsys.readouterr().err
+    )
+
+
+def test_scores_may_be_of_groups_and_leave_classes_out(shards, tmp_path):
+    groups = (ClassGroup("fur", ("cat", "dog")), ClassGroup("feathers", ("gull",)))
+    how = {"class_method": {"method": "file"}, "class_source": {"name": "tiny"}}
+    SubsetFile(groups, **how).save(tmp_path / "groups.json")
+    found = read_scores(score(shards, tmp_path / "s.jsonl", labels=tmp_path / "groups.json").path)
+    assert Counter(key.partition("_")[0] for key in found.keys) == {"cat": 12, "dog": 12, "gull": 12}
+    assert Counter(found.classes.tolist()) == {0: 24, 1: 12}
+    assert Counter(zip(found.classes.tolist(), found.half.tolist(), strict=True)) == {
+        (0, 0): 12, (0, 1): 12, (1, 0): 6, (1, 1): 6,
+    }  # fmt: skip
+    saved = load_checkpoint(tmp_path / "s.jsonl.runs" / "half-0" / "checkpoint.pt")
+    assert tuple(saved.class_names) == ("fur", "feathers")
+
+
+@pytest.mark.shared
+def test_photographs_of_300_classes_are_scored_in_groups(shared_data, tmp_path, capsys):
+    """One photograph a class: only groups can be cut in halves."""
+    pack = [
+        "pack",
+        str(shared_data / "photos"),
+        str(tmp_path / "set"),
+        "--size",
+        "64",
+        "--val-per-class",
+        "0",
+    ]
+    assert main(pack) == 0
+    names = Manifest.load(tmp_path / "set" / "train").class_names
+    assert len(names) == 300
+    how = {"class_method": {"method": "file"}, "class_source": {"name": "photos"}}
+    groups = tuple(ClassGroup(f"group{i}", names[i::10]) for i in range(10))
+    SubsetFile(groups, **how).save(tmp_path / "groups.json")
+    command = [
+        "subset",
+        "score",
+        str(tmp_path / "set" / "train"),
+        "--model",
+        "test_resnet",
+        "--device",
+        "cpu",
+    ]
+    command += ["--set", "image_size=64", "--set", "global_batch=32", "--epochs", "1"]
+    assert main([*command, "-o", str(tmp_path / "s.jsonl")]) == 2
+    assert (
+        "expected two images or more of each class, one for each half, found one of 'n0"
+        in capsys.readouterr().err
+    )
+    assert main([*command, "-o", str(tmp_path / "s.jsonl"), "--labels", str(tmp_path / "groups.json")]) == 0
+    found = read_scores(
+        tmp_path / "s.jsonl", fingerprint=Manifest.load(tmp_path / "set" / "train").fingerprint
+    )
+    counts = Counter(zip(found.classes.tolist(), found.half.tolist(), strict=True))
+    assert counts == {(group, half): 15 for group in range(10) for half in (0, 1)}
+    assert 0 < found.probability.min() < found.probability.max() < 1
