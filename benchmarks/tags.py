@@ -22,7 +22,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,12 @@ def definitions() -> list[tuple[str, str]]:
     return [(wnid, text) for wnid, _, text in (line.partition("\t") for line in lines)]
 
 
-def lines_of(num: int) -> list[bytes]:
+def lines_of(num: int) -> Iterator[bytes]:
     """A list of that many records, as lines of JSON."""
     texts = definitions()
-    rows = (
-        {"path": f"{i}.jpg", "label": texts[i % len(texts)][0], "title": texts[i % len(texts)][1]}
-        for i in range(num)
-    )
-    return [json.dumps(row).encode() + b"\n" for row in rows]
+    for i in range(num):
+        wnid, text = texts[i % len(texts)]
+        yield json.dumps({"path": f"{i}.jpg", "label": wnid, "title": text}).encode() + b"\n"
 
 
 def best_rate(work: Callable[[], object], num: int, repeats: int) -> dict[str, float]:
@@ -99,7 +97,8 @@ def build(num: int) -> dict[str, Any]:
     """All of a build."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "in.jsonl"
-        source.write_bytes(b"".join(lines_of(num)))
+        with open(source, "wb") as file:
+            file.writelines(lines_of(num))
         before = _peak_mb()
         start, cpu = time.perf_counter(), time.process_time()
         report = build_tags(source, Path(folder) / "out.jsonl", TagOptions(), workers=1)
