@@ -122,11 +122,11 @@ def counts(num: int) -> dict[str, Any]:
     start = time.process_time()
     hashes, sizes, own = [], [], 0
     with DocumentCounts() as kept:
-        for begin in range(0, num, BLOCK):
+        for _ in range(num // BLOCK):
             ids = np.minimum(rng.zipf(1.1, 8 * BLOCK), TERMS)
             found, times = np.unique(ids, return_counts=True)
             block = dict(zip(map(str, found.tolist()), times.tolist(), strict=True))
-            new = BLOCK * 8 // 20 if begin % (20 * BLOCK) == 0 else 40
+            new = 8 * BLOCK // 20
             block |= {f"own{own + i}": 1 for i in range(new)}
             own += new
             kept.add(block)
@@ -160,7 +160,7 @@ def _in_own_process(job: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(__doc__.split("\n")[0])
-    parser.add_argument("--records", type=int, nargs="*", default=[100_000, 400_000], help="of `build`")
+    parser.add_argument("--records", type=int, nargs="*", default=[50_000, 200_000], help="of `build`")
     parser.add_argument("--counted", type=int, nargs="*", default=[1_000_000, 16_000_000], help="of `counts`")
     parser.add_argument("--no-nltk-tagger", action="store_true", help="its data are missing")
     args = parser.parse_args()
