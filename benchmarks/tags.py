@@ -9,8 +9,9 @@ Jobs, each in a process of its own:
 - `counts`: the counts of a first pass over 16 million records with eight tags each, simulated: tags drawn from Zipf's law,
   one in twenty a word of its own, so that 6.5 million terms are there in the end; and the hashes that tell repeated images.
 
-What came out, on two cores with a load of 20: 29,000 records for a CPU-second with softshard's tokenizer, all included, 5,500 with NLTK's,
-1,800 with its tagger too; a peak of 146 MB for builds of any length, 827 MB with 16 million images and 6.5 million terms.
+What came out, on two cores with a load of 20: 29,000 records for a CPU-second with softshard's tokenizer, all included,
+5,500 with NLTK's, 1,800 with its tagger too; a peak of 145 MB for builds of 50,000 and of 200,000 records, 827 MB for the
+counts and hashes of 16 million.
 
 `--tagger nltk` needs NLTK's data: set NLTK_DATA.
 
