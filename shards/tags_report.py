@@ -59,7 +59,7 @@ class TagsReport:
             "vocabulary_file": self.vocabulary_file,
             "coverage": self.coverage,
             "tags_per_image": stats.tags / max(1, self.images),
-            "share_of_candidates_kept": min(1.0, stats.tags / max(1, stats.candidates)),
+            "share_of_candidates_kept": stats.candidates_kept / max(1, stats.candidates),
             "images_by_words_of": {
                 name: stats.by_source[name] for name in ("text", "query", "label", "none")
             },

@@ -90,6 +90,7 @@ class BlockStats:
         by_number: lines with 0, 1, 2, ... tags, the last one with more.
         by_source: lines whose tags come from the text, the query, the label, or that have none.
         candidates: candidate tags, whether they are in the vocabulary or not.
+        candidates_kept: those that are.
         fields_cut: fields that were too long.
     """
 
@@ -98,6 +99,7 @@ class BlockStats:
     by_number: list[int] = field(default_factory=lambda: [0] * (FEW_TAGS + 1))
     by_source: Counter[str] = field(default_factory=Counter)
     candidates: int = 0
+    candidates_kept: int = 0
     fields_cut: int = 0
 
     def add(self, other: BlockStats) -> None:
@@ -106,6 +108,7 @@ class BlockStats:
         self.by_number = [a + b for a, b in zip(self.by_number, other.by_number, strict=True)]
         self.by_source.update(other.by_source)
         self.candidates += other.candidates
+        self.candidates_kept += other.candidates_kept
         self.fields_cut += other.fields_cut
 
 
@@ -214,6 +217,7 @@ def _tags(
     stats.candidates += len(found)
     stats.fields_cut += num_cut
     tags = [tag for tag in found if tag in vocabulary]
+    stats.candidates_kept += len(tags)
     if not tags and origin != "label":  # nothing of the text is in the vocabulary
         tagger = tagger_of(settings.tokenizer, settings.tagger)
         for name, words in _fallbacks(record, settings):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from .tags_tokens import tokenize
@@ -173,12 +173,3 @@ def _tag_of(word: Word, part: str) -> str:
     if part.startswith("JJ"):
         return word.adjective or word.noun
     return ""
-
-
-def first_words(candidates: Iterable[list[str]]) -> tuple[list[str], int]:
-    """The first of several lists that is not empty, and its place; an empty one and the number of lists where all are."""
-    place = -1
-    for place, tags in enumerate(candidates):
-        if tags:
-            return tags, place
-    return [], place + 1

@@ -301,3 +301,16 @@ def test_the_real_info_folder_of_webvision_1(shared_data, tmp_path):
         1632,
     )  # with gaps
     assert [webvision.queries[query] for query in (1, 2, 3)] == [0, 0, 1]
+
+
+def test_a_caption_of_ten_megabytes_goes_to_the_ledger_of_pack_and_is_cut_by_tags(
+    webvision, tmp_path, options
+):
+    root = webvision()
+    rows = [{"title": "a gold fish", "description": "big cat " * 1_300_000}]
+    (root / "flickr_json" / "q0002.json").write_text(json.dumps(rows))
+    summary = pack(root, tmp_path / "set", replace(options, val_per_class=0), workers=1)
+    assert (summary.packed, summary.bad) == (7, 1)
+    assert "expected at most 1048576 bytes of metadata" in (tmp_path / "set" / "bad.jsonl").read_text()
+    report = build_tags(root, tmp_path / "tags.jsonl", TagOptions(min_images=1, max_share=1.0), workers=1)
+    assert (report.images, report.fields_cut) == (5, 1)

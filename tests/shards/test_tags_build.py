@@ -334,3 +334,17 @@ def test_photographs_are_tagged_by_what_timm_says_of_their_classes(shared_data, 
     assert len(tags) == 300
     assert {tag for found in tags.values() for tag in found} == vocabulary
     assert "big cat" in vocabulary or "large" in vocabulary
+
+
+def test_a_list_in_a_bucket_gives_urls_that_pack_reads(tmp_path, s3_bucket, s3_client, jpeg, options):
+    bucket = s3_bucket.removeprefix("s3://")
+    for i in range(4):
+        s3_client.put_object(Bucket=bucket, Key=f"web/{i}.jpg", Body=jpeg(30, 40, seed=i))
+    rows = [{"path": f"{i}.jpg", "label": "dog", "title": "a big cat"} for i in range(4)]
+    body = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    s3_client.put_object(Bucket=bucket, Key="web/in.jsonl", Body=body)
+    build_tags(f"{s3_bucket}/web/in.jsonl", tmp_path / "out.jsonl", ALL, workers=1)
+    assert [row["path"] for row in read_rows(tmp_path / "out.jsonl")] == [
+        f"{s3_bucket}/web/{i}.jpg" for i in range(4)
+    ]
+    assert pack(tmp_path / "out.jsonl", tmp_path / "set", options, workers=1).packed == 4

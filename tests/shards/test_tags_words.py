@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from softshard.shards.errors import DataError
 from softshard.shards.make_words_table import main, read_words, seldom_words
 from softshard.shards.tags_words import WORDS_PATH, WordTable, word_table
+
+DICTIONARY = Path(os.environ.get("SOFTSHARD_WORDNET_DICT", "/usr/share/wordnet"))
 
 SMALL = WordTable(
     nouns={"cat", "big_cat", "ox", "leaf", "man", "adam's_apple", "running", "run"},
@@ -137,6 +140,17 @@ def dictionary(tmp_path):
     }.items():
         (tmp_path / name).write_text(text)
     return tmp_path
+
+
+@pytest.mark.skipif(
+    not (DICTIONARY / "cntlist.rev").is_file(),
+    reason="needs a WordNet 3.0 dictionary folder (SOFTSHARD_WORDNET_DICT, or Debian's wordnet-base)",
+)
+def test_the_packaged_table_is_that_of_wordnets_own_files():
+    made = read_words(DICTIONARY)
+    with np.load(WORDS_PATH, allow_pickle=False) as packaged:
+        assert set(packaged.files) == set(made)
+        assert all(np.array_equal(packaged[name], made[name]) for name in made)
 
 
 def text(array):
