@@ -84,6 +84,11 @@ class SoftTargets:
         every = SparseLabels(*map(np.concatenate, zip(*parts, strict=True)))
         if self._keep is not None:
             return self._sparse(every, self._keep)
+        if self._device.type == "cpu":
+            # Not by torch, whose threads would take the cores that decode: a third of loading for nothing.
+            dense = np.zeros((self._num_slots, self.width), np.float32)
+            dense[every.rows, every.ids] = every.weights
+            return torch.from_numpy(dense)
         targets = torch.zeros(self._num_slots, self.width, device=self._device)
         # No entry twice, so that the order in which a GPU writes them does not matter.
         targets.view(-1)[self._there(every.rows * self.width + every.ids)] = self._there(every.weights)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -225,9 +226,14 @@ def wordnet_graph(wnids: Sequence[str]) -> ConceptGraph:
         DataError: a wnid that WordNet does not have.
     """
     nouns = wordnet()
-    walk = _Walk(nouns.hypernyms)  # type: ignore[arg-type]
-    depth = max(walk.max_depth(wnid) for wnid in nouns)
-    return ConceptGraph(wnids, nouns.hypernyms, nouns.sense_name, depth)  # type: ignore[arg-type]
+    return ConceptGraph(wnids, nouns.hypernyms, nouns.sense_name, _noun_depth())  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=1)
+def _noun_depth() -> int:
+    """Edges from `entity` to the deepest noun of WordNet: 19."""
+    walk = _Walk(wordnet().hypernyms)  # type: ignore[arg-type]
+    return max(walk.max_depth(wnid) for wnid in wordnet())
 
 
 def tree_graph(tree: LabelTree) -> ConceptGraph:

@@ -69,5 +69,6 @@ class TextOverlap:
                 places, rarity = self._places[word]
                 sums[places] += rarity
         found = np.zeros(self.num_classes)
-        np.maximum.at(found, self._classes, np.minimum(1, sums * self._scale))
+        some = np.flatnonzero(sums)
+        np.maximum.at(found, self._classes[some], np.minimum(1, sums[some] * self._scale[some]))
         return found

@@ -104,8 +104,14 @@ def weights_of(scores: np.ndarray, options: WeighOptions) -> tuple[np.ndarray, n
         (int64 [K], float64 [K]): classes, the largest weight first and of equals the lower class, and their weights; empty
         where no score is above 0 and reaches the threshold.
     """
-    values = np.asarray(scores, np.float64) ** (1 / options.temperature)
+    values = np.asarray(scores, np.float64)
+    if options.temperature != 1:
+        values = values ** (1 / options.temperature)
     kept = np.flatnonzero((values > 0) & (values >= options.threshold))
+    if options.top is not None and len(kept) > options.top:
+        # Sorting all of them would take most of the time; those that tie with the last one stay for now.
+        last = np.partition(values[kept], -options.top)[-options.top]
+        kept = kept[values[kept] >= last]
     kept = kept[np.argsort(-values[kept], kind="stable")][: options.top]
     weights = values[kept]
     if len(kept) and options.normalise != "none":
@@ -168,8 +174,9 @@ class Weigher:
         if not len(classes):
             self.label_only += 1
             return {names[label]: 1.0}
+        # Not `np.round`, which leaves digits behind the sixth.
         rows = zip(classes.tolist(), weights.tolist(), strict=True)
-        return {names[i]: round(weight, _DIGITS) for i, weight in rows if round(weight, _DIGITS) > 0}
+        return {names[i]: weight for i, value in rows if (weight := round(value, _DIGITS)) > 0}
 
 
 def text_of(row: dict[str, Any]) -> str:
