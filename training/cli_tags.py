@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 
+from ..shards.cli_weigh import tags_actions
 from ..shards.errors import UsageError
 from .cli_process import EXIT_SIGNAL, needs_extra, torch_device
 from .recipe_presets import PRESETS, with_settings
@@ -13,12 +14,8 @@ from .recipes_web import fine_tune, weakly_tagged
 
 
 def add_tags(subparsers: argparse._SubParsersAction) -> None:
-    """Register `tags study`, beside the actions that another package may have registered."""
-    tags = subparsers.choices.get("tags")
-    if tags is None:
-        tags = subparsers.add_parser("tags", help="keywords and label weights of web images")
-        tags.add_subparsers(title="actions", metavar="ACTION", required=True)
-    (actions,) = (action for action in tags._actions if isinstance(action, argparse._SubParsersAction))
+    """Register `tags study`."""
+    actions = tags_actions(subparsers)
     command = actions.add_parser(
         "study",
         help="pretrain on several vocabularies, fine-tune each model alike, and compare",
