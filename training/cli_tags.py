@@ -14,7 +14,7 @@ from .recipes_web import fine_tune, weakly_tagged
 
 
 def add_tags(subparsers: argparse._SubParsersAction) -> None:
-    """Register `tags study`, beside the actions that another package may have registered."""
+    """Register `tags study`."""
     actions = actions_of(subparsers, "tags")
     command = actions.add_parser(
         "study",

@@ -97,6 +97,12 @@ def load_start(
         _refuse_other_labels(source, found_labels, dataset, labels)
     expected: dict[str, Tensor] = model.state_dict()
     heads = head_prefixes(model)
+    if found_labels is not None and found_labels.class_names and not labels.tag_names:
+        # Of a head for classes and keywords, the classes' part.
+        num = len(found_labels.class_names)
+        found = {
+            key: tensor[:num] if heads and key.startswith(heads) else tensor for key, tensor in found.items()
+        }
     head = {key for key in expected.keys() | found.keys() if key.startswith(heads)} if heads else set()
     left_out = {
         key

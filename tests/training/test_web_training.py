@@ -172,6 +172,20 @@ def test_a_joint_model_is_used_as_one_of_classes(web, tmp_path):
     assert "tag_top1" not in numbers
 
 
+def test_training_goes_on_with_the_classes_part_of_a_joint_head(web, tmp_path):
+    run(tiny(joint(), epochs=1), web, tmp_path / "joint")
+    for name in ("checkpoint.pt", "model.safetensors"):
+        lines = []
+        recipe = tiny(single_label(), epochs=1, lr=1e-12, optimizer="sgd", weight_decay=0.0)
+        out = tmp_path / name.partition(".")[0]
+        run(recipe, web, out, init_from=tmp_path / "joint" / name, log=lines.append)
+        assert "92 of 92 weights loaded" in lines[1]
+        before, after = (
+            load_checkpoint(folder / "checkpoint.pt").model for folder in (tmp_path / "joint", out)
+        )
+        torch.testing.assert_close(after["fc.weight"], before["fc.weight"][:4])
+
+
 def test_a_model_of_keywords_predicts_keywords(web, tmp_path, capsys):
     run(tiny(weakly_tagged(), epochs=1), web, tmp_path)
     plain = make_web_set(tmp_path / "plain", vocabulary=None)
