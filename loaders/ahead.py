@@ -45,7 +45,7 @@ class ShardSource(Protocol):
     def open(
         self, number: int, downloads: Downloads, *, urgent: Callable[[], bool], wanted: Callable[[], bool]
     ) -> tuple[OpenShard, bool]:
-        """Have a shard in the cache, checked, and map it.
+        """Have a shard in the cache, checked, and open it.
 
         Args:
             number: of the shard.

@@ -4,7 +4,7 @@ One file a shard, named by its content (the manifest's SHA-256): a shard that ha
 nothing stale is ever served. Everything between processes is the kernel's `flock`, which ends with a process however
 it dies:
 
-    <key>.tar         shared lock = in use (pinned): held by whoever has it mapped, for as long as it is mapped
+    <key>.tar         shared lock = in use (pinned): held by whoever has it open, for as long as it is open
     <key>.tar.part    exclusive lock = being downloaded; the others wait, and take over if its holder dies
     <key>.idx         the shard's index; comes and goes with it
     .lock             exclusive lock = room is being made: counted, evicted, reserved
@@ -117,7 +117,7 @@ class CacheFolder:
         self.max_bytes = cache.max_bytes or min(DEFAULT_MAX_BYTES, (free + held) // 2)
 
     def open(self, name: str, num_bytes: int) -> int | None:
-        """A file of the cache, pinned: it stays until the descriptor and all mappings made of it are gone.
+        """A file of the cache, pinned: it stays until the descriptor, all its copies and all mappings made of it are gone.
 
         Returns:
             A descriptor; None where the file is not there, or is not `num_bytes` long and was removed.

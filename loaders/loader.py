@@ -43,7 +43,7 @@ from .order import DEFAULT_WINDOW, Order, check_geometry, num_steps
 from .pipeline import BatchRun, Step
 from .side_maps import SideFiles
 from .stages import Stages, Watchdog
-from .state import STATE_VERSION, check_state
+from .state import STATE_VERSION, bad_samples, check_state
 from .subset import Subset
 from .target_modes import LabelPooling
 
@@ -294,7 +294,7 @@ class Loader:
     batch_sampler = sampler  # Lightning expects both or neither
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, after the batch yielded last: a handful of numbers and a fingerprint."""
+        """Where the loader stands, after the batch yielded last: a few numbers, a fingerprint, this rank's bad samples."""
         return {
             "version": STATE_VERSION,
             "fingerprint": self.fingerprint,
@@ -309,6 +309,7 @@ class Loader:
             "subset": None if self.subset is None else self.subset.to_json(),
             "balance": self.balance,
             "mixture": self.source.mixture_state(),
+            "bad": self._quarantine.counted,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -318,8 +319,10 @@ class Loader:
             UsageError: the state is of another data set, order, labels, subset, balance or mixture; both are named.
         """
         epoch, taken = check_state(state, self.state_dict(), -(-self.num_samples // self.lanes))
+        bad = bad_samples(state)
         self._stop()
         self.epoch, self._taken, self._resume = epoch, taken, True
+        self._quarantine.restore(bad)
 
     def __iter__(self) -> Iterator[Batch]:
         if self._closed:

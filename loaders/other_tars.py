@@ -33,7 +33,7 @@ from ..shards.writer import ShardRecord
 from .cache import Cache
 from .download import Downloads
 from .faults import ALWAYS_ALLOWED_BAD, Faults
-from .fetch import OpenShard, ShardFiles
+from .fetch import OpenShard, ShardBytes, ShardFiles
 from .remote import RemoteShards
 from .tar_index import JPEGS, IndexFolder, Tar, TarIndex, identify, index_tar
 
@@ -206,7 +206,7 @@ class LocalTars(ShardFiles):
         index, classes = self._tars.index(number)
         path = self._folder / tar.name
         with open(path, "rb") as file:
-            return OpenShard.map(path, file.fileno(), index, classes)
+            return OpenShard(path, ShardBytes(file.fileno()), index, classes)
 
 
 class RemoteTars(RemoteShards):

@@ -1,4 +1,4 @@
-"""The shards of a remote data set: fetched whole into the cache, checked, and mapped."""
+"""The shards of a remote data set: fetched whole into the cache, checked, and opened."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..shards.storage import public_name
 from .ahead import FetchAhead
 from .cache import Cache, CacheFolder
 from .download import Downloads
-from .fetch import OpenShard, ShardUrl, checked_index
+from .fetch import OpenShard, ShardBytes, ShardUrl, checked_index
 from .fetch_stats import FetchCounters, FetchStats
 
 _MAX_INDEX_FIELD_BYTES = 160  # of a component, as in shard_files
@@ -97,7 +97,7 @@ class RemoteShards:
         try:
             self.counters.add(**{"shards_fetched" if fetched else "cache_hits": 1})
             index, classes = self._index(number, downloads)
-            return OpenShard.map(self._shard_url(number), descriptor, index, classes), fetched
+            return OpenShard(self._shard_url(number), ShardBytes(descriptor), index, classes), fetched
         finally:
             os.close(descriptor)
 

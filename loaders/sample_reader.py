@@ -120,9 +120,8 @@ class SampleReader:
         return Found(places, numbers, self._shard_sources[numbers], members)
 
     def jpegs(self, found: Found) -> list[np.ndarray]:
-        """The JPEGs, uint8 arrays that keep their shards mapped."""
-        column = self._columns[JPG.suffix]
-        return [shard.member_array(place, column) for shard, place in found.places]
+        """The JPEGs as uint8 arrays."""
+        return [np.frombuffer(data, np.uint8) for data in found.members[JPG.suffix]]
 
     def sizes(self, found: Found) -> np.ndarray:
         """int64 [M, 2], stored height and width.
