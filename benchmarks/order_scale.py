@@ -38,7 +38,7 @@ from harness import RESULTS, arguments, sweep, write_result
 from softshard.loaders.balance import Balance
 from softshard.loaders.find_keys import find_keys
 from softshard.loaders.mixture import MixedOrder, MixedPart
-from softshard.loaders.order import EpochOrder, Order, count_kept, rank_slots
+from softshard.loaders.order import EpochOrder, Order, count_drawn, rank_slots
 from softshard.loaders.source import Source
 from softshard.shards.classes import class_list_sha256
 from softshard.shards.files import sha256_hex
@@ -136,9 +136,9 @@ def class_of_samples(num_samples: int) -> np.ndarray:
 
 
 def balanced_order(balance: Balance, num_samples: int, turn: int = 0, first: int = 0) -> EpochOrder:
-    kept = np.repeat(np.arange(num_samples), balance.count_draws(0, 0, turn))
-    counts = count_kept(kept, np.full(num_samples // PER_SHARD, PER_SHARD))
-    return EpochOrder(counts, 0, 0, 1, WINDOW, True, kept, turn, first // PER_SHARD, first)
+    ends = balance.ends(0, turn)
+    counts = count_drawn(ends, np.full(num_samples // PER_SHARD, PER_SHARD))
+    return EpochOrder(counts, 0, 0, 1, WINDOW, True, None, turn, first // PER_SHARD, first, ends)
 
 
 def balanced(num_samples: int, exponent: float) -> dict[str, Any]:

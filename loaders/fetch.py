@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -152,6 +152,23 @@ def check_local(dataset: str | Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Following:
+    """What comes after an iteration if nobody decides otherwise, so that its first shards are fetched in good time.
+
+    Attributes:
+        begins: what the iteration begins with: its epoch, and the samples that every lane has given before.
+        num_steps: of the iteration.
+        next_begins: the same of the next one.
+        next_steps: begins to count its steps: the shards that each needs.
+    """
+
+    begins: tuple[int, int]
+    num_steps: int
+    next_begins: tuple[int, int]
+    next_steps: Callable[[], Iterator[Any]]
+
+
 class Shards(Protocol):
     """The shards of a data set, by their numbers in the manifest."""
 
@@ -159,8 +176,8 @@ class Shards(Protocol):
         """An open shard; raises DataError where it cannot be had, or is not the manifest's."""
         ...
 
-    def expect(self, steps: Iterator[Sequence[int]]) -> None:
-        """Say which shards each coming step needs, so that they can be fetched ahead."""
+    def expect(self, steps: Iterator[Sequence[int]], following: Following | None = None) -> None:
+        """Say which shards each coming step needs, and what follows, so that they can be fetched ahead."""
         ...
 
     def reached(self, step: int) -> None:
@@ -173,6 +190,14 @@ class Shards(Protocol):
 
     def forget(self) -> None:
         """Expect nothing more: fetching ends, and its threads."""
+        ...
+
+    def rest(self) -> None:
+        """Say that all steps are done: only what follows is fetched on, if there is anything."""
+        ...
+
+    def abandon(self) -> None:
+        """Let fetching end, and wait for nothing: called where garbage is collected, in whatever thread."""
         ...
 
     def stats(self) -> FetchStats:
@@ -234,7 +259,7 @@ class ShardFiles:
         with open(path, "rb") as file:
             return OpenShard(path, ShardBytes(file.fileno()), index)
 
-    def expect(self, steps: Iterator[Sequence[int]]) -> None:
+    def expect(self, steps: Iterator[Sequence[int]], following: Following | None = None) -> None:
         """Nothing is fetched."""
 
     def reached(self, step: int) -> None:
@@ -244,6 +269,12 @@ class ShardFiles:
         """Nothing waits."""
 
     def forget(self) -> None:
+        """Nothing is fetched."""
+
+    def rest(self) -> None:
+        """Nothing is fetched."""
+
+    def abandon(self) -> None:
         """Nothing is fetched."""
 
     def stats(self) -> FetchStats:

@@ -18,7 +18,7 @@ from ..shards.storage import public_name
 from .ahead import FetchAhead
 from .cache import Cache, CacheFolder
 from .download import Downloads
-from .fetch import OpenShard, ShardBytes, ShardUrl, checked_index
+from .fetch import Following, OpenShard, ShardBytes, ShardUrl, checked_index
 from .fetch_stats import FetchCounters, FetchStats
 
 _MAX_INDEX_FIELD_BYTES = 160  # of a component, as in shard_files
@@ -39,10 +39,16 @@ class RemoteShards:
         self._warned = False
         self._folder = CacheFolder(cache, self.counters)
         self._run: FetchAhead | None = None
+        self._rests = False  # between two iterations
 
-    def expect(self, steps: Iterator[Sequence[int]]) -> None:
+    def expect(self, steps: Iterator[Sequence[int]], following: Following | None = None) -> None:
+        run, rests = self._run, self._rests
+        if run is not None and rests and following is not None and run.continues_with(following.begins):
+            self._rests = False
+            run.go_on(following)
+            return
         self.forget()
-        self._run = FetchAhead(self, steps, self._cache)
+        self._run, self._rests = FetchAhead(self, steps, self._cache, following), False
 
     def reached(self, step: int) -> None:
         if self._run is not None:
@@ -60,12 +66,22 @@ class RemoteShards:
             self.counters.add(waited_s=time.monotonic() - start)
 
     def interrupt(self) -> None:
-        if (run := self._run) is not None:
+        if (run := self._run) is not None and not self._rests:
             run.interrupt()
+
+    def abandon(self) -> None:
+        if self._run is not None:
+            self._run.interrupt()
+
+    def rest(self) -> None:
+        if self._run is not None and self._run.has_more:
+            self._rests = True
+        else:
+            self.forget()
 
     def forget(self) -> None:
         if self._run is not None:
-            self._run.close()
+            self.counters.add(fetched_in_vain=self._run.close())
             self._run = None
 
     def stats(self) -> FetchStats:

@@ -8,6 +8,7 @@ from ..shards.errors import UsageError
 from ..shards.philox import check_seed
 
 STATE_VERSION = 1
+NUM_EPOCHS = 2**32  # that there can be
 # What may differ between the loader that was interrupted and the one that continues.
 _MAY_DIFFER = ("version", "epoch", "taken", "global_batch", "bad")
 

@@ -190,6 +190,7 @@ def train(
             rank=rank,
             world_size=world_size,
             num_threads=num_threads,
+            num_epochs=recipe.epochs,
             faults=Faults(max_bad, quarantine=checkpoint_path.with_name(BAD_NAME)),
         )
         stack.enter_context(loader)

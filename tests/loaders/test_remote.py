@@ -141,7 +141,7 @@ def test_a_bucket_gives_the_folders_batches(packed, bucket, cache):
         stats = far.fetch_stats()
     num_shards = len(shard_bytes(packed))
     assert (stats.shards_fetched, stats.fetched_again, stats.evictions) == (num_shards, 0, 0)
-    assert stats.cache_hits == num_shards  # the second epoch's
+    assert stats.cache_hits <= num_shards  # the second epoch's, of those that were not open still
     assert stats.requests == 2 * num_shards  # each shard and its index are one request here, once
     indexes = sum(path.stat().st_size for path in packed.glob("*.idx"))
     assert stats.bytes_fetched == sum(shard_bytes(packed)) + indexes
@@ -392,6 +392,86 @@ def test_a_cached_file_that_was_cut_is_fetched_again(packed, memory, cache):
     with Loader(url, cache=cache, **OPTIONS) as loader:
         assert same(contents(loader), expected)
         assert loader.fetch_stats().shards_fetched == 1
+
+
+# ---- From one epoch to the next
+
+
+def small_cache(cache, packed, num_shards, **options):
+    return replace(cache, max_bytes=num_shards * max(shard_bytes(packed)), **options)
+
+
+def wait_until(condition):
+    give_up = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+def test_the_next_epochs_shards_are_fetched_before_this_one_has_ended(memory, packed, cache):
+    few = small_cache(cache, packed, 4, ahead=2, num_fetchers=1)
+    with Loader(memory(packed), cache=few, **OPTIONS) as loader:
+        list(loader)
+        wait_until(lambda: loader.fetch_stats().shards_fetched > len(shard_bytes(packed)))
+        before = loader.fetch_stats()
+        assert next(iter(loader)).keys == next(iter_epoch(packed, 1)).keys
+        assert loader.fetch_stats().fetched_in_vain == 0
+    assert before.shards_fetched <= len(shard_bytes(packed)) + 2 + 2  # a step's own, and `ahead`
+
+
+def iter_epoch(dataset, number, **options):
+    with Loader(dataset, **{**OPTIONS, **options}) as loader:
+        loader.set_epoch(number)
+        yield from loader
+
+
+def test_epochs_that_follow_each_other_fetch_each_shard_once(memory, packed, cache):
+    few = small_cache(cache, packed, 4, ahead=2, num_fetchers=2)
+    num_epochs = 3
+    with Loader(memory(packed), cache=few, num_epochs=num_epochs, **OPTIONS) as loader:
+        for number in range(num_epochs):
+            expected = [batch.keys for batch in iter_epoch(packed, number)]
+            assert [batch.keys for batch in loader] == expected
+            assert loader.epoch == number + 1
+        assert threads() == []  # nothing follows the last one
+        stats = loader.fetch_stats()
+    num_bytes = sum(path.stat().st_size for path in packed.glob("train-*"))
+    assert stats.fetched_again == stats.fetched_in_vain == 0
+    assert stats.bytes_fetched <= 1.05 * num_epochs * num_bytes
+
+
+def test_an_epoch_that_does_not_follow_costs_what_was_fetched_for_the_other_one(memory, packed, cache):
+    few = small_cache(cache, packed, 4, ahead=2, num_fetchers=1)
+    with Loader(memory(packed), cache=few, **OPTIONS) as loader:
+        list(loader)
+        wait_until(lambda: loader.fetch_stats().shards_fetched > len(shard_bytes(packed)))
+        loader.set_epoch(7)
+        assert [batch.keys for batch in loader] == [batch.keys for batch in iter_epoch(packed, 7)]
+        assert 1 <= loader.fetch_stats().fetched_in_vain <= 4
+        state = loader.state_dict()
+        loader.load_state_dict({**state, "epoch": 2, "taken": 24})
+        assert [batch.keys for batch in loader] == [batch.keys for batch in iter_epoch(packed, 2)][3:]
+        assert [batch.keys for batch in loader] == [batch.keys for batch in iter_epoch(packed, 3)]
+
+
+def test_between_two_epochs_a_loader_that_is_closed_or_forgotten_leaves_nothing(
+    memory, packed, cache, remaining_threads
+):
+    url = memory(packed)
+    loader = Loader(url, cache=cache, **OPTIONS)
+    list(loader)
+    assert len(threads()) == cache.num_fetchers
+    loader.close()
+    assert threads() == []
+    assert open_files(cache) == []
+    loader = Loader(url, cache=cache, **OPTIONS)
+    list(loader)
+    assert threads()
+    del loader
+    gc.collect()
+    assert remaining_threads() == []
+    gc.collect()
+    assert open_files(cache) == []
 
 
 # ---- Caches that are too small
