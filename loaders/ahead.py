@@ -141,8 +141,8 @@ class FetchAhead:
 
     def _look_ahead(self) -> bool:
         """Add a step to the horizon; False where it ends."""
-        if self._next is None and self._num_looked == self._end and self._following is not None:
-            self._steps = self._following.next_steps()  # drops those of this iteration, and what they hold
+        if self._next is None and self._num_looked == self._end and self._next_steps is not None:
+            self._steps = self._next_steps()  # drops those of this iteration, and what they hold
         if self._next is None and (after := next(self._steps, None)) is not None:
             self._next = after
             self._num_looked += 1
@@ -175,9 +175,13 @@ class FetchAhead:
         return self._start + (self._following.num_steps if self._following is not None else _MANY_STEPS)
 
     @property
+    def _next_steps(self) -> Callable[[], Iterator[Sequence[int]]] | None:
+        return None if self._following is None else self._following.next_steps
+
+    @property
     def has_more(self) -> bool:
         """Whether something follows."""
-        return self._following is not None
+        return self._next_steps is not None
 
     def continues_with(self, begins: tuple[int, int]) -> bool:
         """Whether what was fetched ahead is for an iteration that begins there, and fetching works."""

@@ -160,13 +160,13 @@ class Following:
         begins: what the iteration begins with: its epoch, and the samples that every lane has given before.
         num_steps: of the iteration.
         next_begins: the same of the next one.
-        next_steps: begins to count its steps: the shards that each needs.
+        next_steps: begins to count its steps: the shards that each needs. None where this iteration is the last.
     """
 
     begins: tuple[int, int]
     num_steps: int
     next_begins: tuple[int, int]
-    next_steps: Callable[[], Iterator[Any]]
+    next_steps: Callable[[], Iterator[Any]] | None
 
 
 class Shards(Protocol):

@@ -40,6 +40,7 @@ from .fetch_stats import FetchStats
 from .labels import LabelSource
 from .loader_stats import LoaderStats, LoopClock
 from .make_batch import BatchMaker
+from .memory import give_back_memory
 from .mixed_source import open_source
 from .mixing import check_mixing
 from .mixture import Mixture
@@ -370,6 +371,7 @@ class Loader:
                     )
         finally:
             run.stop()
+            give_back_memory()
             if self._running is run:
                 self._running = None
                 if not left:  # also where the loop took all batches and never asked for the end
@@ -381,11 +383,9 @@ class Loader:
             torch.cuda.set_device(self._gpu)  # every thread begins with GPU 0, and would take memory there
         plan, order = self._plan, self._plan.order(epoch)
         shards, is_done = self._maker.reader.shards, False
-        following = None
-        if epoch + 1 < (self.num_epochs or NUM_EPOCHS):
-            following = Following(
-                (epoch, taken), plan.num_steps(taken), (epoch + 1, 0), partial(plan.whole_epoch, epoch + 1)
-            )
+        is_last = epoch + 1 >= (self.num_epochs or NUM_EPOCHS)
+        next_steps = None if is_last else partial(plan.whole_epoch, epoch + 1)
+        following = Following((epoch, taken), plan.num_steps(taken), (epoch + 1, 0), next_steps)
         try:
             self._maker.reader.expect(partial(plan.samples, order, epoch, taken), following)
             steps = self._stages.each("order", plan.steps(order, epoch, taken))
@@ -420,6 +420,7 @@ class Loader:
             self._run.close()  # nobody's but this process's, and no thread hangs in it
         self._maker.close()
         self._closed = True
+        give_back_memory()
 
     def __enter__(self) -> Loader:
         return self

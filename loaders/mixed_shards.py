@@ -65,7 +65,7 @@ class MixedShards:
         """
         for i, files in enumerate(self._files):
             own = following
-            if following is not None:
+            if following is not None and following.next_steps is not None:
                 own = replace(following, next_steps=partial(self._own, i, following.next_steps))
             files.expect(self._own(i, steps), own)
 

@@ -93,7 +93,7 @@ class SampleReader:
             steps: begins to count the steps, as often as it is called: int64 [N] each, -1 in empty slots.
             following: what comes after them; its steps are such samples, too.
         """
-        if following is not None:
+        if following is not None and following.next_steps is not None:
             following = replace(following, next_steps=partial(self._shards_of, following.next_steps))
         self.shards.expect(partial(self._shards_of, steps), following)
 

@@ -179,7 +179,7 @@ def test_an_iteration_continues_from_a_state_on_another_storage(memory, packed, 
             next(iterator)
         state = local.state_dict()
         rest = [batch.keys for batch in iterator]
-    with Loader(memory(packed), cache=cache, **OPTIONS) as far:
+    with Loader(memory(packed), cache=cache, num_epochs=1, **OPTIONS) as far:
         far.load_state_dict(state)
         assert [batch.keys for batch in far] == rest
         assert far.fetch_stats().shards_fetched < len(shard_bytes(packed))  # those before are not fetched
