@@ -60,10 +60,15 @@ class ShardBytes:
             data += more  # network file systems may give less at a time
         return memoryview(data)
 
-    def sha256(self) -> str:
-        """SHA-256 of all of them, hex."""
+    def sha256(self, check: Callable[[], object] = lambda: None) -> str:
+        """SHA-256 of all of them, hex.
+
+        Args:
+            check: called now and then; what it raises ends the hashing.
+        """
         digest, at = hashlib.sha256(), 0
         while data := os.pread(self._descriptor, _HASHED_BYTES, at):
+            check()
             digest.update(data)
             at += len(data)
         return digest.hexdigest()

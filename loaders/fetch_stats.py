@@ -21,7 +21,7 @@ class FetchStats:
         fetched_again: of these, the ones that the same iteration had fetched before: the cache is too small.
         fetched_in_vain: shards that were fetched for the next epoch, which then was not the next one. They stay in the
             cache for as long as there is room.
-        damaged: downloads that were thrown away because they were not the manifest's bytes.
+        damaged: downloads, and shards in the cache, that were thrown away because they were not the manifest's bytes.
         evictions: shards that this process removed from the cache to make room.
         over_budget: shards that were let in beyond the budget, because a batch waited for them and everything else
             was in use.

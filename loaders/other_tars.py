@@ -183,6 +183,9 @@ class OtherTars:
 class _UnknownTars(RemoteShards):
     """Tars that are fetched to be indexed."""
 
+    def _known_sha256(self, number: int) -> str | None:
+        return None
+
     def _is_right(self, number: int, sha256: str) -> bool:
         return True
 
@@ -218,6 +221,9 @@ class RemoteTars(RemoteShards):
 
     def _key(self, number: int) -> str:
         return self._tars.tars[number].key
+
+    def _known_sha256(self, number: int) -> str | None:
+        return None
 
     def _is_right(self, number: int, sha256: str) -> bool:
         _check_unchanged(self._url, self._tars.tars[number])  # after the download: it is not in between two

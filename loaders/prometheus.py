@@ -28,7 +28,7 @@ _FETCHED: dict[str, tuple[str, str]] = {
         "Shards that one iteration fetched twice: the cache is too small.",
     ),
     "fetched_in_vain": ("fetch_in_vain_total", "Shards that were fetched for an epoch that did not follow."),
-    "damaged": ("fetch_damaged_total", "Downloads that were thrown away."),
+    "damaged": ("fetch_damaged_total", "Downloads and cached shards that were thrown away."),
     "evictions": ("fetch_evictions_total", "Shards that were removed from the cache to make room."),
     "over_budget": ("fetch_over_budget_total", "Shards that were let in beyond the cache's budget."),
     "waited_s": ("fetch_wait_seconds_total", "Seconds that batches waited for shards."),

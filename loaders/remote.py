@@ -40,6 +40,7 @@ class RemoteShards:
         self._folder = CacheFolder(cache, self.counters)
         self._run: FetchAhead | None = None
         self._rests = False  # between two iterations
+        self._verified: set[tuple[int, int]] = set()  # files of the cache, by device and inode
 
     def expect(self, steps: Iterator[Sequence[int]], following: Following | None = None) -> None:
         run, rests = self._run, self._rests
@@ -144,15 +145,37 @@ class RemoteShards:
                         f"manifest's, or damaged. Run: softshard verify {url}"
                     )
 
-        descriptor = self._folder.fetch(
-            f"{self._key(number)}.tar",
-            record.bytes,
-            fill,
-            urgent=urgent,
-            wanted=wanted,
-            stopped=downloads.stopped,
-        )
-        return descriptor, fetched
+        name = f"{self._key(number)}.tar"
+        while True:
+            descriptor = self._folder.fetch(
+                name, record.bytes, fill, urgent=urgent, wanted=wanted, stopped=downloads.stopped
+            )
+            try:
+                if self._is_trusted(number, descriptor, downloads, fetched=fetched):
+                    return descriptor, fetched
+                self._folder.discard(name, descriptor)
+                self.counters.add(damaged=1)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def _is_trusted(self, number: int, descriptor: int, downloads: Downloads, *, fetched: bool) -> bool:
+        """Whether a file of the cache has the manifest's bytes, as far as `Cache.verify` asks for that."""
+        status = os.fstat(descriptor)
+        file = status.st_dev, status.st_ino
+        sha256 = self._known_sha256(number)
+        if not fetched and self._cache.verify != "size" and sha256 is not None:
+            if self._cache.verify == "once" and file in self._verified:
+                return True
+            if ShardBytes(descriptor).sha256(downloads.check_stopped) != sha256:
+                return False
+        self._verified.add(file)
+        return True
+
+    def _known_sha256(self, number: int) -> str | None:
+        """Of a shard; None where nobody knows it."""
+        return self._manifest.shards[number].sha256
 
     def _shard_url(self, number: int) -> ShardUrl:
         return ShardUrl(public_name(join_url(self._url, self._manifest.shards[number].name)))

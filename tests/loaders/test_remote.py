@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -392,6 +393,40 @@ def test_a_cached_file_that_was_cut_is_fetched_again(packed, memory, cache):
     with Loader(url, cache=cache, **OPTIONS) as loader:
         assert same(contents(loader), expected)
         assert loader.fetch_stats().shards_fetched == 1
+
+
+@pytest.mark.parametrize("verify", ["once", "always", "size"])
+def test_bytes_that_rot_in_the_cache_are_found_and_fetched_again(memory, packed, cache, verify):
+    url = memory(packed)
+    expected = epoch(url, cache=cache)
+    change_byte(cached(cache)[0])
+    with Loader(url, cache=replace(cache, verify=verify), num_epochs=1, **OPTIONS) as loader:
+        found = contents(loader)
+        stats = loader.fetch_stats()
+    if verify == "size":
+        assert (stats.damaged, stats.shards_fetched) == (0, 0)
+    else:
+        assert same(found, expected)
+        assert (stats.damaged, stats.shards_fetched) == (1, 1)
+
+
+def test_once_is_when_the_loader_first_uses_a_shard_and_always_is_every_time(memory, packed, cache):
+    url = memory(packed)
+    epoch(url, cache=cache)
+    # The second loader finds what the first one left, too.
+    for verify, num_damaged in (("once", 0), ("always", 2)):
+        with Loader(url, cache=replace(cache, verify=verify), num_epochs=1, **OPTIONS) as loader:
+            list(loader)
+            change_byte(cached(cache)[0])
+            loader.set_epoch(0)
+            with suppress(DataError):
+                list(loader)
+            assert loader.fetch_stats().damaged == num_damaged
+
+
+def test_an_unknown_rule_for_the_cache_is_refused():
+    with pytest.raises(UsageError, match="cache: expected verify of once, always, size, found 'never'"):
+        Cache(verify="never")
 
 
 # ---- From one epoch to the next
