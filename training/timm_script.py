@@ -3,9 +3,9 @@
     python -m softshard.training.timm_script train.py --data-dir DATASET --no-prefetcher --model resnet50 ...
 
 The script (of timm's repository; it is not in the wheel) asks `timm.data.create_dataset` and `create_loader` for its data.
-Here both are replaced before it runs: DATASET is what `softshard pack` makes, with DATASET/train and DATASET/val, and batches
-come from a Loader. Everything else is the script's, Mixup and CutMix included. Options that would change the data and
-that the Loader has no equal of are refused; those that tell timm's workers what to do mean nothing and are ignored.
+Here both are replaced before it runs: DATASET is what `softshard pack` makes, with DATASET/train and DATASET/val, and
+batches come from a Loader. Everything else is the script's, Mixup and CutMix included. Options that would change the data
+and that the Loader has no equal of are refused; those that tell timm's workers what to do mean nothing and are ignored.
 """
 
 from __future__ import annotations
@@ -27,39 +27,18 @@ from ..shards.errors import DataError, SoftshardError, UsageError
 SPLITS = {"validation": "val"}  # train.py's names -> folders that softshard pack writes
 # Parameters of timm's create_loader.
 _USED = frozenset(
-    [
-        "dataset",
-        "input_size",
-        "batch_size",
-        "is_training",
-        "use_prefetcher",
-        "no_aug",
-        "re_prob",
-        "scale",
-        "ratio",
-        "hflip",
-        "color_jitter",
-        "mean",
-        "std",
-        "distributed",
-        "crop_pct",
-        "pin_memory",
+    {
+        "dataset", "input_size", "batch_size", "is_training", "use_prefetcher", "no_aug", "re_prob",
+        "scale", "ratio", "hflip", "color_jitter", "mean", "std", "distributed", "crop_pct", "pin_memory",
         "device",
-    ]
-)
+    }
+)  # fmt: skip
 _OF_NO_MEANING = frozenset(
-    [
-        "interpolation",
-        "re_mode",
-        "re_count",
-        "num_workers",
-        "use_multi_epochs_loader",
-        "persistent_workers",
-        "worker_seeding",
-        "fp16",
-        "img_dtype",
-    ]
-)
+    {
+        "interpolation", "re_mode", "re_count", "num_workers", "use_multi_epochs_loader",
+        "persistent_workers", "worker_seeding", "fp16", "img_dtype",
+    }
+)  # fmt: skip
 
 
 class Split:
@@ -150,8 +129,8 @@ def _check_options(options: dict[str, Any]) -> None:
     ]
     if others:
         raise UsageError(
-            f"timm: expected options that softshard's Loader has, too, found {', '.join(others)}. Leave them out, or write the "
-            "Loader into the script: loaders/README.md, Plug it in"
+            f"timm: expected options that softshard's Loader has, too, found {', '.join(others)}. Leave them out, or write "
+            "the Loader into the script: loaders/README.md, Plug it in"
         )
 
 

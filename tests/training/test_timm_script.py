@@ -124,7 +124,7 @@ def test_the_parameters_are_those_of_the_installed_timm():
     known = inspect.signature(timm.data.loader.create_loader).parameters
     assert set(known) >= timm_script._USED
     assert set(known) >= timm_script._OF_NO_MEANING
-    with pytest.raises(UsageError, match="expected the path of timm's train.py"):
+    with pytest.raises(UsageError, match=r"expected the path of timm's train\.py"):
         timm_script.run([])
 
 
@@ -133,31 +133,16 @@ def test_the_parameters_are_those_of_the_installed_timm():
     reason="SOFTSHARD_TIMM_TRAIN does not name timm's train.py, which is not in its wheel",
 )
 def test_timms_own_train_py_trains(shards, tmp_path):
-    arguments = [
-        "--no-prefetcher",
-        "--model",
-        "test_resnet",
-        "--num-classes",
-        "6",
-        "--batch-size",
-        "8",
-        "--epochs",
-        "2",
-        "--warmup-epochs",
-        "0",
-        "--opt",
-        "adamw",
-        "--lr",
-        "0.002",
-        "--cooldown-epochs",
-        "0",
-        "--log-interval",
-        "1",
-        "--img-size",
-        "32",
-        "--device",
-        "cpu",
-    ]
+    options = {
+        "model": "test_resnet",
+        "num-classes": 6,
+        "batch-size": 8,
+        "epochs": 2,
+        "warmup-epochs": 0,
+        "opt": "adamw",
+    }
+    options |= {"lr": 0.002, "cooldown-epochs": 0, "log-interval": 1, "img-size": 32, "device": "cpu"}
+    arguments = ["--no-prefetcher", *(f"--{name}={value}" for name, value in options.items())]
     path = Path(os.environ["SOFTSHARD_TIMM_TRAIN"]).resolve()
     done = run(path, shards, *arguments, "--output", str(tmp_path / "out"), "--experiment", "run")
     assert done.returncode == 0, done.stderr
