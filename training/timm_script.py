@@ -100,10 +100,12 @@ def create_loader(dataset: Split, **options: Any) -> Batches[Any]:
 def _augment(size: int, options: dict[str, Any]) -> Augment:
     if options.get("no_aug"):
         return Augment.evaluation(size)
+    least, most = options.get("scale") or (0.08, 1.0)
+    narrow, wide = options.get("ratio") or (3 / 4, 4 / 3)
     return Augment(
         size=size,
-        scale=tuple(options.get("scale") or (0.08, 1.0)),
-        ratio=tuple(options.get("ratio") or (3 / 4, 4 / 3)),
+        scale=(least, most),
+        ratio=(narrow, wide),
         flip=options.get("hflip", 0.5) > 0,
         color_jitter=options.get("color_jitter") or 0.0,
         erasing=Erasing(prob=options["re_prob"]) if options.get("re_prob") else None,
