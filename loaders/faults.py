@@ -113,6 +113,7 @@ class Quarantine:
     def restore(self, counted: Iterable[int]) -> None:
         """Go on with the samples that an earlier process counted: the budget is a run's. They are not logged again."""
         self._counted = set(counted)
+        self._bad.clear()  # what this loader knows beyond that is found, and counted, once more
 
     def __bool__(self) -> bool:
         return bool(self._bad)
