@@ -14,7 +14,7 @@ Seconds are of the wall clock; `cpu_s` is what the thread itself took, which oth
 is read.
 
 What came out, on two cores that others used as well (load 11): 1.5 s for an epoch's order of 14 million samples, 1.1 s
-of it CPU; 3 s and 250 MB before the first batch of a balanced epoch (1.7 s of CPU), 2.4 s for a mixed one; 2.2 s and
+of it CPU; 50 ms of CPU and 69 MB before the first batch of a balanced epoch, 2.4 s for a mixed one; 2.2 s and
 248 MB to open 100,000 shards, 25 ms to restore anywhere; 2.4 s to look up 100,000 of a million keys.
 
 Run: python benchmarks/order_scale.py
