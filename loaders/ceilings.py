@@ -1,7 +1,7 @@
 """What the loader's parts could do on their own, on the user's own samples: the ceilings of `softshard bench`.
 
     fetch       whole shards from a URL into an empty cache
-    read        every byte of the samples, from the page cache or the disk, copied once
+    read        every byte of the samples, from the page cache or the disk, once
     labels      the samples' labels, sizes and crop windows, without a pixel
     decode      whole JPEGs: no crop, no resize
     crops       only the rows and columns of each crop, as the loader decodes; on a GPU also resized
@@ -36,6 +36,7 @@ from .make_batch import BatchMaker, BegunBatch
 from .mixed_source import MixedSource
 from .order import DEFAULT_WINDOW, Draws, num_steps, rank_slots
 from .remote import RemoteShards
+from .samples import Place
 from .side_maps import SideFiles
 from .source import Source
 from .stages import Stages
@@ -143,7 +144,7 @@ class Ceilings:
                 self._batches.append(self._record(step))
             except DataError as error:  # the loader would leave a sample out; here the batch is
                 problem = error
-        reader.shards.forget()  # what was recorded stays mapped
+        reader.shards.forget()  # what was recorded is in memory
         if problem is not None and not self._batches:
             raise problem
         sizes = np.concatenate([reader.sizes(batch.begun.found) for batch in self._batches])
@@ -189,26 +190,19 @@ class Ceilings:
         return decoded_batches(jpegs, self._job.batch_size, self._job.num_threads, str(self._job.device))
 
     def read(self) -> Iterator[int]:
-        """Every byte of the samples is copied once, in the threads."""
-        spans = []
-        for batch in self._batches:
-            places = [
-                (shard, shard.index.offsets[i], shard.index.sizes[i]) for shard, i in batch.begun.found.places
-            ]
-            spans.append([shard.array[at.min() : (at + size).max()] for shard, at, size in places])
+        """Every sample is read once, in the threads."""
         threads = self._job.num_threads
-        room = max(span.size for batch in spans for span in batch)
 
-        def copy(batch: list[np.ndarray], first: int) -> None:
-            buffer = np.empty(room, np.uint8)
-            for span in batch[first::threads]:
-                np.copyto(buffer[: span.size], span)
+        def read(places: list[Place], first: int) -> None:
+            for shard, place in places[first::threads]:
+                shard.members(place)
 
         with ThreadPoolExecutor(threads, "softshard-bench") as pool:
-            for batch in itertools.cycle(spans):
-                for done in [pool.submit(copy, batch, first) for first in range(threads)]:
+            for batch in itertools.cycle(self._batches):
+                places = batch.begun.found.places
+                for done in [pool.submit(read, places, first) for first in range(threads)]:
                     done.result()
-                yield len(batch)
+                yield len(places)
 
     def labels(self) -> Iterator[int]:
         """Labels, sizes and crop windows; in one thread, as in the loader."""

@@ -99,7 +99,7 @@ class Downloads:
 
         def ask() -> bytes:
             nonlocal tries, size
-            self._check_stopped()
+            self.check_stopped()
             self._counters.add(requests=1, retries=min(tries, 1))
             tries += 1
             try:
@@ -148,6 +148,7 @@ class Downloads:
                         f"no answer in {self._deadline_s / _TRIES_BEFORE_DEADLINE:.0f} s"
                     ) from None
 
-    def _check_stopped(self) -> None:
+    def check_stopped(self) -> None:
+        """Raise Stopped once everything is to end."""
         if self.stopped.is_set() or not threading.main_thread().is_alive():
             raise Stopped

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ class Faults:
     """How much a loader puts up with before it stops.
 
     Attributes:
-        max_bad: share of a rank's samples that may be bad; ten are always allowed. With 0 the first one is an error.
+        max_bad: share of a rank's samples that may be bad in a run, in all its epochs, and in the processes that continue
+            it (a loader's state says which were met); ten are always allowed. With 0 the first one is an error.
         quarantine: file that gets a JSON line for each bad sample (shard, key, component, reason, ...); ranks and
             runs may share it. None: they are only logged, by the logger `softshard.loaders`.
         stall_s: seconds without a batch after which a warning says which stage works on what, and since when.
@@ -104,6 +105,16 @@ class Quarantine:
         """Distinct bad samples among this rank's own."""
         return len(self._counted)
 
+    @property
+    def counted(self) -> list[int]:
+        """These samples, ascending."""
+        return sorted(self._counted)
+
+    def restore(self, counted: Iterable[int]) -> None:
+        """Go on with the samples that an earlier process counted: the budget is a run's. They are not logged again."""
+        self._counted = set(counted)
+        self._bad.clear()  # what this loader knows beyond that is found, and counted, once more
+
     def __bool__(self) -> bool:
         return bool(self._bad)
 
@@ -146,7 +157,8 @@ class Quarantine:
         logger.warning("epoch %d, step %d: left out %s", epoch, step, bad.reason)
 
     def _spent(self) -> DataError:
-        named = "; ".join(self._bad[sample].reason for sample in sorted(self._counted)[:_NAMED])
+        met = [sample for sample in self.counted if sample in self._bad]  # not in an earlier process
+        named = "; ".join(self._bad[sample].reason for sample in met[:_NAMED])
         written = f" All are in {self._path}." if self._path is not None else ""
         return DataError(
             f"loader: expected at most {self._limit} bad samples of this rank's {self._num_samples:,}, found "

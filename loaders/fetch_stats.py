@@ -19,7 +19,9 @@ class FetchStats:
         shards_fetched: shards that were downloaded by this process.
         cache_hits: shards that were in the cache, or came there by another process of this host.
         fetched_again: of these, the ones that the same iteration had fetched before: the cache is too small.
-        damaged: downloads that were thrown away because they were not the manifest's bytes.
+        fetched_in_vain: shards that were fetched for the next epoch, which then was not the next one. They stay in the
+            cache for as long as there is room.
+        damaged: downloads, and shards in the cache, that were thrown away because they were not the manifest's bytes.
         evictions: shards that this process removed from the cache to make room.
         over_budget: shards that were let in beyond the budget, because a batch waited for them and everything else
             was in use.
@@ -32,6 +34,7 @@ class FetchStats:
     shards_fetched: int = 0
     cache_hits: int = 0
     fetched_again: int = 0
+    fetched_in_vain: int = 0
     damaged: int = 0
     evictions: int = 0
     over_budget: int = 0

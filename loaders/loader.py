@@ -6,12 +6,14 @@ This file puts the parts together:
     labels.py    what classes mean    subset.py      which samples are served    order.py    in which order
     data_set.py  their bytes          samples.py     their sizes, labels         crops.py    windows and flips
     decode.py    bytes -> images      pooling.py     maps -> targets             batch.py    what comes out
-    make_batch.py    samples -> a batch, of all these          pipeline.py, background.py    ahead, in a thread
+    epoch_plan.py    the steps of an epoch    make_batch.py    samples -> a batch, of all these
+    pipeline.py, background.py    ahead, in a thread
 """
 
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,24 +30,28 @@ from ..shards.stored_vocabulary import Vocabulary
 from ..shards.subset_file import SubsetFile
 from ..shards.tree import LabelTree
 from .background import Background
+from .balance import BALANCE_RULE
 from .batch import Batch
 from .cache import Cache
 from .crops import Augment
 from .decode import MEAN, STD, create_decoder, usable_device
+from .epoch_plan import EpochPlan
 from .faults import Faults, Quarantine
+from .fetch import Following
 from .fetch_stats import FetchStats
 from .labels import LabelSource
 from .loader_stats import LoaderStats, LoopClock
 from .make_batch import BatchMaker
+from .memory import give_back_memory
 from .mixed_source import open_source
 from .mixing import check_mixing
 from .mixture import Mixture
 from .options import check_choices, check_keep, check_normalisation, check_numbers, check_side
-from .order import DEFAULT_WINDOW, Order, check_geometry, num_steps
-from .pipeline import BatchRun, Step
+from .order import DEFAULT_WINDOW, check_geometry
+from .pipeline import BatchRun
 from .side_maps import SideFiles
 from .stages import Stages, Watchdog
-from .state import STATE_VERSION, check_state
+from .state import NUM_EPOCHS, STATE_VERSION, bad_samples, check_state
 from .subset import Subset, labels_and_subset
 from .target_modes import Targets
 
@@ -114,6 +120,8 @@ class Loader:
             torch's DataLoader, of no effect without a GPU (nor for a batch that is made on one).
         cache: where shards of a data set behind a URL are kept, and how they are fetched; see Cache.
         faults: how much bad data, and how long a silence, is put up with; see Faults.
+        num_epochs: how many epochs are going to be served, if that is known: for what comes after them no shards are
+            fetched ahead. It limits nothing else.
 
     Raises:
         UsageError: options that contradict each other or the data set.
@@ -149,6 +157,7 @@ class Loader:
         pin_memory: bool = False,
         cache: Cache | None = None,
         faults: Faults | None = None,
+        num_epochs: int | None = None,
     ) -> None:
         check_choices(targets, dtype, last_batch)
         check_numbers(batch_size, prefetch, window, num_threads)
@@ -169,11 +178,15 @@ class Loader:
         self.shuffle, self.last_batch = shuffle, last_batch
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.lanes, self.window = lanes, window
+        self.num_epochs = num_epochs
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.epoch = 0
         self._prefetch = prefetch
         self._stages, self._clock = Stages(), LoopClock()
-        self._per_lane = batch_size * world_size // lanes  # samples of every lane in a step
+        self._plan = EpochPlan(
+            self.source, seed, lanes, window, shuffle, batch_size * world_size, rank, world_size, last_batch
+        )
+        self._per_lane = self._plan.per_lane
         if last_batch == "drop" and self.num_samples // lanes < self._per_lane:
             raise UsageError(
                 f"{self.dataset}: expected a global batch of samples, which is {self.global_batch} on {lanes} lanes, found "
@@ -220,6 +233,8 @@ class Loader:
         self._running: Background[Batch] | None = None
         self._latest: Background[Batch] | None = None
         self._closed = False
+        # Between two epochs the next one's shards are fetched, in threads that know nothing of this loader.
+        weakref.finalize(self, self._maker.reader.shards.abandon).atexit = False
 
     def count_classes(self) -> np.ndarray:
         """int64 [C], how often each class is served in an epoch, on all ranks together.
@@ -292,7 +307,7 @@ class Loader:
         return self._num_steps(0)
 
     def _num_steps(self, taken: int) -> int:
-        return num_steps(self.num_samples, self.lanes, self.global_batch, taken, self.last_batch)
+        return self._plan.num_steps(taken)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch to iterate next; a state loaded for this very epoch stays in force.
@@ -313,7 +328,7 @@ class Loader:
     batch_sampler = sampler  # Lightning expects both or neither
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, after the batch yielded last: a handful of numbers and a fingerprint."""
+        """Where the loader stands, after the batch yielded last: a few numbers, a fingerprint, this rank's bad samples."""
         return {
             "version": STATE_VERSION,
             "fingerprint": self.fingerprint,
@@ -327,7 +342,9 @@ class Loader:
             "labels": self.source.labels_fingerprint(),
             "subset": None if self.subset is None else self.subset.to_json(),
             "balance": self.balance,
+            "balance_rule": None if self.balance is None else BALANCE_RULE,
             "mixture": self.source.mixture_state(),
+            "bad": self._quarantine.counted,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -337,8 +354,10 @@ class Loader:
             UsageError: the state is of another data set, order, labels, subset, balance or mixture; both are named.
         """
         epoch, taken = check_state(state, self.state_dict(), -(-self.num_samples // self.lanes))
+        bad = bad_samples(state)
         self._stop()
         self.epoch, self._taken, self._resume = epoch, taken, True
+        self._quarantine.restore(bad)
 
     def __iter__(self) -> Iterator[Batch]:
         if self._closed:
@@ -371,6 +390,7 @@ class Loader:
                     )
         finally:
             run.stop()
+            give_back_memory()
             if self._running is run:
                 self._running = None
                 if not left:  # also where the loop took all batches and never asked for the end
@@ -380,29 +400,22 @@ class Loader:
         """The rest of an epoch; runs in the background, and the decoder a step ahead of it."""
         if self.pin_memory:
             torch.cuda.set_device(self._gpu)  # every thread begins with GPU 0, and would take memory there
-        order = self.source.order(
-            self.seed, epoch, num_lanes=self.lanes, window=self.window, shuffle=self.shuffle
-        )
-        shards = self._maker.reader.shards
+        plan, order = self._plan, self._plan.order(epoch)
+        shards, is_done = self._maker.reader.shards, False
+        is_last = epoch + 1 >= (self.num_epochs or NUM_EPOCHS)
+        next_steps = None if is_last else partial(plan.whole_epoch, epoch + 1)
+        following = Following((epoch, taken), plan.num_steps(taken), (epoch + 1, 0), next_steps)
         try:
-            # Each counts steps by an order of its own, which keeps the windows that it is at.
-            self._maker.reader.expect(
-                lambda: (step.draws.samples for step in self._steps(order.again(), epoch, taken))
-            )
-            steps = self._stages.each("order", self._steps(order, epoch, taken))
+            self._maker.reader.expect(partial(plan.samples, order, epoch, taken), following)
+            steps = self._stages.each("order", plan.steps(order, epoch, taken))
             for batch in self._run.batches(steps):
                 yield batch.pin_memory() if self.pin_memory else batch  # its images are pinned from the start
+            is_done = True
         finally:
-            shards.forget()
-
-    def _steps(self, order: Order, epoch: int, taken: int) -> Iterator[Step]:
-        """This rank's part of every step that is left."""
-        first = -(-taken // self._per_lane)
-        for step in range(self._num_steps(taken)):
-            at = taken + step * self._per_lane
-            yield Step.of(
-                order, self.global_batch, at, self.rank, self.world_size, number=first + step, epoch=epoch
-            )
+            if is_done:
+                shards.rest()
+            else:
+                shards.forget()
 
     def fetch_stats(self) -> FetchStats:
         """What has been fetched since the loader was built: requests, bytes, retries, hits, evictions."""
@@ -426,6 +439,7 @@ class Loader:
             self._run.close()  # nobody's but this process's, and no thread hangs in it
         self._maker.close()
         self._closed = True
+        give_back_memory()
 
     def __enter__(self) -> Loader:
         return self

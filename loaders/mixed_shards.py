@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from ..shards.index import ShardIndex
-from .fetch import OpenShard
+from .fetch import Following, OpenShard
 from .fetch_stats import FetchStats, sum_stats
 from .source import Source
 
@@ -53,20 +54,25 @@ class MixedShards:
             known = self._aligned[number] = shard, replace(shard, index=_align(shard.index, self._components))
         return known[1]
 
-    def expect(self, steps: Callable[[], Iterator[Sequence[int]]]) -> None:
+    def expect(
+        self, steps: Callable[[], Iterator[Sequence[int]]], following: Following | None = None
+    ) -> None:
         """Say which shards each coming step needs, so that they can be fetched ahead.
 
         Args:
             steps: begins to count the steps, once for each data set: they are fetched side by side.
+            following: what comes after them.
         """
-        if len(self._files) == 1:
-            self._files[0].expect(steps())
-            return
         for i, files in enumerate(self._files):
-            first, end = int(self._firsts[i]), int(self._firsts[i + 1])
-            files.expect(
-                [number - first for number in numbers if first <= number < end] for numbers in steps()
-            )
+            own = following
+            if following is not None and following.next_steps is not None:
+                own = replace(following, next_steps=partial(self._own, i, following.next_steps))
+            files.expect(self._own(i, steps), own)
+
+    def _own(self, source: int, steps: Callable[[], Iterator[Sequence[int]]]) -> Iterator[Sequence[int]]:
+        """The shards of one data set that each step needs, in its own numbers."""
+        first, end = int(self._firsts[source]), int(self._firsts[source + 1])
+        return ([number - first for number in numbers if first <= number < end] for numbers in steps())
 
     def reached(self, step: int) -> None:
         """Say that a step begins; the shards of those before may go."""
@@ -82,6 +88,16 @@ class MixedShards:
         """Expect nothing more: fetching ends, and its threads."""
         for files in self._files:
             files.forget()
+
+    def rest(self) -> None:
+        """Say that all steps are done: only what follows is fetched on."""
+        for files in self._files:
+            files.rest()
+
+    def abandon(self) -> None:
+        """Let fetching end, and wait for nothing: called where garbage is collected."""
+        for files in self._files:
+            files.abandon()
 
     def stats(self) -> FetchStats:
         """What has been fetched, of all data sets together."""

@@ -13,6 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from .compiled import compiled
+
 Normalize = Callable[[np.ndarray, np.ndarray], None]
 
 
@@ -58,26 +60,14 @@ def by_table(scale: np.ndarray, shift: np.ndarray) -> Normalize:
 def load_kernel() -> Any:
     """The compiled loop, compiled now or loaded from numba's cache; None where numba is missing, off or fails."""
     try:
-        import numba
+        import numba  # noqa: F401
     except ImportError:  # also of a numba that does not fit the installed numpy
-        return None
-    if numba.config.DISABLE_JIT:  # pyright: ignore
         return None
     from .pixel_kernels import normalize_rows
 
-    # Where numba can write to no folder, or what lies there is damaged, the error may be any.
-    for prepare in (_cached, lambda kernel: numba.njit(nogil=True)(kernel.py_func)):
-        try:
-            kernel = prepare(normalize_rows)
-            row, out = np.full((1, 3), 2, np.uint8), np.empty((1, 3), np.float32)
-            kernel(row, np.full(3, 3, np.float32), np.ones(3, np.float32), out)  # compiles it
-            if (out == 7).all():
-                return kernel
-        except Exception:
-            continue
-    return None
+    def works(kernel: Any) -> bool:
+        row, out = np.full((1, 3), 2, np.uint8), np.empty((1, 3), np.float32)
+        kernel(row, np.full(3, 3, np.float32), np.ones(3, np.float32), out)
+        return bool((out == 7).all())
 
-
-def _cached(kernel: Any) -> Any:
-    kernel.enable_caching()
-    return kernel
+    return compiled(normalize_rows, works)

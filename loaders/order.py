@@ -53,18 +53,17 @@ class EpochOrder:
     """The order of one epoch.
 
     Attributes:
-        counts: int64 [S], draws of each shard's samples, in the manifest's order.
+        counts: int64 [S], draws of each shard's samples, in the manifest's order; see `count_kept` and `count_drawn`.
         seed: of the shuffle.
         epoch: number of the epoch.
         num_lanes: K.
         window: W, positions that are shuffled among each other.
         shuffle: False keeps the manifest's order.
-        kept: int64 [N], the samples that are served, ascending, as indices in the manifest's order; one that is
-            drawn several times stands there as often. None where each is served once. `count_kept` says how many
-            are in each shard.
+        kept: int64 [N], the samples that are served, ascending, as indices in the manifest's order; None for all.
         turn: which pass over the samples in this epoch, 0 to 65,535; each is shuffled anew.
         first_shard: counter of the first shard's draw; the data sets of a mixture have shuffles of their own.
         first_position: the same of the first position.
+        ends: int64 [N], how often the served samples are drawn, summed up to each one; None where each is drawn once.
     """
 
     counts: np.ndarray
@@ -77,6 +76,7 @@ class EpochOrder:
     turn: int = 0
     first_shard: int = 0
     first_position: int = 0
+    ends: np.ndarray | None = None
     _shards: np.ndarray = field(init=False, repr=False)
     _position_starts: np.ndarray = field(init=False, repr=False)
     _sample_starts: np.ndarray = field(init=False, repr=False)
@@ -88,9 +88,12 @@ class EpochOrder:
                 f"order: expected lanes and window from 1, found {self.num_lanes} and {self.window}"
             )
         counts = np.asarray(self.counts, np.int64)
-        if self.kept is not None and len(self.kept) != counts.sum():
+        expected = None if self.kept is None else len(self.kept)
+        if self.ends is not None:
+            expected = int(self.ends[-1]) if len(self.ends) else 0
+        if expected is not None and expected != counts.sum():
             raise UsageError(
-                f"order: expected counts of the {len(self.kept)} kept samples, found {counts.sum()} in all"
+                f"order: expected counts of the {expected} draws of kept samples, found {counts.sum()} in all"
             )
         shards = np.arange(len(counts))
         if self.shuffle:
@@ -152,10 +155,11 @@ class EpochOrder:
         return np.arange(first, last) + np.repeat(moved, lengths)
 
     def _to_draws(self, indices: np.ndarray) -> Draws:
-        if self.kept is None:
-            return Draws(indices, np.zeros(len(indices), np.int64))
-        samples = self.kept[indices]
-        return Draws(samples, indices - np.searchsorted(self.kept, samples))
+        places, occurrences = indices, np.zeros(len(indices), np.int64)
+        if self.ends is not None:
+            places = np.searchsorted(self.ends, indices, side="right")
+            occurrences = indices - np.where(places > 0, self.ends[places - 1], 0)
+        return Draws(places if self.kept is None else self.kept[places], occurrences)
 
 
 def lane_bounds(num_samples: int, num_lanes: int, lane: int) -> tuple[int, int]:
@@ -175,6 +179,20 @@ def count_kept(kept: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """
     borders = np.concatenate([[0], np.cumsum(counts)])
     return np.diff(np.searchsorted(kept, borders))
+
+
+def count_drawn(ends: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How many draws there are of each shard's samples.
+
+    Args:
+        ends: int64 [N], draws of the kept samples, summed up to each one.
+        counts: int64 [S], kept samples of each shard.
+
+    Returns:
+        int64 [S].
+    """
+    borders = np.cumsum(counts)
+    return np.diff(np.where(borders > 0, ends[borders - 1], 0), prepend=0)
 
 
 def check_geometry(global_batch: int, num_lanes: int, rank: int, world_size: int) -> None:

@@ -1,4 +1,4 @@
-"""The shards of a remote data set: fetched whole into the cache, checked, and mapped."""
+"""The shards of a remote data set: fetched whole into the cache, checked, and opened."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..shards.storage import public_name
 from .ahead import FetchAhead
 from .cache import Cache, CacheFolder
 from .download import Downloads
-from .fetch import OpenShard, ShardUrl, checked_index
+from .fetch import Following, OpenShard, ShardBytes, ShardUrl, checked_index
 from .fetch_stats import FetchCounters, FetchStats
 
 _MAX_INDEX_FIELD_BYTES = 160  # of a component, as in shard_files
@@ -39,10 +39,17 @@ class RemoteShards:
         self._warned = False
         self._folder = CacheFolder(cache, self.counters)
         self._run: FetchAhead | None = None
+        self._rests = False  # between two iterations
+        self._verified: set[tuple[int, int]] = set()  # files of the cache, by device and inode
 
-    def expect(self, steps: Iterator[Sequence[int]]) -> None:
+    def expect(self, steps: Iterator[Sequence[int]], following: Following | None = None) -> None:
+        run, rests = self._run, self._rests
+        if run is not None and rests and following is not None and run.continues_with(following.begins):
+            self._rests = False
+            run.go_on(following)
+            return
         self.forget()
-        self._run = FetchAhead(self, steps, self._cache)
+        self._run, self._rests = FetchAhead(self, steps, self._cache, following), False
 
     def reached(self, step: int) -> None:
         if self._run is not None:
@@ -60,12 +67,22 @@ class RemoteShards:
             self.counters.add(waited_s=time.monotonic() - start)
 
     def interrupt(self) -> None:
-        if (run := self._run) is not None:
+        if (run := self._run) is not None and not self._rests:
             run.interrupt()
+
+    def abandon(self) -> None:
+        if self._run is not None:
+            self._run.interrupt()
+
+    def rest(self) -> None:
+        if self._run is not None and self._run.has_more:
+            self._rests = True
+        else:
+            self.forget()
 
     def forget(self) -> None:
         if self._run is not None:
-            self._run.close()
+            self.counters.add(fetched_in_vain=self._run.close())
             self._run = None
 
     def stats(self) -> FetchStats:
@@ -97,7 +114,7 @@ class RemoteShards:
         try:
             self.counters.add(**{"shards_fetched" if fetched else "cache_hits": 1})
             index, classes = self._index(number, downloads)
-            return OpenShard.map(self._shard_url(number), descriptor, index, classes), fetched
+            return OpenShard(self._shard_url(number), ShardBytes(descriptor), index, classes), fetched
         finally:
             os.close(descriptor)
 
@@ -128,15 +145,37 @@ class RemoteShards:
                         f"manifest's, or damaged. Run: softshard verify {url}"
                     )
 
-        descriptor = self._folder.fetch(
-            f"{self._key(number)}.tar",
-            record.bytes,
-            fill,
-            urgent=urgent,
-            wanted=wanted,
-            stopped=downloads.stopped,
-        )
-        return descriptor, fetched
+        name = f"{self._key(number)}.tar"
+        while True:
+            descriptor = self._folder.fetch(
+                name, record.bytes, fill, urgent=urgent, wanted=wanted, stopped=downloads.stopped
+            )
+            try:
+                if self._is_trusted(number, descriptor, downloads, fetched=fetched):
+                    return descriptor, fetched
+                self._folder.discard(name, descriptor)
+                self.counters.add(damaged=1)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def _is_trusted(self, number: int, descriptor: int, downloads: Downloads, *, fetched: bool) -> bool:
+        """Whether a file of the cache has the manifest's bytes, as far as `Cache.verify` asks for that."""
+        status = os.fstat(descriptor)
+        file = status.st_dev, status.st_ino
+        sha256 = self._known_sha256(number)
+        if not fetched and self._cache.verify != "size" and sha256 is not None:
+            if self._cache.verify == "once" and file in self._verified:
+                return True
+            if ShardBytes(descriptor).sha256(downloads.check_stopped) != sha256:
+                return False
+        self._verified.add(file)
+        return True
+
+    def _known_sha256(self, number: int) -> str | None:
+        """Of a shard; None where nobody knows it."""
+        return self._manifest.shards[number].sha256
 
     def _shard_url(self, number: int) -> ShardUrl:
         return ShardUrl(public_name(join_url(self._url, self._manifest.shards[number].name)))

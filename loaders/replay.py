@@ -16,6 +16,7 @@ from ..shards.errors import UsageError
 from ..shards.html import Figure, Page
 from ..shards.pictures import draw_box
 from ..shards.schema import JPG
+from .balance import BALANCE_RULE
 from .batch import Batch
 from .crops import Augment
 from .loader import Loader
@@ -95,6 +96,11 @@ def state_options(state: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(
             f"replay: expected a state of a loader with the data set's own samples and labels, found {', '.join(given)}, "
             "of which a state holds fingerprints only. Build the loader as it was and call replay(loader, epoch, taken)"
+        )
+    if state.get("balance") is not None and state.get("balance_rule") != BALANCE_RULE:
+        raise UsageError(
+            f"replay: expected a balanced state of the rule {BALANCE_RULE!r}, found {state.get('balance_rule')!r}: an "
+            "earlier version drew other samples. Replay it with that version"
         )
     names = ("seed", "lanes", "window", "shuffle", "balance")
     return {name: state[name] for name in names} | {"batch_size": state["global_batch"]}

@@ -6,13 +6,15 @@ M samples, N slots, L hierarchy levels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from ..shards.errors import DataError, UsageError
 from ..shards.schema import CLS, HIER, JPG, KD, LMAP
 from ..shards.teacher_levels import decode_teacher_levels, num_kept
+from .fetch import Following
 from .mixed_shards import MixedShards, all_components
 from .samples import Place, read_classes, read_levels, read_sizes
 from .side_maps import SideFiles
@@ -84,15 +86,19 @@ class SampleReader:
     def reads_teacher(self) -> bool:
         return self._level_sizes is not None
 
-    def expect(self, steps: Callable[[], Iterator[np.ndarray]]) -> None:
+    def expect(self, steps: Callable[[], Iterator[np.ndarray]], following: Following | None = None) -> None:
         """Say which samples each coming step asks for, so that their shards are fetched ahead.
 
         Args:
             steps: begins to count the steps, as often as it is called: int64 [N] each, -1 in empty slots.
+            following: what comes after them; its steps are such samples, too.
         """
-        self.shards.expect(
-            lambda: (np.unique(self._numbers(samples[samples >= 0])).tolist() for samples in steps())
-        )
+        if following is not None and following.next_steps is not None:
+            following = replace(following, next_steps=partial(self._shards_of, following.next_steps))
+        self.shards.expect(partial(self._shards_of, steps), following)
+
+    def _shards_of(self, steps: Callable[[], Iterator[np.ndarray]]) -> Iterator[list[int]]:
+        return (np.unique(self._numbers(samples[samples >= 0])).tolist() for samples in steps())
 
     def _numbers(self, samples: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._starts, samples, side="right") - 1
@@ -120,9 +126,8 @@ class SampleReader:
         return Found(places, numbers, self._shard_sources[numbers], members)
 
     def jpegs(self, found: Found) -> list[np.ndarray]:
-        """The JPEGs, uint8 arrays that keep their shards mapped."""
-        column = self._columns[JPG.suffix]
-        return [shard.member_array(place, column) for shard, place in found.places]
+        """The JPEGs as uint8 arrays."""
+        return [np.frombuffer(data, np.uint8) for data in found.members[JPG.suffix]]
 
     def sizes(self, found: Found) -> np.ndarray:
         """int64 [M, 2], stored height and width.

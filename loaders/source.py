@@ -18,7 +18,7 @@ from .data_set import DataSet, open_data_set
 from .fetch import Shards
 from .find_keys import find_keys
 from .labels import Labels, LabelSource
-from .order import EpochOrder, count_kept
+from .order import EpochOrder, count_drawn, count_kept
 from .subset import Subset, kept_samples
 
 
@@ -124,25 +124,32 @@ class Source:
     ) -> EpochOrder:
         """The order of one epoch of these samples.
 
-        Balanced, this chooses the epoch's draws: 2 s of CPU and 250 MB for 14 million samples. Otherwise it takes
-        milliseconds, whatever the size.
+        It takes milliseconds, whatever the size; balanced, for 14 million samples 60 of them, and 110 MB.
         """
-        kept = self.kept
+        counts = self.shard_counts if self.kept is None else self._kept_counts
+        ends = None
         if self.balance is not None:
-            draws = self.balance.count_draws(seed, epoch, turn)
-            kept = np.repeat(np.arange(len(draws)) if kept is None else kept, draws)
+            ends = self.balance.ends(seed, epoch + turn)
+            counts = count_drawn(ends, counts)
         return EpochOrder(
-            self.shard_counts if kept is None else count_kept(kept, self.shard_counts),
+            counts,
             seed,
             epoch,
             num_lanes,
             window,
             shuffle,
-            kept,
+            self.kept,
             turn,
             first_shard,
             first_position,
+            ends,
         )
+
+    @cached_property
+    def _kept_counts(self) -> np.ndarray:
+        """int64 [S], served samples of each shard."""
+        assert self.kept is not None
+        return count_kept(self.kept, self.shard_counts)
 
     def count_classes(self) -> np.ndarray:
         """int64 [C], the draws of each class in an epoch.

@@ -8,8 +8,21 @@ from ..shards.errors import UsageError
 from ..shards.philox import check_seed
 
 STATE_VERSION = 1
+NUM_EPOCHS = 2**32  # that there can be
 # What may differ between the loader that was interrupted and the one that continues.
-_MAY_DIFFER = ("version", "epoch", "taken", "global_batch")
+_MAY_DIFFER = ("version", "epoch", "taken", "global_batch", "bad")
+
+
+def bad_samples(state: dict[str, Any]) -> list[int]:
+    """The bad samples that a state's loader had counted; none in a state that is older than these.
+
+    Raises:
+        UsageError: no indices of samples.
+    """
+    bad = state.get("bad", [])
+    if not isinstance(bad, list) or not all(type(sample) is int and sample >= 0 for sample in bad):
+        raise UsageError(f"loader state: expected indices of bad samples, found {bad!r:.80}")
+    return bad
 
 
 def check_state(state: dict[str, Any], mine: dict[str, Any], longest: int) -> tuple[int, int]:

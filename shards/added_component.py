@@ -196,20 +196,18 @@ def finish(
     return made
 
 
-def check_hash(path: str | Path, record: ShardRecord, data: memoryview | None = None) -> None:
+def check_hash(path: str | Path, record: ShardRecord, found: str | None = None) -> None:
     """Refuse a shard whose bytes have changed: they would be given a new and valid hash.
 
     Args:
         path: of the shard.
         record: what the manifest says of it.
-        data: all of it, where it is in memory already.
+        found: SHA-256 of its bytes, where they have been hashed already.
 
     Raises:
         DataError: missing, or of other bytes.
     """
-    if data is not None:
-        found = hashlib.sha256(data).hexdigest()
-    else:
+    if found is None:
         try:
             with open(path, "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()

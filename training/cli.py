@@ -171,6 +171,14 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
     command.add_argument(
+        "--max-bad",
+        type=float,
+        default=0.001,
+        metavar="SHARE",
+        help="stop when more of the samples than this cannot be read (default: 0.001; ten always may). They are listed in "
+        "bad_samples.jsonl",
+    )
+    command.add_argument(
         "--log-steps", type=int, default=10, metavar="N", help="steps between lines of metrics.csv (10)"
     )
     command.add_argument(
@@ -214,6 +222,7 @@ def _run_train(args: argparse.Namespace) -> int:
         rank=rank,
         world_size=world_size,
         num_threads=args.threads,
+        max_bad=args.max_bad,
         compile=args.compile,
         tensorboard=args.tensorboard,
         log_steps=args.log_steps,

@@ -344,6 +344,7 @@ def evaluation_loader(
         rank=rank,
         world_size=world_size,
         num_threads=num_threads,
+        num_epochs=1,
     )
 
 

@@ -139,6 +139,7 @@ def open_timm(
             rank=rank,
             world_size=world_size,
             num_threads=num_threads,
+            num_epochs=1,
         ) as loader,
     ):
         _check_classes(name, num_classes, loader)

@@ -62,6 +62,20 @@ def rng_states(world_size: int, on_gpu: bool) -> list[dict[str, Tensor]]:
     return states
 
 
+def state_of_all(state: dict[str, Any], world_size: int) -> dict[str, Any]:
+    """A rank's loader state with the bad samples that all ranks have met; called by all of them together."""
+    if world_size == 1:
+        return state
+    met: list[Any] = [None] * world_size
+    dist.all_gather_object(met, state["bad"])
+    return state | {"bad": sorted(set().union(*met))}
+
+
+def state_of_one(state: dict[str, Any], rank: int, world_size: int) -> dict[str, Any]:
+    """The same back: a rank's share of the bad samples, so that their sum over any number of ranks stays what it was."""
+    return state | {"bad": state.get("bad", [])[rank::world_size]}
+
+
 def set_rng_state(states: list[dict[str, Tensor]], rank: int, world_size: int, on_gpu: bool) -> None:
     """Give this rank the generator states of a checkpoint."""
     # Another number of ranks sees the same batches, but there is nothing to continue for its dropout.

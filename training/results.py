@@ -23,6 +23,7 @@ from .models import export_weights
 from .recipes import Recipe
 from .steplog import StepLog
 
+BAD_NAME = "bad_samples.jsonl"
 BOARD_NAME = "tensorboard"
 EPOCHS_NAME = "epochs.csv"
 INIT_NAME = "init.json"

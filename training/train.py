@@ -7,8 +7,9 @@ batch is next; step.py takes a step. A step is a function of (recipe, data, seed
 holds, so a run that is killed continues on its next batch with the numbers it would have had.
 
 Files in the output folder: `checkpoint.pt` (the latest), `metrics.csv` (a line per `log_steps` steps), `epochs.csv` (a
-line per epoch, with what was evaluated), `tensorboard/` (both, on request), `init.json` (which weights the run began with)
-and, when the run has finished, `summary.json` and `model.safetensors` (the weights alone, for timm).
+line per epoch, with what was evaluated), `tensorboard/` (both, on request), `bad_samples.jsonl` (a line per sample that was
+left out), `init.json` (which weights the run began with) and, when the run has finished, `summary.json` and
+`model.safetensors` (the weights alone, for timm).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
+from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
 from ..loaders.replay import replay_command
@@ -37,10 +39,19 @@ from .head_order import HeadOrder
 from .label_space import LabelSpace
 from .models import create_model, freeze_backbone
 from .objective import count_images, create_loss
-from .processes import process_group, rng_states, set_rng_state, stop_signal, sum_over_ranks
+from .processes import (
+    process_group,
+    rng_states,
+    set_rng_state,
+    state_of_all,
+    state_of_one,
+    stop_signal,
+    sum_over_ranks,
+)
 from .progress import Progress, epoch_line, print_to_stderr, say_nothing
 from .recipes import Recipe
 from .results import (
+    BAD_NAME,
     BOARD_NAME,
     EPOCHS_NAME,
     INIT_NAME,
@@ -81,6 +92,7 @@ def train(
     rank: int = 0,
     world_size: int = 1,
     num_threads: int | None = None,
+    max_bad: float = Faults.max_bad,
     compile: bool = False,
     tensorboard: bool = False,
     log_steps: int = 10,
@@ -111,6 +123,7 @@ def train(
         world_size: how many processes train together; with more than one, torch.distributed's rendezvous
             variables (MASTER_ADDR, MASTER_PORT) must be set, as torchrun does.
         num_threads: the loader's.
+        max_bad: share of the training samples that may be bad; see Faults.
         compile: run the model through torch.compile, which needs a C++ compiler.
         tensorboard: write what `metrics.csv` and `epochs.csv` get for TensorBoard, too.
         log_steps: steps between two lines of `metrics.csv`. Between them the host does not wait for the
@@ -185,6 +198,8 @@ def train(
             rank=rank,
             world_size=world_size,
             num_threads=num_threads,
+            num_epochs=recipe.epochs,
+            faults=Faults(max_bad, quarantine=checkpoint_path.with_name(BAD_NAME)),
         )
         stack.enter_context(loader)
         steps_per_epoch = len(loader)
@@ -257,7 +272,7 @@ def train(
         if saved is not None:
             check_resume(saved, checkpoint_path, dataset, recipe, model, loader, chosen.facts)
             optimizer.load_state_dict(saved.optimizer)
-            loader.load_state_dict(saved.loader)
+            loader.load_state_dict(state_of_one(saved.loader, rank, world_size))
             set_rng_state(saved.rng, rank, world_size, on_gpu)
             step, epoch, loss_sum, loss_steps = saved.step, saved.epoch, saved.loss_sum, saved.loss_steps
             skipped, history = saved.skipped, saved.history
@@ -303,7 +318,7 @@ def train(
 
         def save() -> None:
             """Called by all ranks together, when all losses so far are known to be finite."""
-            rng = rng_states(world_size, on_gpu)
+            rng, position = rng_states(world_size, on_gpu), state_of_all(loader.state_dict(), world_size)
             if is_main:
                 save_checkpoint(
                     checkpoint_path,
@@ -314,7 +329,7 @@ def train(
                         optimizer=optimizer.state_dict(),
                         step=steps.step,
                         epoch=epoch,
-                        loader=loader.state_dict(),
+                        loader=position,
                         **label_space.to_json(),
                         stored_images=stored_images(loader.manifest),
                         rng=rng,

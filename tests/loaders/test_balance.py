@@ -1,16 +1,20 @@
 """Class-balanced sampling: how often each class and each sample is drawn, and that nothing else changes."""
 
+import itertools
+from collections import Counter
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from softshard.loaders import Augment, Loader, Subset
+from softshard.loaders import balance as balance_module
 from softshard.loaders.balance import Balance, class_draws
-from softshard.loaders.order import EpochOrder, count_kept, num_steps, rank_slots
+from softshard.loaders.order import EpochOrder, count_drawn, num_steps, rank_slots
 from softshard.shards import UsageError
+from softshard.shards.philox import PURPOSE_BALANCE, uniforms
 
 COUNTS = st.lists(st.integers(0, 400), min_size=1, max_size=12).filter(any)
 
@@ -57,39 +61,78 @@ def test_the_largest_remainders_get_what_is_left(counts, exponent):
     assert min(rounded_up, default=1) >= max(rounded_down, default=0)
 
 
+@pytest.fixture(params=["compiled", "numpy"])
+def each_way(request, monkeypatch):
+    """The draws by a compiled loop, and in numpy."""
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+        assert balance_module.load_kernel() is not None
+    else:
+        monkeypatch.setattr(balance_module, "load_kernel", lambda: None)
+
+
+def draws_of(balance, seed, number):
+    return np.diff(balance.ends(seed, number), prepend=0)
+
+
 @given(
     st.lists(st.integers(0, 7), min_size=1, max_size=300),
     st.floats(0, 1),
     st.integers(0, 2**64 - 1),
-    st.integers(0, 2**32 - 1),
-    st.integers(0, 2**16 - 1),
+    st.integers(0, 2**32 + 2**16),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_classes_samples_are_drawn_as_often_as_one_another_give_or_take_one(
-    classes, exponent, seed, epoch, turn
+    each_way, classes, exponent, seed, number
 ):
     balance = Balance(np.int32(classes), 9, exponent)
-    draws = balance.count_draws(seed, epoch, turn)
-    assert np.bincount(classes, draws, minlength=9).tolist() == balance.class_draws.tolist()
-    assert draws.max() == balance.most_draws
-    for c in set(classes):
-        of_class = draws[np.array(classes) == c]
-        assert of_class.max() - of_class.min() <= 1
-    assert draws.tolist() == balance.count_draws(seed, epoch, turn).tolist()
+    passes = [draws_of(balance, seed, number + i) for i in range(5)]
+    for draws in passes:
+        assert np.bincount(classes, draws, minlength=9).tolist() == balance.class_draws.tolist()
+        assert draws.max() == balance.most_draws
+    # In one pass, and in any number of passes that follow each other.
+    for so_far in np.cumsum(passes, axis=0):
+        for c in set(classes):
+            of_class = so_far[np.array(classes) == c]
+            assert of_class.max() - of_class.min() <= 1
+    assert passes[0].tolist() == draws_of(balance, seed, number).tolist()
+
+
+@given(
+    st.lists(st.integers(0, 7), min_size=1, max_size=300),
+    st.floats(0, 1),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**32 + 2**16),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_compiled_loop_and_numpy_agree_with_the_rule_sample_by_sample(classes, exponent, seed, number):
+    balance = Balance(np.int32(classes), 8, exponent)
+    found = balance.ends(seed, number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(balance_module, "load_kernel", lambda: None)
+        assert found.tolist() == balance.ends(seed, number).tolist()
+    counts = Counter(classes)
+    shares = uniforms(seed, PURPOSE_BALANCE, 0, np.arange(8), 1)[:, 0]
+    seen, total = Counter(), 0
+    for c, end in zip(classes, found.tolist(), strict=True):
+        each, extra = divmod(int(balance.class_draws[c]), counts[c])
+        place = (int(shares[c] * counts[c]) + (seen[c] + number) * extra) % counts[c]
+        total += each + (place >= counts[c] - extra)
+        seen[c] += 1
+        assert end == total
 
 
 def test_who_gets_one_draw_more_changes_with_the_epoch_and_is_everybody_in_turn():
     # 100 samples of class 0, 10 of class 1, 55 draws each: 55 of the 100 are drawn in an epoch.
     classes = np.repeat(np.int32([0, 1]), [100, 10])
     balance = Balance(classes, 2, 1.0)
-    draws = np.array([balance.count_draws(3, epoch) for epoch in range(400)])
+    draws = np.array([draws_of(balance, 3, epoch) for epoch in range(400)])
     assert (draws.sum(axis=1) == 110).all()
-    assert len(np.unique(draws, axis=0)) == 400
-    often = draws[:, :100].sum(axis=0)  # 220 +- 10 of 400 epochs
-    assert often.min() > 170
-    assert often.max() < 270
-    other = np.array([balance.count_draws(4, 0), balance.count_draws(3, 0, 1)])
-    assert (other != draws[0]).any(axis=1).all()
+    assert (draws[:-1] != draws[1:]).any(axis=1).all()
+    assert (draws[:20, :100].sum(axis=0) == 11).all()  # 20 times 55 draws of 100 samples
+    assert (draws[:, :100].sum(axis=0) == 220).all()
+    other = draws_of(balance, 4, 0)
+    assert (other != draws[0]).any()
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=120), st.floats(0, 1), st.data())
@@ -100,13 +143,16 @@ def test_every_world_serves_exactly_the_draws_each_with_its_own_occurrence(class
     num_lanes = data.draw(st.integers(1, 3))
     global_batch = num_lanes * data.draw(st.integers(1, 9))
     world_size = data.draw(st.sampled_from([r for r in range(1, global_batch + 1) if global_batch % r == 0]))
-    draws = Balance(np.int32(classes), 5, exponent).count_draws(5, 2)
-    kept = np.repeat(np.arange(len(classes)), draws)
-    order = EpochOrder(count_kept(kept, stored), 5, 2, num_lanes, 17, True, kept)
+    ends = Balance(np.int32(classes), 5, exponent).ends(5, 2)
+    draws = np.diff(ends, prepend=0)
+    counts = count_drawn(ends, stored)
+    borders = np.cumsum([0, *stored])
+    assert counts.tolist() == [draws[a:b].sum() for a, b in itertools.pairwise(borders)]
+    order = EpochOrder(counts, 5, 2, num_lanes, 17, True, ends=ends)
     per_lane = global_batch // num_lanes
     served = [
         rank_slots(order, global_batch, step * per_lane, rank, world_size)
-        for step in range(num_steps(len(kept), num_lanes, global_batch, 0, "pad"))
+        for step in range(num_steps(len(classes), num_lanes, global_batch, 0, "pad"))
         for rank in range(world_size)
     ]
     found = [
@@ -117,6 +163,15 @@ def test_every_world_serves_exactly_the_draws_each_with_its_own_occurrence(class
     ]
     assert sorted(pair for pair in found if pair[0] >= 0) == expected
     assert len(served) * global_batch // world_size - len(expected) == sum(sample < 0 for sample, _ in found)
+
+
+def test_a_state_of_the_draws_of_an_earlier_version_is_refused(packed):
+    with make(packed, balance=0.5) as loader:
+        state = loader.state_dict()
+        loader.load_state_dict(state)
+        del state["balance_rule"]  # as it was when they were chosen by sorting random numbers
+        with pytest.raises(UsageError, match="expected balance_rule 'in turn' of this loader, found None"):
+            loader.load_state_dict(state)
 
 
 def epoch_of(dataset, epoch=0, **options):

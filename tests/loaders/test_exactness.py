@@ -9,7 +9,7 @@ import pytest
 
 from softshard.loaders.balance import Balance
 from softshard.loaders.mixture import MixedOrder, MixedPart
-from softshard.loaders.order import EpochOrder, count_kept, num_steps, rank_slots
+from softshard.loaders.order import EpochOrder, count_drawn, num_steps, rank_slots
 
 WORLDS = (1, 2, 3, 4, 6, 8, 12)
 SHARDS = (1, 3, 7, 64)
@@ -32,10 +32,10 @@ def plain(num_shards, lanes):
 def balanced(num_shards, lanes):
     counts = shard_counts(num_shards)
     classes = np.minimum(np.arange(counts.sum()) % 7, 3).astype(np.int32)
-    draws = Balance(classes, 4, 1.0).count_draws(SEED, EPOCH)
-    kept = np.repeat(np.arange(len(classes)), draws)
+    ends = Balance(classes, 4, 1.0).ends(SEED, EPOCH)
+    draws = np.diff(ends, prepend=0)
     expected = [(sample, turn) for sample, times in enumerate(draws.tolist()) for turn in range(times)]
-    return EpochOrder(count_kept(kept, counts), SEED, EPOCH, lanes, WINDOW, True, kept), expected
+    return EpochOrder(count_drawn(ends, counts), SEED, EPOCH, lanes, WINDOW, ends=ends), expected
 
 
 def mixed(num_shards, lanes):

@@ -158,6 +158,47 @@ def test_more_bad_samples_than_allowed_are_an_error_that_names_some(damage, tmp_
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 11
 
 
+def test_the_budget_is_a_runs_however_often_it_is_continued(damage, within):
+    folder, _, _ = damage(31, *DAMAGES["class out of range"])
+    with make(folder) as loader:
+        list(loader)
+        state = loader.state_dict() | {"epoch": 0}
+    assert state["bad"] == [31]
+    with make(folder) as loader:
+        loader.load_state_dict(state | {"bad": list(range(9))})
+        assert loader.num_bad == 9
+        list(loader)
+        assert loader.num_bad == 10
+        loader.load_state_dict(state | {"bad": list(range(10))})
+        with pytest.raises(DataError, match="expected at most 10 bad samples of this rank's 105, found 11"):
+            within(lambda: list(loader))
+
+
+def test_what_an_earlier_process_counted_is_not_counted_and_logged_again(damage, tmp_path):
+    folder, _, _ = damage(31, *DAMAGES["class out of range"])
+    faults = Faults(quarantine=tmp_path / "bad.jsonl")
+    with make(folder, faults=faults) as loader:
+        whole = list(loader)
+        state = loader.state_dict()
+    assert state["bad"] == [31]
+    with make(folder, faults=faults) as loader:
+        loader.load_state_dict({**state, "epoch": 0, "taken": 0})
+        again = list(loader)
+        assert loader.num_bad == 1
+    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 1
+    assert torch.equal(slots_of(whole, "images"), slots_of(again, "images"))
+
+
+def test_a_state_from_before_there_were_bad_samples_in_it_still_loads(packed):
+    with make(packed) as loader:
+        state = loader.state_dict()
+        del state["bad"]
+        loader.load_state_dict(state)
+        assert loader.num_bad == 0
+        with pytest.raises(UsageError, match="expected indices of bad samples, found 'x'"):
+            loader.load_state_dict({**state, "bad": "x"})
+
+
 def test_a_batch_without_any_good_sample_is_padding(damage):
     folder, _, _ = damage(31, *DAMAGES["class out of range"])
     expected = epoch_of(folder, shuffle=False)

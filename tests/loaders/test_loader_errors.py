@@ -1,6 +1,8 @@
 """Bad data and wrong calls: what is said, and that nothing hangs."""
 
 import json
+import os
+import re
 import shutil
 
 import pytest
@@ -259,6 +261,28 @@ def test_a_shard_that_is_not_the_manifests_is_named_when_it_is_needed(
         assert keys == [sample.key for sample in plain_samples[: start // 8 * 8]]
         with pytest.raises(DataError, match=message):
             raise DataError(said)
+
+
+def test_a_shard_that_is_cut_while_it_is_read_is_an_error_that_names_it(copied, plain_samples, within):
+    def cut_and_serve(loader):
+        keys = []
+        try:
+            for batch in loader:
+                keys.extend(key for key in batch.keys if key)
+                for path in copied.glob("*.tar"):
+                    os.truncate(path, 4096)
+        except DataError as error:
+            return keys, str(error)
+        raise AssertionError("expected an error, found a whole epoch")
+
+    with make(copied, prefetch=1) as loader:
+        keys, said = within(lambda: cut_and_serve(loader))
+        assert loader.num_bad == 0  # the shard's fault, not its samples'
+    assert keys == [sample.key for sample in plain_samples[: len(keys)]]
+    assert len(keys) >= 8
+    assert re.search(
+        r"train-00000\d.tar: expected \d+ bytes.*, found \d+; the shard (was|is) cut short", said
+    )
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,9 @@ def test_a_state_is_a_handful_of_plain_numbers(packed):
             "labels": None,
             "subset": None,
             "balance": None,
+            "balance_rule": None,
             "mixture": None,
+            "bad": [],
         }
 
 

@@ -326,7 +326,7 @@ def test_counts_beyond_32_bits_stay_exact():
         ),
         (
             lambda: EpochOrder(np.array([3]), 0, 0, kept=np.array([0, 2])),
-            "expected counts of the 2 kept samples, found 3 in all",
+            "expected counts of the 2 draws of kept samples, found 3 in all",
         ),
     ],
 )

@@ -32,6 +32,7 @@ from softshard.training.checkpoint import load_checkpoint
 from softshard.training.evaluate import evaluate
 from softshard.training.label_space import LabelSpace
 from softshard.training.models import create_model, export_weights
+from softshard.training.processes import state_of_one
 from softshard.training.start import load_start
 from softshard.training.train import train
 
@@ -541,3 +542,17 @@ def test_samples_that_were_left_out_are_counted_where_people_look(shards, tmp_pa
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["num_bad"] == result.history[-1]["num_bad"] == 1
     assert any("1 bad samples left out so far" in line for line in lines)
+    (line,) = (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()
+    assert json.loads(line)["sample"] == 3
+
+
+def test_bad_samples_stay_counted_when_a_run_continues(shards, tmp_path):
+    damaged = shutil.copytree(shards, tmp_path / "damaged")
+    spoiling.rewrite(damaged / "train", {3: {"jpg": spoiling.cut_in_the_middle}})
+    run(tiny(single_label(), epochs=1), damaged, tmp_path / "run")
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["loader"]
+    assert saved["bad"] == [3]
+    shares = [state_of_one(saved | {"bad": [1, 3, 5, 8]}, rank, 3)["bad"] for rank in range(3)]
+    assert sorted(sample for share in shares for sample in share) == [1, 3, 5, 8]
+    with pytest.raises(DataError, match="expected a whole JPEG"):
+        run(tiny(single_label(), epochs=1), damaged, tmp_path / "strict", max_bad=0)
