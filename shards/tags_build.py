@@ -284,7 +284,8 @@ def _repeats(hashes: np.ndarray, sizes: np.ndarray) -> dict[int, tuple[int, ...]
         sizes: records of each block.
     """
     order = np.argsort(hashes, kind="stable")
-    again = order[1:][hashes[order][1:] == hashes[order][:-1]]
+    ordered = hashes[order]
+    again = order[1:][ordered[1:] == ordered[:-1]]
     starts = np.concatenate([[0], np.cumsum(sizes)])
     repeats: dict[int, list[int]] = {}
     for place in np.sort(again).tolist():
