@@ -284,5 +284,6 @@ def _valid_rows(batch: Batch) -> torch.Tensor | None:
     return None if bool(valid.all()) else valid.nonzero().flatten()
 
 
-def _chosen(tensor: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    return tensor if rows is None else tensor[rows.to(tensor.device)]
+def _chosen(value: Any, rows: torch.Tensor | None) -> Any:
+    """Rows of a tensor, or of each tensor of sparse targets."""
+    return value if rows is None else map_tensors(value, lambda tensor: tensor[rows.to(tensor.device)])

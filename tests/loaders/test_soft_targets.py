@@ -19,6 +19,7 @@ from softshard.loaders import (
     Mixture,
     Mixup,
     SparseTargets,
+    as_tuples,
     pool_top_classes,
 )
 from softshard.loaders.inspect_page import inspect_page
@@ -316,3 +317,13 @@ def test_inspect_shows_tags_by_name_and_classes_by_theirs(tagged):
         text = inspect_page(found).render()
         tags = {VOCABULARY.tags[i] for sample in found.samples for i in np.flatnonzero(wanted[sample.key][0])}
         assert all((tag in text) == (targets == "tags") for tag in tags)
+
+
+def test_sparse_targets_are_given_to_other_peoples_loops_without_padding(tagged):
+    options = {"batch_size": 5, "augment": WHOLE, "last_batch": "pad", "num_threads": 1, "targets": "weights"}
+    with Loader(tagged, **options) as dense, Loader(tagged, **options, keep_targets=4) as sparse:
+        for (_, whole), (_, few) in zip(
+            as_tuples(dense, "targets"), as_tuples(sparse, "targets"), strict=True
+        ):
+            assert len(whole) == len(few.values)
+            assert torch.equal(torch.zeros_like(whole).scatter_add(1, few.ids, few.values), whole)
