@@ -22,12 +22,13 @@ from ..shards.labelmap import decode_label_map
 from ..shards.manifest import Manifest, load_sidecar, load_tree
 from ..shards.philox import check_seed
 from ..shards.schema import CLS, HIER, JPG, KD, LMAP, META
+from ..shards.shard_files import dataset_name, dataset_path
 from ..shards.teacher_levels import num_kept
 from ..shards.tree import LabelTree
 from ..shards.verify_shard import Expected, check_sample
 from .crops import Augment
+from .data_set import open_shards
 from .decode import MEAN, STD, CpuDecoder, Decoder
-from .fetch import ShardFiles, check_local
 from .loader import DEFAULT_WINDOW
 from .make_batch import BatchMaker
 from .order import Draws, EpochOrder
@@ -159,7 +160,7 @@ class Inspection:
     """What was found.
 
     Attributes:
-        dataset: its folder.
+        dataset: its folder, or any fsspec URL; shards are then fetched whole into the loader's cache.
         manifest: of the data set, with side shards what it would be with their label maps.
         tree: its label tree, or None.
         options: what was asked for.
@@ -184,25 +185,25 @@ def inspect_data_set(dataset: str | Path, options: InspectOptions | None = None)
     """Look at samples of a data set.
 
     Args:
-        dataset: its folder.
+        dataset: its folder, or any fsspec URL; shards are then fetched whole into the loader's cache.
         options: which samples, and what to ask the loader for.
 
     Returns:
         What was found. A damaged sample is no error: its `problems` say what is wrong.
 
     Raises:
-        UsageError: not a local folder; a key that the data set does not have; targets that pool label maps where
+        UsageError: a key that the data set does not have; targets that pool label maps where
             there are none.
         DataError: manifest, label tree or `classes.npy` are missing or damaged; with keys, also a shard's index.
     """
     options = options or InspectOptions()
-    check_local(dataset)
+    dataset = dataset_path(dataset)
     manifest = Manifest.load(dataset)
     with _Inspector(dataset, manifest, options) as inspector:
         numbers = inspector.find_keys(options.keys) if options.keys else _first_samples(manifest, options)
         samples = tuple(inspector.look_at(number) for number in numbers)
         return Inspection(
-            str(dataset), inspector.manifest, inspector.tree, options, inspector.targets, samples
+            dataset_name(dataset), inspector.manifest, inspector.tree, options, inspector.targets, samples
         )
 
 
@@ -218,8 +219,8 @@ class _Inspector:
 
     def __init__(self, dataset: str | Path, manifest: Manifest, options: InspectOptions) -> None:
         self._options = options
-        self._side = None if options.side is None else SideFiles(options.side, str(dataset), manifest)
-        self._files = ShardFiles(dataset, manifest)
+        self._side = None if options.side is None else SideFiles(options.side, dataset, manifest)
+        self._files = open_shards(dataset, manifest)
         self.manifest = manifest = manifest if self._side is None else self._side.manifest
         self.tree = tree = load_tree(dataset, manifest)
         maps = manifest.label_maps

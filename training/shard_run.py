@@ -7,6 +7,7 @@ encoded, is the caller's: label maps in maps.py, a distillation's levels in teac
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -117,7 +118,7 @@ def run_over_shards(
         with progress_bar(total, title, "img") as bar:
             for number, shard in zip(own, in_order(shards, own), strict=True):
                 record = source.shards[number]
-                check_hash(shard.path, record, shard.data)
+                check_hash(str(shard.path), record, hashlib.sha256(shard.data).hexdigest())
                 added = component.suffix
                 attach(target, record, samples_of(shard), suffixes, added, values(shard), plan_sha256)
                 bar.update(record.samples)
