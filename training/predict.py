@@ -129,25 +129,36 @@ class Predictor:
         self._model.to(self.device).eval()
         self._read_off = _Reader(self.saved, top, down_the_tree=down_the_tree)
 
-    def data_set(self, dataset: str, *, batch_size: int = 64) -> Iterator[Prediction]:
+    def data_set(
+        self, dataset: str, *, batch_size: int = 64, other_classes: bool = False
+    ) -> Iterator[Prediction]:
         """Predict the images of a data set in its order; their own labels are not looked at.
 
-        So a data set of other classes may be predicted, in the checkpoint's: a UserWarning names both.
+        So a data set of another tree, or of more or fewer classes, may be predicted, in the checkpoint's: a UserWarning
+        names both. As many classes of other names are most likely a mistake (fall11 and winter21, another order).
+
+        Args:
+            dataset: its folder or URL.
+            batch_size: images a step.
+            other_classes: predict also where there are as many classes of other names.
 
         Raises:
-            DataError: the data set is damaged.
+            DataError: the data set is damaged, or has as many classes of other names.
         """
         recipe = self.saved.recipe
         with evaluation_loader(
             recipe, dataset, batch_size=batch_size, device=self.device, num_threads=self.num_threads
         ) as loader:
-            problems = self.saved.label_space.differences(LabelSpace.of_loader(loader))
-            if problems:
-                warnings.warn(
-                    f"{self._path} was trained with other labels than data set {dataset!r} has: {'; '.join(problems)}; the "
-                    "predictions are the checkpoint's classes",
-                    stacklevel=2,
-                )
+            trained, found = self.saved.label_space, LabelSpace.of_loader(loader)
+            if problems := trained.differences(found):
+                message = f"{self._path} was trained with other labels than data set {dataset!r} has: {'; '.join(problems)}"
+                one, other = list(trained.class_names), list(found.class_names)
+                if len(one) == len(other) and one != other and not other_classes:
+                    raise DataError(
+                        f"{message}. Give the checkpoint of this data set; or, to predict the checkpoint's classes: "
+                        "softshard predict --other-classes"
+                    )
+                warnings.warn(f"{message}; the predictions are the checkpoint's classes", stacklevel=2)
             for batch in named_batches(loader):
                 num = int(batch.valid.sum())  # padding comes last
                 yield from self._ask(batch.images[:num], batch.keys[:num])
