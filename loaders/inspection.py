@@ -6,7 +6,7 @@ time, and `check_sample`, which `softshard verify --decode` uses, says what is w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,12 +22,12 @@ from ..shards.labelmap import decode_label_map
 from ..shards.manifest import Manifest, load_sidecar, load_tree
 from ..shards.philox import check_seed
 from ..shards.schema import CLS, HIER, JPG, KD, LMAP, META
+from ..shards.shard_files import dataset_name, dataset_path
 from ..shards.teacher_levels import num_kept
 from ..shards.tree import LabelTree
 from ..shards.verify_shard import Expected, check_sample
 from .crops import Augment
 from .decode import MEAN, STD, CpuDecoder, Decoder
-from .fetch import ShardFiles, check_local
 from .loader import DEFAULT_WINDOW
 from .make_batch import BatchMaker
 from .order import Draws, EpochOrder
@@ -159,7 +159,7 @@ class Inspection:
     """What was found.
 
     Attributes:
-        dataset: its folder.
+        dataset: its folder or URL.
         manifest: of the data set, with side shards what it would be with their label maps.
         tree: its label tree, or None.
         options: what was asked for.
@@ -186,25 +186,25 @@ def inspect_data_set(dataset: str | Path, options: InspectOptions | None = None)
     """Look at samples of a data set.
 
     Args:
-        dataset: its folder.
+        dataset: its folder, or any fsspec URL; shards are then fetched whole into the loader's cache.
         options: which samples, and what to ask the loader for.
 
     Returns:
         What was found. A damaged sample is no error: its `problems` say what is wrong.
 
     Raises:
-        UsageError: not a local folder; a key that the data set does not have; targets that pool label maps where
+        UsageError: a key that the data set does not have; targets that pool label maps where
             there are none.
         DataError: manifest, label tree or `classes.npy` are missing or damaged; with keys, also a shard's index.
     """
     options = options or InspectOptions()
-    check_local(dataset)
+    dataset = dataset_path(dataset)
     manifest = Manifest.load(dataset)
     with _Inspector(dataset, manifest, options) as inspector:
         numbers = inspector.find_keys(options.keys) if options.keys else _first_samples(manifest, options)
-        samples = tuple(inspector.look_at(number) for number in numbers)
+        samples = tuple(inspector.look_at_all(numbers))
         return Inspection(
-            str(dataset),
+            dataset_name(dataset),
             inspector.manifest,
             inspector.tree,
             options,
@@ -226,8 +226,7 @@ class _Inspector:
 
     def __init__(self, dataset: str | Path, manifest: Manifest, options: InspectOptions) -> None:
         self._options = options
-        self._side = None if options.side is None else SideFiles(options.side, str(dataset), manifest)
-        self._files = ShardFiles(dataset, manifest)
+        self._side = None if options.side is None else SideFiles(options.side, dataset, manifest)
         self.manifest = manifest = manifest if self._side is None else self._side.manifest
         self.tree = tree = load_tree(dataset, manifest)
         maps = manifest.label_maps
@@ -265,6 +264,7 @@ class _Inspector:
             num_threads=1,
             stages=Stages(),
         )
+        self._shards = self._maker.reader.shards
         self._decoder: Decoder | None = None
 
     def find_keys(self, keys: Sequence[str]) -> list[int]:
@@ -277,10 +277,13 @@ class _Inspector:
         wanted = dict.fromkeys(keys)
         missing, found = set(wanted), {}
         example = ""
-        for shard in range(len(self.manifest.shards)):
+        searched = range(len(self.manifest.shards))
+        self._shards.expect(lambda: ([shard] for shard in searched))
+        for shard in searched:
             if not missing:
                 break
-            for place, key in enumerate(self._files[shard].index.keys):
+            self._shards.reached(shard)
+            for place, key in enumerate(self._shards[shard].index.keys):
                 if key in missing:
                     found[key] = int(self._starts[shard]) + place
                     missing.discard(key)
@@ -294,13 +297,20 @@ class _Inspector:
             )
         return [found[key] for key in wanted]
 
-    def look_at(self, number: int) -> SampleView:
+    def look_at_all(self, numbers: Sequence[int]) -> Iterator[SampleView]:
+        """Some samples, their shards fetched ahead."""
+        self._maker.reader.expect(lambda: (np.array([number]) for number in numbers))
+        for step, number in enumerate(numbers):
+            self._shards.reached(step)
+            yield self._look_at(number)
+
+    def _look_at(self, number: int) -> SampleView:
         """One sample and everything about it that can be read."""
         shard_number = int(np.searchsorted(self._starts, number, side="right")) - 1
         place = number - int(self._starts[shard_number])
         name = self.manifest.shards[shard_number].name
         try:
-            shard = self._files[shard_number]
+            shard = self._shards[shard_number]
             beside = {}
             if self._side is not None:
                 (label_map,) = self._side.read(np.array([shard_number]), [(shard, place)])
@@ -390,7 +400,6 @@ class _Inspector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close_decoder()
-        self._files.close()
         self._maker.close()
 
 

@@ -90,6 +90,7 @@ class BatchRun:
         self._maker, self._make_decoder, self._quarantine = maker, make_decoder, quarantine
         self._decoder: Decoder | None = None
         self._begun: deque[tuple[Step, BegunBatch]] = deque()
+        self._problem: DataError | None = None  # of the step behind those that are begun: raised in its turn
 
     @property
     def num_begun(self) -> int:
@@ -103,21 +104,22 @@ class BatchRun:
             DataError: of the first step that cannot be made, after the batches before it: a shard that cannot be had,
                 or more bad samples than are allowed.
         """
-        problem: DataError | None = None
         try:
             for i, step in enumerate(steps):
                 try:
                     self._maker.reader.shards.reached(i)
                     self._begun.append((step, self._begin(step)))
                 except DataError as error:
-                    problem = error  # raised in its turn: the step before it is whole
+                    self._problem = error
                     break
                 if len(self._begun) > 1:
                     yield self._finish()
+                if self._problem is not None:
+                    break
             while self._begun:
                 yield self._finish()
-            if problem is not None:
-                raise problem
+            if self._problem is not None:
+                raise self._problem
         except GeneratorExit:
             self.drop()
             raise
@@ -125,7 +127,7 @@ class BatchRun:
             self.close()
             raise
         finally:
-            problem = None  # its traceback holds this frame: a cycle, which would keep the shards open
+            self._problem = None  # its traceback holds this frame: a cycle, which would keep the shards open
 
     def _begin(self, step: Step) -> BegunBatch:
         while True:
@@ -149,12 +151,23 @@ class BatchRun:
                 found = self._maker.find_undecodable(begun, self._make_decoder)
                 if not self._isolate(step, begun.draws, found):
                     raise
-                steps = [step for step, _ in self._begun]
-                self._begun.clear()
-                self._begun.extend((step, self._begin(step)) for step in steps)
+                self._begin_again()
                 continue
             self._begun.popleft()
             return batch
+
+    def _begin_again(self) -> None:
+        """Begin the same steps with another decoder; one that fails now does not take those before it along."""
+        steps = [step for step, _ in self._begun]
+        self._begun.clear()
+        for step in steps:
+            try:
+                self._begun.append((step, self._begin(step)))
+            except DataError as error:
+                if not self._begun:
+                    raise
+                self._problem = error
+                return
 
     def _isolate(self, step: Step, draws: Draws, found: Blamed) -> bool:
         """Put bad samples into the quarantine; whether there were any."""

@@ -18,16 +18,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..shards.errors import UsageError
 from ..shards.labelmap import GROUP_ELEMENTS, MapGroup, decode_group, decode_map_groups
+from ..shards.labelmap_header import check_sums
 from .pooling_compiled import (
     COMPILED_GROUP_ELEMENTS,
+    EncodedGroup,
     compiled_axis_weights,
+    compiled_check_sums,
     compiled_decode,
     load_kernels,
     num_shares,
@@ -35,7 +38,7 @@ from .pooling_compiled import (
 )
 from .pooling_device import pool_on_device
 from .pooling_host import pool_on_host
-from .pooling_job import PoolingJob
+from .pooling_job import PoolingJob, check_ids
 from .roialign import axis_weights
 from .target_modes import LABEL_POOLING, LabelPooling
 
@@ -101,7 +104,7 @@ def pool_label_maps(
         DataError: an encoded map is damaged.
     """
     kind = "logits" if not softmax else "softmax" if pooling.multi else "one-hot"
-    path = _path(device, maps, crops, num_threads)
+    path = _path(device, maps, crops, num_threads, pooling)
     groups, job = _prepare(maps, crops, num_classes, kind, None, wheres, pooling, flips, classes, path)
     (result,) = path.pool(groups, job)
     return result if pooling.grid is not None else result[:, 0, 0]
@@ -131,7 +134,7 @@ def pool_top_classes(
     if not 1 <= keep <= num_classes:
         raise UsageError(f"label pooling: expected to keep 1 to {num_classes} classes, found {keep}")
     kind = "softmax" if pooling.multi else "one-hot"
-    path = _path(device, maps, crops, num_threads)
+    path = _path(device, maps, crops, num_threads, pooling)
     groups, job = _prepare(maps, crops, num_classes, kind, keep, wheres, pooling, flips, classes, path)
     values, ids = path.pool(groups, job)
     return (
@@ -145,14 +148,19 @@ class _Path(NamedTuple):
     """How maps are decoded and pooled: by which functions, in how many threads."""
 
     pool: Callable[[Sequence[Iterable[MapGroup]], PoolingJob], list[torch.Tensor]]
-    decode: Callable[..., MapGroup] = decode_group
+    decode: Callable[..., MapGroup | EncodedGroup] = decode_group
     weigh: Callable[..., np.ndarray] = axis_weights
     shares: int = 1
     group_elements: int = GROUP_ELEMENTS
+    check: Callable[..., None] = check_sums
 
 
 def _path(
-    device: str | torch.device, maps: Maps, crops: np.ndarray | torch.Tensor, num_threads: int | None
+    device: str | torch.device,
+    maps: Maps,
+    crops: np.ndarray | torch.Tensor,
+    num_threads: int | None,
+    pooling: LabelPooling,
 ) -> _Path:
     device = torch.device(device)
     if device.type != "cpu":
@@ -165,10 +173,11 @@ def _path(
     threads = torch.get_num_threads() if num_threads is None else num_threads
     return _Path(
         partial(pool_compiled, kernels=kernels, num_threads=threads),
-        compiled_decode(kernels),
+        compiled_decode(kernels) if pooling.swap_xy or pooling.class_map is not None else EncodedGroup,
         compiled_axis_weights(kernels),
         num_shares(num, threads),
         COMPILED_GROUP_ELEMENTS,
+        compiled_check_sums(kernels),
     )
 
 
@@ -189,7 +198,7 @@ def _prepare(
     flips: np.ndarray | torch.Tensor | None,
     classes: np.ndarray | torch.Tensor | None,
     path: _Path,
-) -> tuple[list[Iterator[MapGroup]], PoolingJob]:
+) -> tuple[list[Iterator[Any]], PoolingJob]:
     """Check, compute the weights, and begin to decode."""
     if _are_arrays(maps):
         scores, ids = np.asarray(maps[0], np.float32), np.asarray(maps[1])
@@ -203,6 +212,7 @@ def _prepare(
             shares=path.shares,
             decode=path.decode,
             group_elements=path.group_elements,
+            check=path.check,
         )
         num = len(maps)
     regions = _checked_crops(crops, (num, *shape))
@@ -229,7 +239,7 @@ def _prepare(
     return [_adapted(groups, pooling, num_classes) for groups in shares], job
 
 
-def _adapted(groups: Iterable[MapGroup], pooling: LabelPooling, num_classes: int) -> Iterator[MapGroup]:
+def _adapted(groups: Iterable[Any], pooling: LabelPooling, num_classes: int) -> Iterator[Any]:
     """The maps with the image's axes and over the targets' classes."""
     class_map = None if pooling.class_map is None else np.asarray(pooling.class_map)
     if class_map is not None and class_map.max() >= num_classes:
@@ -237,7 +247,10 @@ def _adapted(groups: Iterable[MapGroup], pooling: LabelPooling, num_classes: int
             f"label pooling: expected a class map to classes below {num_classes}, found {class_map.max()}"
         )
     for group in groups:
-        _check_ids(group, num_classes if class_map is None else len(class_map))
+        if isinstance(group, EncodedGroup):  # checked as it is decoded
+            yield group
+            continue
+        check_ids(group, num_classes if class_map is None else len(class_map))
         if pooling.swap_xy:
             scores, places = group.scores.swapaxes(2, 3), group.places.swapaxes(2, 3)
             group = group._replace(scores=scores, places=places)
@@ -303,18 +316,6 @@ def _region_weights(regions: np.ndarray, num_rows: int, num_columns: int) -> np.
             columns = axis_weights(box[:, 0], box[:, 2], num_columns)[:, 0]
             weights[some] += rows[:, :, None] * columns[:, None, :]
     return weights
-
-
-def _check_ids(group: MapGroup, num_ids: int) -> None:
-    if group.tables is None:
-        low, high = int(group.places.min()), int(group.places.max())
-    else:  # in ascending order
-        low, high = 0, int(group.tables[:, -1].max())
-    if low < 0 or high >= num_ids:
-        raise ValueError(
-            f"label pooling: expected class ids from 0 to {num_ids - 1}, found {low} to {high}; the maps are "
-            "over another class list"
-        )
 
 
 def _own_classes(

@@ -7,25 +7,35 @@ where it fails, pooling_host.py does the same in numpy. Both agree to 1e-6, whic
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import lru_cache
+from importlib import reload
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ..shards.labelmap import MapGroup, decode_group
-from ..shards.labelmap_header import IDS_UINT16, MAX_PALETTE
-from .pooling_job import PoolingJob
-
-COMPILED_GROUP_ELEMENTS = (
-    128_000  # of a group: 770 kB once decoded; what Python does for each counts for little
+from ..shards.labelmap import MapGroup, decode_group, decode_map_groups, encode_label_map
+from ..shards.labelmap_header import (
+    HEADER,
+    IDS_UINT16,
+    MAX_PALETTE,
+    JoinedMaps,
+    check_sums,
 )
-MAPS_PER_SHARE = 32  # handing a share to another thread takes as long as a few maps
+from .pooling_job import PoolingJob, check_ids
+
+COMPILED_GROUP_ELEMENTS = 288_000  # of a group: what Python does for each counts for little
+_CACHED_ELEMENTS = 32_000  # that are decoded before they are pooled, 256 kB
+MAPS_PER_SHARE = (
+    128  # a share takes as long as ten maps before the first is pooled, partly under Python's lock
+)
 
 _KINDS = {"logits": 0, "softmax": 1, "one-hot": 2}
 _NO_TABLES = np.empty((0, 0), np.uint16)
@@ -33,11 +43,13 @@ _NO_CLASSES = np.empty(0, np.int64)
 
 
 class Kernels(NamedTuple):
-    """The functions of pooling_kernels.py, compiled."""
+    """The functions of pooling_kernels.py, roialign_kernel.py and checksum_kernel.py, compiled."""
 
     decode_maps: Any
     pool_maps: Any
+    decode_and_pool: Any
     weigh_axis: Any
+    first_wrong: Any
 
 
 @lru_cache(maxsize=1)
@@ -49,19 +61,16 @@ def load_kernels() -> Kernels | None:
         return None
     if numba.config.DISABLE_JIT:  # pyright: ignore
         return None
-    from . import pooling_kernels as source
+    from . import checksum_kernel, pooling_kernels, roialign_kernel
 
-    kernels = Kernels(source.decode_maps, source.pool_maps, source.weigh_axis)
     # Where numba can write to no folder, or what lies there is damaged, the error may be any.
-    try:
+    with suppress(Exception):
+        kernels = _kernels(pooling_kernels, roialign_kernel, checksum_kernel)
         for kernel in kernels:
             kernel.enable_caching()
         return _tried(kernels)
-    except Exception:
-        pass
-    try:
-        again = numba.njit(nogil=True)
-        return _tried(Kernels(*(again(kernel.py_func) for kernel in kernels)))
+    try:  # without the cache: what was defined anew knows of none
+        return _tried(_kernels(reload(pooling_kernels), reload(roialign_kernel), reload(checksum_kernel)))
     except Exception as error:
         warnings.warn(
             f"label pooling: expected numba to compile it, found: {error!r}; it runs in numpy, three times as slowly",
@@ -70,20 +79,28 @@ def load_kernels() -> Kernels | None:
         return None
 
 
+def _kernels(pooling: Any, roialign: Any, checksum: Any) -> Kernels:
+    """The functions of these modules."""
+    return Kernels(
+        pooling.decode_maps,
+        pooling.pool_maps,
+        pooling.decode_and_pool,
+        roialign.weigh_axis,
+        checksum.first_wrong,
+    )
+
+
 def _tried(kernels: Kernels) -> Kernels:
     """The same, having pooled one map, which compiles them."""
-    one = np.ones(1, np.int64)
-    raw = np.frombuffer(bytes(14), np.uint8)
-    scores, places, tables = _arrays((1, 1, 1, 1), tabled=True)
-    if not kernels.decode_maps(raw, one * 0, 1, 1, one, one, _halves(), scores, places, tables):
-        raise RuntimeError("numba's decode_maps refuses a map that is fine")
-    group = MapGroup(one * 0, scores, places, tables, one)
+    one = encode_label_map(np.ones((1, 1, 1)), np.zeros((1, 1, 1), np.int64), num_classes=1)
+    _, ((group,),) = decode_map_groups([one], decode=EncodedGroup, check=compiled_check_sums(kernels))
     crop = np.array([[0, 1]], np.float32)
     weights = compiled_axis_weights(kernels)(crop[:, 0], crop[:, 1], 1)
     job = PoolingJob(1, weights, weights, 1, "softmax", False, 0.0, None, None)
-    (target,) = pool_compiled([[group]], job, kernels, 1)
-    if target.item() != 1:
-        raise RuntimeError("numba's pool_maps pools another target")
+    for form in (group, group.decoded(kernels)):
+        (target,) = pool_compiled([[form]], job, kernels, 1)
+        if target.item() != 1:
+            raise RuntimeError("numba's kernels pool another target")
     return kernels
 
 
@@ -99,30 +116,79 @@ def _arrays(shape: tuple[int, ...], *, tabled: bool) -> tuple[np.ndarray, np.nda
     return np.empty(shape, np.float32), np.empty(shape, np.uint32), tables
 
 
+class EncodedGroup(NamedTuple):
+    """Label maps of one encoding, expanded but not decoded: what the loops decode and pool in one go.
+
+    Attributes:
+        members: int64 [n], which of the N maps these are.
+        payloads: bytes that hold their payloads.
+        starts: int64 [n], where they begin.
+        heads: HEADER_DTYPE [N].
+        shape: (K, P, Q).
+        where: the name of map i, for messages.
+    """
+
+    members: np.ndarray
+    payloads: bytes
+    starts: np.ndarray
+    heads: np.ndarray
+    shape: tuple[int, int, int]
+    where: Callable[[int], str]
+
+    @property
+    def source(self) -> tuple[np.ndarray, np.ndarray, int, int]:
+        """(payloads, starts, code of the scores, code of the ids), as the loops take them."""
+        first = self.heads[self.members[0]]
+        return np.frombuffer(self.payloads, np.uint8), self.starts, int(first["scores"]), int(first["ids"])
+
+    def arrays(self, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(scores, places, tables) of so many maps, to be filled."""
+        tabled = self.heads["ids"][self.members[0]] != IDS_UINT16
+        tables = np.empty((num, MAX_PALETTE), np.uint16) if tabled else _NO_TABLES
+        return np.empty((num, *self.shape), np.float32), np.empty((num, *self.shape), np.uint32), tables
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Entries of each palette, int64 [n]."""
+        return self.field("palette")
+
+    def field(self, name: str) -> np.ndarray:
+        """A field of the headers, int64 [n]."""
+        return self.heads[name][self.members].astype(np.int64)
+
+    def decoded(self, kernels: Kernels) -> MapGroup:
+        """The same arrays as `labelmap.decode_group`, and the same errors."""
+        scores, places, tables = self.arrays(len(self.members))
+        limits = self.field("classes")
+        if not kernels.decode_maps(*self.source, self.sizes, limits, _halves(), scores, places, tables):
+            return decode_group(*self)  # raises, and says what is wrong
+        return MapGroup(self.members, scores, places, tables if tables.size else None, self.sizes)
+
+
 def compiled_decode(kernels: Kernels) -> Callable[..., MapGroup]:
-    """`labelmap.decode_group` by compiled loops; the same arrays, and the same errors."""
+    """`labelmap.decode_group` by compiled loops."""
+    return lambda *group: EncodedGroup(*group).decoded(kernels)
 
-    def decode(
-        members: np.ndarray,
-        payloads: Sequence[Any],
-        heads: np.ndarray,
-        shape: tuple[int, int, int],
-        where: Callable[[int], str],
-    ) -> MapGroup:
-        fields = heads[members]
-        score_code, id_code = int(fields["scores"][0]), int(fields["ids"][0])
-        payload_bytes = fields["payload"].astype(np.int64)
-        raw = np.frombuffer(b"".join(payloads), np.uint8)
-        sizes, limits = fields["palette"].astype(np.int64), fields["classes"].astype(np.int64)
-        starts = np.cumsum(payload_bytes) - payload_bytes
-        scores, places, tables = _arrays((len(members), *shape), tabled=id_code != IDS_UINT16)
-        if raw.size != payload_bytes.sum() or not kernels.decode_maps(
-            raw, starts, score_code, id_code, sizes, limits, _halves(), scores, places, tables
-        ):
-            return decode_group(members, payloads, heads, shape, where)  # raises, and says what is wrong
-        return MapGroup(members, scores, places, tables if tables.size else None, sizes)
 
-    return decode
+@lru_cache(maxsize=1)
+def _checksum_tables() -> np.ndarray:
+    from .checksum_kernel import checksum_tables
+
+    return checksum_tables()
+
+
+def compiled_check_sums(kernels: Kernels) -> Callable[..., None]:
+    """`labelmap_header.check_sums` by compiled loops."""
+
+    def compare(
+        maps: JoinedMaps, members: np.ndarray, heads: np.ndarray, where: Callable[[int], str]
+    ) -> None:
+        raw, expected = np.frombuffer(maps.data, np.uint8), heads["crc32"][members].astype(np.int64)
+        starts, ends = maps.starts[members], maps.starts[members + 1]
+        if kernels.first_wrong(raw, starts, ends, HEADER.size - 4, expected, _checksum_tables()) >= 0:
+            check_sums(maps, members, heads, where)  # raises, and says which
+
+    return compare
 
 
 def compiled_axis_weights(kernels: Kernels) -> Callable[..., np.ndarray]:
@@ -137,7 +203,7 @@ def compiled_axis_weights(kernels: Kernels) -> Callable[..., np.ndarray]:
 
 
 def pool_compiled(
-    shares: Sequence[Iterable[MapGroup]], job: PoolingJob, kernels: Kernels, num_threads: int
+    shares: Sequence[Iterable[MapGroup | EncodedGroup]], job: PoolingJob, kernels: Kernels, num_threads: int
 ) -> list[torch.Tensor]:
     """Pool N maps, share by share, in so many threads at most. The result depends on neither.
 
@@ -150,26 +216,36 @@ def pool_compiled(
     values, ids = np.empty(chosen, np.float32), np.empty(chosen, np.int64)
     own = _NO_CLASSES if job.own is None else job.own
     rows, columns = (np.ascontiguousarray(weights) for weights in (job.rows, job.columns))
+    kind, original = _KINDS[job.kind], float(job.original)
 
-    def pool(groups: Iterable[MapGroup]) -> None:
+    def pool(groups: Iterable[MapGroup | EncodedGroup]) -> None:
         for group in groups:
-            kernels.pool_maps(
-                group.members,
-                np.ascontiguousarray(group.scores),
-                np.ascontiguousarray(group.places, np.uint32),
-                _NO_TABLES if group.tables is None else group.tables,
-                group.sizes,
+            sizes = group.sizes
+            targets = (
+                sizes,
                 rows,
                 columns,
                 job.num_classes,
-                _KINDS[job.kind],
+                kind,
                 job.floor,
-                float(job.original),
+                original,
                 own,
                 dense,
                 values,
                 ids,
             )
+            if isinstance(group, EncodedGroup):
+                few = group.arrays(
+                    max(1, min(len(group.members), _CACHED_ELEMENTS // math.prod(group.shape)))
+                )
+                limits = np.minimum(group.field("classes"), job.num_classes)
+                if kernels.decode_and_pool(*group.source, limits, _halves(), group.members, *few, *targets):
+                    continue
+                group = group.decoded(kernels)  # raises for a damaged map
+                check_ids(group, job.num_classes)
+            scores, places = np.ascontiguousarray(group.scores), np.ascontiguousarray(group.places, np.uint32)
+            tables = _NO_TABLES if group.tables is None else group.tables
+            kernels.pool_maps(group.members, scores, places, tables, *targets)
 
     _in_threads(pool, shares, num_threads)
     return (
@@ -187,7 +263,7 @@ os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child process has 
 
 
 def _in_threads(
-    run: Callable[[Iterable[MapGroup]], None], shares: Sequence[Iterable[MapGroup]], num_threads: int
+    run: Callable[[Iterable[Any]], None], shares: Sequence[Iterable[Any]], num_threads: int
 ) -> None:
     """Work through the shares, here and in helpers; what a helper has not begun by the end is not waited for.
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..shards.labelmap import MapGroup
+
 
 class PoolingJob(NamedTuple):
     """N maps, C classes, G H output cells, P Q rows and columns of the map.
@@ -44,3 +46,16 @@ class PoolingJob(NamedTuple):
     def map_shape(self) -> tuple[int, int, int]:
         """(K, P, Q)."""
         return self.top, self.rows.shape[2], self.columns.shape[2]
+
+
+def check_ids(group: MapGroup, num_ids: int) -> None:
+    """Refuse maps with class ids that are not below `num_ids`."""
+    if group.tables is None:
+        low, high = int(group.places.min()), int(group.places.max())
+    else:  # in ascending order
+        low, high = 0, int(group.tables[:, -1].max())
+    if low < 0 or high >= num_ids:
+        raise ValueError(
+            f"label pooling: expected class ids from 0 to {num_ids - 1}, found {low} to {high}; the maps are "
+            "over another class list"
+        )

@@ -105,37 +105,26 @@ def decode_maps(raw, starts, score_code, id_code, sizes, limits, halves, scores,
 
 
 @njit(nogil=True)
-def weigh_axis(start, end, weights):
-    """RoIAlign's weights along one axis, bit for bit as `roialign.axis_weights` has them.
+def decode_and_pool(
+    raw, starts, score_code, id_code, limits, halves, members, scores, places, tables, sizes, *targets
+):
+    """`decode_maps` and `pool_maps`, a few maps at a time, so that what lies between them stays in cache.
 
     Args:
-        start: float32 [N], where the crop begins, as a fraction of the image.
-        end: float32 [N], where it ends.
-        weights: float32 [N, G, cells], to be filled.
+        scores, places, tables: room for those few.
+        targets: of `pool_maps`, as everything else.
+
+    Returns:
+        False where one of the maps is damaged.
     """
-    num, num_bins, num_cells = weights.shape
-    cells, half, one, zero = np.float32(num_cells), np.float32(0.5), np.float32(1), np.float32(0)
-    sums = np.empty(num_cells, np.float64)
-    for n in range(num):
-        first = start[n] * cells - half
-        size = max(end[n] * cells - half - first, one)
-        bin_size = size / np.float32(num_bins)
-        points = np.ceil(bin_size)
-        for g in range(num_bins):
-            for c in range(num_cells):
-                sums[c] = 0
-            bin_first = first + np.float32(g) * bin_size
-            for i in range(int(points)):
-                at = bin_first + (np.float32(i) + half) * bin_size / points
-                if at < -one or at > cells:
-                    continue
-                at = max(at, zero)
-                low = min(int(at), num_cells - 1)
-                share = zero if low == num_cells - 1 else at - np.float32(low)
-                sums[low] += one - share
-                sums[min(low + 1, num_cells - 1)] += share
-            for c in range(num_cells):
-                weights[n, g, c] = np.float32(sums[c] / np.float64(points))
+    for first in range(0, len(members), len(scores)):
+        num = min(len(scores), len(members) - first)
+        part, few = slice(first, first + num), slice(0, num)
+        codes, arrays = (score_code, id_code), (scores[few], places[few], tables[few])
+        if not decode_maps(raw, starts[part], *codes, sizes[part], limits[part], halves, *arrays):
+            return False
+        pool_maps(members[part], *arrays, sizes[part], *targets)
+    return True
 
 
 @njit(nogil=True)

@@ -7,9 +7,9 @@ are added like this.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .errors import DataError, UsageError
 from .files import canonical_json, sha256_hex
 from .images import pixel_stack
 from .manifest import Manifest
-from .reader import Sample
+from .reader import Sample, read_samples
 from .receipts import read_receipts, settle_plan, write_receipt
 from .schema import (
     CLASSES_NAME,
@@ -30,7 +30,7 @@ from .schema import (
     VOCABULARY_NAME,
     component_rank,
 )
-from .shard_files import dataset_name, inside, read_small
+from .shard_files import dataset_name, inside, open_shard, read_small
 from .storage import open_storage
 from .writer import ShardRecord, ShardWriter
 
@@ -196,30 +196,44 @@ def finish(
     return made
 
 
-def check_hash(path: str | Path, record: ShardRecord, found: str | None = None) -> None:
+def check_hash(name: str, record: ShardRecord, sha256: str) -> None:
     """Refuse a shard whose bytes have changed: they would be given a new and valid hash.
 
     Args:
-        path: of the shard.
+        name: of the shard, for messages.
         record: what the manifest says of it.
-        found: SHA-256 of its bytes, where they have been hashed already.
 
     Raises:
-        DataError: missing, or of other bytes.
+        DataError: they are others.
     """
-    if found is None:
+    if sha256 != record.sha256:
+        raise DataError(
+            f"{name}: expected SHA-256 {record.sha256[:12]}, found {sha256[:12]}; bytes have changed. "
+            f"Run: softshard verify {name}"
+        )
+
+
+@contextmanager
+def read_checked(dataset: str | Path, record: ShardRecord) -> Iterator[Iterator[Sample]]:
+    """The samples of a shard that has been read once and is whole; one behind a URL is copied while they are read.
+
+    Args:
+        dataset: as `dataset_path` gives it.
+        record: what its manifest says of the shard.
+
+    Raises:
+        DataError: missing, of other bytes, or its server is away.
+    """
+    name = dataset_name(inside(dataset, record.name))
+    with ExitStack() as stack:
         try:
-            with open(path, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            shard = stack.enter_context(open_shard(dataset, record))
         except FileNotFoundError as error:
             raise DataError(
-                f"{path}: expected a shard of the data set, found none. Copy the data set again"
+                f"{name}: expected a shard of the data set, found none. Copy the data set again"
             ) from error
-    if found != record.sha256:
-        raise DataError(
-            f"{path}: expected SHA-256 {record.sha256[:12]}, found {found[:12]}; bytes have changed. "
-            f"Run: softshard verify {path}"
-        )
+        check_hash(name, record, shard.sha256)
+        yield read_samples(shard.file, record.name)
 
 
 def _sidecars(manifest: Manifest) -> list[str]:

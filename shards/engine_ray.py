@@ -37,6 +37,11 @@ from .shard_task import Job, PlannedShard, ShardTask, make_shard
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 _RETRIES = 5  # of a task, when its worker or node is lost
+_LOST = (
+    "pack: expected its tasks to live, found one that lost its worker {times} times (killed, out of memory, or the "
+    "machine went away): {found} Finished shards are kept. Run it again to continue, with fewer workers if memory was "
+    "short"
+)
 _CONNECT_S = 10.0
 _STOP_S = 30.0  # for tasks to stop: a sample's time, or that of a read from a slow server
 # Ray would take a third of the memory; names and receipts of a few hundred tasks in flight need this.
@@ -79,7 +84,7 @@ def run_on_ray(
                     return
                 done, running = ray.wait(running)
                 for reference in done:
-                    yield _receipt(ray, reference)
+                    yield result_of(ray, reference, _LOST, times=_RETRIES + 1)
         finally:
             ray.kill(run.lifeline)
             if running:
@@ -152,8 +157,18 @@ def _num_in_flight(ray: ModuleType) -> int:
     return num_cpus + max(2, num_cpus // 4)
 
 
-def _receipt(ray: ModuleType, reference: Any) -> dict[str, Any]:
-    """What a task returned; its own error where it failed, as if it had run here."""
+def result_of(ray: ModuleType, reference: Any, lost: str, **more: object) -> Any:
+    """What a task returned; its own error where it failed, as if it had run here.
+
+    Args:
+        ray: the module.
+        reference: to the task's result.
+        lost: the message for a task whose process was lost, with `{found}` for what Ray says.
+        more: what else it has places for.
+
+    Raises:
+        SoftshardError: with that message.
+    """
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -162,11 +177,7 @@ def _receipt(ray: ModuleType, reference: Any) -> dict[str, Any]:
         raise error.cause from error  # a full disk, or a bug: Ray's text has the trace on the node
     except ray.exceptions.RayError as error:
         found = (str(error).strip() or repr(error)).splitlines()[0]
-        raise SoftshardError(
-            f"pack: expected its tasks to live, found one that lost its worker {_RETRIES + 1} times (killed, out of "
-            f"memory, or the machine went away): {type(error).__name__}: {found} Finished shards are kept. Run it "
-            "again to continue, with fewer workers if memory was short"
-        ) from error
+        raise SoftshardError(lost.format(found=f"{type(error).__name__}: {found}", **more)) from error
 
 
 class _Lifeline:

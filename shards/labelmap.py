@@ -11,26 +11,23 @@ Shape letters: N maps, C classes, K classes kept per cell, P Q rows and columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import lz4.block
 import numpy as np
-import zstandard
 
 from .errors import DataError
 from .labelmap_encode import encode_label_map
+from .labelmap_expand import decompressor, expand
 from .labelmap_header import (
-    HEADER,
     IDS_PALETTE_DIFFERENCES,
     IDS_UINT16,
-    LZ4,
     MAX_PALETTE,
     RANK_DIFFERENCES,
     SCORES_UINT8,
-    STORED,
-    ZSTD,
+    JoinedMaps,
+    check_sums,
+    join_maps,
     read_headers,
 )
 
@@ -49,11 +46,7 @@ __all__ = [
 # Maps are decoded a few at a time: arrays of so many elements stay in cache and in memory that the allocator keeps
 # (fresh pages for a whole batch took four times as long as the arithmetic).
 GROUP_ELEMENTS = 32_000
-_MAX_WINDOW_BYTES = 32 * 1024 * 1024  # above the largest payload: no frame needs more
-_EXPANDS_MANY = "multi_decompress_to_buffer" in zstandard.backend_features  # only CPython's zstandard
-# How a zstd frame begins that states its size in two bytes, and no window, dictionary or checksum (RFC 8878).
-_FRAME = np.dtype([("magic", "S4"), ("flags", "u1"), ("size", "<u2"), ("block", "u1", 3)])
-_SIZE_IN_TWO_BYTES = 0x60
+_EXPANDED_BYTES = 1024 * 1024  # of payloads that are expanded in one call, before they are decoded
 
 
 class MapHeader(NamedTuple):
@@ -122,8 +115,10 @@ def read_map_header(data: bytes | memoryview, where: str = "label map") -> MapHe
     Raises:
         DataError: not a label map, of a newer version, cut short, damaged, or over the limits.
     """
-    head = read_headers([data], lambda _: where)[0].item()
-    _, _, scores, ids, compression, top, rows, columns, palette, classes, payload, crc32 = head
+    maps = join_maps([data], lambda _: where)
+    heads = read_headers(maps, lambda _: where)
+    check_sums(maps, np.arange(1), heads, lambda _: where)
+    _, _, scores, ids, compression, top, rows, columns, palette, classes, payload, crc32 = heads[0].item()
     return MapHeader(scores, ids, compression, (top, rows, columns), palette, classes, payload, crc32)
 
 
@@ -132,21 +127,24 @@ def decode_map_groups(
     where: Callable[[int], str] | None = None,
     *,
     shares: int = 1,
-    decode: Callable[..., MapGroup] | None = None,
+    decode: Callable[..., Any] | None = None,
     group_elements: int = GROUP_ELEMENTS,
-) -> tuple[tuple[int, int, int], list[Iterator[MapGroup]]]:
+    check: Callable[..., None] = check_sums,
+) -> tuple[tuple[int, int, int], list[Iterator[Any]]]:
     """Decode N label maps of one shape, a few of one encoding at a time.
 
     Args:
         maps: N `lmap` values with the same K, P and Q; encodings may differ.
         where: the name of map i (shard, sample, component), for messages.
         shares: parts that the groups are dealt out to, for as many threads.
-        decode: what decodes a group, in the stead of `decode_group`.
+        decode: what makes a group of its arguments, in the stead of `decode_group`.
         group_elements: K * P * Q times the maps of a group, at most.
+        check: what compares checksums, in the stead of `check_sums`.
 
     Returns:
-        ((K, P, Q), shares of the groups). Headers and checksums have been checked; every map is in one of the
-        groups, which are decoded as they are asked for, and raise for what is wrong inside.
+        ((K, P, Q), shares of the groups). Headers have been checked; every map is in one of the groups, which are
+        decoded as they are asked for, and raise for a wrong checksum and for what is wrong inside. The shares have
+        as many maps each.
 
     Raises:
         DataError: see `decode_label_maps`.
@@ -154,7 +152,8 @@ def decode_map_groups(
     where = where or (lambda i: f"label map {i}")
     if not maps:
         raise DataError("label maps: expected at least one, found none")
-    heads = read_headers(maps, where)
+    joined = join_maps(maps, where)
+    heads = read_headers(joined, where)
     top, rows, columns = (heads[name] for name in ("top", "rows", "columns"))
     shape = int(top[0]), int(rows[0]), int(columns[0])
     other = (top != shape[0]) | (rows != shape[1]) | (columns != shape[2])
@@ -165,31 +164,41 @@ def decode_map_groups(
             f"{[int(top[i]), int(rows[i]), int(columns[i])]}"
         )
     kinds = heads["scores"] * np.uint8(16) + heads["ids"]
-    elements = shape[0] * shape[1] * shape[2]
-    step = max(1, min(group_elements // elements, -(-len(maps) // shares)))
-    members = []
-    for kind in np.unique(kinds):
-        same = np.flatnonzero(kinds == kind)
-        members += [same[first : first + step] for first in range(0, len(same), step)]
-    ends = [len(members) * share // shares for share in range(shares + 1)]
+    step = max(1, group_elements // (shape[0] * shape[1] * shape[2]))
+    order = np.argsort(kinds, kind="stable")
+    ends = [len(maps) * share // shares for share in range(shares + 1)]
     return shape, [
-        _groups(maps, members[first:last], heads, shape, where, decode or decode_group)
+        _groups(joined, order[first:last], kinds, step, heads, shape, where, decode or decode_group, check)
         for first, last in pairwise(ends)
     ]
 
 
 def _groups(
-    maps: Sequence[bytes | memoryview],
-    groups: Sequence[np.ndarray],
+    maps: JoinedMaps,
+    members: np.ndarray,
+    kinds: np.ndarray,
+    step: int,
     heads: np.ndarray,
     shape: tuple[int, int, int],
     where: Callable[[int], str],
-    decode: Callable[..., MapGroup],
-) -> Iterator[MapGroup]:
-    # A decompressor is not for two threads at once, and cheap beside a batch.
-    zstd = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
-    for members in groups:
-        yield decode(members, _expand_all(maps, members, heads, zstd, where), heads, shape, where)
+    decode: Callable[..., Any],
+    check: Callable[..., None],
+) -> Iterator[Any]:
+    """Maps in the order of their kinds, decoded so many of one kind at a time."""
+    check(maps, members, heads, where)
+    zstd = decompressor()  # not for two threads at once
+    most = max(step, _EXPANDED_BYTES // int(heads["payload"][members].max(initial=1)))
+    for lot in _runs(members, most):
+        payloads = expand(maps, lot, heads, zstd, where)
+        sizes = heads["payload"][lot].astype(np.int64)
+        starts = np.cumsum(sizes) - sizes
+        for same in np.split(np.arange(len(lot)), np.flatnonzero(np.diff(kinds[lot])) + 1):
+            for part in _runs(same, step):
+                yield decode(lot[part], payloads, starts[part], heads, shape, where)
+
+
+def _runs(numbers: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    return (numbers[first : first + most] for first in range(0, len(numbers), most))
 
 
 def decode_label_maps(
@@ -229,75 +238,10 @@ def decode_label_map(data: bytes | memoryview, where: str = "label map") -> tupl
     return scores[0], ids[0]
 
 
-def _expand_all(
-    maps: Sequence[bytes | memoryview],
-    members: np.ndarray,
-    heads: np.ndarray,
-    zstd: zstandard.ZstdDecompressor,
-    where: Callable[[int], str],
-) -> Sequence[Any]:
-    """The payloads of some maps, each a buffer of the size that its header states."""
-    fields, numbers = heads[members], members.tolist()
-    blocks = [maps[i][HEADER.size :] for i in numbers]
-    if _EXPANDS_MANY and (fields["compression"] == ZSTD).all() and _are_one_block(blocks):
-        sizes = fields["payload"].astype("<u8").tobytes()
-        # One call, without Python's lock; what it refuses is expanded again below, to say which and why.
-        with suppress(zstandard.ZstdError):
-            return list(zstd.multi_decompress_to_buffer(blocks, decompressed_sizes=sizes, threads=1))  # pyright: ignore
-    codes, expected = fields["compression"].tolist(), fields["payload"].tolist()
-    return [
-        _expand(block, code, size, zstd, where, i)
-        for block, code, size, i in zip(blocks, codes, expected, numbers, strict=True)
-    ]
-
-
-def _are_one_block(frames: Sequence[bytes | memoryview]) -> bool:
-    """Whether these are zstd frames of one compressed block, with nothing behind it, as `encode_label_map` writes them.
-
-    Bytes behind a frame are an error, which expanding many at once would not see. Nor does such a frame state a window:
-    what it may claim is the 64 kB of its own size.
-    """
-    if min(map(len, frames)) < _FRAME.itemsize:
-        return False
-    starts = np.frombuffer(b"".join([frame[: _FRAME.itemsize] for frame in frames]), _FRAME)
-    low, high = starts["block"][:, 0], starts["block"][:, 1:].astype(np.int64)
-    ends = _FRAME.itemsize + (low >> 3) + (high[:, 0] << 5) + (high[:, 1] << 13)
-    last_and_compressed = (low & 7) == 5
-    plain = (starts["magic"] == zstandard.FRAME_HEADER) & (starts["flags"] == _SIZE_IN_TWO_BYTES)
-    return bool((plain & last_and_compressed & (ends == [len(frame) for frame in frames])).all())
-
-
-def _expand(
-    block: bytes | memoryview,
-    code: int,
-    size: int,
-    zstd: zstandard.ZstdDecompressor,
-    where: Callable[[int], str],
-    i: int,
-) -> bytes:
-    """The payload of map i, of the size that its header states."""
-    found = None
-    try:
-        if code == STORED:
-            payload = bytes(block)
-        elif code == LZ4:
-            payload = lz4.block.decompress(block, uncompressed_size=size)
-        else:
-            # The frame states a size of its own, and that much would be allocated.
-            found = zstandard.frame_content_size(block)
-            payload = zstd.decompress(block, allow_extra_data=False) if found == size else b""
-    except (lz4.block.LZ4BlockError, zstandard.ZstdError) as error:
-        kind = "an LZ4 block" if code == LZ4 else "a zstd frame"
-        raise DataError(f"{where(i)}: expected {kind}, found: {error}") from error
-    if len(payload) != size:
-        count = len(payload) if found is None else found
-        raise DataError(f"{where(i)}: expected {size} payload bytes, found {count}")
-    return payload
-
-
 def decode_group(
     members: np.ndarray,
-    payloads: Sequence[Any],
+    payloads: bytes,
+    starts: np.ndarray,
     heads: np.ndarray,
     shape: tuple[int, int, int],
     where: Callable[[int], str],
@@ -306,7 +250,8 @@ def decode_group(
 
     Args:
         members: int64 [n], which of the N maps these are.
-        payloads: n buffers, each of the size that its header states.
+        payloads: bytes that hold their payloads, each of the size that its header states.
+        starts: int64 [n], where they begin.
         heads: HEADER_DTYPE [N].
         shape: (K, P, Q).
         where: the name of map i, for messages.
@@ -321,7 +266,9 @@ def decode_group(
     score_bytes = elements + 8 if score_code & SCORES_UINT8 else 2 * elements
     id_bytes = 2 * elements if id_code == IDS_UINT16 else elements
     width = (0 if id_code == IDS_UINT16 else 2 * MAX_PALETTE) + id_bytes + score_bytes
-    raw = np.frombuffer(b"".join([bytes(payload).rjust(width, b"\0") for payload in payloads]), np.uint8)
+    ends = starts + heads["payload"][members]
+    parts = [payloads[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    raw = np.frombuffer(b"".join([part.rjust(width, b"\0") for part in parts]), np.uint8)
     raw = raw.reshape(num, width)
     part = raw[:, width - score_bytes :]
     scores = _decode_scores(part, score_code, shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,8 +62,51 @@ def pack_header(fields: Sequence[int], block: bytes) -> bytes:
     return head + struct.pack("<I", zlib.crc32(block, zlib.crc32(head))) + block
 
 
-def read_headers(maps: Sequence[bytes | memoryview], where: Callable[[int], str]) -> np.ndarray:
-    """Read and check the headers and checksums of N label maps; nothing is expanded.
+class JoinedMaps(NamedTuple):
+    """N encoded label maps behind each other: work on many is a call, not a call a map.
+
+    Attributes:
+        data: their bytes.
+        starts: int64 [N + 1], where each begins, and the end.
+    """
+
+    data: bytes
+    starts: np.ndarray
+
+
+def join_maps(maps: Sequence[bytes | memoryview], where: Callable[[int], str]) -> JoinedMaps:
+    """Label maps behind each other.
+
+    Raises:
+        DataError: one is smaller than a header, or larger than a label map may be.
+    """
+    sizes = np.fromiter(map(len, maps), np.int64, len(maps))
+    if (i := _first((sizes < HEADER.size) | (sizes > LMAP.max_bytes))) is not None:
+        raise DataError(
+            f"{where(i)}: expected {HEADER.size} to {LMAP.max_bytes} bytes, found {sizes[i]}; it is cut short"
+        )
+    return JoinedMaps(b"".join(maps), np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def check_sums(maps: JoinedMaps, members: np.ndarray, heads: np.ndarray, where: Callable[[int], str]) -> None:
+    """Compare some maps with the checksums in their headers.
+
+    Raises:
+        DataError: naming the first that differs.
+    """
+    view, crc32 = memoryview(maps.data), zlib.crc32
+    starts, ends = maps.starts[members].tolist(), maps.starts[members + 1].tolist()
+    expected = heads["crc32"][members].tolist()
+    fields, head = HEADER.size - 4, HEADER.size
+    for i, (start, end, checksum) in enumerate(zip(starts, ends, expected, strict=True)):
+        if crc32(view[start + head : end], crc32(view[start : start + fields])) != checksum:
+            raise DataError(
+                f"{where(int(members[i]))}: expected checksum {checksum:08x}, found another; it is damaged or cut short"
+            )
+
+
+def read_headers(maps: JoinedMaps, where: Callable[[int], str]) -> np.ndarray:
+    """Read and check the headers of N label maps, but for their checksums (`check_sums`); nothing is expanded.
 
     Args:
         maps: N `lmap` values.
@@ -72,14 +116,9 @@ def read_headers(maps: Sequence[bytes | memoryview], where: Callable[[int], str]
         HEADER_DTYPE [N]; shapes, class counts, encodings and payload sizes are within the limits.
 
     Raises:
-        DataError: not a label map, of a newer version, cut short, damaged, or over the limits.
+        DataError: not a label map, of a newer version, damaged, or over the limits.
     """
-    for i, data in enumerate(maps):
-        if not HEADER.size <= len(data) <= LMAP.max_bytes:
-            raise DataError(
-                f"{where(i)}: expected {HEADER.size} to {LMAP.max_bytes} bytes, found {len(data)}; it is cut short"
-            )
-    heads = np.frombuffer(b"".join([data[: HEADER.size] for data in maps]), HEADER_DTYPE)
+    heads = gather(maps.data, maps.starts[:-1], HEADER_DTYPE)
     sides = [heads[name].astype(np.int64) for name in ("top", "rows", "columns")]
     elements = sides[0] * sides[1] * sides[2]
     scores, ids, palette = heads["scores"], heads["ids"], heads["palette"]
@@ -91,7 +130,7 @@ def read_headers(maps: Sequence[bytes | memoryview], where: Callable[[int], str]
         return DataError(f"{where(i)}: {message}")
 
     if (i := _first(heads["magic"] != MAGIC)) is not None:
-        raise found(i, f"expected a label map that starts with {MAGIC!r}, found {bytes(maps[i][:4])!r}")
+        raise found(i, f"expected a label map that starts with {MAGIC!r}, found {_bytes_at(maps, i, 4)!r}")
     if (i := _first(heads["version"] > VERSION)) is not None:
         raise found(
             i,
@@ -111,11 +150,13 @@ def read_headers(maps: Sequence[bytes | memoryview], where: Callable[[int], str]
         raise found(
             i, f"expected a payload of {expected[i]} bytes for its shape, found {heads['payload'][i]}"
         )
-    crc32, checksums = zlib.crc32, heads["crc32"].tolist()
-    for i, data in enumerate(maps):
-        if crc32(data[HEADER.size :], crc32(data[: HEADER.size - 4])) != checksums[i]:
-            raise found(i, f"expected checksum {checksums[i]:08x}, found another; it is damaged or cut short")
     return heads
+
+
+def gather(data: bytes, starts: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """One record from each of the places, which may lie anywhere in the bytes."""
+    raw = np.frombuffer(data, np.uint8)
+    return raw[starts[:, None] + np.arange(dtype.itemsize)].view(dtype)[:, 0]
 
 
 def check_geometry(
@@ -152,6 +193,11 @@ def payload_bytes(
     id_bytes = np.where(ids == IDS_UINT16, 2 * elements, elements)
     score_bytes = np.where(scores & SCORES_UINT8, elements + 8, 2 * elements)
     return 2 * palette.astype(np.int64) + id_bytes + score_bytes
+
+
+def _bytes_at(maps: JoinedMaps, i: int, num: int) -> bytes:
+    start = int(maps.starts[i])
+    return maps.data[start : start + num]
 
 
 def _first(wrong: np.ndarray) -> int | None:

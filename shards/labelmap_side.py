@@ -11,14 +11,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .added_component import NewComponent, attach, check_hash, check_sidecars, finish, settle
+from .added_component import NewComponent, attach, check_sidecars, finish, read_checked, settle
 from .destination import Destination, open_destination
-from .errors import DataError, UsageError
+from .errors import DataError
 from .files import join_url, read_limited
 from .manifest import Manifest
 from .progress import progress_bar
-from .reader import read_shard
 from .schema import LMAP, MAX_MANIFEST_BYTES, SIDE_NAME
+from .shard_files import dataset_name, dataset_path
 from .teacher_info import LabelMapInfo
 from .writer import ShardRecord
 
@@ -92,8 +92,8 @@ def join_label_maps(dataset: str | Path, side: str | Path, destination: str | Pa
     """Write a data set with the samples of one and the label maps of its side shards. No image is decoded.
 
     Args:
-        dataset: folder of the data set; label maps that it has are replaced.
-        side: folder of side shards that were made of it.
+        dataset: folder or fsspec URL of the data set; label maps that it has are replaced.
+        side: folder or URL of side shards that were made of it.
         destination: a new folder or fsspec URL, or that of an earlier run of the same call, which is continued.
 
     Returns:
@@ -101,14 +101,15 @@ def join_label_maps(dataset: str | Path, side: str | Path, destination: str | Pa
 
     Raises:
         DataError: the side shards belong to another data set, or something is damaged.
-        UsageError: the destination holds something else, or a source is a URL.
+        UsageError: the destination holds something else.
     """
-    dataset, side = _local(dataset), _local(side)
+    dataset, side = dataset_path(dataset), dataset_path(side)
     source, maps = Manifest.load(dataset), SideMaps.load(side)
     if maps.dataset_fingerprint != source.fingerprint:
         raise DataError(
-            f"{side}: expected label maps of the data set {source.fingerprint[:12]} in {dataset}, found those of "
-            f"{maps.dataset_fingerprint[:12]}. Make them for this data set: softshard maps make --side"
+            f"{dataset_name(side)}: expected label maps of the data set {source.fingerprint[:12]} in "
+            f"{dataset_name(dataset)}, found those of {maps.dataset_fingerprint[:12]}. Make them for this data set: "
+            "softshard maps make --side"
         )
     target = open_destination(destination)
     check_sidecars(dataset, source)
@@ -122,13 +123,9 @@ def join_label_maps(dataset: str | Path, side: str | Path, destination: str | Pa
         plan_sha256, done = settle(target, content, source)
         for record, side_record in zip(source.shards, maps.shards, strict=True):
             if record.name not in done:
-                check_hash(dataset / record.name, record)
-                check_hash(side / side_record.name, side_record)
-                pairs = (
-                    (sample.key, sample.parts[LMAP.suffix]) for sample in read_shard(side / side_record.name)
-                )
-                samples = read_shard(dataset / record.name)
-                attach(target, record, samples, component.beside(source), LMAP.suffix, pairs, plan_sha256)
+                with read_checked(dataset, record) as samples, read_checked(side, side_record) as beside:
+                    pairs = ((sample.key, sample.parts[LMAP.suffix]) for sample in beside)
+                    attach(target, record, samples, component.beside(source), LMAP.suffix, pairs, plan_sha256)
             bar.update(record.samples)
         return finish(target, dataset, source, component, plan_sha256)
 
@@ -136,9 +133,3 @@ def join_label_maps(dataset: str | Path, side: str | Path, destination: str | Pa
 def label_maps_component(label_maps: LabelMapInfo) -> NewComponent:
     """Label maps, as a component to be added."""
     return NewComponent(LMAP.suffix, {"label_maps": label_maps}, ("lz4", "zstandard"))
-
-
-def _local(path: str | Path) -> Path:
-    if "://" in str(path) or "::" in str(path):
-        raise UsageError(f"{path}: expected a local folder, found a URL. Copy it here first")
-    return Path(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import DataError
 from .index import tar_members
@@ -34,19 +35,24 @@ def read_shard(path: str | Path) -> Iterator[Sample]:
         DataError: see `tar_members`; or a component that a sample has twice.
     """
     path = Path(path)
+    with open(path, "rb") as file:
+        yield from read_samples(file, path.name)
+
+
+def read_samples(file: BinaryIO, name: str) -> Iterator[Sample]:
+    """The same of a shard that is open; `name` is for messages."""
     key: str | None = None
     parts: dict[str, bytes] = {}
-    with open(path, "rb") as file:
-        for member in tar_members(file, path.name):
-            if key is not None and member.key != key:
-                yield Sample(key, parts)
-                parts = {}
-            key = member.key
-            if member.suffix in parts:
-                raise DataError(
-                    f"{path.name}: sample {key!r}: expected component {member.suffix!r} once, found it again"
-                )
-            file.seek(member.offset)
-            parts[member.suffix] = file.read(member.size)
+    for member in tar_members(file, name):
+        if key is not None and member.key != key:
+            yield Sample(key, parts)
+            parts = {}
+        key = member.key
+        if member.suffix in parts:
+            raise DataError(
+                f"{name}: sample {key!r}: expected component {member.suffix!r} once, found it again"
+            )
+        file.seek(member.offset)
+        parts[member.suffix] = file.read(member.size)
     if key is not None:
         yield Sample(key, parts)

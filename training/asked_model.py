@@ -57,7 +57,7 @@ class AskedModel:
         self._model: nn.Module = load_trained_model(path, saved, saved.recipe.image_size)
         self._model.to(self._device).eval()
 
-    def data_set(self, dataset: str, batch_size: int) -> Iterator[Answer]:
+    def data_set(self, dataset: str, batch_size: int, *, other_classes: bool) -> Iterator[Answer]:
         """The images of a data set, in its order; see Predictor."""
         with evaluation_loader(
             self._saved.recipe,
@@ -67,13 +67,17 @@ class AskedModel:
             num_threads=self._num_threads,
             with_tags=False,
         ) as loader:
-            problems = self._saved.label_space.differences(LabelSpace.of_loader(loader))
-            if problems and self._saved.class_names:  # keywords are nobody's classes
-                warnings.warn(
-                    f"{self._path} was trained with other labels than data set {dataset!r} has: {'; '.join(problems)}; the "
-                    "predictions are the checkpoint's classes",
-                    stacklevel=4,
-                )
+            trained, found = self._saved.label_space, LabelSpace.of_loader(loader)
+            problems = trained.differences(found)
+            if problems and trained.class_names:  # keywords are nobody's classes
+                message = f"{self._path} was trained with other labels than data set {dataset!r} has: {'; '.join(problems)}"
+                one, other = list(trained.class_names), list(found.class_names)
+                if len(one) == len(other) and one != other and not other_classes:
+                    raise DataError(
+                        f"{message}. Give the checkpoint of this data set; or, to predict the checkpoint's classes: "
+                        "softshard predict --other-classes"
+                    )
+                warnings.warn(f"{message}; the predictions are the checkpoint's classes", stacklevel=4)
             for batch in named_batches(loader):
                 num = int(batch.valid.sum())  # padding comes last
                 yield self._ask(batch.images[:num], batch.keys[:num])

@@ -87,6 +87,11 @@ def add_predict(subparsers: argparse._SubParsersAction) -> None:
         help="of a model of one softmax per level: a class has the probability of its parent times its share among its "
         "sisters, so that leaves of all levels compare; the path is that of the best leaf",
     )
+    command.add_argument(
+        "--other-classes",
+        action="store_true",
+        help="predict a data set with as many classes as the checkpoint, of other names",
+    )
     command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
     command.add_argument("--json", action="store_true", help="print a JSON object a line, one for each image")
@@ -163,7 +168,7 @@ def _run_predict(args: argparse.Namespace) -> int:
     if any(is_data_set(path) for path in args.images):
         if len(args.images) > 1:
             raise UsageError("predict: expected image files or one data set, found a data set among others")
-        predictions = predictor.data_set(args.images[0])
+        predictions = predictor.data_set(args.images[0], other_classes=args.other_classes)
     else:
         predictions = predictor.files(args.images, report)
     for prediction in predictions:

@@ -123,15 +123,25 @@ class Predictor:
         self._average = MeanProbability(self.saved)
         self._read_off = _Reader(self.saved, top, down_the_tree=down_the_tree)
 
-    def data_set(self, dataset: str, *, batch_size: int = 64) -> Iterator[Prediction]:
+    def data_set(
+        self, dataset: str, *, batch_size: int = 64, other_classes: bool = False
+    ) -> Iterator[Prediction]:
         """Predict the images of a data set in its order; their own labels are not looked at.
 
-        So a data set of other classes may be predicted, in the checkpoint's: a UserWarning names both.
+        So a data set of another tree, or of more or fewer classes, may be predicted, in the checkpoint's: a UserWarning
+        names both. As many classes of other names are most likely a mistake (fall11 and winter21, another order).
+
+        Args:
+            dataset: its folder or URL.
+            batch_size: images a step.
+            other_classes: predict also where there are as many classes of other names.
 
         Raises:
-            DataError: the data set is damaged.
+            DataError: the data set is damaged, or has as many classes of other names.
         """
-        yield from self._read([member.data_set(dataset, batch_size) for member in self._members])
+        yield from self._read(
+            [member.data_set(dataset, batch_size, other_classes=other_classes) for member in self._members]
+        )
 
     def files(
         self, paths: Sequence[str], bad: Callable[[ImageError], None], *, batch_size: int = 64

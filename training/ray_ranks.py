@@ -15,9 +15,13 @@ import os
 import socket
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
-from ..shards.errors import SoftshardError, UsageError
+from ..shards.errors import UsageError
+
+_LOST = (
+    "--engine ray: expected its processes to live, found one that was lost (killed, out of memory, or the machine went "
+    "away): {found} Finished shards are kept. Run it again to continue"
+)
 
 
 def add_engine(command: argparse.ArgumentParser) -> None:
@@ -59,6 +63,8 @@ def run_command(make: Callable[[argparse.Namespace], int], args: argparse.Namesp
 
 
 def _run_ranks(ray: ModuleType, make: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    from ..shards.engine_ray import result_of
+
     resources = ray.cluster_resources()
     on_gpu = args.device == "cuda" or (args.device is None and resources.get("GPU", 0) >= 1)
     kind = "GPU" if on_gpu else "CPU"
@@ -83,29 +89,13 @@ def _run_ranks(ray: ModuleType, make: Callable[[argparse.Namespace], int], args:
         while waiting:  # the first that fails ends all: the others would wait for it
             done, waiting = ray.wait(waiting)
             for reference in done:
-                _result(ray, reference)
+                result_of(ray, reference, _LOST)
         code, printed = ray.get(first)
         print(printed, end="")
         return code
     finally:
         for rank in ranks:
             ray.kill(rank)
-
-
-def _result(ray: ModuleType, reference: Any) -> tuple[int, str]:
-    """What a rank returned; its own error where it failed."""
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, SoftshardError):
-            raise error.cause from None
-        raise error.cause from error  # a full disk, or a bug: Ray's text has the trace on the node
-    except ray.exceptions.RayError as error:
-        found = (str(error).strip() or repr(error)).splitlines()[0]
-        raise SoftshardError(
-            f"--engine ray: expected its processes to live, found one that was lost (killed, out of memory, or the machine "
-            f"went away): {type(error).__name__}: {found} Finished shards are kept. Run it again to continue"
-        ) from error
 
 
 class _Rank:

@@ -118,7 +118,7 @@ def run_over_shards(
         with progress_bar(total, title, "img") as bar:
             for number, shard in zip(own, in_order(shards, own), strict=True):
                 record = source.shards[number]
-                check_hash(shard.path, record, shard.data.sha256())
+                check_hash(str(shard.path), record, shard.data.sha256())
                 added = component.suffix
                 attach(target, record, samples_of(shard), suffixes, added, values(shard), plan_sha256)
                 bar.update(record.samples)

@@ -15,9 +15,10 @@ import torch
 from softshard.loaders import Augment, Faults, Loader
 from softshard.loaders.crops import draw_crops
 from softshard.loaders.faults import next_good
+from softshard.loaders.make_batch import BatchMaker
 from softshard.loaders.order import EpochOrder, rank_slots
 from softshard.shards import DataError, Manifest, UsageError
-from softshard.shards.errors import StallError
+from softshard.shards.errors import StallError, StorageError
 
 SIZE = 16
 
@@ -70,6 +71,27 @@ def test_a_bad_sample_changes_its_own_slot_only(packed, damage, tmp_path, kind):
     assert (line["shard"], line["key"], line["sample"], line["epoch"], line["rank"]) == (shard, key, 31, 0, 0)
     assert line["step"] == slot // 8
     assert line["reason"].startswith(f"{shard}: sample '{key}', component '{DAMAGES[kind][0]}'")
+
+
+def test_a_batch_begun_again_is_not_lost_with_the_one_behind_it(packed, damage, monkeypatch):
+    folder, _, key = damage(31, *DAMAGES["bad Huffman table"])
+    expected, step = epoch_of(folder), keys_of(epoch_of(packed)).index(key) // 8
+    assert step + 1 < len(expected)
+    begin, begun = BatchMaker.begin, set()
+
+    def begin_once(self, draws, *rest):  # the step with the bad sample is another one when it is begun again
+        samples = tuple(draws.samples.tolist())
+        if samples in begun:
+            raise StorageError("the storage went away")
+        begun.add(samples)
+        return begin(self, draws, *rest)
+
+    monkeypatch.setattr(BatchMaker, "begin", begin_once)
+    found = []
+    with make(folder) as loader, pytest.raises(StorageError, match="the storage went away"):
+        found.extend(loader)
+    assert keys_of(found) == keys_of(expected[: step + 1])
+    assert torch.equal(slots_of(found, "images"), slots_of(expected[: step + 1], "images"))
 
 
 def test_the_slot_gets_the_next_good_sample_with_a_crop_of_its_own(packed, damage):

@@ -7,6 +7,7 @@ import shlex
 import shutil
 
 import cv2
+import fsspec
 import numpy as np
 import pytest
 import simplejpeg
@@ -417,9 +418,22 @@ def test_targets_that_pool_maps_need_maps(packed_plain, tmp_path, capsys):
     assert "expected label maps for targets that pool them" in capsys.readouterr().err
 
 
-def test_urls_and_unknown_modes_are_refused(packed):
-    with pytest.raises(UsageError, match="expected a local folder, found a URL"):
-        inspect_data_set("s3://bucket/set", options())
+def test_a_data_set_behind_a_url_gives_the_same_samples(packed, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOFTSHARD_CACHE", str(tmp_path / "cache"))
+    fsspec.filesystem("memory").put(str(packed), "/inspected/train", recursive=True)
+    keys = [sample.key for sample in inspect_data_set(packed, options(num_samples=2)).samples][::-1]
+    for asked in (options(num_samples=4), options(keys=keys)):
+        here, there = inspect_data_set(packed, asked), inspect_data_set("memory://inspected/train", asked)
+        assert there.dataset == "memory://inspected/train"
+        assert len(there.samples) == len(here.samples)
+        for one, other in zip(there.samples, here.samples, strict=True):
+            assert (one.key, one.jpeg, one.problems) == (other.key, other.jpeg, ())
+            for crop, expected in zip(one.crops, other.crops, strict=True):
+                np.testing.assert_array_equal(crop.image, expected.image)
+                np.testing.assert_array_equal(crop.target, expected.target)
+
+
+def test_unknown_modes_are_refused():
     with pytest.raises(UsageError, match="expected targets of none, original, relabel"):
         options(targets="other")
 

@@ -16,6 +16,7 @@ from softshard.loaders import LabelPooling, pool_label_maps, pool_top_classes, p
 from softshard.loaders.pooling_compiled import (
     MAPS_PER_SHARE,
     compiled_axis_weights,
+    compiled_check_sums,
     compiled_decode,
     load_kernels,
     num_shares,
@@ -23,7 +24,15 @@ from softshard.loaders.pooling_compiled import (
 from softshard.loaders.roialign import axis_weights
 from softshard.shards import DataError, encode_label_map
 from softshard.shards.labelmap import decode_group
-from softshard.shards.labelmap_header import HEADER, HEADER_DTYPE, pack_header, payload_bytes, read_headers
+from softshard.shards.labelmap_header import (
+    HEADER,
+    HEADER_DTYPE,
+    check_sums,
+    join_maps,
+    pack_header,
+    payload_bytes,
+    read_headers,
+)
 
 pytest.importorskip("numba")
 KERNELS = load_kernels()
@@ -106,24 +115,28 @@ def test_few_maps_are_not_shared_out():
 
 def test_the_first_damaged_map_is_the_one_named():
     scores, ids, crops = made(3, 6 * MAPS_PER_SHARE)
-    maps, places = encode(scores, ids, 40), (40, 100, 190)
+    maps, places = encode(scores, ids, 40), (40, 2 * MAPS_PER_SHARE, 4 * MAPS_PER_SHARE + 7)
     for i in places:  # under a good checksum, so that it is found only where the map is decoded
         maps[i] = pack_header(
-            read_headers([maps[i]], str)[0].item()[2:-1], b"\0" * (len(maps[i]) - HEADER.size)
+            read_headers(join_maps([maps[i]], str), str)[0].item()[2:-1], b"\0" * (len(maps[i]) - HEADER.size)
         )
     for _ in range(20):
         with pytest.raises(DataError, match="label map 40: expected a zstd frame"):
             pool_label_maps(maps, crops, num_classes=40, num_threads=4)
 
 
+def pooled_in_two_threads(*maps_and_crops):
+    # An array, as torch copies a tensor for another process with OpenMP's threads, which no forked process has.
+    return pool_label_maps(*maps_and_crops, num_classes=40, num_threads=2).numpy()
+
+
 def test_a_forked_process_pools_with_threads_of_its_own():
-    scores, ids, crops = made(4, 4 * MAPS_PER_SHARE)
-    expected = pool_label_maps((scores, ids), crops, num_classes=40, num_threads=2)
+    scores, ids, crops = made(4, 8 * MAPS_PER_SHARE)
+    expected = pooled_in_two_threads((scores, ids), crops)
+    torch.rand(1_000_000).exp().sum()  # torch has threads now
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        found = pool.apply_async(
-            pool_label_maps, ((scores, ids), crops), {"num_classes": 40, "num_threads": 2}
-        )
-        np.testing.assert_array_equal(found.get(timeout=60).numpy(), expected.numpy())
+        found = pool.apply_async(pooled_in_two_threads, ((scores, ids), crops))
+        np.testing.assert_array_equal(found.get(timeout=60), expected)
 
 
 def test_a_damaged_map_is_named_whichever_thread_meets_it():
@@ -148,6 +161,27 @@ def test_the_weights_of_rows_and_columns_are_the_same_bits(seed, cells, bins, wh
     np.testing.assert_array_equal(found, axis_weights(start, end, cells, bins))
 
 
+@given(st.lists(st.binary(max_size=70), min_size=1, max_size=5), st.data())
+@settings(max_examples=200, deadline=None)
+def test_checksums_are_those_of_zlib(blocks, data):
+    fields = (1, 0, 0, 1, 1, 1, 0, 1, 11)
+    encoded = [pack_header(fields, block) for block in blocks]
+    damaged = data.draw(st.none() | st.integers(0, len(blocks) - 1))
+    if damaged is not None:
+        spoilt = bytearray(encoded[damaged])
+        at = data.draw(st.integers(HEADER.size - 4, len(spoilt) - 1))
+        spoilt[at] ^= data.draw(st.integers(1, 255))
+        encoded[damaged] = bytes(spoilt)
+    maps = join_maps(encoded, str)
+    heads = read_headers(maps, str)
+    for check in (check_sums, compiled_check_sums(KERNELS)):
+        if damaged is None:
+            check(maps, np.arange(len(blocks)), heads, str)
+        else:
+            with pytest.raises(DataError, match=f"^{damaged}: expected checksum"):
+                check(maps, np.arange(len(blocks)), heads, str)
+
+
 @given(st.data(), st.integers(0, 3), st.integers(0, 2), st.integers(1, 3))
 @settings(max_examples=300, deadline=None)
 def test_any_payload_decodes_to_the_same_arrays_or_the_same_error(data, scores, ids, num):
@@ -162,7 +196,9 @@ def test_any_payload_decodes_to_the_same_arrays_or_the_same_error(data, scores, 
     results = []
     for decode in (decode_group, compiled_decode(KERNELS)):
         try:
-            group = decode(np.arange(num), payloads, heads, shape, lambda i: f"map {i}")
+            group = decode(
+                np.arange(num), b"".join(payloads), np.arange(num) * size, heads, shape, lambda i: f"map {i}"
+            )
             results.append((group.scores.tobytes(), group.ids().astype(np.int64).tolist()))
         except DataError as error:
             results.append(str(error))

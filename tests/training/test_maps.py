@@ -355,6 +355,17 @@ def test_side_shards_joined_give_the_same_data_set(dataset, teacher, made, tmp_p
     assert join_label_maps(dataset, side, joined) == made[1]  # again: all is there
 
 
+def test_a_data_set_and_side_shards_behind_urls_are_joined(dataset, teacher, made, memory_copy, tmp_path):
+    side = tmp_path / "side"
+    make_label_maps(dataset, side, teacher, replace(OPTIONS, side=True), num_threads=1)
+    there, side_there = memory_copy(dataset), memory_copy(side)
+    assert join_label_maps(there, side_there, tmp_path / "joined") == made[1]
+    assert samples(tmp_path / "joined") == samples(made[0])
+    fsspec.filesystem("memory").rm(f"/maps-source/side/{made[1].shards[0].name}")
+    with pytest.raises(DataError, match=r"maps-source/side/.*: expected a shard of the data set, found none"):
+        join_label_maps(there, side_there, tmp_path / "other")
+
+
 def test_training_joins_side_shards_as_it_reads(dataset, teacher, made, tmp_path):
     side = tmp_path / "side"
     make_label_maps(dataset, side, teacher, replace(OPTIONS, side=True), num_threads=1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import warnings
 
 import cv2
@@ -9,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from softshard.shards import LabelTree, ReshardOptions, read_shard, reshard
+from softshard.shards import (
+    DataError,
+    ImageRecipe,
+    LabelTree,
+    PackOptions,
+    ReshardOptions,
+    pack,
+    read_shard,
+    reshard,
+)
 from softshard.shards.cli import main
 from softshard.shards.components import decode_meta
 from softshard.training import semantic_softmax, single_label
@@ -75,6 +85,27 @@ def test_a_data_set_of_another_tree_is_predicted_with_a_warning_that_names_both(
         warned = list(predictor.data_set(str(tmp_path / "other")))
     with warnings.catch_warnings(action="error"):
         assert list(predictor.data_set(str(shards / "val"))) == warned
+
+
+def test_as_many_classes_of_other_names_are_refused_unless_asked_for(checkpoints, sources, tmp_path, capsys):
+    for name in ("owl", "fox", "carp", "newt", "moth", "vole"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        shutil.copy(sources[0][1], tmp_path / "images" / name / "0.jpg")
+    pack(tmp_path / "images", tmp_path / "shards", PackOptions(image=ImageRecipe(size=32)), workers=1)
+    predictor, other = Predictor(checkpoints["semantic-softmax"]), str(tmp_path / "shards" / "train")
+    with pytest.raises(DataError, match=r"both 6 classes.*softshard predict --other-classes"):
+        next(predictor.data_set(other))
+    with pytest.warns(UserWarning, match="the predictions are the checkpoint's classes"):
+        found = list(predictor.data_set(other, other_classes=True))
+    assert {guess.name for prediction in found for guess in prediction.best[1]} <= {
+        "cat",
+        "crow",
+        "dog",
+        "gull",
+    }
+    assert len(found) == 6
+    assert main(["predict", str(checkpoints["semantic-softmax"]), other]) == 1
+    assert "softshard predict --other-classes" in capsys.readouterr().err
 
 
 def test_a_trained_model_knows_the_colours_level_by_level(checkpoints, shards, sources):
