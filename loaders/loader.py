@@ -166,11 +166,7 @@ class Loader:
         self._prefetch = prefetch
         self._stages, self._clock = Stages(), LoopClock()
         self._per_lane = batch_size * world_size // lanes  # samples of every lane in a step
-        if last_batch == "drop" and self.num_samples // lanes < self._per_lane:
-            raise UsageError(
-                f"{self.dataset}: expected a global batch of samples, which is {self.global_batch} on {lanes} lanes, found "
-                f"{self.num_samples}. Use a smaller batch_size, or last_batch='pad'"
-            )
+        self._check_enough()
         check_mixing(self.augment, targets, batch_size, world_size, lanes)
         self._side = None
         if side is not None:
@@ -210,6 +206,13 @@ class Loader:
         self._running: Background[Batch] | None = None
         self._latest: Background[Batch] | None = None
         self._closed = False
+
+    def _check_enough(self) -> None:
+        if self.last_batch == "drop" and self.num_samples // self.lanes < self._per_lane:
+            raise UsageError(
+                f"{self.dataset}: expected a global batch of samples, which is {self.global_batch} on {self.lanes} lanes, "
+                f"found {self.num_samples}. Use a smaller batch_size, or last_batch='pad'"
+            )
 
     def count_classes(self) -> np.ndarray:
         """int64 [C], how often each class is served in an epoch, on all ranks together.
@@ -334,9 +337,8 @@ class Loader:
         if self.pin_memory:
             self._gpu = torch.cuda.current_device()
         watch = Watchdog(self._stages, self.faults.stall_s, self.faults.give_up_s)
-        shards = self._maker.reader.shards
         run = self._running = self._latest = Background(
-            lambda: self._batches(epoch, taken), self._prefetch, watch, shards.interrupt, self._clock
+            lambda: self._batches(epoch, taken), self._prefetch, watch, self._interrupt, self._clock
         )
         left = self._num_steps(taken)
         try:
@@ -356,6 +358,10 @@ class Loader:
                 self._running = None
                 if not left:  # also where the loop took all batches and never asked for the end
                     self.epoch, self._taken = epoch + 1, 0
+
+    def _interrupt(self) -> None:
+        """End whatever `_batches` waits for; from another thread."""
+        self._maker.reader.shards.interrupt()
 
     def _batches(self, epoch: int, taken: int) -> Iterator[Batch]:
         """The rest of an epoch; runs in the background, and the decoder a step ahead of it."""
