@@ -38,7 +38,10 @@ def add_serve(subparsers: argparse._SubParsersAction) -> None:
         help="side shards of softshard maps make --side, whose label maps are joined to that data set's samples",
     )
     command.add_argument(
-        "--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help=f"(default: {DEFAULT_LISTEN}; port 0: any)"
+        "--listen",
+        default=DEFAULT_LISTEN,
+        metavar="HOST:PORT",
+        help=f"(default: {DEFAULT_LISTEN}; port 0: any)",
     )
     command.add_argument(
         "--http",
@@ -64,11 +67,21 @@ def add_serve(subparsers: argparse._SubParsersAction) -> None:
         ("max-request-bytes", "64MiB", "of one request"),
     ):
         limits.add_argument(
-            f"--{name}", type=byte_size, default=byte_size(default), metavar="BYTES", help=f"{text} (default: {default})"
+            f"--{name}",
+            type=byte_size,
+            default=byte_size(default),
+            metavar="BYTES",
+            help=f"{text} (default: {default})",
         )
-    limits.add_argument("--max-recipes", type=int, default=8, metavar="N", help="sets of options in use (default: 8)")
-    limits.add_argument("--max-clients", type=int, default=64, metavar="N", help="trainers at a time (default: 64)")
-    limits.add_argument("--max-calls", type=int, default=256, metavar="N", help="requests at a time (default: 256)")
+    limits.add_argument(
+        "--max-recipes", type=int, default=8, metavar="N", help="sets of options in use (default: 8)"
+    )
+    limits.add_argument(
+        "--max-clients", type=int, default=64, metavar="N", help="trainers at a time (default: 64)"
+    )
+    limits.add_argument(
+        "--max-calls", type=int, default=256, metavar="N", help="requests at a time (default: 256)"
+    )
     command.add_argument(
         "--drain-s",
         type=float,
@@ -85,7 +98,8 @@ def add_serve(subparsers: argparse._SubParsersAction) -> None:
 def _run_serve(args: argparse.Namespace) -> int:
     try:
         from .cache import Cache
-        from .service_access import read_token, split_address
+        from .service_access import read_token
+        from .service_address import split_address
         from .service_desk import Desk, Limits
         from .service_run import log_as_json, run_server
     except ModuleNotFoundError as error:
@@ -140,9 +154,13 @@ def named_sets(datasets: list[str], sides: list[str]) -> dict[str, ServedSet]:
     for dataset in datasets:
         name, place = _named(dataset)
         if not name or "/" in name or "," in name:
-            raise UsageError(f"serve: expected a name without / and , found {name!r} of {place}. Give NAME={place}")
+            raise UsageError(
+                f"serve: expected a name without / and , found {name!r} of {place}. Give NAME={place}"
+            )
         if name in found:
-            raise UsageError(f"serve: expected data sets of different names, found {name!r} twice. Give NAME={place}")
+            raise UsageError(
+                f"serve: expected data sets of different names, found {name!r} twice. Give NAME={place}"
+            )
         found[name] = ServedSet(place, side_of.pop(name, None))
     if side_of:
         raise UsageError(

@@ -1,6 +1,6 @@
 """A Loader whose batches are made by servers of the data service: RemoteLoader; SERVICE.md says how.
 
-    options -> BatchRecipe -> ServerPool -> Arrow rows -> Batch -> normalise, to the device, pinned
+options -> BatchRecipe -> ServerPool -> Arrow rows -> Batch -> normalise, to the device, pinned
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from .mixture import Mixture
 from .normalize import normalization, normalizer
 from .options import check_choices, check_normalisation, check_numbers
 from .order import DEFAULT_WINDOW, check_geometry
-from .service_client import Connection, split_servers
+from .service_address import split_servers
+from .service_client import Connection
 from .service_maker import Place
 from .service_pool import ServerPool
 from .service_protocol import decode_stack
@@ -164,7 +165,9 @@ class RemoteLoader(Loader):
         check_seed(seed, 0)
         addresses, name = split_servers(servers)
         if name is not None and dataset is not None:
-            raise UsageError(f"data service: expected one name of a data set, found {name!r} and {dataset!r:.80}")
+            raise UsageError(
+                f"data service: expected one name of a data set, found {name!r} and {dataset!r:.80}"
+            )
         self.subset, self.balance = subset, balance
         self.device = usable_device(device)
         self.pin_memory = pin_memory and self.device.type == "cpu" and torch.cuda.is_available()

@@ -7,7 +7,6 @@ compared in constant time and stands in no log and no error.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import os
 import stat
 import threading
@@ -20,32 +19,12 @@ from pathlib import Path
 import pyarrow.flight as flight
 
 from ..shards.errors import UsageError
+from .service_address import is_loopback
 from .service_desk import Limits
 from .service_protocol import BUSY, CLIENT_HEADER, DRAINING, REFUSED, TOKEN_HEADER, Refusal
 
 _MIN_TOKEN_CHARACTERS = 16
 _MAX_TOKEN_BYTES = 4096
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """Host and port of `127.0.0.1:7070` or `[::1]:7070`.
-
-    Raises:
-        UsageError: neither.
-    """
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"expected an address such as 127.0.0.1:7070, found {text!r:.80}")
-    return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this host can reach an address; names other than `localhost` are not looked up."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_listen(host: str, token: str | None, has_tls: bool) -> None:
@@ -54,7 +33,11 @@ def check_listen(host: str, token: str | None, has_tls: bool) -> None:
     Raises:
         UsageError: saying what is missing.
     """
-    missing = [name for name, there in (("--token-file", token is not None), ("--tls-cert and --tls-key", has_tls)) if not there]
+    missing = [
+        name
+        for name, there in (("--token-file", token is not None), ("--tls-cert and --tls-key", has_tls))
+        if not there
+    ]
     if not is_loopback(host) and missing:
         raise UsageError(
             f"serve: expected {' and '.join(missing)} to listen on {host}, which other hosts can reach, found none. Give "
@@ -84,8 +67,8 @@ def read_token(path: str | Path) -> str:
     printable = token.isascii() and all(33 <= byte < 127 for byte in token)
     if len(content) > _MAX_TOKEN_BYTES or len(token) < _MIN_TOKEN_CHARACTERS or not printable:
         raise UsageError(
-            f"{path}: expected a token of at least {_MIN_TOKEN_CHARACTERS} characters without spaces in the first line, found "
-            "none. Make one: openssl rand -hex 32"
+            f"{path}: expected a token of at least {_MIN_TOKEN_CHARACTERS} characters without spaces in the first line, "
+            "found none. Make one: openssl rand -hex 32"
         )
     return token.decode("ascii")
 
@@ -106,7 +89,9 @@ class TokenCheck(flight.ServerMiddlewareFactory):
             given = _header(headers, TOKEN_HEADER).encode("utf-8", "replace")
             if not hmac.compare_digest(given, self._expected):
                 self.num_refused += 1
-                message = "expected the server's token, found another or none. Give the token file of the server"
+                message = (
+                    "expected the server's token, found another or none. Give the token file of the server"
+                )
                 raise flight.FlightUnauthenticatedError(message, Refusal(REFUSED, message).to_bytes())
         return Caller(_header(headers, CLIENT_HEADER)[:64])
 
@@ -162,9 +147,13 @@ class Admission:
             self._forget_idle()
             limits, mine = self._limits, self._calls.get(client, 0)
             if client not in self._seen and len(self._seen) >= limits.clients:
-                raise Refusal(BUSY, f"expected at most {limits.clients} clients at a time, found another", 1.0)
+                raise Refusal(
+                    BUSY, f"expected at most {limits.clients} clients at a time, found another", 1.0
+                )
             if mine >= limits.calls_per_client:
-                raise Refusal(BUSY, f"expected at most {limits.calls_per_client} calls of a client at a time", 0.1)
+                raise Refusal(
+                    BUSY, f"expected at most {limits.calls_per_client} calls of a client at a time", 0.1
+                )
             if self._num_calls >= limits.calls:
                 raise Refusal(BUSY, f"expected at most {limits.calls} calls at a time", 0.1)
             self._seen[client] = time.monotonic()

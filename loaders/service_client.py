@@ -7,7 +7,6 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pyarrow.flight as flight
 
 from ..shards.errors import UsageError
 from .service_access import read_token
+from .service_address import is_loopback
 from .service_memory import Handle, open_segment, read_proof, read_rows
 from .service_protocol import (
     CLIENT_HEADER,
@@ -35,7 +35,6 @@ from .service_protocol import (
 from .service_wire import read_meta
 
 AWAY = "away"  # no answer: the server is down, or the network
-SCHEMES = ("grpc", "grpc+tls")
 _CHANNEL = [
     # gRPC would wait up to two minutes before it tries a server again; who waits for how long is decided here.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -81,45 +80,9 @@ class Connection:
                 f"deadline_s {self.deadline_s}"
             )
         if self.hedge is not None and not 0 < self.hedge < 1:
-            raise UsageError(f"connection: expected hedge as a share between 0 and 1, or None, found {self.hedge}")
-
-
-def is_service_url(dataset: object) -> bool:
-    """Whether a data set's name is an address of the data service."""
-    return isinstance(dataset, str) and dataset.startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
-
-
-def split_servers(servers: str | Sequence[str]) -> tuple[list[str], str | None]:
-    """Addresses of servers, and the name of the data set that they say.
-
-    Args:
-        servers: `grpc://host:port`, each maybe with `/NAME`; several in a list, or with commas between them.
-
-    Raises:
-        UsageError: no such address, one twice, or several names.
-    """
-    texts = servers.split(",") if isinstance(servers, str) else list(servers)
-    addresses, names = [], set()
-    for text in map(str.strip, texts):
-        try:
-            parts = urlsplit(text)
-            fits = parts.scheme in SCHEMES and parts.hostname and parts.port is not None
-        except ValueError:
-            parts, fits = None, False
-        if parts is None or not fits or parts.query or parts.fragment or parts.username or "/" in parts.path[1:]:
             raise UsageError(
-                f"data service: expected an address such as grpc://127.0.0.1:7070 or grpc+tls://host:7070/train, found "
-                f"{text.rpartition('@')[2]!r:.200}"
+                f"connection: expected hedge as a share between 0 and 1, or None, found {self.hedge}"
             )
-        addresses.append(f"{parts.scheme}://{parts.netloc}")
-        names.add(parts.path.removeprefix("/") or None)
-    if not addresses or len(set(addresses)) < len(addresses):
-        raise UsageError(f"data service: expected different servers, found {', '.join(addresses) or 'none'}")
-    if len(names) > 1:
-        raise UsageError(
-            f"data service: expected one data set on all servers, found {' and '.join(sorted(map(repr, names)))}"
-        )
-    return addresses, names.pop()
 
 
 class Server:
@@ -139,7 +102,7 @@ class Server:
         self.address, self._connection, self._stack = address, connection, stack
         headers = [(CLIENT_HEADER.encode(), client.encode())]
         if connection.token_file is not None:
-            if address.startswith("grpc://") and not _is_loopback_url(address):
+            if address.startswith("grpc://") and not is_loopback(urlsplit(address).hostname or ""):
                 raise UsageError(
                     f"{address}: expected grpc+tls:// for a server on another host, found a token that would be sent in the "
                     "clear"
@@ -152,7 +115,9 @@ class Server:
             try:
                 roots = Path(connection.tls_ca).read_bytes()
             except OSError as error:
-                raise UsageError(f"{connection.tls_ca}: expected a PEM file, found: {error.strerror}") from error
+                raise UsageError(
+                    f"{connection.tls_ca}: expected a PEM file, found: {error.strerror}"
+                ) from error
         self._client = flight.FlightClient(address, tls_root_certs=roots, generic_options=_CHANNEL)
         self._opening = threading.Lock()
         self._facts: dict[str, Any] | None = None
@@ -232,7 +197,9 @@ class Server:
 
     def _action(self, name: str, content: dict[str, Any]) -> dict[str, Any]:
         with _refusals():
-            (result,) = self._client.do_action(flight.Action(name, json.dumps(content).encode()), self._options)
+            (result,) = self._client.do_action(
+                flight.Action(name, json.dumps(content).encode()), self._options
+            )
             return json.loads(result.body.to_pybytes())
 
     def did_well(self, latency_s: float) -> None:
@@ -247,17 +214,13 @@ class Server:
             self.forget()
         pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**self._failures)
         self._failures = min(self._failures + 1, 16)
-        jitter = 0.75 + secrets.randbelow(500) / 1000  # so that clients of one server do not come back together
+        jitter = (
+            0.75 + secrets.randbelow(500) / 1000
+        )  # so that clients of one server do not come back together
         self.ask_after = time.monotonic() + max(refusal.retry_s, pause) * jitter
 
     def close(self) -> None:
         self._client.close()
-
-
-def _is_loopback_url(address: str) -> bool:
-    from .service_access import is_loopback
-
-    return is_loopback(urlsplit(address).hostname or "")
 
 
 class _refusals:
@@ -267,16 +230,20 @@ class _refusals:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, flight.FlightError | pa.ArrowException | OSError | StopIteration | ValueError | KeyError):
+        if isinstance(
+            error, flight.FlightError | pa.ArrowException | OSError | StopIteration | ValueError | KeyError
+        ):
+            assert error is not None
             raise _refusal_of(error) from error
 
 
 def _refusal_of(error: BaseException) -> Refusal:
-    if isinstance(error, flight.FlightError) and error.extra_info:
-        said = Refusal.from_bytes(bytes(error.extra_info))
-        if said is not None:
-            return said
+    extra = getattr(error, "extra_info", None)
+    if extra and (said := Refusal.from_bytes(bytes(extra))) is not None:
+        return said
     if isinstance(error, flight.FlightUnauthenticatedError):
-        return Refusal(REFUSED, "expected the server's token, found another or none. Give the token file of the server")
+        return Refusal(
+            REFUSED, "expected the server's token, found another or none. Give the token file of the server"
+        )
     text = str(error).split(". gRPC client debug context")[0].strip() or type(error).__name__
     return Refusal(AWAY, f"{text:.300}")

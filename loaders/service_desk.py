@@ -1,6 +1,6 @@
 """A server's work without the network: recipes are opened, and batches asked for.
 
-    recipe -> RecipeMaker (one a recipe, least recently used closed first) -> RecentItems (one for all) -> Made
+recipe -> RecipeMaker (one a recipe, least recently used closed first) -> RecentItems (one for all) -> Made
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from ..shards.errors import UsageError
 from .cache import Cache
+from .data_set import open_data_set
 from .decode import DTYPES, usable_device
 from .mixture import Mixture
 from .service_cache import CacheCounts, RecentItems
@@ -87,7 +88,8 @@ class Desk:
         limits: what clients may have.
 
     Raises:
-        UsageError: no such device.
+        UsageError: no such device, or no data sets.
+        DataError: one of them is incomplete, damaged or of a newer version.
     """
 
     def __init__(
@@ -102,6 +104,13 @@ class Desk:
         self.data_sets, self.device = dict(data_sets), usable_device(device)
         self.limits = limits or Limits()
         self._num_threads, self._cache = num_threads, cache
+        if not self.data_sets:
+            raise UsageError("serve: expected a data set, found none")
+        # Opened now, so that what is wrong with them is said to whoever starts the server.
+        self.fingerprints = {
+            name: open_data_set(served.path, cache).manifest.fingerprint
+            for name, served in self.data_sets.items()
+        }
         self._lock = threading.Lock()
         self._opening: dict[str, threading.Lock] = {}
         self._makers: OrderedDict[str, tuple[RecipeMaker, float]] = OrderedDict()
@@ -180,7 +189,9 @@ class Desk:
         with self._lock:
             found = self._makers.get(recipe)
             if found is None:
-                raise Refusal(UNKNOWN_RECIPE, f"recipe {recipe:.12}: expected one that is open here, found none")
+                raise Refusal(
+                    UNKNOWN_RECIPE, f"recipe {recipe:.12}: expected one that is open here, found none"
+                )
             self._makers[recipe] = found[0], time.monotonic()
             self._makers.move_to_end(recipe)
             return found[0]
@@ -230,8 +241,8 @@ class Desk:
         image_bytes = 3 * size * size * (DTYPES[recipe.dtype].itemsize if recipe.dtype in DTYPES else 1)
         if recipe.batch_size * image_bytes > limit or recipe.world_size > 2**20:
             raise UsageError(
-                f"recipe: expected a batch of at most {limit:,} bytes, found {recipe.batch_size:,} images of {image_bytes:,} "
-                f"bytes for each of {recipe.world_size:,} processes. Use a smaller batch_size, or start the server with a "
+                f"recipe: expected a batch of at most {limit:,} bytes, found {recipe.batch_size:,} images of "
+                f"{image_bytes:,} bytes for each of {recipe.world_size:,} processes. Use a smaller batch_size, or start the server with a "
                 "larger --max-batch-bytes"
             )
 
@@ -283,7 +294,9 @@ class Desk:
         names = wanted.names if isinstance(wanted, NamedMixture) else (wanted,)
         unknown = [name for name in names if name not in self.data_sets]
         if unknown:
-            raise UsageError(f"recipe: expected the name of a data set, found {unknown[0]!r:.80}. {self._names()}")
+            raise UsageError(
+                f"recipe: expected the name of a data set, found {unknown[0]!r:.80}. {self._names()}"
+            )
         if not isinstance(wanted, NamedMixture):
             return self.data_sets[wanted].path, self.data_sets[wanted].side
         paths = [self.data_sets[name].path for name in names]

@@ -209,8 +209,6 @@ class RecipeMaker:
                 with self._wake:
                     self._asked.extendleft(reversed(begun))
                 begun.clear()
-            finally:
-                error = None
         with self._wake:
             left, self._asked = list(self._asked), deque()
         for _, future in left:

@@ -78,7 +78,9 @@ class Segment:
 def open_segment(handle: Handle) -> memoryview | None:
     """What a segment holds, mapped copy-on-write; None where it is not there, or is not the one that was meant."""
     try:
-        descriptor = os.open(f"/proc/{handle.pid}/fd/{handle.descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(
+            f"/proc/{handle.pid}/fd/{handle.descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        )
     except OSError:
         return None
     try:

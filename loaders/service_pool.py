@@ -55,7 +55,9 @@ class _Wanted:
     asked_last: float = 0.0
     hedged: bool = False
     rows: pa.RecordBatch | None = None
-    refusals: dict[str, list[Refusal]] = field(default_factory=dict)  # by server, those that are about this batch
+    refusals: dict[str, list[Refusal]] = field(
+        default_factory=dict
+    )  # by server, those that are about this batch
     error: Exception | None = None
 
 
@@ -133,7 +135,11 @@ class ServerPool:
                 thread.join()
             for server, error in outcomes.items():
                 if isinstance(error, Refusal) and error.code in (USAGE, DATA, REFUSED):
-                    raise UsageError(f"{server.address}: {error}") if error.code == REFUSED else error.to_error()
+                    raise (
+                        UsageError(f"{server.address}: {error}")
+                        if error.code == REFUSED
+                        else error.to_error()
+                    )
                 if error is not None and not isinstance(error, Refusal):
                     raise error
             if self._reference is not None:
@@ -222,7 +228,9 @@ class ServerPool:
     def _wait(self, wanted: Iterable[_Wanted]) -> None:
         """Take one answer, or wait until something else is due; then do what is due."""
         now = time.monotonic()
-        due = min((self._due(each) for each in wanted if each.rows is None and each.error is None), default=now)
+        due = min(
+            (self._due(each) for each in wanted if each.rows is None and each.error is None), default=now
+        )
         try:
             answer = self._answers.get(timeout=min(1.0, max(0.001, due - now)))
         except queue.Empty:
@@ -254,7 +262,9 @@ class ServerPool:
         """Servers that are well and are not being asked for this batch."""
         now = time.monotonic()
         return [
-            server for server in self._usable(wanted) if server not in wanted.asking and server.ask_after <= now
+            server
+            for server in self._usable(wanted)
+            if server not in wanted.asking and server.ask_after <= now
         ]
 
     def _hedge_s(self) -> float | None:
@@ -352,5 +362,3 @@ class ServerPool:
         """Let the connections go; answers that are still under way are dropped."""
         for server in self.servers:
             server.close()
-
-

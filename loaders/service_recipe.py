@@ -238,7 +238,9 @@ def _read_union(hints: tuple[Any, ...], value: Any, where: str) -> Any:
             return read_value(hint, value, where)
         except UsageError:
             continue
-    names = ", ".join("None" if hint is type(None) else getattr(hint, "__name__", str(hint)) for hint in hints)
+    names = ", ".join(
+        "None" if hint is type(None) else getattr(hint, "__name__", str(hint)) for hint in hints
+    )
     raise UsageError(f"{where}: expected one of {names}, found {value!r:.80}")
 
 
@@ -246,7 +248,9 @@ def _read_fields(kind: type, value: dict[str, Any], where: str) -> Any:
     names = [field.name for field in fields(kind)]
     if value.keys() != set(names):
         odd = sorted(value.keys() ^ set(names))
-        raise UsageError(f"{where}: expected the fields {', '.join(names)}, found others or too few: {odd!r:.200}")
+        raise UsageError(
+            f"{where}: expected the fields {', '.join(names)}, found others or too few: {odd!r:.200}"
+        )
     hints = get_type_hints(kind) | dict(_HINTS.get(kind, {}))
     parts = {name: read_value(hints[name], value[name], f"{where}: {name}") for name in names}
     try:

@@ -25,7 +25,8 @@ from typing import Any
 
 from ..shards.errors import UsageError
 from .prometheus import CONTENT_TYPE
-from .service_access import check_listen, is_loopback
+from .service_access import check_listen
+from .service_address import is_loopback
 from .service_desk import Desk
 from .service_metrics import ServiceStats
 from .service_server import BatchServer
@@ -68,8 +69,8 @@ def run_server(
     check_listen(listen[0], token, tls is not None)
     if http is not None and not is_loopback(http[0]):
         raise UsageError(
-            f"serve: expected the loopback address for health and metrics, found {http[0]}. They have no token: let an agent "
-            "on this host collect them"
+            f"serve: expected the loopback address for health and metrics, found {http[0]}. They have no token: let an "
+            "agent on this host collect them"
         )
     _allow_many_files()
     with ExitStack() as stack:
@@ -81,7 +82,7 @@ def run_server(
         if http is not None:
             endpoint = stack.enter_context(_http_endpoint(http, server.stats))
             where["http"] = endpoint
-        say(json.dumps(where | {"data_sets": sorted(desk.data_sets), "device": str(desk.device)}))
+        say(json.dumps(where | {"data_sets": desk.fingerprints, "device": str(desk.device)}))
         logger.info("serving", extra={"facts": where})
         stop.wait()
         logger.info("draining", extra={"facts": {"calls": server.admission.num_calls}})
@@ -150,7 +151,9 @@ def _http_endpoint(address: tuple[str, int], stats: Callable[[], ServiceStats]) 
     try:
         server = _HttpServer(address, _Pages)
     except OSError as error:
-        raise UsageError(f"serve: expected a free address for health and metrics, found {address}: {error}") from error
+        raise UsageError(
+            f"serve: expected a free address for health and metrics, found {address}: {error}"
+        ) from error
     server.stats = stats
     thread = threading.Thread(target=server.serve_forever, name="softshard-http", daemon=True)
     thread.start()
@@ -190,7 +193,9 @@ class _Pages(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         stats = self.server.stats()
         if self.path == "/healthz":
-            self._answer(503 if stats.draining else 200, "draining\n" if stats.draining else "ok\n", "text/plain")
+            self._answer(
+                503 if stats.draining else 200, "draining\n" if stats.draining else "ok\n", "text/plain"
+            )
         elif self.path == "/metrics":
             self._answer(200, stats.to_prometheus(), CONTENT_TYPE)
         elif self.path == "/stats":

@@ -116,7 +116,7 @@ class BatchServer(flight.FlightServerBase):
             "protocol": PROTOCOL,
             "softshard": version("softshard"),
             "stack": decode_stack(self.desk.device.type),
-            "data_sets": sorted(self.desk.data_sets),
+            "data_sets": self.desk.fingerprints,
             "memory": None if self._proof is None else self._proof.handle.to_json(),
         }
 
@@ -127,7 +127,13 @@ class BatchServer(flight.FlightServerBase):
         facts = self.desk.open(asked.get("recipe"))
         logger.info(
             "open",
-            extra={"facts": {"recipe": facts["recipe"], "dataset": facts["dataset"], "s": time.monotonic() - begun}},
+            extra={
+                "facts": {
+                    "recipe": facts["recipe"],
+                    "dataset": facts["dataset"],
+                    "s": time.monotonic() - begun,
+                }
+            },
         )
         return facts
 
@@ -169,7 +175,9 @@ class BatchServer(flight.FlightServerBase):
         except CancelledError:  # the recipe was closed to make room
             refusal = Refusal(BUSY, "the recipe was closed; open it again")
         except SoftshardError as error:
-            refusal = Refusal.of(error) if isinstance(error, UsageError | DataError) else Refusal(BUSY, str(error))
+            refusal = (
+                Refusal.of(error) if isinstance(error, UsageError | DataError) else Refusal(BUSY, str(error))
+            )
         except Exception:
             logger.exception("a request failed", extra={"facts": {"request": what}})
             refusal = Refusal(INTERNAL, "the server failed; its log says why")

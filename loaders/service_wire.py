@@ -60,9 +60,16 @@ def decode_batch(rows: pa.RecordBatch) -> tuple[Batch, list[BadSample]]:
         keys = rows.column(rows.schema.get_field_index("keys")).to_pylist()
         teacher = [found.pop(f"teacher.{name}", None) for name in TeacherLevels._fields]
         mix = [found.pop(f"mix.{name}", None) for name in Mix._fields]
-        levels, targets = found.pop("levels", None), found.pop("targets", None)
-        images = found.pop("images").permute(0, 3, 1, 2)
-        batch = Batch(images=images, levels=levels, targets=targets, keys=keys, **found)
+        batch = Batch(
+            images=found["images"].permute(0, 3, 1, 2),
+            classes=found["classes"],
+            levels=found.get("levels"),
+            targets=found.get("targets"),
+            crops=found["crops"],
+            flips=found["flips"],
+            keys=keys,
+            valid=found["valid"],
+        )
     except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
         raise DataError(
             f"data service: expected the rows of a batch, found others: {error!r:.200}. Install the same softshard on "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ..loaders.batch import Batch
 from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
+from ..loaders.open_loader import open_loader
 from ..shards.errors import DataError
 from ..shards.storage import public_name
 from ..shards.tree import LabelTree
@@ -30,6 +31,9 @@ from .models import load_trained_model
 from .processes import process_group
 from .recipes import TREE_LOSSES, Recipe
 from .step import model_input
+
+if TYPE_CHECKING:
+    from ..loaders.service_client import Connection
 
 
 def evaluate(
@@ -204,6 +208,7 @@ def evaluation_loader(
     dataset: str,
     *,
     labels: LabelSource | None = None,
+    connection: Connection | None = None,
     batch_size: int,
     device: str | torch.device,
     rank: int = 0,
@@ -211,8 +216,9 @@ def evaluation_loader(
     num_threads: int | None = None,
 ) -> Loader:
     """A loader of the recipe's evaluation view of every image, in order, the last batch padded."""
-    return Loader(
+    return open_loader(
         dataset,
+        connection=connection,
         labels=labels,
         batch_size=batch_size,
         device=str(device),

@@ -19,13 +19,13 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
 from ..loaders.labels import LabelSource, load_labels
-from ..loaders.loader import Loader
+from ..loaders.open_loader import open_loader
 from ..loaders.replay import replay_command
 from ..shards.errors import UsageError
 from ..shards.storage import public_name
@@ -58,6 +58,9 @@ from .step import TrainStep
 from .steplog import StepLog, board_writer
 from .teacher import choose_teacher
 
+if TYPE_CHECKING:
+    from ..loaders.service_client import Connection
+
 
 def train(
     recipe: Recipe,
@@ -68,6 +71,7 @@ def train(
     val: str | None = None,
     labels: str | Path | LabelSource | None = None,
     side: str | Path | None = None,
+    connection: Connection | None = None,
     epochs: int | None = None,
     global_batch: int | None = None,
     pretrained: bool = False,
@@ -89,13 +93,15 @@ def train(
 
     Args:
         recipe: what decides the result.
-        dataset: a local folder, or any fsspec URL (see Loader).
+        dataset: a local folder, or any fsspec URL (see Loader); or servers of the data service (`grpc://host:port/NAME`,
+            several with commas between), which then decode.
         model: timm's name of the architecture.
         out: a local folder for everything the run writes.
         val: a data set to evaluate on after every epoch.
         labels: read both data sets with these instead of their own, as the Loader does: a LabelTree, class names, a
             Relabelling; or what `load_labels` reads them from. The checkpoint keeps their class list and tree.
         side: a folder of side shards, whose label maps are joined to the training set's samples.
+        connection: how to speak to servers.
         epochs: instead of the recipe's.
         global_batch: instead of the recipe's: samples per step over all ranks.
         pretrained: begin with timm's own weights.
@@ -162,8 +168,9 @@ def train(
 
         # 2. Data.
         read_with = load_labels(labels)
-        loader = Loader(
+        loader = open_loader(
             dataset,
+            connection=connection,
             labels=read_with,
             batch_size=recipe.global_batch // world_size,
             device=device,
@@ -188,6 +195,7 @@ def train(
             val_loader = evaluation_loader(
                 recipe,
                 val,
+                connection=connection,
                 labels=read_with,
                 batch_size=recipe.global_batch // world_size,
                 device=device,
