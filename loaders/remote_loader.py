@@ -101,8 +101,8 @@ class RemoteSource:
             UsageError: always; shards are on the servers.
         """
         raise UsageError(
-            f"{self.dataset}: expected a data set whose shards can be read here, found one behind the data service. Give its "
-            "folder or URL"
+            f"{self.dataset}: expected a data set whose shards can be read here, found one behind the data service. Give "
+            "its folder or URL"
         )
 
 
@@ -124,7 +124,8 @@ class RemoteLoader(Loader):
         connection: how to speak to the servers; see Connection.
 
     Raises:
-        UsageError: options that contradict each other or the data set; servers of another version, pixel stack or data set.
+        UsageError: options that contradict each other or the data set; servers of another version, pixel stack or
+            data set.
         DataError: the data set is damaged.
         ServiceError: no server answers.
     """

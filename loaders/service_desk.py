@@ -52,7 +52,7 @@ class Limits:
     batch_bytes: int = 2**29
     request_bytes: int = 2**26
     recipes: int = 8
-    recipe_idle_s: float = 60.0
+    recipe_idle_s: float = 10.0
     clients: int = 64
     client_idle_s: float = 60.0
     calls: int = 256
@@ -242,8 +242,8 @@ class Desk:
         if recipe.batch_size * image_bytes > limit or recipe.world_size > 2**20:
             raise UsageError(
                 f"recipe: expected a batch of at most {limit:,} bytes, found {recipe.batch_size:,} images of "
-                f"{image_bytes:,} bytes for each of {recipe.world_size:,} processes. Use a smaller batch_size, or start the server with a "
-                "larger --max-batch-bytes"
+                f"{image_bytes:,} bytes for each of {recipe.world_size:,} processes. Use a smaller batch_size, "
+                "or start the server with a larger --max-batch-bytes"
             )
 
     def _open_loader(self, recipe: BatchRecipe) -> PlaceLoader:

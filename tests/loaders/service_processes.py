@@ -26,16 +26,32 @@ class ServerProcess:
     """`softshard serve`, ready to be asked."""
 
     def __init__(self, *arguments, listen="127.0.0.1:0", threads=1):
-        command = [sys.executable, "-c", SERVE, *map(str, arguments), "--listen", listen, "--http", "127.0.0.1:0"]
+        command = [
+            sys.executable,
+            "-c",
+            SERVE,
+            *map(str, arguments),
+            "--listen",
+            listen,
+            "--http",
+            "127.0.0.1:0",
+        ]
         self.process = subprocess.Popen(
-            [*command, "--threads", str(threads)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, "--threads", str(threads), "--max-recipes", "64"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
+
+    def ready(self):
+        """Wait until it can be asked."""
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(self.process.stderr.read())
         said = json.loads(line)
         self.url, self.http = said["listen"], said["http"]
         self.address = self.url.rpartition("/")[2]
+        return self
 
     def get(self, path):
         with urllib.request.urlopen(self.http + path, timeout=10) as answer:
@@ -57,7 +73,9 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self.send(signal.SIGKILL)
             _, log = self.process.communicate(timeout=30)
-        return self.process.returncode, [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+        return self.process.returncode, [
+            json.loads(line) for line in log.splitlines() if line.startswith("{")
+        ]
 
 
 @contextmanager
@@ -65,9 +83,20 @@ def serving(*arguments, **options):
     """A server that ends with the body."""
     server = ServerProcess(*arguments, **options)
     try:
-        yield server
+        yield server.ready()
     finally:
         server.stop()
+
+
+@contextmanager
+def serving_two(*arguments, **options):
+    """Two servers of the same data sets, which start side by side."""
+    servers = [ServerProcess(*arguments, **options) for _ in range(2)]
+    try:
+        yield [server.ready() for server in servers]
+    finally:
+        for server in servers:
+            server.stop()
 
 
 def assert_same_batches(found, expected):
@@ -83,7 +112,9 @@ def assert_same_batch(mine, other):
     for name, value in other.to_dict().items():
         got = getattr(mine, name)
         if isinstance(value, torch.Tensor):
-            assert got.dtype == value.dtype and got.shape == value.shape and got.stride() == value.stride(), name
+            assert got.dtype == value.dtype and got.shape == value.shape and got.stride() == value.stride(), (
+                name
+            )
             assert torch.equal(got, value), name
         elif isinstance(value, tuple):
             assert all(torch.equal(a, b) for a, b in zip(got, value, strict=True)), name

@@ -1,10 +1,11 @@
 """A RemoteLoader gives what a Loader gives, bit by bit."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from service_processes import SMALL, assert_same_batches, serving
+from service_processes import SMALL, assert_same_batches, serving, serving_two
 
 from softshard.loaders import (
     Augment,
@@ -29,7 +30,7 @@ FLAT = [("cat", "beast"), ("dog", "beast"), ("crow", "beast"), ("oak", "thing"),
 def servers(packed, packed_all_paths):
     """Two servers of the same two data sets."""
     sets = f"small={packed}", f"paths={packed_all_paths}"
-    with serving(*sets) as one, serving(*sets) as other:
+    with serving_two(*sets) as (one, other):
         yield [one.url, other.url]
 
 
@@ -126,16 +127,12 @@ def test_classes_with_several_parents_have_several_rows(servers, packed_all_path
         assert_same_batches(remote, local)
 
 
-def test_a_mixture_of_a_servers_data_sets(packed, packed_plain, tmp_path):
-    names = {"a": packed_plain, "b": packed_plain.parent / "val"}
-    if not names["b"].exists():
-        names["b"] = packed_plain
-    sets = [f"{name}={path}" for name, path in {"a": packed_plain, "small": packed}.items()]
-    labels = ["a", "b"]
-    with serving(*sets) as server:
-        mixture = Mixture({"a": 1.0}, epoch_samples=30)
-        with RemoteLoader(server.url, dataset=mixture, labels=labels, **SMALL) as remote:
-            with Loader(Mixture({packed_plain: 1.0}, epoch_samples=30), labels=labels, **SMALL) as local:
+def test_a_mixture_of_a_servers_data_sets(packed_plain, tmp_path):
+    twin = shutil.copytree(packed_plain, tmp_path / "twin")
+    with serving(f"plain={packed_plain}", f"twin={twin}") as server:
+        mixture = Mixture({"plain": 2, "twin": 1}, epoch_samples=30)
+        with RemoteLoader(server.url, dataset=mixture, **SMALL) as remote:
+            with Loader(Mixture({packed_plain: 2, twin: 1}, epoch_samples=30), **SMALL) as local:
                 assert remote.state_dict() == local.state_dict()
                 assert_same_batches(remote, local)
 
@@ -175,7 +172,11 @@ def test_another_world_size_continues_a_local_state(servers, packed):
 
 def test_bad_samples_are_replaced_and_counted_as_a_local_loader_does(damage):
     folder, _, key = damage(20, "jpg", lambda jpeg: bytes(len(jpeg)))
-    with serving(folder) as server, RemoteLoader(server.url, **SMALL) as remote, Loader(folder, **SMALL) as local:
+    with (
+        serving(folder) as server,
+        RemoteLoader(server.url, **SMALL) as remote,
+        Loader(folder, **SMALL) as local,
+    ):
         assert_same_batches(remote, local)
         assert remote.num_bad == local.num_bad == 1
         assert key not in {name for batch in remote for name in batch.keys}
