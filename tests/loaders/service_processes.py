@@ -112,9 +112,7 @@ def assert_same_batch(mine, other):
     for name, value in other.to_dict().items():
         got = getattr(mine, name)
         if isinstance(value, torch.Tensor):
-            assert got.dtype == value.dtype and got.shape == value.shape and got.stride() == value.stride(), (
-                name
-            )
+            assert (got.dtype, got.shape, got.stride()) == (value.dtype, value.shape, value.stride()), name
             assert torch.equal(got, value), name
         elif isinstance(value, tuple):
             assert all(torch.equal(a, b) for a, b in zip(got, value, strict=True)), name

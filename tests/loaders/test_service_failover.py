@@ -15,6 +15,12 @@ from softshard.shards.errors import UsageError
 
 QUICK = Connection(connect_s=5, request_s=10, deadline_s=60)
 OPTIONS = SMALL | {"dtype": "uint8", "batch_size": 4}
+AWAY = "grpc://127.0.0.1:9"  # nothing listens there
+OTHER_SET = "expected the same data set on all servers"
+
+
+def make(servers, connection):
+    return RemoteLoader(servers, connection=connection, **OPTIONS)
 
 
 @pytest.fixture
@@ -24,7 +30,10 @@ def expected(packed):
 
 
 def test_a_server_that_is_killed_in_an_epoch_costs_no_batch(packed, expected):
-    with serving_two(packed) as (one, other), RemoteLoader([one.url, other.url], connection=QUICK, **OPTIONS) as remote:
+    with (
+        serving_two(packed) as (one, other),
+        RemoteLoader([one.url, other.url], connection=QUICK, **OPTIONS) as remote,
+    ):
         found = []
         for batch in remote:
             found.append(batch)
@@ -53,14 +62,13 @@ def test_a_server_that_is_killed_and_started_anew_is_asked_again(packed, expecte
 
 def test_a_server_that_hangs_is_left_for_another(packed, expected, within):
     connection = Connection(connect_s=20, request_s=1, deadline_s=60, hedge=None)
-    with serving_two(packed) as (one, other):
-        with RemoteLoader([one.url, other.url], connection=connection, **OPTIONS) as remote:
-            found, batches = [], iter(remote)
-            found.append(next(batches))
-            one.send(signal.SIGSTOP)
-            found.extend(within(lambda: list(batches), 60))
-            one.send(signal.SIGCONT)
-            assert_same_batches(found, expected)
+    with serving_two(packed) as (one, other), make([one.url, other.url], connection) as remote:
+        found, batches = [], iter(remote)
+        found.append(next(batches))
+        one.send(signal.SIGSTOP)
+        found.extend(within(lambda: list(batches), 60))
+        one.send(signal.SIGCONT)
+        assert_same_batches(found, expected)
 
 
 def test_a_second_server_is_asked_where_the_first_is_slower_than_usual(packed, within):
@@ -90,14 +98,13 @@ def test_an_interrupted_loop_does_not_wait_for_a_server_that_hangs(packed, withi
 
 def test_where_all_servers_are_gone_the_error_names_them(packed, within):
     connection = Connection(connect_s=20, request_s=2, deadline_s=3)
-    with serving_two(packed) as (one, other):
-        with RemoteLoader([one.url, other.url], connection=connection, **OPTIONS) as remote:
-            batches = iter(remote)
-            next(batches)
-            for server in (one, other):
-                server.send(signal.SIGKILL)
-            with pytest.raises(ServiceError) as caught:
-                within(lambda: list(batches), 30)
+    with serving_two(packed) as (one, other), make([one.url, other.url], connection) as remote:
+        batches = iter(remote)
+        next(batches)
+        for server in (one, other):
+            server.send(signal.SIGKILL)
+        with pytest.raises(ServiceError) as caught:
+            within(lambda: list(batches), 30)
     for server in (one, other):
         assert server.url in str(caught.value)
     assert "expected a batch within 3 s, found none" in str(caught.value)
@@ -109,17 +116,21 @@ def test_no_server_at_all_is_an_error_that_says_what_to_run():
 
 
 def test_one_server_that_is_away_at_the_start_is_done_without(packed, expected):
-    with serving(packed) as server:
-        with RemoteLoader([server.url, "grpc://127.0.0.1:9"], connection=QUICK, **OPTIONS) as remote:
-            assert_same_batches(remote, expected)
+    with serving(packed) as server, make([server.url, AWAY], QUICK) as remote:
+        assert_same_batches(remote, expected)
 
 
 def test_servers_of_different_data_sets_are_refused_and_both_are_named(packed, packed_plain):
-    with serving(f"x={packed}") as one, serving(f"x={packed_plain}") as other, pytest.raises(
-        UsageError, match="expected the same data set on all servers, found fingerprint"
-    ) as caught:
+    with (
+        serving(f"x={packed}") as one,
+        serving(f"x={packed_plain}") as other,
+        pytest.raises(
+            UsageError, match="expected the same data set on all servers, found fingerprint"
+        ) as caught,
+    ):
         RemoteLoader([one.url, other.url], **OPTIONS)
-    assert one.url in str(caught.value) and other.url in str(caught.value)
+    assert one.url in str(caught.value)
+    assert other.url in str(caught.value)
 
 
 def test_a_server_that_comes_back_with_another_data_set_is_asked_no_more(packed, packed_plain, within):
@@ -129,13 +140,18 @@ def test_a_server_that_comes_back_with_another_data_set_is_asked_no_more(packed,
             batches = iter(remote)
             next(batches)
             one.stop(signal.SIGKILL)
-            with serving(f"x={packed_plain}", listen=one.address):
-                with pytest.raises(ServiceError, match="expected the same data set on all servers"):
-                    within(lambda: list(batches), 60)
+            with (
+                serving(f"x={packed_plain}", listen=one.address),
+                pytest.raises(ServiceError, match=OTHER_SET),
+            ):
+                within(lambda: list(batches), 60)
 
 
 def test_drain_finishes_what_is_under_way_and_sends_clients_elsewhere(packed, expected):
-    with serving_two(packed) as (one, other), RemoteLoader([one.url, other.url], connection=QUICK, **OPTIONS) as remote:
+    with (
+        serving_two(packed) as (one, other),
+        RemoteLoader([one.url, other.url], connection=QUICK, **OPTIONS) as remote,
+    ):
         found = []
         for batch in remote:
             found.append(batch)

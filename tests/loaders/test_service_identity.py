@@ -101,13 +101,13 @@ def test_labels_are_sent_as_data(servers, packed, kind):
     manifest = Manifest.load(packed)
     names = [name for name in reversed(manifest.class_names) if name != "dog"]
     labels = {"tree": tree, "names": names, "relabelling": relabel(manifest.class_names, tree)}[kind]
-    with RemoteLoader(servers, dataset="small", labels=labels, **SMALL) as remote:
-        with Loader(packed, labels=labels, **SMALL) as local:
-            assert remote.class_names == local.class_names
-            trees = [None if each.tree is None else each.tree.fingerprint for each in (remote, local)]
-            assert trees[0] == trees[1]
-            assert remote.state_dict() == local.state_dict()
-            assert_same_batches(remote, local)
+    options = SMALL | {"labels": labels}
+    with RemoteLoader(servers, dataset="small", **options) as remote, Loader(packed, **options) as local:
+        assert remote.class_names == local.class_names
+        trees = [None if each.tree is None else each.tree.fingerprint for each in (remote, local)]
+        assert trees[0] == trees[1]
+        assert remote.state_dict() == local.state_dict()
+        assert_same_batches(remote, local)
 
 
 def test_keys_are_read_here_and_sent(servers, packed, tmp_path):
@@ -131,10 +131,10 @@ def test_a_mixture_of_a_servers_data_sets(packed_plain, tmp_path):
     twin = shutil.copytree(packed_plain, tmp_path / "twin")
     with serving(f"plain={packed_plain}", f"twin={twin}") as server:
         mixture = Mixture({"plain": 2, "twin": 1}, epoch_samples=30)
-        with RemoteLoader(server.url, dataset=mixture, **SMALL) as remote:
-            with Loader(Mixture({packed_plain: 2, twin: 1}, epoch_samples=30), **SMALL) as local:
-                assert remote.state_dict() == local.state_dict()
-                assert_same_batches(remote, local)
+        here = Mixture({packed_plain: 2, twin: 1}, epoch_samples=30)
+        with RemoteLoader(server.url, dataset=mixture, **SMALL) as remote, Loader(here, **SMALL) as local:
+            assert remote.state_dict() == local.state_dict()
+            assert_same_batches(remote, local)
 
 
 def test_states_go_from_one_kind_to_the_other_before_every_batch(servers, packed):
@@ -189,4 +189,5 @@ def test_adapters_take_it_as_they_take_a_loader(servers, packed):
         found.sampler.set_epoch(3)
         expected.sampler.set_epoch(3)
         for (images, classes), (others, labels) in zip(found, expected, strict=True):
-            assert torch.equal(images, others) and torch.equal(classes, labels)
+            assert torch.equal(images, others)
+            assert torch.equal(classes, labels)

@@ -36,7 +36,7 @@ def served(packed, limits=None, **options):
         server.close(5)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server(packed):
     with served(packed) as found:
         yield found
@@ -192,21 +192,20 @@ def test_a_request_beyond_the_limit_is_refused_and_the_others_are_served(packed)
 
 
 def test_more_clients_and_calls_than_are_allowed_are_refused_for_a_while(packed, within):
-    with served(packed, Limits(clients=1, client_idle_s=0.5, calls_per_client=1)) as server:
-        with RemoteLoader(server.address, prefetch=4, **SMALL) as first:
-            list(first)  # four at a time, of which one is let in
-            assert first.fetch_stats().retries > 0
-            # Another one has to wait until the first has been away for half a second.
-            second = within(
-                lambda: RemoteLoader(server.address, connection=Connection(connect_s=20), **SMALL)
-            )
-            assert len(list(second)) == 9
-            second.close()
+    limits = Limits(clients=1, client_idle_s=0.5, calls_per_client=1)
+    with served(packed, limits) as server, RemoteLoader(server.address, prefetch=4, **SMALL) as first:
+        list(first)  # four at a time, of which one is let in
+        assert first.fetch_stats().retries > 0
+        # Another one has to wait until the first has been away for half a second.
+        second = within(lambda: RemoteLoader(server.address, connection=Connection(connect_s=20), **SMALL))
+        assert len(list(second)) == 9
+        second.close()
 
 
 def test_the_recipe_used_least_recently_makes_room_and_is_opened_again(packed):
     with (
-        served(packed, Limits(recipes=1, recipe_idle_s=0.01)) as server, RemoteLoader(server.address, **SMALL) as one,
+        served(packed, Limits(recipes=1, recipe_idle_s=0.01)) as server,
+        RemoteLoader(server.address, **SMALL) as one,
         RemoteLoader(server.address, **SMALL | {"seed": 5}) as two,
     ):
         with Loader(packed, **SMALL) as local:
@@ -297,7 +296,8 @@ def test_a_wrong_token_or_none_is_refused_and_stands_in_no_message(packed, token
                 UsageError, match="expected the server's token, found another or none"
             ) as caught:
                 RemoteLoader(server.address, connection=connection, **SMALL)
-            assert TOKEN not in str(caught.value) and "f" * 32 not in str(caught.value)
+            assert TOKEN not in str(caught.value)
+            assert "f" * 32 not in str(caught.value)
         with client_of(server) as client, pytest.raises(flight.FlightUnauthenticatedError):
             client.do_get(flight.Ticket(b"x")).read_all()
         with RemoteLoader(server.address, connection=Connection(token_file=token_file), **SMALL) as remote:
@@ -444,7 +444,8 @@ def test_two_askers_of_one_batch_wait_for_the_same_one(packed):
             thread.start()
         for thread in threads:
             thread.join(60)
-        assert len(found) == 8 and all(made is found[0] for made in found)
+        assert len(found) == 8
+        assert all(made is found[0] for made in found)
         assert desk.counts().made == 1
     finally:
         desk.close()
