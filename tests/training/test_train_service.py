@@ -10,7 +10,7 @@ from softshard.loaders import Augment, Loader, RemoteLoader, as_tuples
 from softshard.shards.cli import main
 from softshard.shards.errors import UsageError
 from softshard.training import semantic_softmax
-from softshard.training.checkpoint import load_checkpoint
+from softshard.training.checkpoint import load_checkpoint, save_checkpoint
 from softshard.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,29 +36,27 @@ def test_a_run_on_servers_gives_the_weights_and_numbers_of_a_local_one(server, s
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
-def test_a_local_run_continues_on_servers(server, shards, tmp_path):
-    whole = run(shards / "train", shards / "val", tmp_path / "whole")
-    recipe = dataclasses.replace(semantic_softmax(), epochs=2, global_batch=8, image_size=32)
+class Stopped(Exception):
+    """Stands for a process that is gone."""
 
-    class Stopped(Exception):
-        pass
 
-    def stop_after_the_first_epoch(line):
-        if line.startswith("epoch 0"):
+def test_a_local_run_continues_on_servers(server, shards, tmp_path, monkeypatch):
+    sets = shards / "train", shards / "val"
+    whole = run(*sets, tmp_path / "whole")
+    saves = []
+
+    def save_and_stop(path, checkpoint):
+        save_checkpoint(path, checkpoint)
+        saves.append(checkpoint.step)
+        if len(saves) == 4:
             raise Stopped
 
-    options = {"model": "test_resnet", "log_steps": 1, "out": tmp_path / "part", "checkpoint_steps": 1}
+    monkeypatch.setattr("softshard.training.train.save_checkpoint", save_and_stop)
     with pytest.raises(Stopped):
-        train(
-            recipe,
-            str(shards / "train"),
-            val=str(shards / "val"),
-            log=stop_after_the_first_epoch,
-            **options,
-        )
-    before = load_checkpoint(tmp_path / "part" / "checkpoint.pt").step
-    assert 0 < before < whole.steps
-    rest = train(recipe, f"{server.url}/train", val=f"{server.url}/val", resume=True, **options)
+        run(*sets, tmp_path / "part", checkpoint_steps=1)
+    assert saves == [1, 2, 3, 4]
+    monkeypatch.undo()
+    rest = run(f"{server.url}/train", f"{server.url}/val", tmp_path / "part", resume=True)
     assert rest.history == whole.history
 
 
