@@ -12,7 +12,7 @@ This file puts the parts together:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -359,9 +359,10 @@ class Loader:
                 if not left:  # also where the loop took all batches and never asked for the end
                     self.epoch, self._taken = epoch + 1, 0
 
-    def _interrupt(self) -> None:
-        """End whatever `_batches` waits for; from another thread."""
-        self._maker.reader.shards.interrupt()
+    @property
+    def _interrupt(self) -> Callable[[], None]:
+        """Ends whatever `_batches` waits for, from another thread; holds no loader, which could not go otherwise."""
+        return self._maker.reader.shards.interrupt
 
     def _batches(self, epoch: int, taken: int) -> Iterator[Batch]:
         """The rest of an epoch; runs in the background, and the decoder a step ahead of it."""

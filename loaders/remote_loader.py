@@ -6,7 +6,7 @@ options -> BatchRecipe -> ServerPool -> Arrow rows -> Batch -> normalise, to the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -239,8 +239,9 @@ class RemoteLoader(Loader):
         # There and back, so that what a server would refuse is refused here.
         return BatchRecipe.from_json(json.loads(json.dumps(recipe.to_json())))
 
-    def _interrupt(self) -> None:
-        self._pool.interrupt()
+    @property
+    def _interrupt(self) -> Callable[[], None]:
+        return self._pool.interrupt
 
     def _batches(self, epoch: int, taken: int) -> Iterator[Batch]:
         if self.pin_memory:
