@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -134,7 +136,10 @@ def _run_serve(args: argparse.Namespace) -> int:
         drain_s=args.drain_s,
         say=lambda line: print(line, flush=True),
     )
-    return EXIT_FINE if finished else EXIT_BAD_DATA
+    if not finished:
+        sys.stderr.flush()
+        os._exit(EXIT_BAD_DATA)  # gRPC's threads would wait for clients that do not read on
+    return EXIT_FINE
 
 
 def named_sets(datasets: list[str], sides: list[str]) -> dict[str, ServedSet]:

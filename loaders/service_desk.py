@@ -27,6 +27,7 @@ from .service_maker import Made, Place, PlaceLoader, RecipeMaker
 from .service_protocol import BUSY, UNKNOWN_RECIPE, Refusal, Ticket
 from .service_recipe import BatchRecipe, NamedMixture
 
+_SAMPLE_BYTES = 4096  # that a sample takes at least, however small its image: key, class, crop
 _POLL_S = 0.5  # between two looks whether a waiting client is still there
 
 
@@ -204,15 +205,25 @@ class Desk:
             try:
                 return self._opened(recipe.fingerprint)
             except Refusal:
-                self._make_room()
-                maker = RecipeMaker(self._open_loader(recipe))
-            with self._lock:
-                self._opening.pop(recipe.fingerprint, None)
-                if not self._closed:
-                    self._makers[recipe.fingerprint] = maker, time.monotonic()
-                    return maker
-            maker.close()
+                return self._add(recipe)
+            finally:
+                with self._lock:
+                    self._opening.pop(recipe.fingerprint, None)
+
+    def _add(self, recipe: BatchRecipe) -> RecipeMaker:
+        """Open a recipe that is not open."""
+        self._make_room()
+        maker = RecipeMaker(self._open_loader(recipe))
+        with self._lock:
+            # Who came while the lock of this recipe was given back may have opened it, too.
+            there = self._makers.get(recipe.fingerprint)
+            if there is None and not self._closed:
+                self._makers[recipe.fingerprint] = maker, time.monotonic()
+                return maker
+        maker.close()
+        if there is None:
             raise Refusal(BUSY, "the server is stopping")
+        return there[0]
 
     def _make_room(self) -> None:
         """Close the recipe that was used least recently, where there is one too many.
@@ -239,6 +250,7 @@ class Desk:
         """Refuse a batch that is too large, before anything is opened for it."""
         size, limit = recipe.augment.size, self.limits.batch_bytes
         image_bytes = 3 * size * size * (DTYPES[recipe.dtype].itemsize if recipe.dtype in DTYPES else 1)
+        image_bytes = max(image_bytes, _SAMPLE_BYTES)
         if recipe.batch_size * image_bytes > limit or recipe.world_size > 2**20:
             raise UsageError(
                 f"recipe: expected a batch of at most {limit:,} bytes, found {recipe.batch_size:,} images of "

@@ -43,6 +43,7 @@ from .service_protocol import (
 from .service_wire import meta_schema
 
 _TOKEN_CHECK = "token"
+_SHUTDOWN_PATIENCE_S = 5.0
 _SMALL_BYTES = 4096  # of requests that hold next to nothing
 
 logger = logging.getLogger("softshard.service")
@@ -214,7 +215,11 @@ class BatchServer(flight.FlightServerBase):
             return True
         self._closed.set()
         done = self.admission.drain(patience_s)
-        self.shutdown()
+        # gRPC waits for every client that does not read on; who ends the process does not (see cli_serve.py).
+        stopping = threading.Thread(target=self.shutdown, name="softshard-shutdown", daemon=True)
+        stopping.start()
+        stopping.join(_SHUTDOWN_PATIENCE_S)
+        done = done and not stopping.is_alive()
         self.desk.close()
         if self._proof is not None:
             self._proof.close()

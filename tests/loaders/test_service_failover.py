@@ -1,16 +1,20 @@
 """Servers that die, hang, come back as something else or are not there: every batch arrives, once, the same."""
 
 import itertools
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 
+import pyarrow.flight as flight
 import pytest
 from service_processes import SMALL, ServerProcess, assert_same_batches, serving, serving_two
 
-from softshard.loaders import Connection, Loader, RemoteLoader, ServiceError
+from softshard.loaders import Augment, Connection, Loader, RemoteLoader, ServiceError
+from softshard.loaders.service_protocol import Ticket
+from softshard.loaders.service_recipe import BatchRecipe
 from softshard.shards.errors import UsageError
 
 QUICK = Connection(connect_s=5, request_s=10, deadline_s=60)
@@ -161,6 +165,23 @@ def test_drain_finishes_what_is_under_way_and_sends_clients_elsewhere(packed, ex
     assert code == 0
     assert [line["event"] for line in log][-2:] == ["draining", "stopped"]
     assert log[-1]["finished"] is True
+
+
+def test_a_client_that_stops_reading_holds_up_neither_the_others_nor_the_end(packed, expected):
+    with serving(packed, "--drain-s", "1", "--no-shared-memory") as server:
+        recipe = BatchRecipe(None, 105, augment=Augment(size=512))  # 80 MB, more than any buffer on the way
+        with flight.FlightClient(server.url) as client:
+            content = json.dumps({"protocol": 1, "recipe": recipe.to_json()}).encode()
+            (opened,) = client.do_action(flight.Action("open", content))
+            ticket = Ticket(json.loads(opened.body.to_pybytes())["recipe"], 0, 0, 0)
+            reader = client.do_get(flight.Ticket(ticket.to_bytes()))
+            with make(server.url, QUICK) as remote:
+                assert_same_batches(remote, expected)
+            assert server.stats()["calls"] == 1
+            code, log = server.stop()
+            assert code == 1
+            assert log[-1]["finished"] is False
+            reader.cancel()
 
 
 CLIENT = """
