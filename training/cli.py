@@ -219,8 +219,8 @@ def _run_train(args: argparse.Namespace) -> int:
 
 
 def _connection(args: argparse.Namespace) -> Connection | None:
-    """How to speak to servers; None for a data set that is read here."""
-    if not is_service(args.dataset):
+    """How to speak to servers; None for data sets that are read here."""
+    if not (is_service(args.dataset) or is_service(args.val)):
         return None
     with needs_extra("softshard train grpc://...", extra="service"):
         from ..loaders.service_client import Connection
