@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -136,10 +134,7 @@ def _run_serve(args: argparse.Namespace) -> int:
         drain_s=args.drain_s,
         say=lambda line: print(line, flush=True),
     )
-    if not finished:
-        sys.stderr.flush()
-        os._exit(EXIT_BAD_DATA)  # gRPC's threads would wait for clients that do not read on
-    return EXIT_FINE
+    return EXIT_FINE if finished else EXIT_BAD_DATA
 
 
 def named_sets(datasets: list[str], sides: list[str]) -> dict[str, ServedSet]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
 import signal
 import sys
@@ -23,6 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import socket
 from typing import Any
 
+from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE
 from ..shards.errors import UsageError
 from .prometheus import CONTENT_TYPE
 from .service_access import check_listen
@@ -49,6 +51,8 @@ def run_server(
     say: Callable[[str], None] = print,
 ) -> bool:
     """Serve until a signal says to stop; for a process's main thread.
+
+    Where gRPC still waits for clients that do not read on, in the end, the process ends here.
 
     Args:
         desk: that makes batches; closed at the end.
@@ -90,6 +94,9 @@ def run_server(
         stats = server.stats()
         facts = {"finished": done, "images": stats.images, "hit_rate": stats.cache.hit_rate}
         logger.info("stopped", extra={"facts": facts})
+        if server.hangs:
+            sys.stderr.flush()
+            os._exit(EXIT_FINE if done else EXIT_BAD_DATA)  # leaving as usual would wait with gRPC
         return done
 
 

@@ -83,6 +83,7 @@ class BatchServer(flight.FlightServerBase):
         self._counts = ServiceCounts()
         self._started = time.time()
         self._closed = threading.Event()
+        self.hangs = False  # closed, and gRPC still waits for clients
         shown = f"[{host}]" if ":" in host else host
         try:
             super().__init__(
@@ -215,11 +216,11 @@ class BatchServer(flight.FlightServerBase):
             return True
         self._closed.set()
         done = self.admission.drain(patience_s)
-        # gRPC waits for every client that does not read on; who ends the process does not (see cli_serve.py).
+        # gRPC waits for every client that does not read on, or never spoke; whoever ends the process does not.
         stopping = threading.Thread(target=self.shutdown, name="softshard-shutdown", daemon=True)
         stopping.start()
         stopping.join(_SHUTDOWN_PATIENCE_S)
-        done = done and not stopping.is_alive()
+        self.hangs = stopping.is_alive()
         self.desk.close()
         if self._proof is not None:
             self._proof.close()

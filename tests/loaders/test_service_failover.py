@@ -4,9 +4,11 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 
 import pyarrow.flight as flight
 import pytest
@@ -182,6 +184,18 @@ def test_a_client_that_stops_reading_holds_up_neither_the_others_nor_the_end(pac
             assert code == 1
             assert log[-1]["finished"] is False
             reader.cancel()
+
+
+def test_idle_connections_hold_up_neither_trainers_nor_the_end(packed, expected):
+    with serving(packed) as server, ExitStack() as stack:
+        host, port = server.address.split(":")
+        for _ in range(300):
+            stack.enter_context(socket.create_connection((host, int(port))))
+        with make(server.url, QUICK) as remote:
+            assert_same_batches(remote, expected)
+        code, log = server.stop()
+        assert code == 0
+        assert log[-1]["finished"] is True
 
 
 CLIENT = """
