@@ -1,4 +1,5 @@
-"""The loader: shards in, training batches out. Needs the extra `loaders` (DALI and torch).
+"""The loader: shards in, training batches out. Needs the extra `loaders` (DALI and torch), and the data service `service`
+(pyarrow), too.
 
 Names are imported when they are first used, so that the command line starts without torch.
 """
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
     from .loader import Loader
     from .loader_stats import LoaderStats
     from .mixture import Mixture
+    from .open_loader import open_loader
     from .pooling import SparseTargets, pool_label_maps, pool_top_classes
+    from .remote_loader import RemoteLoader
+    from .service_client import Connection
+    from .service_protocol import ServiceError
     from .subset import Subset
     from .target_modes import LabelPooling
 
@@ -29,6 +34,7 @@ _HOMES = {
     "Batch": ".batch",
     "Batches": ".adapters",
     "Cache": ".cache",
+    "Connection": ".service_client",
     "CutMix": ".augment_options",
     "Erasing": ".augment_options",
     "Faults": ".faults",
@@ -40,6 +46,8 @@ _HOMES = {
     "Mixture": ".mixture",
     "Mixup": ".augment_options",
     "RandAugment": ".augment_options",
+    "RemoteLoader": ".remote_loader",
+    "ServiceError": ".service_protocol",
     "SparseTargets": ".pooling",
     "Subset": ".subset",
     "TeacherLevels": ".batch",
@@ -47,6 +55,7 @@ _HOMES = {
     "as_tuples": ".adapters",
     "as_webdataset": ".adapters",
     "on_device": ".adapters",
+    "open_loader": ".open_loader",
     "pool_label_maps": ".pooling",
     "pool_top_classes": ".pooling",
 }
@@ -57,6 +66,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Cache",
+    "Connection",
     "CutMix",
     "Erasing",
     "Faults",
@@ -68,6 +78,8 @@ __all__ = [
     "Mixture",
     "Mixup",
     "RandAugment",
+    "RemoteLoader",
+    "ServiceError",
     "SparseTargets",
     "Subset",
     "TeacherLevels",
@@ -75,6 +87,7 @@ __all__ = [
     "as_tuples",
     "as_webdataset",
     "on_device",
+    "open_loader",
     "pool_label_maps",
     "pool_top_classes",
 ]
@@ -88,7 +101,10 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(_HOMES[name], __name__)
     except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("torch", "nvidia"):
+        missing = (error.name or "").split(".")[0]
+        if missing in ("torch", "nvidia"):
             raise MissingExtraError(f"softshard.loaders.{name}", "loaders", error) from error
+        if missing == "pyarrow":
+            raise MissingExtraError(f"softshard.loaders.{name}", "service", error) from error
         raise
     return getattr(module, name)

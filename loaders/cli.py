@@ -1,4 +1,4 @@
-"""The commands of this package: bench, inspect, stats and replay."""
+"""The commands of this package: bench, inspect, serve, stats and replay."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from pathlib import Path
 
 from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE, local_path
 from .cli_order import add_order
+from .cli_serve import add_serve
 from .target_modes import TARGETS
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register bench, inspect, stats and replay."""
+    """Register bench, inspect, serve, stats and replay."""
     add_order(subparsers)
     _add_bench(subparsers)
     _add_inspect(subparsers)
+    add_serve(subparsers)
 
 
 def _add_bench(subparsers: argparse._SubParsersAction) -> None:

@@ -121,6 +121,9 @@ class Quarantine:
     def __contains__(self, sample: int) -> bool:
         return sample in self._bad
 
+    def __getitem__(self, sample: int) -> BadSample:
+        return self._bad[sample]
+
     @property
     def strict(self) -> bool:
         """Whether no bad sample is allowed at all."""

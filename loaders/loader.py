@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -187,11 +187,7 @@ class Loader:
             self.source, seed, lanes, window, shuffle, batch_size * world_size, rank, world_size, last_batch
         )
         self._per_lane = self._plan.per_lane
-        if last_batch == "drop" and self.num_samples // lanes < self._per_lane:
-            raise UsageError(
-                f"{self.dataset}: expected a global batch of samples, which is {self.global_batch} on {lanes} lanes, found "
-                f"{self.num_samples}. Use a smaller batch_size, or last_batch='pad'"
-            )
+        self._check_enough()
         check_mixing(self.augment, targets, batch_size, world_size, lanes)
         check_keep(keep_targets, targets, self.augment.mixes)
         self._side = None
@@ -235,6 +231,13 @@ class Loader:
         self._closed = False
         # Between two epochs the next one's shards are fetched, in threads that know nothing of this loader.
         weakref.finalize(self, self._maker.reader.shards.abandon).atexit = False
+
+    def _check_enough(self) -> None:
+        if self.last_batch == "drop" and self.num_samples // self.lanes < self._per_lane:
+            raise UsageError(
+                f"{self.dataset}: expected a global batch of samples, which is {self.global_batch} on {self.lanes} lanes, "
+                f"found {self.num_samples}. Use a smaller batch_size, or last_batch='pad'"
+            )
 
     def count_classes(self) -> np.ndarray:
         """int64 [C], how often each class is served in an epoch, on all ranks together.
@@ -372,9 +375,8 @@ class Loader:
         if self.pin_memory:
             self._gpu = torch.cuda.current_device()
         watch = Watchdog(self._stages, self.faults.stall_s, self.faults.give_up_s)
-        shards = self._maker.reader.shards
         run = self._running = self._latest = Background(
-            lambda: self._batches(epoch, taken), self._prefetch, watch, shards.interrupt, self._clock
+            lambda: self._batches(epoch, taken), self._prefetch, watch, self._interrupt, self._clock
         )
         left = self._num_steps(taken)
         try:
@@ -395,6 +397,11 @@ class Loader:
                 self._running = None
                 if not left:  # also where the loop took all batches and never asked for the end
                     self.epoch, self._taken = epoch + 1, 0
+
+    @property
+    def _interrupt(self) -> Callable[[], None]:
+        """Ends whatever `_batches` waits for, from another thread; holds no loader, which could not go otherwise."""
+        return self._maker.reader.shards.interrupt
 
     def _batches(self, epoch: int, taken: int) -> Iterator[Batch]:
         """The rest of an epoch; runs in the background, and the decoder a step ahead of it."""

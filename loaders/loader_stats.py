@@ -33,6 +33,8 @@ STAGE_WORDS: Mapping[str, str] = MappingProxyType(
         "decode": "decode",
         "augment": "augmentation",
         "copy": "the copy to the device",
+        "service": "the data service",
+        "normalise": "normalisation",
     }
 )
 

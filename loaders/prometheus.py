@@ -6,7 +6,7 @@ names begin with `softshard_loader_`; every sample has the labels `dataset` (wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -43,9 +43,8 @@ def exposition(stats: LoaderStats) -> str:
     lines: list[str] = []
 
     def add(name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> None:
-        full = f"softshard_loader_{name}"
-        lines.extend((f"# HELP {full} {text}", f"# TYPE {full} {kind}"))
-        lines.extend(f"{full}{_label_text({**labels, **more})} {value}" for more, value in samples)
+        labelled = (({**labels, **more}, value) for more, value in samples)
+        lines.extend(sample_lines(f"softshard_loader_{name}", kind, text, labelled))
 
     def count(name: str, text: str, value: float) -> None:
         add(name, "counter", text, [({}, value)])
@@ -74,7 +73,19 @@ def exposition(stats: LoaderStats) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sample_lines(
+    name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]
+) -> Iterator[str]:
+    """One metric: its HELP and TYPE lines, then a line for each (labels, value)."""
+    yield f"# HELP {name} {text}"
+    yield f"# TYPE {name} {kind}"
+    for labels, value in samples:
+        yield f"{name}{_label_text(labels)} {value}"
+
+
 def _label_text(labels: Mapping[str, str]) -> str:
+    if not labels:
+        return ""
     return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items()) + "}"
 
 

@@ -22,6 +22,7 @@ from .crops import Augment
 from .loader import Loader
 from .mixed_shards import MixedShards, all_components
 from .order import DEFAULT_WINDOW, rank_slots
+from .service_address import is_service
 from .source import Source
 from .state import STATE_VERSION
 
@@ -58,12 +59,14 @@ def replay_command(loader: Loader, epoch: int, step: int, labels: str | None = N
         labels: file of the labels that the loader was given.
 
     Returns:
-        A command; None where the loader's options cannot be typed (subsets, mixtures, labels without a file): there
-        `replay` does it in Python.
+        A command; None where the loader's options cannot be typed (subsets, mixtures, labels without a file, servers):
+        there `replay` does it in Python.
     """
     state = loader.state_dict()
     if state["subset"] or state["mixture"] or (state["labels"] and labels is None):
         return None
+    if is_service(loader.dataset):
+        return None  # `replay` reads the data set itself
     augment = loader.augment
     words = ["softshard", "replay", loader.dataset, "--epoch", epoch, "--step", step, "--seed", loader.seed]
     words += ["--batch-size", loader.global_batch]

@@ -9,7 +9,9 @@ import argparse
 import dataclasses
 import os
 import shutil
+from typing import TYPE_CHECKING
 
+from ..loaders.service_address import is_service
 from ..shards.errors import UsageError
 from .cli_maps import add_maps
 from .cli_process import EXIT_SIGNAL, needs_extra, process_of_torchrun, torch_device
@@ -21,6 +23,9 @@ from .cli_use import add_evaluate, add_predict
 from .recipe_list import RECIPES
 from .recipe_presets import PRESETS, with_settings
 from .recipes import PRECISIONS, Recipe
+
+if TYPE_CHECKING:
+    from ..loaders.service_client import Connection
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -59,10 +64,21 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "options below change it.",
     )
     command.add_argument("recipe", choices=sorted(RECIPES), metavar="RECIPE", help=", ".join(sorted(RECIPES)))
-    command.add_argument("dataset", metavar="DATASET", help="folder or fsspec URL of a data set")
+    command.add_argument(
+        "dataset",
+        metavar="DATASET",
+        help="folder or fsspec URL of a data set, or servers of softshard serve: "
+        "grpc://HOST:PORT/NAME, several with commas between",
+    )
     command.add_argument("--model", required=True, metavar="TIMM_NAME", help="architecture, such as resnet50")
     command.add_argument(
         "--out", required=True, metavar="DIR", help="folder for the checkpoint, metrics and weights"
+    )
+    command.add_argument(
+        "--token-file", metavar="FILE", help="with grpc:// or grpc+tls://: file of the servers' token"
+    )
+    command.add_argument(
+        "--tls-ca", metavar="FILE", help="with grpc+tls://: PEM file of who signed the servers' certificates"
     )
     command.add_argument("--val", metavar="DATASET", help="data set to evaluate on after every epoch")
     command.add_argument(
@@ -213,6 +229,7 @@ def _run_train(args: argparse.Namespace) -> int:
         labels=args.labels,
         subset=args.subset,
         side=args.side,
+        connection=_connection(args),
         pretrained=args.pretrained,
         init_from=args.init_from,
         teacher=args.teacher,
@@ -229,6 +246,15 @@ def _run_train(args: argparse.Namespace) -> int:
         checkpoint_steps=args.checkpoint_steps,
     )
     return 0 if result.stopped_by is None else EXIT_SIGNAL + result.stopped_by
+
+
+def _connection(args: argparse.Namespace) -> Connection | None:
+    """How to speak to servers; None for data sets that are read here."""
+    if not (is_service(args.dataset) or is_service(args.val)):
+        return None
+    with needs_extra("softshard train grpc://...", extra="service"):
+        from ..loaders.service_client import Connection
+    return Connection(token_file=args.token_file, tls_ca=args.tls_ca)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ..loaders.batch import Batch
 from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
+from ..loaders.open_loader import open_loader
 from ..loaders.subset import Subset
 from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest
@@ -36,6 +37,9 @@ from .recipe_targets import TAG_LOSSES
 from .recipes import TREE_LOSSES, Recipe
 from .step import model_input
 from .tag_accuracy import TagAccuracy
+
+if TYPE_CHECKING:
+    from ..loaders.service_client import Connection
 
 
 def evaluate(
@@ -314,6 +318,7 @@ def evaluation_loader(
     *,
     labels: LabelSource | None = None,
     subset: Subset | None = None,
+    connection: Connection | None = None,
     batch_size: int,
     device: str | torch.device,
     rank: int = 0,
@@ -328,8 +333,9 @@ def evaluation_loader(
     """
     has_tags = recipe.loss == "joint" and Manifest.load(dataset_path(dataset)).vocabulary_sha256 is not None
     wants_tags = with_tags and (recipe.loss == "weakly-tagged" or has_tags)
-    return Loader(
+    return open_loader(
         dataset,
+        connection=connection,
         targets="tags" if wants_tags else "none",
         keep_targets=recipe.keep_targets if wants_tags else None,
         labels=labels,

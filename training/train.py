@@ -19,14 +19,14 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
 from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource, load_labels
-from ..loaders.loader import Loader
+from ..loaders.open_loader import open_loader
 from ..loaders.replay import replay_command
 from ..loaders.subset import Subset
 from ..shards.errors import UsageError
@@ -70,6 +70,9 @@ from .step import TrainStep
 from .steplog import StepLog, board_writer
 from .teacher import choose_teacher
 
+if TYPE_CHECKING:
+    from ..loaders.service_client import Connection
+
 
 def train(
     recipe: Recipe,
@@ -81,6 +84,7 @@ def train(
     labels: str | Path | LabelSource | None = None,
     subset: str | Path | SubsetFile | Subset | None = None,
     side: str | Path | None = None,
+    connection: Connection | None = None,
     epochs: int | None = None,
     global_batch: int | None = None,
     pretrained: bool = False,
@@ -103,7 +107,8 @@ def train(
 
     Args:
         recipe: what decides the result.
-        dataset: a local folder, or any fsspec URL (see Loader).
+        dataset: a local folder, or any fsspec URL (see Loader); or servers of the data service (`grpc://host:port/NAME`,
+            several with commas between), which then decode.
         model: timm's name of the architecture.
         out: a local folder for everything the run writes.
         val: a data set to evaluate on after every epoch.
@@ -111,6 +116,7 @@ def train(
             Relabelling; or what `load_labels` reads them from. The checkpoint keeps their class list and tree.
         subset: train on a Subset; or on the images of a file of `softshard subset`, whose classes both sets are read with.
         side: a folder of side shards, whose label maps are joined to the training set's samples.
+        connection: how to speak to servers.
         epochs: instead of the recipe's.
         global_batch: instead of the recipe's: samples per step over all ranks.
         pretrained: begin with timm's own weights.
@@ -179,8 +185,9 @@ def train(
         # 2. Data.
         chosen_part = subset if subset is None or isinstance(subset, Subset) else load_subset(subset)
         read_with = load_labels(labels)
-        loader = Loader(
+        loader = open_loader(
             dataset,
+            connection=connection,
             labels=read_with,
             subset=chosen_part,
             batch_size=recipe.global_batch // world_size,
@@ -210,6 +217,7 @@ def train(
             val_loader = evaluation_loader(
                 recipe,
                 val,
+                connection=connection,
                 labels=chosen_part.without_keys() if isinstance(chosen_part, SubsetFile) else read_with,
                 batch_size=recipe.global_batch // world_size,
                 device=device,

@@ -1,0 +1,363 @@
+"""A Loader whose batches are made by servers of the data service: RemoteLoader; SERVICE.md says how.
+
+options -> BatchRecipe -> ServerPool -> Arrow rows -> Batch -> normalise, to the device, pinned
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..shards.errors import DataError, UsageError
+from ..shards.manifest import Manifest
+from ..shards.philox import check_seed
+from ..shards.tree import LabelTree
+from .background import Background
+from .batch import Batch
+from .batch_buffers import BatchBuffers
+from .crops import Augment
+from .decode import DTYPES, MEAN, STD, usable_device
+from .faults import BadSample, Faults, Quarantine
+from .fetch_stats import FetchStats
+from .labels import Labels, LabelSource
+from .loader import Loader
+from .loader_stats import LoaderStats, LoopClock
+from .mixing import check_mixing
+from .mixture import Mixture
+from .normalize import normalization, normalizer
+from .options import check_choices, check_normalisation, check_numbers
+from .order import DEFAULT_WINDOW, check_geometry
+from .service_address import split_servers
+from .service_client import Connection
+from .service_maker import Place
+from .service_pool import ServerPool
+from .service_protocol import decode_stack
+from .service_recipe import BatchRecipe, LabelData, NamedMixture, plain_subset, wire_dtype
+from .service_wire import decode_batch
+from .stages import Stages
+from .subset import Subset
+from .target_modes import LabelPooling
+
+
+@dataclass(frozen=True, eq=False)
+class RemoteSource:
+    """What the servers say of the data set; the part of a Source that needs no shards.
+
+    Attributes:
+        dataset: where it is, for messages.
+        facts: what `Desk.open` answers.
+        manifest: the data set's; of a mixture, that of the first.
+        labels: what classes and levels mean.
+        pool: of the servers.
+    """
+
+    dataset: str
+    facts: dict[str, Any]
+    manifest: Manifest
+    labels: Labels
+    pool: ServerPool
+
+    @classmethod
+    def of(cls, dataset: str, pool: ServerPool) -> RemoteSource:
+        """Check and read what the servers said.
+
+        Raises:
+            DataError: a manifest or tree that is none.
+        """
+        facts = pool.facts
+        tree = None if facts["tree"] is None else LabelTree.from_json(facts["tree"], where=dataset)
+        manifest = Manifest.from_json(facts["manifest"], dataset)
+        return cls(dataset, facts, manifest, Labels(tuple(facts["class_names"]), tree), pool)
+
+    @property
+    def num_samples(self) -> int:
+        return self.facts["num_samples"]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.facts["fingerprint"]
+
+    def labels_fingerprint(self) -> str | None:
+        return self.facts["labels"]
+
+    def mixture_state(self) -> dict[str, Any] | None:
+        return self.facts["mixture"]
+
+    def count_classes(self) -> np.ndarray:
+        """See Loader.count_classes."""
+        return np.array(self.pool.count_classes(), np.int64)
+
+    @property
+    def parts(self) -> Any:
+        """Not here.
+
+        Raises:
+            UsageError: always; shards are on the servers.
+        """
+        raise UsageError(
+            f"{self.dataset}: expected a data set whose shards can be read here, found one behind the data service. Give "
+            "its folder or URL"
+        )
+
+
+class RemoteLoader(Loader):
+    """A Loader whose batches come from servers: the same interface, state and guarantees, and the same batches.
+
+    Order, crops, labels, targets and, since all have the same pixel stack, pixels are those of a Loader with these options
+    on the servers' data set. Each batch comes exactly once, in order, whichever servers are there. States are
+    interchangeable with a Loader's.
+
+    Args:
+        servers: `grpc://host:port` of each, in a list or with commas between; with `/NAME` behind it, which of their data
+            sets.
+        dataset: None, or the name of one; or a Mixture of names. Not both here and behind the addresses.
+        batch_size: see Loader, as for everything that is not listed here.
+        device: where batches go.
+        num_threads: that normalise images; by default one.
+        prefetch: batches that are ready ahead of need, and as many again that servers are asked for at a time.
+        connection: how to speak to the servers; see Connection.
+
+    Raises:
+        UsageError: options that contradict each other or the data set; servers of another version, pixel stack or
+            data set.
+        DataError: the data set is damaged.
+        ServiceError: no server answers.
+    """
+
+    def __init__(
+        self,
+        servers: str | Sequence[str],
+        *,
+        batch_size: int,
+        dataset: str | Mixture | None = None,
+        device: str | torch.device = "cpu",
+        targets: str | LabelPooling = "none",
+        labels: LabelSource | None = None,
+        teacher: bool = False,
+        subset: Subset | None = None,
+        balance: float | None = None,
+        augment: Augment | None = None,
+        dtype: str = "float32",
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+        shuffle: bool = True,
+        last_batch: str = "drop",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        lanes: int = 1,
+        window: int = DEFAULT_WINDOW,
+        num_threads: int | None = None,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+        faults: Faults | None = None,
+        connection: Connection | None = None,
+    ) -> None:
+        check_choices(targets, dtype, last_batch)
+        check_numbers(batch_size, prefetch, window, num_threads)
+        check_normalisation(mean, std)
+        check_geometry(batch_size * world_size, lanes, rank, world_size)
+        check_seed(seed, 0)
+        addresses, name = split_servers(servers)
+        if name is not None and dataset is not None:
+            raise UsageError(
+                f"data service: expected one name of a data set, found {name!r} and {dataset!r:.80}"
+            )
+        self.subset, self.balance = subset, balance
+        self.device = usable_device(device)
+        self.pin_memory = pin_memory and self.device.type == "cpu" and torch.cuda.is_available()
+        self.batch_size = batch_size
+        self.targets = targets
+        self.augment = augment or Augment()
+        self.dtype = dtype
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.shuffle, self.last_batch = shuffle, last_batch
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.lanes, self.window = lanes, window
+        self.num_threads = num_threads or 1
+        self.epoch = 0
+        self._prefetch = prefetch
+        self._stages, self._clock = Stages(), LoopClock()
+        self._per_lane = batch_size * world_size // lanes
+        check_mixing(self.augment, targets, batch_size, world_size, lanes)
+        connection = connection or Connection()
+        recipe = self._recipe(_named(dataset or name), labels, teacher)
+        self._pool = ServerPool(
+            addresses, recipe.to_json(), connection, decode_stack(connection.decoder), self._per_lane
+        )
+        self._side = None  # what a server joins is part of its fingerprint
+        place = ",".join(addresses) + (f"/{self._pool.facts['dataset']}")
+        self.source = RemoteSource.of(place, self._pool)  # pyright: ignore[reportAttributeAccessIssue]
+        self.dataset = place
+        self._taken = 0
+        self._resume = False
+        self.faults = faults or Faults()
+        self._quarantine = Quarantine(self.faults, self.num_samples // world_size, rank)
+        self._normaliser = None
+        if dtype != recipe.dtype:
+            self._normaliser = _Normaliser(self)
+        self._running: Background[Batch] | None = None
+        self._latest: Background[Batch] | None = None
+        self._closed = False
+        try:
+            self._check_enough()
+        except UsageError:
+            self.close()
+            raise
+
+    def _recipe(
+        self, dataset: str | NamedMixture | None, labels: LabelSource | None, teacher: bool
+    ) -> BatchRecipe:
+        """What decides batches, as servers see it: what trainers do alike is one recipe, whatever else they do."""
+        wire = wire_dtype(self.augment, self.dtype)
+        # Erasing paints with the mean, and its noise is of normalised values, also into whole numbers.
+        normalises = wire != "uint8" or self.augment.changes_pixels
+        recipe = BatchRecipe(
+            dataset=dataset,
+            batch_size=self.batch_size,
+            world_size=self.world_size,
+            lanes=self.lanes,
+            window=self.window,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            targets=self.targets,
+            labels=LabelData.of(labels),
+            teacher=teacher,
+            subset=plain_subset(self.subset),
+            balance=self.balance,
+            augment=self.augment,
+            dtype=wire,
+            mean=self.mean if normalises else MEAN,  # pyright: ignore[reportArgumentType]
+            std=self.std if normalises else STD,  # pyright: ignore[reportArgumentType]
+        )
+        # There and back, so that what a server would refuse is refused here.
+        return BatchRecipe.from_json(json.loads(json.dumps(recipe.to_json())))
+
+    @property
+    def _interrupt(self) -> Callable[[], None]:
+        return self._pool.interrupt
+
+    def _batches(self, epoch: int, taken: int) -> Iterator[Batch]:
+        if self.pin_memory:
+            torch.cuda.set_device(self._gpu)
+        first, num = -(-taken // self._per_lane), self._num_steps(taken)
+        places = (Place(epoch, taken + step * self._per_lane, self.rank) for step in range(num))
+        received = self._stages.each("service", self._pool.batches(places, self._prefetch))
+        for number, rows in enumerate(received, first):
+            batch, bad = decode_batch(rows)
+            del rows
+            self._report(bad, epoch, number)
+            yield self._finished(batch)
+            del batch
+
+    def _report(self, bad: list[BadSample], epoch: int, step: int) -> None:
+        """Count what a server could not read, as a Loader does.
+
+        Raises:
+            DataError: more than Faults allows.
+        """
+        for sample in bad:
+            if self._quarantine.strict:
+                raise DataError(sample.reason)
+            self._quarantine.add(sample, own=True, epoch=epoch, step=step)
+
+    def _finished(self, batch: Batch) -> Batch:
+        """The batch as it was asked for: on the device, normalised, pinned."""
+        if self.device.type != "cpu":
+            with self._stages("copy"):
+                batch = batch.to(self.device)
+        if self._normaliser is not None:
+            with self._stages("normalise"):
+                batch.images = self._normaliser(batch.images, batch.keys)
+        if self.device.type != "cpu":
+            torch.cuda.current_stream(self.device).synchronize()  # whoever takes the batch may be on another
+        return batch.pin_memory() if self.pin_memory else batch
+
+    def fetch_stats(self) -> FetchStats:
+        """Requests to servers, those that were repeated, and bytes of batches."""
+        return self._pool.counters.stats()
+
+    def stats(self) -> LoaderStats:
+        """See Loader.stats; the stage `service` is what was waited for servers."""
+        running, loop, stages = self._running, self._clock.times(), self._stages.times()
+        depths = 0 if running is None else running.depth, self._prefetch, 0
+        return LoaderStats(self.dataset, self.rank, loop, stages, *depths, self.num_bad, self.fetch_stats())
+
+    def close(self) -> None:
+        """Stop the threads and let the connections go. Batches that were yielded stay valid."""
+        self._stop()
+        self._pool.close()
+        if self._normaliser is not None:
+            self._normaliser.close()
+        self._closed = True
+
+
+class _Normaliser:
+    """Whole numbers to normalised floats, the bits of the local loader.
+
+    Args:
+        loader: whose images they are.
+    """
+
+    def __init__(self, loader: RemoteLoader) -> None:
+        size, num = loader.augment.size, loader.batch_size
+        self._dtype, self._num_threads = DTYPES[loader.dtype], loader.num_threads
+        self._pool = None
+        if loader.device.type == "cpu":
+            self._normalise = normalizer(loader.mean, loader.std, size)
+            self._buffers = BatchBuffers((num, size, size, 3), self._dtype)
+            if self._num_threads > 1:
+                self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="softshard-normalise")
+        else:
+            scale, shift = normalization(loader.mean, loader.std)
+            self._scale, self._shift = (
+                torch.from_numpy(row)[:, None, None].to(loader.device) for row in (scale, shift)
+            )
+
+    def __call__(self, images: torch.Tensor, keys: Sequence[str]) -> torch.Tensor:
+        """[N, 3, S, S] of the loader's dtype, channels-last; slots without a key are zeros."""
+        empty = [slot for slot, key in enumerate(keys) if not key]
+        if images.device.type != "cpu":
+            # Two roundings, as on the processor, whatever the device would fuse.
+            out = images.to(torch.float32).mul_(self._scale).add_(self._shift).to(self._dtype)
+            out[empty] = 0
+            return out
+        out = self._buffers.take()
+        pixels, found = images.permute(0, 2, 3, 1).numpy(), out.numpy()
+
+        def some(first: int) -> None:
+            floats = None if found.dtype == np.float32 else np.empty(found.shape[1:], np.float32)
+            for slot in range(first, len(found), self._num_threads):
+                if not keys[slot]:
+                    found[slot] = 0
+                elif floats is None:
+                    self._normalise(pixels[slot], found[slot])
+                else:
+                    self._normalise(pixels[slot], floats)
+                    found[slot] = floats
+
+        if self._pool is None:
+            some(0)
+        else:
+            for done in [self._pool.submit(some, first) for first in range(self._num_threads)]:
+                done.result()
+        return out.permute(0, 3, 1, 2)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def _named(dataset: str | Mixture | None) -> str | NamedMixture | None:
+    """A mixture of names as servers take it."""
+    if not isinstance(dataset, Mixture):
+        return dataset
+    names, weights = tuple(map(str, dataset.weights)), tuple(map(float, dataset.weights.values()))
+    return NamedMixture(names, weights, dataset.epoch_samples)

@@ -1,0 +1,249 @@
+"""One server of the data service, as a client sees it: its address, what it said of itself, how it does lately."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from ..shards.errors import UsageError
+from .service_access import read_token
+from .service_address import is_loopback
+from .service_memory import Handle, open_segment, read_proof, read_rows
+from .service_protocol import (
+    CLIENT_HEADER,
+    HELLO,
+    OPEN,
+    PROTOCOL,
+    REFUSED,
+    TOKEN_HEADER,
+    UNKNOWN_RECIPE,
+    Refusal,
+    Ticket,
+    check_protocol,
+    check_stack,
+)
+from .service_wire import read_meta
+
+AWAY = "away"  # no answer: the server is down, or the network
+_CHANNEL = [
+    # gRPC would wait up to two minutes before it tries a server again; who waits for how long is decided here.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_MOST_LATENCIES = 100
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How a RemoteLoader speaks to its servers.
+
+    Attributes:
+        token_file: file of the servers' token.
+        tls_ca: PEM file of the certificate that signed theirs, for `grpc+tls://`; None for the system's.
+        shared_memory: take batches in shared memory from servers of the same host and user.
+        decoder: `cpu` or `cuda`: what the servers must decode on, since that decides pixels.
+        connect_s: seconds that the servers have to answer for the first time.
+        request_s: seconds for one answer; a server that has none by then is asked no more for a while.
+        deadline_s: seconds without a batch, whichever server was asked, that are an error.
+        hedge: the share of the answers that came faster than the time after which another server is asked the same; None
+            never asks a second one.
+    """
+
+    token_file: str | Path | None = None
+    tls_ca: str | Path | None = None
+    shared_memory: bool = True
+    decoder: str = "cpu"
+    connect_s: float = 30.0
+    request_s: float = 60.0
+    deadline_s: float = 300.0
+    hedge: float | None = 0.95
+
+    def __post_init__(self) -> None:
+        if self.decoder not in ("cpu", "cuda"):
+            raise UsageError(f"connection: expected a decoder of cpu, cuda, found {self.decoder!r}")
+        if not min(self.connect_s, self.request_s, self.deadline_s) > 0:
+            raise UsageError(
+                f"connection: expected seconds above 0, found connect_s {self.connect_s}, request_s {self.request_s} and "
+                f"deadline_s {self.deadline_s}"
+            )
+        if self.hedge is not None and not 0 < self.hedge < 1:
+            raise UsageError(
+                f"connection: expected hedge as a share between 0 and 1, or None, found {self.hedge}"
+            )
+
+
+class Server:
+    """A server, and one connection to it. For several threads.
+
+    Args:
+        address: `grpc://host:port`.
+        connection: how to speak to it.
+        client: what this client calls itself.
+        stack: the pixel stack that it must have.
+
+    Raises:
+        UsageError: the token or the certificate cannot be read.
+    """
+
+    def __init__(self, address: str, connection: Connection, client: str, stack: dict[str, str]) -> None:
+        self.address, self._connection, self._stack = address, connection, stack
+        headers = [(CLIENT_HEADER.encode(), client.encode())]
+        if connection.token_file is not None:
+            if address.startswith("grpc://") and not is_loopback(urlsplit(address).hostname or ""):
+                raise UsageError(
+                    f"{address}: expected grpc+tls:// for a server on another host, found a token that would be sent in the "
+                    "clear"
+                )
+            token = read_token(connection.token_file)
+            headers.append((TOKEN_HEADER.encode(), f"Bearer {token}".encode()))
+        self._options = flight.FlightCallOptions(timeout=connection.request_s, headers=headers)
+        roots = None
+        if connection.tls_ca is not None:
+            try:
+                roots = Path(connection.tls_ca).read_bytes()
+            except OSError as error:
+                raise UsageError(
+                    f"{connection.tls_ca}: expected a PEM file, found: {error.strerror}"
+                ) from error
+        self._client = flight.FlightClient(address, tls_root_certs=roots, generic_options=_CHANNEL)
+        self._opening = threading.Lock()
+        self._facts: dict[str, Any] | None = None
+        self._secret = ""
+        self._failures = 0
+        self.ask_after = 0.0  # by the monotonic clock
+        self.asked = 0  # answers that are waited for
+        self.last_error: Refusal | None = None
+        self.latencies: deque[float] = deque(maxlen=_MOST_LATENCIES)
+
+    def open(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        """Make sure that the server fits and has the recipe open; what it says of it.
+
+        Raises:
+            UsageError: another protocol or pixel stack.
+            Refusal: it says no, or nothing.
+        """
+        with self._opening:
+            if self._facts is None:
+                hello = self._action(HELLO, {"protocol": PROTOCOL})
+                check_protocol(hello.get("protocol"), self.address)
+                check_stack(self._stack, hello["stack"], self.address)
+                self._secret = ""
+                if self._connection.shared_memory:
+                    self._secret = read_proof(Handle.from_json(hello.get("memory")))
+                self._facts = self._action(OPEN, {"protocol": PROTOCOL, "recipe": recipe})
+            return self._facts
+
+    def ask(self, recipe: dict[str, Any], epoch: int, taken: int, rank: int) -> tuple[pa.RecordBatch, bool]:
+        """The rows of one batch, and whether they came in shared memory; waits for them.
+
+        Raises:
+            UsageError: another protocol or pixel stack.
+            Refusal: it says no, or nothing.
+        """
+        opened = self.open(recipe)
+        for last in (False, True):
+            try:
+                return self._rows(Ticket(opened["recipe"], epoch, taken, rank, self._secret))
+            except Refusal as refusal:
+                if refusal.code != UNKNOWN_RECIPE or last:
+                    raise
+                self.forget()  # it was started anew, maybe with something else
+                opened = self.open(recipe)
+        raise AssertionError("unreachable")
+
+    def forget(self) -> None:
+        """Ask the server anew who it is and what it has."""
+        with self._opening:
+            self._facts = None
+
+    def _rows(self, ticket: Ticket) -> tuple[pa.RecordBatch, bool]:
+        reader = self._reader(ticket)
+        with _refusals():
+            if "segment" not in (meta := read_meta(reader.schema)):
+                return reader.read_chunk().data, False
+        handle = Handle.from_json(meta["segment"])
+        view = None if handle is None else open_segment(handle)
+        if view is not None:
+            return read_rows(view), True
+        # The server let it go in the meantime.
+        reader = self._reader(Ticket(ticket.recipe, ticket.epoch, ticket.taken, ticket.rank))
+        with _refusals():
+            return reader.read_chunk().data, False
+
+    def _reader(self, ticket: Ticket) -> flight.FlightStreamReader:
+        with _refusals():
+            return self._client.do_get(flight.Ticket(ticket.to_bytes()), self._options)
+
+    def action(self, name: str, content: dict[str, Any]) -> dict[str, Any]:
+        """One of the small requests; see service_protocol.py.
+
+        Raises:
+            Refusal: the server says no, or nothing.
+        """
+        return self._action(name, content)
+
+    def _action(self, name: str, content: dict[str, Any]) -> dict[str, Any]:
+        with _refusals():
+            (result,) = self._client.do_action(
+                flight.Action(name, json.dumps(content).encode()), self._options
+            )
+            return json.loads(result.body.to_pybytes())
+
+    def did_well(self, latency_s: float) -> None:
+        """An answer came."""
+        self._failures, self.ask_after = 0, 0.0
+        self.latencies.append(latency_s)
+
+    def did_badly(self, refusal: Refusal) -> None:
+        """None came: the server is left alone for a while, twice as long each time."""
+        self.last_error = refusal
+        if refusal.code == AWAY:
+            self.forget()
+        pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**self._failures)
+        self._failures = min(self._failures + 1, 16)
+        jitter = (
+            0.75 + secrets.randbelow(500) / 1000
+        )  # so that clients of one server do not come back together
+        self.ask_after = time.monotonic() + max(refusal.retry_s, pause) * jitter
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class _refusals:
+    """Turns Flight's errors into Refusals."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(
+            error, flight.FlightError | pa.ArrowException | OSError | StopIteration | ValueError | KeyError
+        ):
+            assert error is not None
+            raise _refusal_of(error) from error
+
+
+def _refusal_of(error: BaseException) -> Refusal:
+    extra = getattr(error, "extra_info", None)
+    if extra and (said := Refusal.from_bytes(bytes(extra))) is not None:
+        return said
+    if isinstance(error, flight.FlightUnauthenticatedError):
+        return Refusal(
+            REFUSED, "expected the server's token, found another or none. Give the token file of the server"
+        )
+    text = str(error).split(". gRPC client debug context")[0].strip() or type(error).__name__
+    return Refusal(AWAY, f"{text:.300}")

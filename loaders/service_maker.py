@@ -1,0 +1,242 @@
+"""Makes any batch of one recipe: a Loader that is asked for single batches instead of being iterated.
+
+One thread makes them, in the order in which they were asked for; each is begun while the one before it is finished, as in
+a loader. Nothing is kept between two batches that decides a third: which server makes which is all one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ..shards.errors import SoftshardError, UsageError
+from .batch import Batch
+from .faults import BadSample, Faults
+from .fetch import ShardFiles
+from .loader import Loader
+from .order import Order
+from .pipeline import Step
+from .service_memory import Segment, SegmentStore, open_segment, read_rows
+from .service_wire import encode_batch
+
+_ORDERS_KEPT = 4  # epochs whose order stays in memory: trainers of a sweep are not far apart
+
+logger = logging.getLogger("softshard.service")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which batch of a recipe."""
+
+    epoch: int
+    taken: int
+    rank: int
+
+
+class Made:
+    """A batch as it is sent.
+
+    Args:
+        rows: of `encode_batch`.
+        images: real samples in it.
+        num_bad: of its own samples that could not be read.
+    """
+
+    def __init__(self, rows: pa.RecordBatch, images: int, num_bad: int) -> None:
+        self.rows, self.images, self.num_bad = rows, images, num_bad
+        self.num_bytes = rows.get_total_buffer_size()
+        self._lock = threading.Lock()
+        self._segment: Segment | None = None
+
+    def segment(self, store: SegmentStore) -> Segment | None:
+        """The same in shared memory, put there when it is first asked for; None where there is no room."""
+        with self._lock:
+            if self._segment is None and (segment := store.put(self.rows)) is not None:
+                self._segment = segment
+                if (view := open_segment(segment.handle)) is not None:
+                    self.rows = read_rows(view)  # the same bytes: one copy is enough
+            return self._segment
+
+
+class PlaceLoader(Loader):
+    """A loader that makes the batches it is asked for. Options are a Loader's, of rank 0; one thread at a time."""
+
+    def __init__(self, dataset: Any, **options: Any) -> None:
+        # How much bad data is put up with is the client's to say; the server reports what it meets.
+        super().__init__(dataset, **options, rank=0, last_batch="pad", faults=Faults(max_bad=1.0))
+        self._orders: OrderedDict[int, Order] = OrderedDict()
+
+    @property
+    def longest_lane(self) -> int:
+        """Draws of the longest lane in an epoch."""
+        return -(-self.num_samples // self.lanes)
+
+    def made(self, places: Iterable[Place]) -> Iterator[tuple[Batch, list[BadSample]]]:
+        """Each place's batch, in turn, and its own samples that could not be read.
+
+        Raises:
+            DataError: see BatchRun.batches.
+        """
+        steps: deque[Step] = deque()
+
+        def each() -> Iterator[Step]:
+            for place in places:
+                steps.append(self._step(place))
+                yield steps[-1]
+
+        for batch in self._run.batches(each()):
+            yield batch, self._bad_of(steps.popleft(), batch)
+
+    def made_ahead(self, places: Sequence[Place]) -> Iterator[tuple[Batch, list[BadSample]]]:
+        """The same of all of some places, whose shards are fetched side by side from where they are."""
+        reader = self._maker.reader
+        reader.expect(lambda: (self._step(place, again=True).draws.samples for place in places))
+        try:
+            yield from self.made(places)
+        finally:
+            reader.shards.forget()
+
+    @cached_property
+    def is_local(self) -> bool:
+        """Whether all shards are read in place: none has to be fetched."""
+        return all(isinstance(part.shards, ShardFiles) for part in self.source.parts)
+
+    def _step(self, place: Place, *, again: bool = False) -> Step:
+        order = self._order(place.epoch)
+        return Step.of(
+            order.again() if again else order,
+            self.global_batch,
+            place.taken,
+            place.rank,
+            self.world_size,
+            number=-(-place.taken // self._per_lane),
+            epoch=place.epoch,
+        )
+
+    def _order(self, epoch: int) -> Order:
+        if epoch not in self._orders:
+            self._orders[epoch] = self.source.order(
+                self.seed, epoch, num_lanes=self.lanes, window=self.window, shuffle=self.shuffle
+            )
+            while len(self._orders) > _ORDERS_KEPT:
+                self._orders.popitem(last=False)
+        self._orders.move_to_end(epoch)
+        return self._orders[epoch]
+
+    def _bad_of(self, step: Step, batch: Batch) -> list[BadSample]:
+        lost = np.flatnonzero((step.draws.samples >= 0) & ~batch.valid.cpu().numpy())
+        return [self._quarantine[int(step.draws.samples[slot])] for slot in lost]
+
+    def check(self, place: Place) -> None:
+        """Refuse a place that there is not.
+
+        Raises:
+            UsageError: saying how far an epoch goes.
+        """
+        if place.taken >= self.longest_lane or place.rank >= self.world_size:
+            raise UsageError(
+                f"{self.dataset}: expected below {self.longest_lane:,} samples taken of a lane, and a rank below "
+                f"{self.world_size}, found {place.taken:,} and {place.rank}"
+            )
+
+
+class RecipeMaker:
+    """Makes the batches of one recipe in a thread.
+
+    Args:
+        loader: of the recipe; closed with this.
+    """
+
+    def __init__(self, loader: PlaceLoader) -> None:
+        self.loader = loader
+        self._wake = threading.Condition()
+        self._asked: deque[tuple[Place, Future[Made]]] = deque()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="softshard-serve", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_waiting(self) -> int:
+        """Batches that were asked for and not begun."""
+        return len(self._asked)
+
+    def submit(self, place: Place) -> Future[Made]:
+        """Begin to make a batch; returns at once. A future that is cancelled before its turn costs nothing."""
+        future: Future[Made] = Future()
+        with self._wake:
+            if self._closed:
+                raise UsageError("data service: expected an open recipe, found one that was closed")
+            self._asked.append((place, future))
+            self._wake.notify()
+        return future
+
+    def _next(self) -> tuple[Place, Future[Made]] | None:
+        """What is to be made next; None where nothing is asked for."""
+        with self._wake:
+            while self._asked:
+                place, future = self._asked.popleft()
+                if future.running() or future.set_running_or_notify_cancel():
+                    return place, future
+            return None
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._asked or self._closed)
+                if self._closed:
+                    break
+            begun: deque[tuple[Place, Future[Made]]] = deque()
+            try:
+                for batch, bad in self._made(begun):
+                    _, future = begun.popleft()
+                    future.set_result(_sent(batch, bad))
+                    del batch, future  # the memory of a batch is used again when nobody refers to it
+            except BaseException as error:
+                if not isinstance(error, SoftshardError):
+                    logger.exception("a batch could not be made")
+                if begun:  # the first is the one that failed, those after it were lost with the decoder
+                    begun.popleft()[1].set_exception(error)
+                with self._wake:
+                    self._asked.extendleft(reversed(begun))
+                begun.clear()
+        with self._wake:
+            left, self._asked = list(self._asked), deque()
+        for _, future in left:
+            future.cancel()
+
+    def _made(self, begun: deque[tuple[Place, Future[Made]]]) -> Iterator[tuple[Batch, list[BadSample]]]:
+        """Batches as long as some are asked for; what is begun and not yet given stands in `begun`."""
+
+        def places() -> Iterator[Place]:
+            while (asked := self._next()) is not None:
+                begun.append(asked)
+                yield asked[0]
+
+        if self.loader.is_local:
+            yield from self.loader.made(places())
+        else:
+            yield from self.loader.made_ahead(list(places()))
+
+    def close(self) -> None:
+        """Stop after the batch that is under way, and let the shards go."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+        self._thread.join()
+        self.loader.close()
+
+
+def _sent(batch: Batch, bad: list[BadSample]) -> Made:
+    if batch.images.device.type != "cpu":
+        batch = batch.to(torch.device("cpu"))
+    return Made(encode_batch(batch, bad), len(batch) - batch.keys.count(""), len(bad))

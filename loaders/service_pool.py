@@ -1,0 +1,364 @@
+"""Several servers as one source of batches: asks ahead, spreads, hedges, fails over, and gives each batch once, in turn.
+
+Step t goes first to server t modulo their number, so that all trainers of a sweep ask the same server for the same step
+and it is decoded once. A thread for each request waits for its answer; this class's own caller decides everything.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from ..shards.errors import SoftshardError, UsageError
+from .fetch_stats import FetchCounters
+from .service_client import AWAY, Connection, Server
+from .service_maker import Place
+from .service_protocol import (
+    BUSY,
+    COUNT_CLASSES,
+    DATA,
+    DRAINING,
+    INTERNAL,
+    REFUSED,
+    UNKNOWN_RECIPE,
+    USAGE,
+    Refusal,
+    ServiceError,
+)
+
+_MUST_AGREE = ("fingerprint", "num_samples", "labels", "mixture", "class_names", "recipe")
+_HEDGES_PER_ANSWER = 0.1  # more would only add to what makes answers slow
+_MIN_ANSWERS = 20  # before a quantile means something
+_MIN_HEDGE_S = 0.05
+_MOST_FAILURES = 3  # of one batch on one server, which the server says are its own
+
+logger = logging.getLogger("softshard.loaders")
+
+
+@dataclass(eq=False)
+class _Wanted:
+    """A batch that is asked for."""
+
+    number: int
+    place: Place
+    since: float
+    asking: list[Server] = field(default_factory=list)
+    asked_last: float = 0.0
+    hedged: bool = False
+    rows: pa.RecordBatch | None = None
+    refusals: dict[str, list[Refusal]] = field(
+        default_factory=dict
+    )  # by server, those that are about this batch
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What one request came to."""
+
+    wanted: _Wanted
+    server: Server
+    latency_s: float
+    rows: pa.RecordBatch | None
+    in_memory: bool
+    error: Exception | None
+
+
+class ServerPool:
+    """The servers of one loader.
+
+    Args:
+        addresses: of the servers.
+        recipe: what batches are of, as JSON.
+        connection: how to speak to them.
+        stack: the pixel stack that they must have.
+        draws_per_lane: of a step.
+
+    Raises:
+        UsageError: a server is of another version, pixel stack or data set (both are named), refuses the recipe or token.
+        DataError: the data set cannot be read there.
+        ServiceError: none can be reached.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        recipe: dict[str, Any],
+        connection: Connection,
+        stack: dict[str, str],
+        draws_per_lane: int,
+    ) -> None:
+        self._recipe, self._connection, self._draws_per_lane = recipe, connection, draws_per_lane
+        client = secrets.token_hex(8)
+        # In one order for all clients, whatever order they were named in.
+        self.servers = [Server(address, connection, client, stack) for address in sorted(addresses)]
+        self.counters = FetchCounters()
+        self.num_hedged = self.num_in_memory = 0
+        self._answers: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
+        self._interrupted = False
+        self._excluded: dict[Server, SoftshardError] = {}
+        self._lock = threading.Lock()
+        self._reference: tuple[str, dict[str, Any]] | None = None
+        try:
+            self.facts = self._open_all()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_all(self) -> dict[str, Any]:
+        """Open the recipe on every server that answers; one must, and all that do must agree."""
+        outcomes: dict[Server, Exception | None] = {}
+
+        def try_one(server: Server) -> None:
+            try:
+                self._open(server)
+                outcomes[server] = None
+            except Exception as error:
+                outcomes[server] = error
+
+        give_up = time.monotonic() + self._connection.connect_s
+        while True:
+            asked = [server for server in self.servers if outcomes.get(server, Refusal(BUSY, "")) is not None]
+            threads = [threading.Thread(target=try_one, args=(server,), daemon=True) for server in asked]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for server, error in outcomes.items():
+                if isinstance(error, Refusal) and error.code in (USAGE, DATA, REFUSED):
+                    raise (
+                        UsageError(f"{server.address}: {error}")
+                        if error.code == REFUSED
+                        else error.to_error()
+                    )
+                if error is not None and not isinstance(error, Refusal):
+                    raise error
+            if self._reference is not None:
+                for server, error in outcomes.items():
+                    if isinstance(error, Refusal):
+                        server.did_badly(error)
+                        logger.warning("%s does not answer, the others are asked: %s", server.address, error)
+                return self._reference[1]
+            if time.monotonic() > give_up:
+                for server, error in outcomes.items():
+                    server.last_error = error if isinstance(error, Refusal) else None
+                raise self._nobody("a server that answers", self._connection.connect_s)
+            time.sleep(0.25)  # it may only be about to start, or somebody may make room
+
+    def _open(self, server: Server) -> None:
+        """Open the recipe on a server, and see that it serves what the others do."""
+        facts = server.open(self._recipe)
+        with self._lock:
+            if self._reference is None:
+                self._reference = server.address, facts
+                return
+            other, expected = self._reference
+        for name in _MUST_AGREE:
+            if facts.get(name) != expected[name]:
+                raise UsageError(
+                    f"data service: expected the same data set on all servers, found {name} {expected[name]!r:.80} on "
+                    f"{other} and {facts.get(name)!r:.80} on {server.address}. Start them with the same one"
+                )
+
+    def count_classes(self) -> list[int]:
+        """Draws of each class in an epoch; see Loader.count_classes.
+
+        Raises:
+            DataError: the file of classes is missing or damaged.
+            ServiceError: no server answers.
+        """
+        for server in self.servers:
+            try:
+                self._open(server)
+                return server.action(COUNT_CLASSES, {"recipe": self.facts["recipe"]})["counts"]
+            except Refusal as refusal:
+                server.did_badly(refusal)
+                if refusal.code in (USAGE, DATA):
+                    raise refusal.to_error() from None
+        raise self._nobody("a server that counts the classes")
+
+    def batches(self, places: Iterable[Place], ahead: int) -> Iterator[pa.RecordBatch]:
+        """The rows of every place's batch, in turn, each once; ends early after `interrupt`.
+
+        Args:
+            places: of the batches.
+            ahead: batches that are asked for at a time.
+
+        Raises:
+            UsageError, DataError: a server says so of a batch, after the batches before it.
+            ServiceError: no server gave a batch in time.
+        """
+        self._interrupted = False
+        while not self._answers.empty():  # of an iteration that was ended
+            self._answers.get()
+        left, wanted = iter(places), deque[_Wanted]()
+        while True:
+            while len(wanted) < ahead and (item := next(left, None)) is not None:
+                wanted.append(_Wanted(self._first_server(item), item, time.monotonic()))
+                self._ask(wanted[-1], time.monotonic())
+            if not wanted:
+                return
+            if (rows := wanted[0].rows) is not None:
+                wanted.popleft()
+                begun = time.monotonic()
+                yield rows
+                del rows
+                for each in wanted:  # while nobody looked at the answers no deadline ran
+                    each.since += time.monotonic() - begun
+                continue
+            if wanted[0].error is not None:
+                raise wanted[0].error
+            self._wait(wanted)
+            if self._interrupted:
+                return
+
+    def _first_server(self, place: Place) -> int:
+        """Where a place is asked for first: the same for all trainers that are at it."""
+        return place.taken // self._draws_per_lane + place.rank
+
+    def _wait(self, wanted: Iterable[_Wanted]) -> None:
+        """Take one answer, or wait until something else is due; then do what is due."""
+        now = time.monotonic()
+        due = min(
+            (self._due(each) for each in wanted if each.rows is None and each.error is None), default=now
+        )
+        try:
+            answer = self._answers.get(timeout=min(1.0, max(0.001, due - now)))
+        except queue.Empty:
+            answer = None
+        if answer is not None:
+            self._take(answer)
+        now = time.monotonic()
+        for each in wanted:
+            if each.rows is None and each.error is None and self._due(each) <= now:
+                self._ask(each, now)
+
+    def _due(self, wanted: _Wanted) -> float:
+        """When another request for a batch is due, by the monotonic clock; a time far away where none is."""
+        if not wanted.asking:
+            soonest = min((server.ask_after for server in self._usable(wanted)), default=0.0)
+            return min(max(soonest, 0.0), wanted.since + self._connection.deadline_s)
+        hedge_s = self._hedge_s()
+        if wanted.hedged or hedge_s is None or not self._others(wanted):
+            return wanted.asked_last + 3600
+        return wanted.asked_last + hedge_s
+
+    def _usable(self, wanted: _Wanted) -> list[Server]:
+        """Servers to ask for a batch, its first one first."""
+        num = len(self.servers)
+        turned = [self.servers[(wanted.number + i) % num] for i in range(num)]
+        return [server for server in turned if server not in self._excluded]
+
+    def _others(self, wanted: _Wanted) -> list[Server]:
+        """Servers that are well and are not being asked for this batch."""
+        now = time.monotonic()
+        return [
+            server
+            for server in self._usable(wanted)
+            if server not in wanted.asking and server.ask_after <= now
+        ]
+
+    def _hedge_s(self) -> float | None:
+        """Seconds after which a second server is asked; None where none is."""
+        if self._connection.hedge is None or len(self.servers) < 2:
+            return None
+        seen = sorted(latency for server in self.servers for latency in server.latencies)
+        if len(seen) < _MIN_ANSWERS or self.num_hedged > _HEDGES_PER_ANSWER * self.counters.stats().requests:
+            return None
+        return max(_MIN_HEDGE_S, seen[int(self._connection.hedge * (len(seen) - 1))])
+
+    def _ask(self, wanted: _Wanted, now: float) -> None:
+        """Send one more request for a batch, or give it up."""
+        if wanted.asking:
+            wanted.hedged = True
+            self.num_hedged += 1
+        elif now > wanted.since + self._connection.deadline_s or not self._usable(wanted):
+            wanted.error = self._nobody("a batch")
+            return
+        if not (servers := self._others(wanted)):
+            return
+        server = servers[0]
+        wanted.asking.append(server)
+        wanted.asked_last = now
+        self.counters.add(requests=1)
+        threading.Thread(
+            target=self._request, args=(wanted, server), name="softshard-ask", daemon=True
+        ).start()
+
+    def _request(self, wanted: _Wanted, server: Server) -> None:
+        """In a thread of its own: ask, and report."""
+        begun, rows, in_memory, error = time.monotonic(), None, False, None
+        try:
+            self._open(server)
+            place = wanted.place
+            rows, in_memory = server.ask(self._recipe, place.epoch, place.taken, place.rank)
+        except Exception as caught:
+            error = caught
+        self._answers.put(_Answer(wanted, server, time.monotonic() - begun, rows, in_memory, error))
+
+    def _take(self, answer: _Answer) -> None:
+        """Note what a request came to."""
+        wanted, server, error = answer.wanted, answer.server, answer.error
+        if server in wanted.asking:
+            wanted.asking.remove(server)
+        if error is None:
+            server.did_well(answer.latency_s)
+            assert answer.rows is not None
+            self.counters.add(bytes_fetched=answer.rows.get_total_buffer_size())
+            self.num_in_memory += answer.in_memory
+            if wanted.rows is None:  # else the other of two was faster, and this one is dropped
+                wanted.rows = answer.rows
+            return
+        if wanted.rows is not None:
+            return
+        if not isinstance(error, Refusal):
+            if isinstance(error, SoftshardError):  # it came back with another stack or data set
+                self._excluded[server] = error
+                server.last_error = Refusal(USAGE, str(error))
+                logger.warning("%s is asked no more: %s", server.address, error)
+                return
+            wanted.error = error  # a bug
+            return
+        self.counters.add(retries=1)
+        server.did_badly(error)
+        if error.code in (AWAY, BUSY, DRAINING, UNKNOWN_RECIPE):
+            return
+        mine = wanted.refusals.setdefault(server.address, [])
+        mine.append(error)
+        failed = [self._has_failed(refusals) for refusals in wanted.refusals.values()]
+        if error.code in (USAGE, REFUSED) or (all(failed) and len(failed) == len(self._usable(wanted))):
+            wanted.error = self._nobody("a batch") if error.code == INTERNAL else error.to_error()
+
+    @staticmethod
+    def _has_failed(refusals: Sequence[Refusal]) -> bool:
+        """Whether a server has said for good that it cannot make a batch."""
+        return any(refusal.code == DATA for refusal in refusals) or len(refusals) >= _MOST_FAILURES
+
+    def _nobody(self, what: str, within_s: float | None = None) -> ServiceError:
+        shown = "; ".join(
+            f"{server.address}: {'no answer yet' if server.last_error is None else server.last_error.message}"
+            for server in self.servers
+        )
+        return ServiceError(
+            f"data service: expected {what} within {within_s or self._connection.deadline_s:g} s, found none. The servers' "
+            f"last errors: {shown}. Are they running (softshard serve), and reached from here?"
+        )
+
+    def interrupt(self) -> None:
+        """End `batches`, from another thread."""
+        self._interrupted = True
+        self._answers.put(None)
+
+    def close(self) -> None:
+        """Let the connections go; answers that are still under way are dropped."""
+        for server in self.servers:
+            server.close()

@@ -1,0 +1,265 @@
+"""Servers that die, hang, come back as something else or are not there: every batch arrives, once, the same."""
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
+
+import pyarrow.flight as flight
+import pytest
+from service_processes import SMALL, ServerProcess, assert_same_batches, serving, serving_two
+
+from softshard.loaders import Augment, Connection, Loader, RemoteLoader, ServiceError
+from softshard.loaders.service_protocol import Ticket
+from softshard.loaders.service_recipe import BatchRecipe
+from softshard.shards.errors import UsageError
+
+QUICK = Connection(connect_s=5, request_s=10, deadline_s=60)
+OPTIONS = SMALL | {"dtype": "uint8", "batch_size": 4}
+AWAY = "grpc://127.0.0.1:9"  # nothing listens there
+OTHER_SET = "expected the same data set on all servers"
+
+
+def make(servers, connection):
+    return RemoteLoader(servers, connection=connection, **OPTIONS)
+
+
+@pytest.fixture
+def expected(packed):
+    with Loader(packed, **OPTIONS) as local:
+        return list(local)
+
+
+def test_a_server_that_is_killed_in_an_epoch_costs_no_batch(packed, expected):
+    with (
+        serving_two(packed) as (one, other),
+        RemoteLoader([one.url, other.url], connection=QUICK, **OPTIONS) as remote,
+    ):
+        found = []
+        for batch in remote:
+            found.append(batch)
+            if len(found) == 3:
+                one.send(signal.SIGKILL)
+        assert_same_batches(found, expected)
+        assert remote.fetch_stats().retries > 0
+        assert_same_batches(itertools.islice(remote, 5), list_of_epoch(packed, 1)[:5])
+
+
+def list_of_epoch(packed, epoch):
+    with Loader(packed, **OPTIONS) as local:
+        local.set_epoch(epoch)
+        return list(local)
+
+
+def test_a_server_that_is_killed_and_started_anew_is_asked_again(packed, expected, within):
+    with serving(packed) as one, RemoteLoader(one.url, connection=QUICK, **OPTIONS) as remote:
+        found, batches = [], iter(remote)
+        found.append(next(batches))
+        one.stop(signal.SIGKILL)
+        with serving(packed, listen=one.address):
+            found.extend(within(lambda: list(batches), 60))
+            assert_same_batches(found, expected)
+
+
+def test_a_server_that_hangs_is_left_for_another(packed, expected, within):
+    connection = Connection(connect_s=20, request_s=1, deadline_s=60, hedge=None)
+    with serving_two(packed) as (one, other), make([one.url, other.url], connection) as remote:
+        found, batches = [], iter(remote)
+        found.append(next(batches))
+        one.send(signal.SIGSTOP)
+        found.extend(within(lambda: list(batches), 60))
+        one.send(signal.SIGCONT)
+        assert_same_batches(found, expected)
+
+
+def test_a_second_server_is_asked_where_the_first_is_slower_than_usual(packed, within):
+    with serving_two(packed) as (one, other):
+        connection = Connection(connect_s=20, request_s=20, deadline_s=60, hedge=0.9)
+        with RemoteLoader([one.url, other.url], connection=connection, **OPTIONS) as remote:
+            for batch in remote:  # so that it is known what is usual
+                assert len(batch)
+            before = remote._pool.num_hedged
+            one.send(signal.SIGSTOP)
+            found = within(lambda: list(itertools.islice(remote, 4)), 15)  # request_s is longer
+            one.send(signal.SIGCONT)
+            assert remote._pool.num_hedged > before
+            assert_same_batches(found, list_of_epoch(packed, 1)[:4])
+
+
+def test_an_interrupted_loop_does_not_wait_for_a_server_that_hangs(packed, within):
+    with serving(packed) as server:
+        connection = Connection(connect_s=20, request_s=4, deadline_s=60)
+        remote = RemoteLoader(server.url, connection=connection, **OPTIONS)
+        batches = iter(remote)
+        next(batches)
+        server.send(signal.SIGSTOP)
+        within(remote.close, 3)
+        server.send(signal.SIGCONT)
+
+
+def test_where_all_servers_are_gone_the_error_names_them(packed, within):
+    connection = Connection(connect_s=20, request_s=2, deadline_s=3)
+    with serving_two(packed) as (one, other), make([one.url, other.url], connection) as remote:
+        batches = iter(remote)
+        next(batches)
+        for server in (one, other):
+            server.send(signal.SIGKILL)
+        with pytest.raises(ServiceError) as caught:
+            within(lambda: list(batches), 30)
+    for server in (one, other):
+        assert server.url in str(caught.value)
+    assert "expected a batch within 3 s, found none" in str(caught.value)
+
+
+def test_no_server_at_all_is_an_error_that_says_what_to_run():
+    with pytest.raises(ServiceError, match=r"grpc://127\.0\.0\.1:9: .*softshard serve"):
+        RemoteLoader("grpc://127.0.0.1:9", connection=Connection(connect_s=0.5), **OPTIONS)
+
+
+def test_one_server_that_is_away_at_the_start_is_done_without(packed, expected):
+    with serving(packed) as server, make([server.url, AWAY], QUICK) as remote:
+        assert_same_batches(remote, expected)
+
+
+def test_servers_of_different_data_sets_are_refused_and_both_are_named(packed, packed_plain):
+    with (
+        serving(f"x={packed}") as one,
+        serving(f"x={packed_plain}") as other,
+        pytest.raises(
+            UsageError, match="expected the same data set on all servers, found fingerprint"
+        ) as caught,
+    ):
+        RemoteLoader([one.url, other.url], **OPTIONS)
+    assert one.url in str(caught.value)
+    assert other.url in str(caught.value)
+
+
+def test_a_server_that_comes_back_with_another_data_set_is_asked_no_more(packed, packed_plain, within):
+    with serving(f"x={packed}") as one:
+        connection = Connection(connect_s=20, request_s=5, deadline_s=30)
+        with RemoteLoader(one.url, connection=connection, **OPTIONS) as remote:
+            batches = iter(remote)
+            next(batches)
+            one.stop(signal.SIGKILL)
+            with (
+                serving(f"x={packed_plain}", listen=one.address),
+                pytest.raises(ServiceError, match=OTHER_SET),
+            ):
+                within(lambda: list(batches), 60)
+
+
+def test_drain_finishes_what_is_under_way_and_sends_clients_elsewhere(packed, expected):
+    with (
+        serving_two(packed) as (one, other),
+        RemoteLoader([one.url, other.url], connection=QUICK, **OPTIONS) as remote,
+    ):
+        found = []
+        for batch in remote:
+            found.append(batch)
+            if len(found) == 3:
+                code, log = one.stop(signal.SIGTERM)
+        assert_same_batches(found, expected)
+    assert code == 0
+    assert [line["event"] for line in log][-2:] == ["draining", "stopped"]
+    assert log[-1]["finished"] is True
+
+
+def test_a_client_that_stops_reading_holds_up_neither_the_others_nor_the_end(packed, expected):
+    with serving(packed, "--drain-s", "1", "--no-shared-memory") as server:
+        recipe = BatchRecipe(None, 105, augment=Augment(size=512))  # 80 MB, more than any buffer on the way
+        with flight.FlightClient(server.url) as client:
+            content = json.dumps({"protocol": 1, "recipe": recipe.to_json()}).encode()
+            (opened,) = client.do_action(flight.Action("open", content))
+            ticket = Ticket(json.loads(opened.body.to_pybytes())["recipe"], 0, 0, 0)
+            reader = client.do_get(flight.Ticket(ticket.to_bytes()))
+            with make(server.url, QUICK) as remote:
+                assert_same_batches(remote, expected)
+            assert server.stats()["calls"] == 1
+            code, log = server.stop()
+            assert code == 1
+            assert log[-1]["finished"] is False
+            reader.cancel()
+
+
+def test_idle_connections_hold_up_neither_trainers_nor_the_end(packed, expected):
+    with serving(packed) as server, ExitStack() as stack:
+        host, port = server.address.split(":")
+        for _ in range(300):
+            stack.enter_context(socket.create_connection((host, int(port))))
+        with make(server.url, QUICK) as remote:
+            assert_same_batches(remote, expected)
+        code, log = server.stop()
+        assert code == 0
+        assert log[-1]["finished"] is True
+
+
+CLIENT = """
+import sys
+from softshard.loaders import Augment, RemoteLoader
+with RemoteLoader(sys.argv[1], batch_size=4, augment=Augment(size=16), window=30) as loader:
+    batches = iter(loader)
+    next(batches)
+    print("reading", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_client_that_is_killed_leaves_the_server_as_it_was(packed, expected):
+    with serving(packed) as server:
+        client = subprocess.Popen(
+            [sys.executable, "-c", CLIENT, server.url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert client.stdout.readline() == "reading\n"
+        finally:
+            client.kill()
+            client.communicate()
+        with RemoteLoader(server.url, connection=QUICK, **OPTIONS) as remote:
+            assert_same_batches(remote, expected)
+        assert server.stats()["calls"] == 0
+
+
+def test_four_trainers_at_one_step_pay_for_one_decode(packed, expected, within):
+    with serving_two(packed) as (one, other):
+        connection = Connection(hedge=None)
+        loaders = [RemoteLoader([one.url, other.url], connection=connection, **OPTIONS) for _ in range(4)]
+        found = [[] for _ in loaders]
+        threads = [
+            threading.Thread(target=lambda loader=loader, into=into: into.extend(loader))
+            for loader, into in zip(loaders, found, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        for batches in found:
+            assert_same_batches(batches, expected)
+        stats = [server.stats() for server in (one, other)]
+        assert sum(each["cache"]["made"] for each in stats) == len(expected)
+        assert sum(each["images"] for each in stats) == 105
+        assert min(each["hit_rate"] for each in stats) == 0.75
+        for loader in loaders:
+            loader.close()
+
+
+def test_nothing_is_left_in_shared_memory_by_a_server_that_is_killed(packed, within):
+    before = set(os.listdir("/dev/shm"))
+    server = ServerProcess(packed)
+    try:
+        server.ready()
+        with RemoteLoader(server.url, connection=QUICK, **OPTIONS) as remote:
+            batch = next(iter(remote))
+            assert remote._pool.num_in_memory > 0
+            server.stop(signal.SIGKILL)
+            assert batch.images.sum() > 0  # what was mapped stays
+    finally:
+        server.stop(signal.SIGKILL)
+    assert {name for name in set(os.listdir("/dev/shm")) - before if "softshard" in name} == set()

@@ -1,0 +1,93 @@
+"""Training from servers of the data service: one argument is another, and every number is the same."""
+
+import dataclasses
+
+import pytest
+import torch
+from service_processes import serving
+
+from softshard.loaders import Augment, Loader, RemoteLoader, as_tuples
+from softshard.shards.cli import main
+from softshard.shards.errors import UsageError
+from softshard.training import semantic_softmax
+from softshard.training.checkpoint import load_checkpoint, save_checkpoint
+from softshard.training.train import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def server(shards):
+    with serving(f"train={shards / 'train'}", f"val={shards / 'val'}") as found:
+        yield found
+
+
+def run(dataset, val, out, **options):
+    recipe = dataclasses.replace(semantic_softmax(), epochs=2, global_batch=8, image_size=32)
+    options = {"model": "test_resnet", "log_steps": 1, "log": lambda line: None, **options}
+    return train(recipe, str(dataset), val=str(val), out=out, **options)
+
+
+def test_a_run_on_servers_gives_the_weights_and_numbers_of_a_local_one(server, shards, tmp_path):
+    here = run(shards / "train", shards / "val", tmp_path / "here")
+    there = run(f"{server.url}/train", f"{server.url}/val", tmp_path / "there")
+    assert there.history == here.history
+    models = [load_checkpoint(tmp_path / name / "checkpoint.pt").model for name in ("here", "there")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+class Stopped(Exception):
+    """Stands for a process that is gone."""
+
+
+def test_a_local_run_continues_on_servers(server, shards, tmp_path, monkeypatch):
+    sets = shards / "train", shards / "val"
+    whole = run(*sets, tmp_path / "whole")
+    saves = []
+
+    def save_and_stop(path, checkpoint):
+        save_checkpoint(path, checkpoint)
+        saves.append(checkpoint.step)
+        if len(saves) == 4:
+            raise Stopped
+
+    monkeypatch.setattr("softshard.training.train.save_checkpoint", save_and_stop)
+    with pytest.raises(Stopped):
+        run(*sets, tmp_path / "part", checkpoint_steps=1)
+    assert saves == [1, 2, 3, 4]
+    monkeypatch.undo()
+    rest = run(f"{server.url}/train", f"{server.url}/val", tmp_path / "part", resume=True)
+    assert rest.history == whole.history
+
+
+def test_the_command_takes_servers_where_it_takes_a_folder(server, tmp_path):
+    command = ["train", "semantic-softmax", f"{server.url}/train", "--val", f"{server.url}/val"]
+    command += ["--preset", "small", "--model", "test_resnet", "--out", str(tmp_path), "--epochs", "1"]
+    assert main([*command, "--global-batch", "16", "--image-size", "32", "--device", "cpu"]) == 0
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_side_shards_are_the_servers(server, shards, tmp_path):
+    with pytest.raises(UsageError, match=r"Start the servers with softshard serve --side NAME=DIR"):
+        run(f"{server.url}/train", f"{server.url}/val", tmp_path, side=shards)
+
+
+def test_anybodys_loop_takes_a_remote_loader_where_it_takes_a_loader(server, shards):
+    losses = []
+    for make, dataset in ((Loader, shards / "train"), (RemoteLoader, f"{server.url}/train")):
+        with make(dataset, batch_size=8, augment=Augment(size=32), seed=1) as loader:
+            torch.manual_seed(0)
+            model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, loader.num_classes))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+            found = []
+            for epoch in range(2):
+                batches = as_tuples(loader, device="cpu")
+                batches.sampler.set_epoch(epoch)
+                for images, classes in batches:
+                    loss = torch.nn.functional.cross_entropy(model(images), classes)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    found.append(loss.item())
+            losses.append(found)
+    assert losses[0] == losses[1]
