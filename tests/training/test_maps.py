@@ -151,8 +151,8 @@ def test_scores_are_uint8_by_default_and_what_compressed_them_is_recorded(datase
     for key, parts in ours.items():
         scores, _ = decode_label_map(parts["lmap"])
         before, _ = decode_label_map(theirs[key]["lmap"])
-        # Half of at most a 63rd of the range, and float16's own rounding.
-        assert np.abs(scores - before).max() <= np.ptp(before) / 100
+        # A step at most, which is a 63rd of the range at most, and float16's own rounding.
+        assert np.abs(scores - before).max() <= np.ptp(before) / 60
     versions = {package: pixel_stack()[package] for package in ("lz4", "zstandard")}
     assert found.pixel_stack == {"pillow": "1.0", **versions}
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
