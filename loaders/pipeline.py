@@ -13,6 +13,7 @@ import numpy as np
 
 from ..shards.errors import DataError, StorageError
 from .batch import Batch
+from .cache import DiskFullError
 from .decode import Decoder
 from .faults import MAX_OCCURRENCES, BadSample, Quarantine, next_good
 from .make_batch import BatchMaker, BegunBatch, Blamed
@@ -105,14 +106,12 @@ class BatchRun:
                 or more bad samples than are allowed.
         """
         try:
+            num_ahead = 1
             for i, step in enumerate(steps):
-                try:
-                    self._maker.reader.shards.reached(i)
-                    self._begun.append((step, self._begin(step)))
-                except DataError as error:
-                    self._problem = error
-                    break
-                if len(self._begun) > 1:
+                while not self._begin_next(i, step):
+                    num_ahead = 0
+                    yield self._finish()
+                if self._problem is None and len(self._begun) > num_ahead:
                     yield self._finish()
                 if self._problem is not None:
                     break
@@ -128,6 +127,17 @@ class BatchRun:
             raise
         finally:
             self._problem = None  # its traceback holds this frame: a cycle, which would keep the shards open
+
+    def _begin_next(self, i: int, step: Step) -> bool:
+        """Begin a step, or keep its problem; False where the disk is full of the step before's shards, until it is done."""
+        try:
+            self._maker.reader.shards.reached(i)
+            self._begun.append((step, self._begin(step)))
+        except DataError as error:
+            if isinstance(error, DiskFullError) and self._begun:
+                return False
+            self._problem = error
+        return True
 
     def _begin(self, step: Step) -> BegunBatch:
         while True:
