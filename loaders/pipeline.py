@@ -80,15 +80,12 @@ class BatchRun:
     """The batches of some steps, in turn.
 
     Args:
-        maker: of the loader.
-        make_decoder: builds a decoder; after a decoder's error another one is built, since DALI may give it up.
+        maker: of the loader. After an error of a decoder that it built another one is built, since DALI may give it up.
         quarantine: takes the bad samples.
     """
 
-    def __init__(
-        self, maker: BatchMaker, make_decoder: Callable[[], Decoder], quarantine: Quarantine
-    ) -> None:
-        self._maker, self._make_decoder, self._quarantine = maker, make_decoder, quarantine
+    def __init__(self, maker: BatchMaker, quarantine: Quarantine) -> None:
+        self._maker, self._quarantine = maker, quarantine
         self._decoder: Decoder | None = None
         self._begun: deque[tuple[Step, BegunBatch]] = deque()
         self._problem: DataError | None = None  # of the step behind those that are begun: raised in its turn
@@ -158,7 +155,7 @@ class BatchRun:
             except (DataError, RuntimeError):
                 # Whatever was submitted is lost with the decoder; all of it is begun again.
                 self.close(forget=False)
-                found = self._maker.find_undecodable(begun, self._make_decoder)
+                found = self._maker.find_undecodable(begun)
                 if not self._isolate(step, begun.draws, found):
                     raise
                 self._begin_again()
@@ -202,7 +199,7 @@ class BatchRun:
 
     def _open(self) -> Decoder:
         if self._decoder is None:
-            self._decoder = self._make_decoder()
+            self._decoder = self._maker.make_decoder()
         return self._decoder
 
     def drop(self) -> None:

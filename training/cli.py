@@ -81,7 +81,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "--side",
-        metavar="DIR",
+        metavar="DIR|URL",
         help="side shards of softshard maps make --side, whose label maps are joined to the training set's samples. "
         "--resume wants the same again",
     )
