@@ -34,14 +34,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from harness import RESULTS, arguments, make_data_set, write_result
-from streaming import upload
+from streaming import network, upload
 
 from softshard.loaders import Augment, Cache, Faults, Loader
 from softshard.shards import Manifest, ReshardOptions, reshard
@@ -51,7 +50,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import spoiling
 
 from servers.proxy import FaultyProxy
-from servers.swift import ACCESS_KEY, REGION, SECRET_KEY, Swift, why_not
 
 SIZE, SAMPLES, SHARD_SAMPLES, BATCH = 96, 4096, 256, 64
 DEADLINE_S, PACE_S, VICTIM_S = 20.0, 0.02, 60.0
@@ -198,31 +196,6 @@ def run_proxy(target: str, pipe: Any) -> None:
             pipe.send((proxy.connections, proxy.faults, proxy.bytes_out))
 
 
-@contextmanager
-def network(folder: Path) -> Iterator[tuple[Swift, Any]]:
-    """A server, and the pipe to the proxy before it; the environment points there."""
-    if reason := why_not(folder):
-        raise SystemExit(f"the S3 server {reason}. Run it with --local")
-    context = multiprocessing.get_context("spawn")
-    with Swift(folder / "swift") as server:
-        mine, theirs = context.Pipe()
-        process = context.Process(target=run_proxy, args=(server.endpoint, theirs), daemon=True)
-        process.start()
-        os.environ |= {
-            "AWS_ENDPOINT_URL": mine.recv(),
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_DEFAULT_REGION": REGION,
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_MAX_ATTEMPTS": "1",
-        }
-        try:
-            yield server, mine
-        finally:
-            mine.send(None)
-            process.join()
-
-
 class Worker:
     """A process with a loader, and what it says of itself."""
 
@@ -364,7 +337,7 @@ def main() -> None:
         if args.local:
             result = soak(str(data_set), folder, args.minutes, args.every, None)
         else:
-            with network(folder) as (server, proxy):
+            with network(folder, run_proxy, None, ". Run it with --local") as (server, proxy):
                 result = soak(upload(server, data_set), folder, args.minutes, args.every, proxy)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

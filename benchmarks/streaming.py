@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,23 @@ def run_proxy(target: str, pipe: Any) -> None:
 
 
 @contextmanager
-def network(folder: Path) -> Iterator[tuple[Swift, Any]]:
-    """A server, and the pipe to its network; the environment points there."""
+def network(
+    folder: Path, run: Callable[[str, Any], None] = run_proxy, last: Any = "stop", hint: str = ""
+) -> Iterator[tuple[Swift, Any]]:
+    """A server, and the pipe to the network before it; the environment points there.
+
+    Args:
+        folder: for the server's files.
+        run: the network, in a process of its own: called with the server's endpoint and the pipe.
+        last: what ends it, sent through the pipe.
+        hint: what to do where there is no such server.
+    """
     if reason := why_not(folder):
-        raise SystemExit(f"the S3 server {reason}")
+        raise SystemExit(f"the S3 server {reason}{hint}")
+    context = multiprocessing.get_context("spawn")
     with Swift(folder / "swift") as server:
-        mine, theirs = multiprocessing.Pipe()
-        context = multiprocessing.get_context("spawn")
-        process = context.Process(target=run_proxy, args=(server.endpoint, theirs), daemon=True)
+        mine, theirs = context.Pipe()
+        process = context.Process(target=run, args=(server.endpoint, theirs), daemon=True)
         process.start()
         os.environ |= {
             "AWS_ENDPOINT_URL": mine.recv(),
@@ -78,7 +87,7 @@ def network(folder: Path) -> Iterator[tuple[Swift, Any]]:
         try:
             yield server, mine
         finally:
-            mine.send("stop")
+            mine.send(last)
             process.join()
 
 

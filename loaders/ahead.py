@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -26,6 +27,7 @@ _MAX_STEPS = 4096  # that are looked ahead
 _MANY_STEPS = 2**62  # where nothing follows
 _STEPS_A_CALL = 16  # looked at when a step begins
 _POLL_S = 0.2
+_FULL_DISK_S = 5.0  # that a batch waits for others to let go what fills the disk: a step's decoding, a cancelled download
 
 
 class ShardSource(Protocol):
@@ -209,7 +211,11 @@ class FetchAhead:
         return self._open.get(number)
 
     def get(self, number: int) -> OpenShard:
-        """A shard of the step that was reached last; waits until it is there."""
+        """A shard of the step that was reached last; waits until it is there.
+
+        A disk that is full is waited for as well, as long as something in the cache may be let go: for a few seconds.
+        """
+        give_up = None  # when a disk that only others can make room on has been full for too long
         with self._changed:
             while (shard := self._open.get(number)) is None:
                 if self._stopped.is_set() or not threading.main_thread().is_alive():
@@ -220,9 +226,15 @@ class FetchAhead:
                     self._failed_early.discard(number)
                     # Storage that was away when the shard was fetched ahead may long be back.
                     again = early and isinstance(error, StorageError)
-                    # What was fetched ahead, and what is being fetched, takes room on a full disk.
                     if isinstance(error, DiskFullError):
-                        again = self._shrink() or bool(self._busy)
+                        # What was fetched ahead, and what is being fetched, takes room on a full disk.
+                        if again := self._shrink() or bool(self._busy):
+                            give_up = None
+                        elif error.may_pass:
+                            give_up = give_up or time.monotonic() + _FULL_DISK_S
+                            again = time.monotonic() < give_up
+                        if again:
+                            self._changed.wait_for(self._stopped.is_set, _POLL_S)
                     if not again:
                         try:
                             raise error

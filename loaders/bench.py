@@ -16,6 +16,7 @@ import torch
 from ..shards.errors import UsageError
 from ..shards.manifest import Manifest
 from ..shards.schema import JPG
+from ..shards.shard_files import dataset_name
 from ..shards.storage import is_remote
 from .against import Peer, described
 from .cache import Cache
@@ -127,7 +128,7 @@ def bench(
                 cache=cache,
             )
         )
-        ceilings = stack.enter_context(Ceilings(source, job))
+        ceilings = stack.enter_context(Ceilings(source, job, cache))
         results = take_turns(
             {
                 "loader": lambda: loader_batches(loader),
@@ -167,7 +168,7 @@ def bench(
         "options": {
             "batch_size": batch_size,
             "targets": targets,
-            "side": None if side is None else str(side),
+            "side": None if side is None else dataset_name(side),
             "device": device,
             "dtype": dtype,
             "size": size,

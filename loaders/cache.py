@@ -48,7 +48,15 @@ class NotWanted(Exception):
 
 
 class DiskFullError(StorageError):
-    """There is no room on the cache's disk, and nothing more to evict."""
+    """There is no room on the cache's disk, and nothing more to evict.
+
+    Attributes:
+        may_pass: whether other shards are in the folder, in use when room was looked for: they may be let go soon.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 @dataclass(frozen=True)
@@ -254,7 +262,8 @@ class CacheFolder:
         return DiskFullError(
             f"{self.folder}: expected room for {num_bytes:,} bytes, found {shutil.disk_usage(self.folder).free:,} bytes "
             "free, and nothing in the cache that is not in use; the disk is full, or a quota is. Make room there, "
-            "or give Cache(folder=...) on another disk"
+            "or give Cache(folder=...) on another disk",
+            may_pass=any(_is_shard(path) for _, _, path in self._entries()),
         )
 
     @contextmanager
@@ -322,9 +331,14 @@ class CacheFolder:
             os.close(descriptor)
 
 
+def _is_shard(path: Path) -> bool:
+    """Whether a file is a shard, or one that is being downloaded."""
+    return path.name.endswith((".tar", ".tar" + TEMPORARY_SUFFIX))
+
+
 def _may_go(path: Path, last_use: float) -> bool:
     """Whether a file may be evicted by itself, unless it is locked: an index goes with its shard."""
-    if path.name.endswith((".tar", ".tar" + TEMPORARY_SUFFIX)):
+    if _is_shard(path):
         return True
     if path.suffix == ".idx":
         return not path.with_suffix(".tar").exists()

@@ -105,13 +105,14 @@ class Ceilings:
     Args:
         source: an open data set of at least one batch.
         job: what the loader is measured at.
+        cache: where side shards behind a URL are kept.
 
     Raises:
         UsageError: targets that the data set has no label maps for.
         DataError: no batch can be read.
     """
 
-    def __init__(self, source: Source | MixedSource, job: Job) -> None:
+    def __init__(self, source: Source | MixedSource, job: Job, cache: Cache | None = None) -> None:
         self._job = job
         self._options: dict[str, Any] = dict(
             batch_size=job.batch_size, size=job.size, mean=MEAN, std=STD, num_threads=job.num_threads
@@ -120,7 +121,7 @@ class Ceilings:
             source.parts,
             targets=job.targets,
             teacher=False,
-            side=None if job.side is None else SideFiles(job.side, source.dataset, source.manifest),
+            side=None if job.side is None else SideFiles(job.side, source.dataset, source.manifest, cache),
             augment=Augment(size=job.size),
             dtype=job.dtype,
             mean=MEAN,

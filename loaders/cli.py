@@ -33,7 +33,9 @@ def _add_bench(subparsers: argparse._SubParsersAction) -> None:
     )
     bench.add_argument("--batch-size", type=int, default=128, metavar="N", help="(default: 128)")
     bench.add_argument("--targets", default="none", choices=TARGETS, help="(default: none)")
-    bench.add_argument("--side", metavar="DIR", help="side shards with the label maps that --targets pools")
+    bench.add_argument(
+        "--side", metavar="DIR|URL", help="side shards with the label maps that --targets pools"
+    )
     bench.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     bench.add_argument(
         "--dtype", default="uint8", choices=("uint8", "float16", "float32"), help="(default: uint8)"
@@ -95,7 +97,7 @@ def _add_inspect(subparsers: argparse._SubParsersAction) -> None:
         help="of each sample, from N epochs, which cut one each (default: 3)",
     )
     command.add_argument(
-        "--side", metavar="DIR", help="side shards of `softshard maps make --side`: their label maps"
+        "--side", metavar="DIR|URL", help="side shards of `softshard maps make --side`: their label maps"
     )
     command.add_argument(
         "--targets", choices=TARGETS, help="(default: relabel with label maps, none without)"

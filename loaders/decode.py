@@ -345,7 +345,7 @@ class GpuDecoder(Decoder):
         return out.permute(0, 3, 1, 2)
 
 
-def create_decoder(device: torch.device, *, pin_memory: bool, **options: Any) -> Decoder:
+def create_decoder(device: torch.device, *, pin_memory: bool = False, **options: Any) -> Decoder:
     """The decoder of a device, with the options of CpuDecoder."""
     if device.type == "cuda":
         return GpuDecoder(**options, device=device)

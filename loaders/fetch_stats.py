@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
+
+from .counters import Counters, total
 
 
 @dataclass(frozen=True)
@@ -41,36 +42,13 @@ class FetchStats:
     waited_s: float = 0.0
 
 
-class FetchCounters:
+class FetchCounters(Counters[FetchStats]):
     """FetchStats that grow; for several threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._stats = FetchStats()
-
-    def add(self, **more: float) -> None:
-        """Add to counters, given by name."""
-        with self._lock:
-            sums = {name: getattr(self._stats, name) + value for name, value in more.items()}
-            self._stats = replace(self._stats, **sums)
-
-    def stats(self) -> FetchStats:
-        """The counts up to now."""
-        return self._stats
-
-    def __getstate__(self) -> dict[str, float]:  # a lock stays in its process
-        return {field.name: getattr(self._stats, field.name) for field in fields(self._stats)}
-
-    def __setstate__(self, state: dict[str, float]) -> None:
-        self.__init__()
-        self.add(**state)
+        super().__init__(FetchStats())
 
 
 def sum_stats(parts: Iterable[FetchStats]) -> FetchStats:
     """Counts of several data sets together."""
-    total = FetchStats()
-    for part in parts:
-        total = FetchStats(
-            *(getattr(total, field.name) + getattr(part, field.name) for field in fields(part))
-        )
-    return total
+    return total(FetchStats(), parts)

@@ -10,6 +10,7 @@ from ..shards.errors import UsageError
 from ..shards.figures import Figure
 from ..shards.html import Page
 from ..shards.schema import HIER, KD, LMAP
+from ..shards.shard_files import dataset_name
 from .crops import Augment
 from .inspect_figures import ClassNames, crop_figure, map_figures, stored_figure
 from .inspection import Inspection, InspectOptions, SampleView
@@ -57,7 +58,7 @@ def command_line(dataset: str, options: InspectOptions, top: int = DEFAULT_TOP) 
         ("--seed", options.seed, default.seed),
         ("--epoch", options.epoch, default.epoch),
         ("--crops", options.num_crops, default.num_crops),
-        ("--side", options.side, default.side),
+        ("--side", options.side and dataset_name(options.side), default.side),
         ("--targets", options.targets, default.targets),
         ("--top", top, DEFAULT_TOP),
         ("--size", augment.size, default.augment.size),

@@ -27,7 +27,7 @@ from ..shards.teacher_levels import num_kept
 from ..shards.tree import LabelTree
 from ..shards.verify_shard import Expected, check_sample
 from .crops import Augment
-from .decode import MEAN, STD, CpuDecoder, Decoder
+from .decode import MEAN, STD, Decoder
 from .loader import DEFAULT_WINDOW
 from .make_batch import BatchMaker
 from .order import Draws, EpochOrder
@@ -353,9 +353,7 @@ class _Inspector:
         crops, teacher = [], None
         one = Draws(np.array([number]), np.zeros(1, np.int64))
         for epoch in range(self._options.epoch, self._options.epoch + self._options.num_crops):
-            decoder = self._decoder = self._decoder or CpuDecoder(
-                1, self._options.augment.size, "uint8", MEAN, STD, num_threads=1
-            )
+            decoder = self._decoder = self._decoder or self._maker.make_decoder()
             try:
                 batch = self._maker.finish(
                     self._maker.begin(one, np.ones(1, bool), epoch, decoder),

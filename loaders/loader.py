@@ -3,6 +3,7 @@
 This file puts the parts together:
 
     options.py   what cannot be       source.py      the data set                state.py    where it stands
+    loader_data.py    what is served
     labels.py    what classes mean    subset.py      which samples are served    order.py    in which order
     data_set.py  their bytes          samples.py     their sizes, labels         crops.py    windows and flips
     decode.py    bytes -> images      pooling.py     maps -> targets             batch.py    what comes out
@@ -15,31 +16,28 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..shards.errors import UsageError
-from ..shards.manifest import Manifest
 from ..shards.philox import check_seed
-from ..shards.stored_vocabulary import Vocabulary
 from ..shards.subset_file import SubsetFile
-from ..shards.tree import LabelTree
 from .background import Background
 from .balance import BALANCE_RULE
 from .batch import Batch
 from .cache import Cache
 from .crops import Augment
-from .decode import MEAN, STD, create_decoder, usable_device
+from .decode import MEAN, STD, usable_device
 from .epoch_plan import EpochPlan
 from .faults import Faults, Quarantine
 from .fetch import Following
 from .fetch_stats import FetchStats
 from .labels import LabelSource
+from .loader_data import LoaderData
 from .loader_stats import LoaderStats, LoopClock
 from .make_batch import BatchMaker
 from .memory import give_back_memory
@@ -56,7 +54,7 @@ from .subset import Subset, labels_and_subset
 from .target_modes import Targets
 
 
-class Loader:
+class Loader(LoaderData):
     """Iterates the batches of one epoch of a data set, for one rank.
 
     Every rank has the same number of steps. Without `load_state_dict`, iterating starts the epoch from its
@@ -84,8 +82,8 @@ class Loader:
             shards' soft labels as they are. Or several names: the first makes `batch.targets`, the others
             `batch.more_targets`.
         keep_targets: None for dense targets, or m: SparseTargets with the m largest values of each.
-        side: None, or a folder of side shards (`softshard maps make --side`), whose label maps are joined to the samples
-            in place of any that the data set has.
+        side: None, or the folder or URL of side shards (`softshard maps make --side`), whose label maps are joined to the
+            samples in place of any that the data set has.
         labels: None, or what to read the data set with instead of its own labels, without rewriting it: a
             LabelTree, class names (a subset or another order), or what `relabel` gives. Classes, levels, label maps,
             `num_classes`, `class_names` and `tree` are then those; samples of classes that are left out are not
@@ -193,7 +191,7 @@ class Loader:
         self._side = None
         if side is not None:
             check_side(side, targets, self.source.parts)
-            self._side = SideFiles(side, self.dataset, self.manifest)
+            self._side = SideFiles(side, self.dataset, self.manifest, cache)
         self._maker = BatchMaker.create(
             self.source.parts,
             targets=targets,
@@ -208,24 +206,14 @@ class Loader:
             batch_size=batch_size,
             device=self.device,
             num_threads=self.num_threads,
+            pin_memory=self.pin_memory,
             stages=self._stages,
         )
         self._taken = 0  # samples that every lane has given in this epoch
         self._resume = False  # whether the next iteration starts there
         self.faults = faults or Faults()
         self._quarantine = Quarantine(self.faults, self.num_samples // world_size, rank)
-        make_decoder = partial(
-            create_decoder,
-            self.device,
-            batch_size=batch_size,
-            size=self.augment.size,
-            dtype=self._maker.decode_dtype,
-            mean=self.mean,
-            std=self.std,
-            num_threads=self.num_threads,
-            pin_memory=self.pin_memory,
-        )
-        self._run = BatchRun(self._maker, make_decoder, self._quarantine)
+        self._run = BatchRun(self._maker, self._quarantine)
         self._running: Background[Batch] | None = None
         self._latest: Background[Batch] | None = None
         self._closed = False
@@ -238,53 +226,6 @@ class Loader:
                 f"{self.dataset}: expected a global batch of samples, which is {self.global_batch} on {self.lanes} lanes, "
                 f"found {self.num_samples}. Use a smaller batch_size, or last_batch='pad'"
             )
-
-    def count_classes(self) -> np.ndarray:
-        """int64 [C], how often each class is served in an epoch, on all ranks together.
-
-        Raises:
-            DataError: the file of the samples' classes is missing or damaged.
-        """
-        return self.source.count_classes()
-
-    @property
-    def manifest(self) -> Manifest:
-        """The data set's manifest; of a mixture, that of its first data set."""
-        return self.source.manifest
-
-    @property
-    def num_samples(self) -> int:
-        """Samples that an epoch serves: of the whole data set, or those that labels and subset leave."""
-        return self.source.num_samples
-
-    @property
-    def num_classes(self) -> int:
-        """C of the labels that the data set is read with."""
-        return self.source.labels.num_classes
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """C names, in the order of `batch.classes`."""
-        return self.source.labels.class_names
-
-    @property
-    def tree(self) -> LabelTree | None:
-        """Over these classes; `batch.levels` are its vectors. None without one."""
-        return self.source.labels.tree
-
-    @cached_property
-    def vocabulary(self) -> Vocabulary | None:
-        """What tags mean, read when it is asked for; None where samples have none.
-
-        Raises:
-            DataError: the file is damaged, or another one than the manifest says.
-        """
-        return self.source.parts[0].load_vocabulary()
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over everything that decides what data set and side shards give, whatever the labels; hashed once."""
-        return self.source.fingerprint if self._side is None else self._side.fingerprint
 
     @property
     def global_batch(self) -> int:

@@ -8,13 +8,13 @@ A batch is made in one thread, stage after stage, and waits in a short queue for
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from .counters import Counters, difference
 from .fetch_stats import FetchStats
 from .stages import StageTime
 
@@ -64,8 +64,7 @@ class LoopClock:
     """LoopTimes that grow; the loop's thread and the one that makes batches report, any may look."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._times = LoopTimes()
+        self._times = Counters(LoopTimes())
 
     def timed(self, next_batch: Callable[[], Batch | None]) -> Iterator[Batch]:
         """The batches up to None, noting how long each is waited for, and how long the loop has it."""
@@ -79,27 +78,20 @@ class LoopClock:
 
     def given(self, images: int, waited_s: float, loop_s: float) -> None:
         """The loop was given a batch; `loop_s` is what it spent on the one before."""
-        with self._lock:
-            old = self._times
-            self._times = replace(
-                old,
-                batches=old.batches + 1,
-                images=old.images + images,
-                data_wait_s=old.data_wait_s + waited_s,
-                loop_s=old.loop_s + loop_s,
-            )
+        self._times.add(batches=1, images=images, data_wait_s=waited_s, loop_s=loop_s)
 
     def queued(self, waited_s: float, depth: int) -> None:
         """A batch waited for room in the queue, and is one of `depth` there now."""
-        with self._lock:
-            old = self._times
-            self._times = replace(
-                old, queue_full_s=old.queue_full_s + waited_s, queue_most=max(old.queue_most, depth)
-            )
+        self._times.change(
+            lambda old: {
+                "queue_full_s": old.queue_full_s + waited_s,
+                "queue_most": max(old.queue_most, depth),
+            }
+        )
 
     def times(self) -> LoopTimes:
         """The times up to now."""
-        return self._times
+        return self._times.stats()
 
 
 @dataclass(frozen=True)
@@ -165,13 +157,13 @@ class LoaderStats:
         """What lies between an earlier look and this one; depths, and the most in the queue, are this one's."""
         return replace(
             self,
-            loop=replace(_difference(self.loop, earlier.loop), queue_most=self.loop.queue_most),
+            loop=replace(difference(self.loop, earlier.loop), queue_most=self.loop.queue_most),
             stages={
-                name: _difference(time, earlier.stages.get(name, StageTime()))
+                name: difference(time, earlier.stages.get(name, StageTime()))
                 for name, time in self.stages.items()
             },
             bad_samples=self.bad_samples - earlier.bad_samples,
-            fetch=_difference(self.fetch, earlier.fetch),
+            fetch=difference(self.fetch, earlier.fetch),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -198,13 +190,3 @@ class LoaderStats:
         from .prometheus import exposition
 
         return exposition(self)
-
-
-Counts = TypeVar("Counts", LoopTimes, StageTime, FetchStats)
-
-
-def _difference(later: Counts, earlier: Counts) -> Counts:
-    """Field by field."""
-    return replace(
-        later, **{f.name: getattr(later, f.name) - getattr(earlier, f.name) for f in fields(later)}
-    )

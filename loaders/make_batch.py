@@ -19,7 +19,7 @@ from ..shards.schema import JPG
 from .augment_batch import AugmentStage
 from .batch import Batch, Mix, TeacherLevels
 from .crops import Augment, crop_fractions, draw_crops
-from .decode import Decoder, naming_the_sample
+from .decode import Decoder, create_decoder, naming_the_sample
 from .make_targets import TargetMaker
 from .mixing import MixPlan, draw_mix
 from .order import Draws
@@ -72,7 +72,7 @@ class BatchMaker:
         target_makers: of their targets: name to maker, that of `batch.targets` first.
         augment: what is cut from the images, and how they are mixed.
         stage: what is done to them beyond that; None where nothing is.
-        decode_dtype: what the decoder is to give.
+        make_decoder: builds a decoder of their images.
         seed: of all that is drawn.
         batch_size: N.
         device: where batches are.
@@ -86,14 +86,14 @@ class BatchMaker:
         *,
         augment: Augment,
         stage: AugmentStage | None,
-        decode_dtype: str,
+        make_decoder: Callable[[], Decoder],
         seed: int,
         batch_size: int,
         device: torch.device,
         stages: Stages,
     ) -> None:
         self.reader, self._target_makers, self._stages = reader, target_makers, stages
-        self.decode_dtype = decode_dtype
+        self.make_decoder = make_decoder
         self._augment, self._stage, self._seed = augment, stage, seed
         self._batch_size, self._device = batch_size, device
 
@@ -114,6 +114,7 @@ class BatchMaker:
         batch_size: int,
         device: torch.device,
         num_threads: int,
+        pin_memory: bool = False,
         stages: Stages,
     ) -> BatchMaker:
         """Put together what a loader with these options needs; see Loader.
@@ -135,12 +136,23 @@ class BatchMaker:
         stage = None
         if augment.changes_pixels or augment.mixes:
             stage = AugmentStage(augment, seed, dtype, mean, std, num_threads, device)
+        make_decoder = partial(
+            create_decoder,
+            device,
+            batch_size=batch_size,
+            size=augment.size,
+            dtype=dtype if stage is None else stage.decode_dtype,
+            mean=mean,
+            std=std,
+            num_threads=num_threads,
+            pin_memory=pin_memory,
+        )
         return cls(
             reader,
             {str(each): make(each) for each in each_target(targets)},
             augment=augment,
             stage=stage,
-            decode_dtype=dtype if stage is None else stage.decode_dtype,
+            make_decoder=make_decoder,
             seed=seed,
             batch_size=batch_size,
             device=device,
@@ -283,12 +295,11 @@ class BatchMaker:
                 bad[slot] = found.places[0], error
         return bad
 
-    def find_undecodable(self, begun: BegunBatch, make_decoder: Callable[[], Decoder]) -> Blamed:
+    def find_undecodable(self, begun: BegunBatch) -> Blamed:
         """Slots whose samples have a bad image, label map or teacher, one by one, with each one's error.
 
         Args:
-            begun: the batch that could not be finished.
-            make_decoder: builds a decoder; each error costs one.
+            begun: the batch that could not be finished. Each error costs a decoder.
 
         Returns:
             None of them where no sample alone explains what happened: not one fails, or all do without damage that
@@ -296,7 +307,7 @@ class BatchMaker:
         """
         bad: Blamed = {}
         num_unexplained = 0
-        decoder = make_decoder()
+        decoder = self.make_decoder()
         try:
             for i, slot in enumerate(begun.slots.tolist()):
                 try:
@@ -312,7 +323,7 @@ class BatchMaker:
                         )
                     bad[slot] = (shard, place), error
                     decoder.close()
-                    decoder = make_decoder()
+                    decoder = self.make_decoder()
         finally:
             decoder.close()
         return {} if num_unexplained == len(begun.slots) > 1 else bad

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from ..shards.index import ShardIndex
-from .fetch import Following, OpenShard
+from .fetch import Following, OpenShard, Shards
 from .fetch_stats import FetchStats, sum_stats
 from .source import Source
 
@@ -29,10 +29,12 @@ class MixedShards:
 
     Args:
         sources: the data sets.
+        beside: shards of the first one's numbers, which are fetched and let go with its own: label maps.
     """
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], beside: Shards | None = None) -> None:
         self._files = [source.shards for source in sources]
+        self._every = self._files if beside is None else [*self._files, beside]
         self._firsts = np.cumsum([0, *(len(source.manifest.shards) for source in sources)])
         self._components = all_components(sources)
         self._aligned: dict[int, tuple[OpenShard, OpenShard]] = {}
@@ -63,7 +65,8 @@ class MixedShards:
             steps: begins to count the steps, once for each data set: they are fetched side by side.
             following: what comes after them.
         """
-        for i, files in enumerate(self._files):
+        owners = [*range(len(self._files)), 0]
+        for i, files in zip(owners, self._every, strict=False):
             own = following
             if following is not None and following.next_steps is not None:
                 own = replace(following, next_steps=partial(self._own, i, following.next_steps))
@@ -76,37 +79,37 @@ class MixedShards:
 
     def reached(self, step: int) -> None:
         """Say that a step begins; the shards of those before may go."""
-        for files in self._files:
+        for files in self._every:
             files.reached(step)
 
     def interrupt(self) -> None:
         """End all waiting, from another thread."""
-        for files in self._files:
+        for files in self._every:
             files.interrupt()
 
     def forget(self) -> None:
         """Expect nothing more: fetching ends, and its threads."""
-        for files in self._files:
+        for files in self._every:
             files.forget()
 
     def rest(self) -> None:
         """Say that all steps are done: only what follows is fetched on."""
-        for files in self._files:
+        for files in self._every:
             files.rest()
 
     def abandon(self) -> None:
         """Let fetching end, and wait for nothing: called where garbage is collected."""
-        for files in self._files:
+        for files in self._every:
             files.abandon()
 
     def stats(self) -> FetchStats:
         """What has been fetched, of all data sets together."""
-        return sum_stats(files.stats() for files in self._files)
+        return sum_stats(files.stats() for files in self._every)
 
     def close(self) -> None:
         """Forget the open shards."""
         self._aligned.clear()
-        for files in self._files:
+        for files in self._every:
             files.close()
 
 

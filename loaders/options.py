@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..shards.errors import UsageError
+from ..shards.shard_files import dataset_name
 from .decode import DTYPES
 from .order import LAST_BATCHES
 from .source import Source
@@ -81,10 +82,10 @@ def check_side(side: str | Path, targets: Targets, sources: Sequence[Source]) ->
     """
     if not any(isinstance(each, LabelPooling) or each in TARGET_MODES for each in each_target(targets)):
         raise UsageError(
-            f"loader: expected targets that pool the label maps of side={str(side)!r}, found {targets!r}"
+            f"loader: expected targets that pool the label maps of side={dataset_name(side)!r}, found {targets!r}"
         )
     if len(sources) > 1:
         raise UsageError(
-            f"loader: expected a single data set for side={str(side)!r}, found a mixture of {len(sources)}. Join them "
-            "first: softshard maps join"
+            f"loader: expected a single data set for side={dataset_name(side)!r}, found a mixture of {len(sources)}. Join "
+            "them first: softshard maps join"
         )

@@ -238,27 +238,6 @@ def _ffcv(job: Job) -> Iterator[int]:
     return _epochs(loader)
 
 
-def _streaming(job: Job) -> Iterator[int]:
-    from streaming import MDSWriter, StreamingDataset
-    from torch.utils.data import DataLoader
-
-    def make(folder: Path) -> None:
-        with MDSWriter(columns={"image": "bytes", "label": "int"}, out=str(folder)) as writer:
-            for jpeg, label in _samples(job):
-                writer.write({"image": jpeg, "label": label})
-
-    class Decoded(StreamingDataset):
-        def __init__(self, folder: str) -> None:
-            super().__init__(local=folder, batch_size=job.batch_size, shuffle=True)
-            self.decode = _Decode(job)
-
-        def __getitem__(self, at: Any) -> Any:
-            sample = super().__getitem__(at)
-            return self.decode(sample["image"]), sample["label"]
-
-    return _epochs(_in_workers(DataLoader, Decoded(str(_made(job, "mds", make))), job))
-
-
 def _as_item(sample: tuple[bytes, int]) -> dict[str, Any]:
     return {"image": sample[0], "label": sample[1]}
 
@@ -266,6 +245,26 @@ def _as_item(sample: tuple[bytes, int]) -> dict[str, Any]:
 class _DecodeItem(_Decode):
     def __call__(self, item: Any) -> Any:
         return super().__call__(item["image"]), item["label"]
+
+
+def _streaming(job: Job) -> Iterator[int]:
+    from streaming import MDSWriter, StreamingDataset
+    from torch.utils.data import DataLoader
+
+    def make(folder: Path) -> None:
+        with MDSWriter(columns={"image": "bytes", "label": "int"}, out=str(folder)) as writer:
+            for sample in _samples(job):
+                writer.write(_as_item(sample))
+
+    class Decoded(StreamingDataset):
+        def __init__(self, folder: str) -> None:
+            super().__init__(local=folder, batch_size=job.batch_size, shuffle=True)
+            self.decode = _DecodeItem(job)
+
+        def __getitem__(self, at: Any) -> Any:
+            return self.decode(super().__getitem__(at))
+
+    return _epochs(_in_workers(DataLoader, Decoded(str(_made(job, "mds", make))), job))
 
 
 def _litdata(job: Job) -> Iterator[int]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..shards.errors import DataError, StorageError
 from .batch import Batch
+from .cache import DiskFullError
 from .decode import Decoder
 from .faults import MAX_OCCURRENCES, BadSample, Quarantine, next_good
 from .make_batch import BatchMaker, BegunBatch, Blamed
@@ -79,15 +80,12 @@ class BatchRun:
     """The batches of some steps, in turn.
 
     Args:
-        maker: of the loader.
-        make_decoder: builds a decoder; after a decoder's error another one is built, since DALI may give it up.
+        maker: of the loader. After an error of a decoder that it built another one is built, since DALI may give it up.
         quarantine: takes the bad samples.
     """
 
-    def __init__(
-        self, maker: BatchMaker, make_decoder: Callable[[], Decoder], quarantine: Quarantine
-    ) -> None:
-        self._maker, self._make_decoder, self._quarantine = maker, make_decoder, quarantine
+    def __init__(self, maker: BatchMaker, quarantine: Quarantine) -> None:
+        self._maker, self._quarantine = maker, quarantine
         self._decoder: Decoder | None = None
         self._begun: deque[tuple[Step, BegunBatch]] = deque()
         self._problem: DataError | None = None  # of the step behind those that are begun: raised in its turn
@@ -105,14 +103,12 @@ class BatchRun:
                 or more bad samples than are allowed.
         """
         try:
+            num_ahead = 1
             for i, step in enumerate(steps):
-                try:
-                    self._maker.reader.shards.reached(i)
-                    self._begun.append((step, self._begin(step)))
-                except DataError as error:
-                    self._problem = error
-                    break
-                if len(self._begun) > 1:
+                while not self._begin_next(i, step):
+                    num_ahead = 0
+                    yield self._finish()
+                if self._problem is None and len(self._begun) > num_ahead:
                     yield self._finish()
                 if self._problem is not None:
                     break
@@ -128,6 +124,17 @@ class BatchRun:
             raise
         finally:
             self._problem = None  # its traceback holds this frame: a cycle, which would keep the shards open
+
+    def _begin_next(self, i: int, step: Step) -> bool:
+        """Begin a step, or keep its problem; False where the disk is full of the step before's shards, until it is done."""
+        try:
+            self._maker.reader.shards.reached(i)
+            self._begun.append((step, self._begin(step)))
+        except DataError as error:
+            if isinstance(error, DiskFullError) and self._begun:
+                return False
+            self._problem = error
+        return True
 
     def _begin(self, step: Step) -> BegunBatch:
         while True:
@@ -148,7 +155,7 @@ class BatchRun:
             except (DataError, RuntimeError):
                 # Whatever was submitted is lost with the decoder; all of it is begun again.
                 self.close(forget=False)
-                found = self._maker.find_undecodable(begun, self._make_decoder)
+                found = self._maker.find_undecodable(begun)
                 if not self._isolate(step, begun.draws, found):
                     raise
                 self._begin_again()
@@ -192,7 +199,7 @@ class BatchRun:
 
     def _open(self) -> Decoder:
         if self._decoder is None:
-            self._decoder = self._make_decoder()
+            self._decoder = self._maker.make_decoder()
         return self._decoder
 
     def drop(self) -> None:

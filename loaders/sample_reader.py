@@ -80,7 +80,7 @@ class SampleReader:
             [0, *(shard.samples for shards in records for shard in shards)], dtype=np.int64
         )
         self._shard_sources = np.repeat(np.arange(len(sources)), [len(shards) for shards in records])
-        self.shards = MixedShards(sources)
+        self.shards = MixedShards(sources, None if side is None else side.shards)
 
     @property
     def reads_teacher(self) -> bool:
@@ -110,13 +110,15 @@ class SampleReader:
             samples: int64 [M], indices in the manifests' order, through all data sets.
 
         Raises:
-            DataError: a shard cannot be had.
+            DataError: a shard cannot be had, or a side shard, or that holds other samples.
         """
         numbers = self._numbers(samples)
         shards = {}
         for number in np.unique(numbers).tolist():
             with self._stages("shard", self._shard_names[number]):
                 shards[number] = self.shards[number]
+                if self._side is not None:
+                    self._side.beside(number, shards[number])
         inside = (samples - self._starts[numbers]).tolist()
         places = [(shards[number], place) for number, place in zip(numbers.tolist(), inside, strict=True)]
         members: dict[str, Sequence[memoryview]] = dict.fromkeys(self._columns, ())
@@ -214,8 +216,6 @@ class SampleReader:
     def close(self) -> None:
         """Let the shards go."""
         self.shards.close()
-        if self._side is not None:
-            self._side.close()
 
 
 def _gives_levels(source: Source) -> bool:

@@ -13,26 +13,36 @@ from ..shards.files import canonical_json, sha256_hex
 from ..shards.labelmap_side import SideMaps, label_maps_component
 from ..shards.manifest import Manifest
 from ..shards.schema import LMAP
-from .fetch import OpenShard, ShardFiles
+from ..shards.shard_files import dataset_name, dataset_path
+from .cache import Cache
+from .data_set import open_shards
+from .fetch import OpenShard
 
 
 class SideFiles:
     """The side shards of one data set, opened when needed.
 
     Args:
-        folder: of the side shards; FORMAT.md describes them.
-        dataset: folder of the data set that they are read with.
+        folder: of the side shards, or any fsspec URL of one; FORMAT.md describes them.
+        dataset: folder or URL of the data set that they are read with.
         manifest: its manifest.
+        cache: where side shards behind a URL are kept.
 
     Attributes:
         manifest: what the data set's would be with these label maps, in place of any that it has.
+        shards: the side shards, numbered as the data set's. Whoever expects those expects these.
 
     Raises:
         DataError: they are incomplete, damaged, or belong to another data set; both are named.
+        UsageError: a cache that cannot be written.
     """
 
-    def __init__(self, folder: str | Path, dataset: str | Path, manifest: Manifest) -> None:
-        side = SideMaps.load(folder)
+    def __init__(
+        self, folder: str | Path, dataset: str | Path, manifest: Manifest, cache: Cache | None = None
+    ) -> None:
+        place = dataset_path(folder)
+        side = SideMaps.load(place)
+        folder, dataset = dataset_name(folder), dataset_name(dataset)
         again = "Make them for this data set: softshard maps make --side"
         if side.dataset_fingerprint != manifest.fingerprint:
             raise DataError(
@@ -52,7 +62,9 @@ class SideFiles:
         )
         self._fingerprint_of = manifest.fingerprint, [shard.sha256 for shard in side.shards]
         self._folder = folder
-        self._files = ShardFiles(folder, replace(manifest, components=(LMAP.suffix,), shards=side.shards))
+        self.shards = open_shards(
+            place, replace(manifest, components=(LMAP.suffix,), shards=side.shards), cache
+        )
         self._compared: set[int] = set()
 
     @property
@@ -73,12 +85,24 @@ class SideFiles:
         """
         found = []
         for number, (shard, place) in zip(numbers.tolist(), places, strict=True):
-            side = self._files[number]
-            if number not in self._compared:
-                self._compare(side, shard)
-                self._compared.add(number)
-            found.append(side.member(place, 0))
+            found.append(self.beside(number, shard).member(place, 0))
         return found
+
+    def beside(self, number: int, shard: OpenShard) -> OpenShard:
+        """The side shard of a shard of the data set.
+
+        Args:
+            number: of both.
+            shard: the data set's.
+
+        Raises:
+            DataError: it is missing or damaged, or holds other samples.
+        """
+        side = self.shards[number]
+        if number not in self._compared:
+            self._compare(side, shard)
+            self._compared.add(number)
+        return side
 
     def _compare(self, side: OpenShard, shard: OpenShard) -> None:
         if side.index.keys != shard.index.keys:
@@ -95,4 +119,4 @@ class SideFiles:
 
     def close(self) -> None:
         """Let the shards go."""
-        self._files.close()
+        self.shards.close()

@@ -68,8 +68,8 @@ class SideMaps:
                 raise ValueError(f"format {content['format']!r}")
             if content["version"] != SIDE_VERSION:
                 raise DataError(
-                    f"{url}: expected version {SIDE_VERSION}, found {content['version']!r}; it was written by another "
-                    "softshard. Run: pip install -U softshard"
+                    f"{dataset_name(url)}: expected version {SIDE_VERSION}, found {content['version']!r}; it was written by "
+                    "another softshard. Run: pip install -U softshard"
                 )
             return cls(
                 content["name"],
@@ -79,13 +79,15 @@ class SideMaps:
             )
         except FileNotFoundError as error:
             raise DataError(
-                f"{folder}: expected side shards of label maps, found no {SIDE_NAME}, which is written last. Run "
-                "`softshard maps make --side` again: it continues"
+                f"{dataset_name(folder)}: expected side shards of label maps, found no {SIDE_NAME}, which is written "
+                "last. Run `softshard maps make --side` again: it continues"
             ) from error
         except DataError:
             raise
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{url}: expected a description of side shards, found: {error!r}") from error
+            raise DataError(
+                f"{dataset_name(url)}: expected a description of side shards, found: {error!r}"
+            ) from error
 
 
 def join_label_maps(dataset: str | Path, side: str | Path, destination: str | Path) -> Manifest:

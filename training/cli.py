@@ -97,12 +97,16 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "--side",
-        metavar="DIR",
+        metavar="DIR|URL",
         help="side shards of softshard maps make --side, whose label maps are joined to the training set's samples. "
         "--resume wants the same again",
     )
     start = command.add_mutually_exclusive_group()
-    start.add_argument("--pretrained", action="store_true", help="begin with timm's own weights")
+    start.add_argument(
+        "--pretrained",
+        action="store_true",
+        help="begin with timm's own weights; their head is left out unless the data set's classes are its own",
+    )
     start.add_argument(
         "--init-from",
         metavar="FILE|TIMM_NAME",

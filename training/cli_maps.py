@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from functools import partial
 
 from ..shards.cli_values import actions_of
-from .cli_process import EXIT_SIGNAL, needs_extra, process_of_torchrun, torch_device
-from .ray_ranks import add_engine, run_command
+from .cli_over_shards import add_over_shards, where_it_runs
+from .cli_process import EXIT_SIGNAL, needs_extra, torch_device
+from .ray_ranks import run_command
 from .recipe_presets import PRESETS, with_settings
 from .recipes import relabel
 
@@ -48,20 +48,12 @@ def _add_make(actions: argparse._SubParsersAction) -> None:
         choices=("uint8", "float16"),
         help="how the kept logits are stored: uint8, affine in each map (default); or float16, in twice the bytes",
     )
-    make.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a step (default: 32)")
-    make.add_argument(
-        "--amp",
-        choices=("bfloat16", "float16"),
-        help="mixed precision for all but the head (default: float32)",
-    )
     make.add_argument(
         "--side",
         action="store_true",
         help="write side shards with the label maps alone; `softshard maps join` makes a data set of both",
     )
-    make.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    make.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
-    add_engine(make)
+    add_over_shards(make, batch_size=32, amp="mixed precision for all but the head")
     make.set_defaults(run=partial(run_command, _run_make))
 
 
@@ -75,6 +67,11 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
     )
     check.add_argument(
         "dataset", metavar="DATASET", help="folder or fsspec URL of a data set with label maps"
+    )
+    check.add_argument(
+        "--side",
+        metavar="DIR|URL",
+        help="side shards of softshard maps make --side: their label maps, in place of any that the data set has",
     )
     _add_teacher(check, required=False, several="; without one only the labels are compared")
     check.add_argument(
@@ -171,8 +168,7 @@ def _run_make(args: argparse.Namespace) -> int:
     from ..shards.storage import public_name
 
     options = MapOptions(args.size, args.top, args.scores, args.batch_size, args.amp, args.side)
-    rank, world_size, local_rank = process_of_torchrun()
-    device = torch_device(args.device, local_rank)
+    process = where_it_runs(args)
     teachers = load_teachers(
         args.teacher,
         args.checkpoint or [],
@@ -185,14 +181,11 @@ def _run_make(args: argparse.Namespace) -> int:
         args.destination,
         teachers,
         options,
-        device=device,
-        num_threads=args.threads or max(1, len(os.sched_getaffinity(0)) // world_size),
-        rank=rank,
-        world_size=world_size,
+        **process,
     )
     maps = made.label_maps
     assert maps is not None
-    if rank == 0:
+    if process["rank"] == 0:
         for teacher in teachers:
             if teacher.outputs is not None:
                 print(teacher.outputs.line(teacher.name))
@@ -216,7 +209,7 @@ def _run_check(args: argparse.Namespace) -> int:
     if args.teacher and len(args.teacher) > 1:
         raise UsageError(f"--teacher: expected one to check with, found {len(args.teacher)}")
     manifest = Manifest.load(args.dataset)
-    result: dict = {"labels": check_label_map_labels(args.dataset, manifest)}
+    result: dict = {"labels": check_label_map_labels(args.dataset, manifest, side=args.side)}
     if args.teacher:
         (teacher,) = load_teachers(
             args.teacher, args.checkpoint or [], manifest, size=args.size, labels=args.labels or ()
@@ -231,6 +224,7 @@ def _run_check(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             device=torch_device(args.device),
             num_threads=args.threads,
+            side=args.side,
         )
     print(json.dumps(result, indent=1) if args.json else format_check(result))
     return 0

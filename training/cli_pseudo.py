@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from functools import partial
 
-from .cli_process import needs_extra, process_of_torchrun, torch_device
-from .ray_ranks import add_engine, run_command
+from .cli_over_shards import add_over_shards, where_it_runs
+from .cli_process import needs_extra
+from .ray_ranks import run_command
 
 
 def add_pseudo(subparsers: argparse._SubParsersAction) -> None:
@@ -58,13 +58,7 @@ def add_pseudo(subparsers: argparse._SubParsersAction) -> None:
         help="what an image gets whose best class is less probable: its own label (default), or none, so that it adds "
         "nothing to the loss",
     )
-    make.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a step (default: 64)")
-    make.add_argument(
-        "--amp", choices=("bfloat16", "float16"), help="models in mixed precision (default: float32)"
-    )
-    make.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    make.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
-    add_engine(make)
+    add_over_shards(make, batch_size=64, amp="models in mixed precision")
     make.set_defaults(run=partial(run_command, _run_make))
 
 
@@ -73,7 +67,7 @@ def _run_make(args: argparse.Namespace) -> int:
         from .pseudo_store import PseudoOptions, make_pseudo_labels
     from ..shards.storage import public_name
 
-    rank, world_size, local_rank = process_of_torchrun()
+    process = where_it_runs(args)
     sure = seen = 0
 
     def labelled(num_sure: int, num_seen: int) -> None:
@@ -85,13 +79,10 @@ def _run_make(args: argparse.Namespace) -> int:
         args.destination,
         args.model,
         PseudoOptions(args.threshold, args.top, args.below, args.batch_size, args.amp),
-        device=torch_device(args.device, local_rank),
-        num_threads=args.threads or max(1, len(os.sched_getaffinity(0)) // world_size),
-        rank=rank,
-        world_size=world_size,
+        **process,
         labelled=labelled,
     )
-    if rank == 0:
+    if process["rank"] == 0:
         where = public_name(args.destination)
         rest = {"own": "the others keep their own label", "none": "the others have none"}[args.below]
         found = f"{sure:,} of the {seen:,} images of this process got a label of the model's, {rest}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from functools import partial
 
-from .cli_process import needs_extra, process_of_torchrun, torch_device
-from .ray_ranks import add_engine, run_command
+from .cli_over_shards import add_over_shards, where_it_runs
+from .cli_process import needs_extra
+from .ray_ranks import run_command
 
 
 def add_teacher(subparsers: argparse._SubParsersAction) -> None:
@@ -37,13 +37,7 @@ def add_teacher(subparsers: argparse._SubParsersAction) -> None:
         metavar="CHECKPOINT",
         help="checkpoint.pt of softshard train, with the same classes and tree",
     )
-    make.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a step (default: 64)")
-    make.add_argument(
-        "--amp", choices=("bfloat16", "float16"), help="the teacher in mixed precision (default: float32)"
-    )
-    make.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    make.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
-    add_engine(make)
+    add_over_shards(make, batch_size=64, amp="the teacher in mixed precision")
     make.set_defaults(run=partial(run_command, _run_make))
 
 
@@ -52,20 +46,17 @@ def _run_make(args: argparse.Namespace) -> int:
         from .teacher_store import store_teacher
     from ..shards.storage import public_name
 
-    rank, world_size, local_rank = process_of_torchrun()
+    process = where_it_runs(args)
     made = store_teacher(
         args.dataset,
         args.destination,
         args.teacher,
         batch_size=args.batch_size,
         amp=args.amp,
-        device=torch_device(args.device, local_rank),
-        num_threads=args.threads or max(1, len(os.sched_getaffinity(0)) // world_size),
-        rank=rank,
-        world_size=world_size,
+        **process,
     )
     assert made.teacher is not None
-    if rank == 0:
+    if process["rank"] == 0:
         where = public_name(args.destination)
         print(
             f"{made.num_samples:,} samples with the levels of {made.teacher.model}; "

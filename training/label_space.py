@@ -92,14 +92,14 @@ class LabelSpace:
             expected, tags = (class_list_sha256(each.tag_names) for each in (self, other))
             found.append(
                 f"vocabulary: expected {expected}, found {tags} "
-                f"({_name_difference(self.tag_names, other.tag_names, 'keywords')})"
+                f"({name_difference(self.tag_names, other.tag_names, 'keywords')})"
             )
         if bool(self.class_names) != bool(other.class_names):
             found.append(f"outputs: expected {self.shown}, found {other.shown}")
         elif self.classes_sha256 != other.classes_sha256:
             found.append(
                 f"class list: expected {self.classes_sha256}, found {other.classes_sha256} "
-                f"({_name_difference(self.class_names, other.class_names)})"
+                f"({name_difference(self.class_names, other.class_names)})"
             )
         if self.tree is not None and other.tree is not None:
             expected, tree = self.tree.fingerprint, other.tree.fingerprint
@@ -110,7 +110,8 @@ class LabelSpace:
         return found
 
 
-def _name_difference(expected: Sequence[str], found: Sequence[str], what: str = "classes") -> str:
+def name_difference(expected: Sequence[str], found: Sequence[str], what: str = "classes") -> str:
+    """How two lists of names that are not the same differ, in words."""
     one = {"classes": "class", "keywords": "keyword"}[what]
     if list(expected) == list(found):  # under unequal hashes: one of the files was changed by hand
         return f"both {len(found):,} {what} of the same names"

@@ -10,7 +10,8 @@ Shape letters: N images, W windows of an image, C classes, K kept per cell, P Q 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -22,16 +23,17 @@ from torch import Tensor
 
 from ..loaders.cache import Cache
 from ..loaders.data_set import open_shards
-from ..loaders.fetch import Shards
+from ..loaders.fetch import OpenShard
 from ..loaders.pooling import pool_label_maps
 from ..loaders.samples import Place, check_label_maps
+from ..loaders.side_maps import SideFiles
 from ..loaders.whole_shards import in_order
 from ..shards.errors import UsageError
 from ..shards.labelmap import decode_label_maps
 from ..shards.manifest import Manifest, load_sidecar
 from ..shards.progress import progress_bar
 from ..shards.schema import LMAP
-from ..shards.shard_files import dataset_path
+from ..shards.shard_files import dataset_name, dataset_path
 from .maps_images import TeacherImages
 from .maps_teacher import Teacher
 
@@ -49,10 +51,71 @@ _WHOLE = np.array([[0, 0, 1, 1]], np.float32)
 _MAPS_AT_ONCE = 256
 
 
+class StoredMaps:
+    """A data set's shards, each with the one that holds its samples' label maps.
+
+    Args:
+        dataset: its folder or fsspec URL.
+        manifest: its manifest.
+        side: folder or URL of side shards with the label maps; None where they lie in the data set's own.
+        cache: where remote shards are kept.
+
+    Raises:
+        UsageError: the data set has no label maps, or those are of other classes.
+        DataError: the side shards are damaged, or belong to another data set.
+    """
+
+    def __init__(
+        self,
+        dataset: str | Path,
+        manifest: Manifest,
+        side: str | Path | None = None,
+        cache: Cache | None = None,
+    ) -> None:
+        self._side = None if side is None else SideFiles(side, dataset, manifest, cache)
+        check_label_maps(dataset_name(dataset), manifest if self._side is None else self._side.manifest)
+        self._shards = open_shards(dataset_path(dataset), manifest, cache)
+        self._column = manifest.components.index(LMAP.suffix) if self._side is None else 0
+
+    def in_order(self, numbers: Sequence[int]) -> Iterator[tuple[OpenShard, OpenShard]]:
+        """Shards one by one, and each one's with the maps: it itself, or the one of its name beside it.
+
+        Raises:
+            DataError: one is missing or damaged, or has other samples beside it.
+        """
+        own = in_order(self._shards, numbers)
+        if self._side is None:
+            yield from ((shard, shard) for shard in own)
+            return
+        for number, shard, _ in zip(numbers, own, in_order(self._side.shards, numbers), strict=True):
+            yield shard, self._side.beside(number, shard)
+
+    def read(self, places: Sequence[Place]) -> tuple[list[memoryview], list[str]]:
+        """Encoded label maps of some places in the shards that hold them, and how messages name each."""
+        maps = [shard.member(place, self._column) for shard, place in places]
+        return maps, [shard.where(place, LMAP.suffix) for shard, place in places]
+
+    def close(self) -> None:
+        """Let the shards go."""
+        self._shards.close()
+        if self._side is not None:
+            self._side.close()
+
+
 def check_label_map_labels(
-    dataset: str | Path, manifest: Manifest, cache: Cache | None = None
+    dataset: str | Path,
+    manifest: Manifest,
+    cache: Cache | None = None,
+    *,
+    side: str | Path | None = None,
 ) -> dict[str, Any]:
     """How often the best class of the map, pooled over the whole image, is the image's label.
+
+    Args:
+        dataset: folder or fsspec URL of a data set.
+        manifest: its manifest.
+        cache: where remote shards are kept.
+        side: folder or URL of side shards, whose label maps are looked at in place of the data set's own.
 
     Returns:
         `num_images`, `top1`, and the classes with the lowest top-1: `class`, `top1`, `num_images`.
@@ -61,23 +124,22 @@ def check_label_map_labels(
         UsageError: the data set has no label maps.
         DataError: it is damaged.
     """
-    check_label_maps(str(dataset), manifest)
+    stored = StoredMaps(dataset, manifest, side, cache)
     classes = load_sidecar(dataset, manifest)
     right = np.zeros(len(classes), bool)
-    shards = open_shards(dataset_path(dataset), manifest, cache)
-    column = manifest.components.index(LMAP.suffix)
     at = 0
-    with closing(shards), progress_bar(len(classes), "labels", "img") as bar:
+    with closing(stored), progress_bar(len(classes), "labels", "img") as bar:
         every = range(len(manifest.shards))
-        for record, shard in zip(manifest.shards, in_order(shards, every), strict=True):
+        for record, (_, beside) in zip(manifest.shards, stored.in_order(every), strict=True):
             for start in range(0, record.samples, _MAPS_AT_ONCE):
                 places = range(start, min(start + _MAPS_AT_ONCE, record.samples))
+                maps, wheres = stored.read([(beside, place) for place in places])
                 pooled_NC = pool_label_maps(
-                    [shard.member(place, column) for place in places],
+                    maps,
                     np.repeat(_WHOLE, len(places), axis=0),
                     num_classes=manifest.num_classes,
                     softmax=False,
-                    wheres=[shard.where(place, LMAP.suffix) for place in places],
+                    wheres=wheres,
                 )
                 right[at : at + len(places)] = (
                     pooled_NC.argmax(dim=1).numpy() == classes[at : at + len(places)]
@@ -114,6 +176,7 @@ def check_orientation(
     device: str = "cpu",
     num_threads: int | None = None,
     cache: Cache | None = None,
+    side: str | Path | None = None,
 ) -> dict[str, Any]:
     """Which way round the label maps agree more with what a teacher says of crops beside the diagonal.
 
@@ -131,6 +194,7 @@ def check_orientation(
         device: where the teacher runs.
         num_threads: of the decoder.
         cache: where the shards of a remote data set are kept.
+        side: folder or URL of side shards, whose label maps are looked at in place of the data set's own.
 
     Returns:
         `verdict` (`right`: rows run down the image; `swapped`; or `undecided`, when the interval holds zero),
@@ -141,7 +205,6 @@ def check_orientation(
         UsageError: the data set has no label maps, or an option is wrong.
         DataError: it is damaged.
     """
-    check_label_maps(str(dataset), manifest)
     if num_images < 1 or batch_size < 1 or seed < 0:
         raise UsageError(
             f"maps check: expected images and batch size from 1 and a seed from 0, found {num_images}, {batch_size} and "
@@ -153,9 +216,10 @@ def check_orientation(
     model = teacher.model.to(device).eval()
     entropies, agreements = [], []
     per_batch = max(1, batch_size // len(WINDOWS))
-    shards = open_shards(dataset_path(dataset), manifest, cache)
+    stored = StoredMaps(dataset, manifest, side, cache)
+    under_way: deque[list[Place]] = deque()  # where the maps are of the batches that are being decoded
     with (
-        closing(shards),
+        closing(stored),
         TeacherImages(
             manifest,
             size=size or _own_size(teacher),
@@ -166,9 +230,9 @@ def check_orientation(
         progress_bar(num, "crops", "img") as bar,
         torch.inference_mode(),
     ):
-        for places, crops in images.windows(_batches(shards, manifest, chosen, per_batch)):
+        for _, crops in images.windows(_batches(stored, manifest, chosen, per_batch, under_way)):
             said_MC = teacher.to_classes(model(teacher.normalise(crops)).float()).softmax(dim=1).cpu()
-            entropy, agreement = _compare(places[:: len(WINDOWS)], manifest, said_MC)
+            entropy, agreement = _compare(*stored.read(under_way.popleft()), manifest, said_MC)
             entropies.append(entropy)
             agreements.append(agreement)
             bar.update(len(entropy))
@@ -238,34 +302,43 @@ def _own_size(teacher: Teacher) -> int:
 
 
 def _batches(
-    shards: Shards, manifest: Manifest, chosen: np.ndarray, per_batch: int
+    stored: StoredMaps,
+    manifest: Manifest,
+    chosen: np.ndarray,
+    per_batch: int,
+    under_way: deque[list[Place]],
 ) -> Iterator[tuple[list[Place], np.ndarray]]:
-    """Places, each W times in a row, and their windows; `chosen` ascends, so each shard is opened once."""
+    """Places, each W times in a row, and their windows; where their maps are goes to `under_way`.
+
+    `chosen` ascends, so each shard is opened once.
+    """
     ends = np.cumsum([record.samples for record in manifest.shards])
     of_shard = np.searchsorted(ends, chosen, side="right")
     numbers = np.unique(of_shard).tolist()
     places = (
-        (shard, int(sample - ends[number] + manifest.shards[number].samples))
-        for number, shard in zip(numbers, in_order(shards, numbers), strict=True)
+        (pair, int(sample - ends[number] + manifest.shards[number].samples))
+        for number, pair in zip(numbers, stored.in_order(numbers), strict=True)
         for sample in chosen[of_shard == number]
     )
     while batch := list(islice(places, per_batch)):
-        yield [place for place in batch for _ in WINDOWS], np.tile(WINDOWS, (len(batch), 1))
+        under_way.append([(beside, place) for (_, beside), place in batch])
+        yield (
+            [(shard, place) for (shard, _), place in batch for _ in WINDOWS],
+            np.tile(WINDOWS, (len(batch), 1)),
+        )
 
 
-def _compare(places: list[Place], manifest: Manifest, said_MC: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _compare(
+    maps: Sequence[memoryview], wheres: Sequence[str], manifest: Manifest, said_MC: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
     """Cross-entropy and agreement of some images' maps with the teacher, as stored and swapped: float [N, 2] each."""
-    column = manifest.components.index(LMAP.suffix)
-    scores, ids = decode_label_maps(
-        [shard.member(place, column) for shard, place in places],
-        [shard.where(place, LMAP.suffix) for shard, place in places],
-    )
+    scores, ids = decode_label_maps(maps, wheres)
     # Every map once for each of its windows.
     scores, ids = (np.repeat(array, len(WINDOWS), axis=0) for array in (scores, ids))
-    crops = np.tile(WINDOWS, (len(places), 1))
+    crops = np.tile(WINDOWS, (len(maps), 1))
     entropies, agreements = [], []
-    for maps in ((scores, ids), (scores.swapaxes(2, 3), ids.swapaxes(2, 3))):
-        pooled_MC = pool_label_maps(maps, crops, num_classes=manifest.num_classes, softmax=False)
+    for turned in ((scores, ids), (scores.swapaxes(2, 3), ids.swapaxes(2, 3))):
+        pooled_MC = pool_label_maps(turned, crops, num_classes=manifest.num_classes, softmax=False)
         entropy_M = -(said_MC * pooled_MC.log_softmax(dim=1)).sum(dim=1)
         same_M = (said_MC.argmax(dim=1) == pooled_MC.argmax(dim=1)).float()
         entropies.append(entropy_M.reshape(-1, len(WINDOWS)).mean(dim=1).double().numpy())

@@ -2,13 +2,15 @@
 
 What fits is loaded by name. Only the head may differ: anything else that does not fit means another
 architecture, and a head for another class list is left out only where a new head was asked for, or where
-nothing says which classes it was for and their number differs.
+nothing says which classes it was for and their number differs. The head of timm's own weights is left out unless it is
+for these very classes: timm has the wnids of ImageNet's lists.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from torch import Tensor, nn
 from ..shards.errors import DataError, UsageError
 from ..shards.tree import LabelTree
 from .checkpoint import CHECKPOINT_NAME, load_checkpoint
-from .label_space import LabelSpace
+from .label_space import LabelSpace, name_difference
 from .models import create_model, head_prefixes
+from .preparation import own_classes
 from .recipes import Recipe
 
 Shapes = dict[str, list[int]]
@@ -39,6 +42,7 @@ class LayerReport:
         new: those of the model that were not, and begin as timm draws them.
         not_used: the source's weights that the model has no place for, or was not to have.
         loaded_share: share of the model's numbers that were loaded.
+        head: why timm's own head was left out although it has as many outputs; else empty.
     """
 
     source: str
@@ -46,6 +50,7 @@ class LayerReport:
     new: Shapes
     not_used: Shapes
     loaded_share: float
+    head: str = ""
 
     def line(self) -> str:
         """The report in one line; the whole lists are in `to_json`."""
@@ -58,7 +63,7 @@ class LayerReport:
                 shown = [f"{name} {shape}" for name, shape in list(shapes.items())[:4]]
                 more = f" and {len(shapes) - 4} more" if len(shapes) > 4 else ""
                 parts.append(f"{what}: {', '.join(shown)}{more}")
-        return "; ".join(parts)
+        return "; ".join([*parts, self.head] if self.head else parts)
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for `init.json`."""
@@ -92,9 +97,11 @@ def load_start(
         DataError: the file cannot be read, the weights are another architecture's, or their head is for another
             class list or tree.
     """
-    found, found_labels = _read(source, name, image_size)
+    found, found_labels, own = _read(source, name, image_size)
     if found_labels is not None and not new_head:
         _refuse_other_labels(source, found_labels, dataset, labels)
+    head_differs = "" if own is None or new_head else _other_names(own, labels)
+    new_head = new_head or bool(head_differs)
     expected: dict[str, Tensor] = model.state_dict()
     heads = head_prefixes(model)
     if found_labels is not None and found_labels.class_names and not labels.tag_names:
@@ -122,6 +129,7 @@ def load_start(
         new={key: list(tensor.shape) for key, tensor in expected.items() if key not in loaded},
         not_used={key: list(found[key].shape) for key in found if key in left_out},
         loaded_share=sum(sizes[key] for key in loaded) / sum(sizes.values()),
+        head=head_differs,
     )
 
 
@@ -149,13 +157,24 @@ def with_rate_of_start(recipe: Recipe, source: str | Path | None) -> Recipe:
     return dataclasses.replace(recipe, lr=max(rates))
 
 
-def _read(source: str | Path, name: str, image_size: int) -> tuple[dict[str, Tensor], LabelSpace | None]:
+def _other_names(own: Sequence[str], labels: LabelSpace) -> str:
+    """Why a head of timm's is not for these outputs, though there are as many; empty where it is, or there are not."""
+    names = [*labels.class_names, *labels.tag_names]
+    if len(own) != len(names) or list(own) == names:
+        return ""
+    return f"the head is new: timm's is for other classes ({name_difference(own, names)})"
+
+
+def _read(
+    source: str | Path, name: str, image_size: int
+) -> tuple[dict[str, Tensor], LabelSpace | None, tuple[str, ...] | None]:
+    """Weights, and what their outputs stand for: as softshard wrote it, or by timm's lists; None where nobody says."""
     path = Path(source)
     if path.is_file():
         try:
             labels = _labels_of(path)
             # The safe way is not the default of timm 1.0.15.
-            return load_weights(str(path), weights_only=True), labels
+            return load_weights(str(path), weights_only=True), labels, None
         except Exception as error:  # whatever the readers raise on damaged files
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(
@@ -174,7 +193,7 @@ def _read(source: str | Path, name: str, image_size: int) -> tuple[dict[str, Ten
     config: Any = timm.get_pretrained_cfg(str(source))
     # Its own head, to be treated as a file's is.
     model = create_model(str(source), config.num_classes, image_size, pretrained=True)
-    return model.state_dict(), None
+    return model.state_dict(), None, own_classes(config.num_classes)
 
 
 def _labels_of(path: Path) -> LabelSpace | None:

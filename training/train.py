@@ -25,16 +25,16 @@ import torch
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
 from ..loaders.faults import Faults
-from ..loaders.labels import LabelSource, load_labels
-from ..loaders.open_loader import open_loader
+from ..loaders.labels import LabelSource
 from ..loaders.replay import replay_command
 from ..loaders.subset import Subset
 from ..shards.errors import UsageError
 from ..shards.storage import public_name
-from ..shards.subset_file import SubsetFile, load_subset
+from ..shards.subset_file import SubsetFile
 from .checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint, stored_images
-from .checks import check_call, check_data, check_resume, check_same_classes
-from .evaluate import evaluate_model, evaluation_loader, named_batches
+from .checks import check_call, check_resume
+from .data import open_loaders
+from .evaluate import evaluate_model, named_batches
 from .head_order import HeadOrder
 from .label_space import LabelSpace
 from .models import create_model, freeze_backbone
@@ -115,7 +115,7 @@ def train(
         labels: read both data sets with these instead of their own, as the Loader does: a LabelTree, class names, a
             Relabelling; or what `load_labels` reads them from. The checkpoint keeps their class list and tree.
         subset: train on a Subset; or on the images of a file of `softshard subset`, whose classes both sets are read with.
-        side: a folder of side shards, whose label maps are joined to the training set's samples.
+        side: folder or URL of side shards, whose label maps are joined to the training set's samples.
         connection: how to speak to servers.
         epochs: instead of the recipe's.
         global_batch: instead of the recipe's: samples per step over all ranks.
@@ -183,50 +183,25 @@ def train(
         signal_received = stack.enter_context(stop_signal())
 
         # 2. Data.
-        chosen_part = subset if subset is None or isinstance(subset, Subset) else load_subset(subset)
-        read_with = load_labels(labels)
-        loader = open_loader(
+        loader, val_loader = open_loaders(
+            recipe,
             dataset,
+            val,
+            labels=labels,
+            subset=subset,
             connection=connection,
-            labels=read_with,
-            subset=chosen_part,
-            batch_size=recipe.global_batch // world_size,
-            device=device,
-            targets=recipe.loader_targets,
-            keep_targets=recipe.keep_targets,
-            balance=recipe.class_balance or None,
             side=side,
-            teacher=recipe.distill != "none" and teacher is None,
-            augment=recipe.train_augment(),
-            dtype="float32" if recipe.normalise else "uint8",
-            shuffle=True,
-            last_batch="drop",
+            stored_teacher=recipe.distill != "none" and teacher is None,
             seed=seed,
+            device=device,
             rank=rank,
             world_size=world_size,
             num_threads=num_threads,
-            num_epochs=recipe.epochs,
             faults=Faults(max_bad, quarantine=checkpoint_path.with_name(BAD_NAME)),
+            opened=stack,
         )
-        stack.enter_context(loader)
         steps_per_epoch = len(loader)
         total_steps = recipe.epochs * steps_per_epoch
-        check_data(recipe, dataset, loader)
-        val_loader = None
-        if val is not None:
-            val_loader = evaluation_loader(
-                recipe,
-                val,
-                connection=connection,
-                labels=chosen_part.without_keys() if isinstance(chosen_part, SubsetFile) else read_with,
-                batch_size=recipe.global_batch // world_size,
-                device=device,
-                rank=rank,
-                world_size=world_size,
-                num_threads=num_threads,
-            )
-            stack.enter_context(val_loader)
-            check_same_classes(dataset, loader, val, val_loader, recipe.loss)
         label_space = LabelSpace.of_loader(loader, recipe.loss)
         say(
             f"{recipe.name}: global batch {recipe.global_batch} ({recipe.global_batch // world_size} on each "

@@ -157,9 +157,9 @@ def test_storage_that_goes_away_is_no_bad_sample(copied, tmp_path, monkeypatch, 
             raise StorageError("the storage is away")
         return open_shard(self, number)
 
-    def find_undecodable(begun, make_decoder, original=loader._maker.find_undecodable):
+    def find_undecodable(begun, original=loader._maker.find_undecodable):
         failing.set()
-        return original(begun, make_decoder)
+        return original(begun)
 
     monkeypatch.setattr(type(shards), "__getitem__", away)
     monkeypatch.setattr(loader._maker, "find_undecodable", find_undecodable)

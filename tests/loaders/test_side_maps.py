@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from softshard.loaders import Augment, Loader
+from servers.web import SpoiledServer
+from softshard.loaders import Augment, Cache, Loader
 from softshard.loaders.inspection import InspectOptions, inspect_data_set
 from softshard.shards import DataError, Manifest, ShardWriter, UsageError, read_shard
 from softshard.shards.cli import main
@@ -71,6 +72,55 @@ def test_joined_while_reading_or_before_gives_the_same_batches(packed, bare, sid
             for name in ("images", "classes", "levels", "targets", "crops", "flips", "valid"):
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert one.targets[one.valid].sum() > 0
+
+
+@pytest.fixture
+def url():
+    """A function: starts a web server over a folder; its URL, with a password in it."""
+    pytest.importorskip("aiohttp")
+    servers = []
+
+    def start(folder):
+        servers.append(SpoiledServer(folder, lambda name, start, answer: answer))
+        return servers[-1].url
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.mark.parametrize("where", ["both", "side", "data set"])
+def test_side_shards_behind_a_url_give_the_same_batches(packed, bare, side, url, tmp_path, where):
+    cache = Cache(folder=tmp_path / "cache")
+    dataset = url(bare) if where != "side" else bare
+    beside = url(side) if where != "data set" else side
+    with (
+        Loader(packed, targets="relabel", **OPTIONS) as joined,
+        Loader(dataset, side=beside, targets="relabel", cache=cache, **OPTIONS) as loader,
+    ):
+        for _ in range(2):
+            for one, other in zip(joined, loader, strict=True):
+                assert one.keys == other.keys
+                assert torch.equal(one.targets, other.targets)
+                assert torch.equal(one.images, other.images)
+        num_shards = len(joined.manifest.shards) * (2 if where == "both" else 1)
+        assert loader.fetch_stats().shards_fetched == num_shards
+
+
+def test_a_side_shard_that_is_not_behind_its_url_is_named_without_passwords(
+    packed, bare, side, url, tmp_path
+):
+    shutil.copytree(side, tmp_path / "side")
+    name = Manifest.load(packed).shards[0].name
+    (tmp_path / "side" / name).unlink()
+    cache, where = Cache(folder=tmp_path / "cache"), url(tmp_path / "side")
+    assert "secret" in where
+    with (
+        Loader(bare, side=where, targets="relabel", cache=cache, shuffle=False, **OPTIONS) as loader,
+        pytest.raises(DataError, match=rf"{name}: expected the shard") as caught,
+    ):
+        list(loader)
+    assert "secret" not in str(caught.value)
 
 
 def test_side_shards_take_the_place_of_stored_label_maps(packed, tmp_path):
@@ -167,7 +217,8 @@ def test_bench_reads_side_shards(bare, side, tmp_path):
     assert json.loads((tmp_path / "bench.json").read_text())["options"]["side"] == str(side)
 
 
-def test_inspect_shows_side_shards_as_the_joined_data_set(packed, bare, side, tmp_path):
+def test_inspect_shows_side_shards_as_the_joined_data_set(packed, bare, side, url, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOFTSHARD_CACHE", str(tmp_path / "cache"))
     options = InspectOptions(num_samples=4, num_crops=2, augment=Augment(size=16))
     joined = inspect_data_set(packed, options)
     found = inspect_data_set(bare, replace(options, side=side))
@@ -181,6 +232,9 @@ def test_inspect_shows_side_shards_as_the_joined_data_set(packed, bare, side, tm
         for crop, other in zip(here.crops, there.crops, strict=True):
             assert crop.target is not None
             np.testing.assert_array_equal(crop.target, other.target)
+    remote = inspect_data_set(bare, replace(options, side=url(side)))
+    for here, there in zip(remote.samples, found.samples, strict=True):
+        np.testing.assert_array_equal(here.crops[0].target, there.crops[0].target)
     page = tmp_path / "page.html"
     assert main(["inspect", str(bare), "--side", str(side), "--samples", "2", "-o", str(page)]) == 0
     assert f"--side {side}" in page.read_text()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from softshard.shards import (
+    DataError,
     ImageRecipe,
     Manifest,
     PackOptions,
@@ -19,6 +20,7 @@ from softshard.shards import (
     read_shard,
 )
 from softshard.shards.cli import main
+from softshard.shards.labelmap_side import SideMaps
 from softshard.shards.writer import ShardWriter
 from softshard.training import maps_check
 from softshard.training.demo_photos import write_demo_photos
@@ -138,6 +140,35 @@ def test_the_same_seed_gives_the_same_numbers_for_any_batch_size(mapped):
     assert first == again
     assert other_batch["advantage"] == pytest.approx(first["advantage"], abs=1e-4)
     assert check(mapped[0], mapped, num_images=20, seed=1)["advantage"] != first["advantage"]
+
+
+def as_side(dataset, maps, out):
+    """Side shards with a data set's label maps, for the same data set without them."""
+    manifest, records = Manifest.load(maps), []
+    out.mkdir()
+    for record in manifest.shards:
+        with ShardWriter(out / record.name, ("lmap",)) as writer:
+            for sample in read_shard(maps / record.name):
+                writer.write(sample.key, {"lmap": sample.parts["lmap"]})
+        records.append(writer.record)
+    SideMaps(manifest.name, Manifest.load(dataset).fingerprint, manifest.label_maps, tuple(records)).save(out)
+    return out
+
+
+def test_side_shards_are_checked_like_stored_maps(mapped, tmp_path, capsys):
+    collages = mapped[0].parent / "collages" / "train"
+    call = ["maps", "check", "--teacher", MODEL, "--checkpoint", str(mapped[2]), "--json"]
+    call += ["--size", "96", "--device", "cpu", "--threads", "1"]
+    assert main([*call, str(mapped[1])]) == 0
+    stored = json.loads(capsys.readouterr().out)
+    side = as_side(collages, mapped[1], tmp_path / "side")
+    for dataset in (collages, mapped[0]):  # one without maps, one whose own lie the other way
+        if dataset is mapped[0]:
+            side = as_side(dataset, mapped[1], tmp_path / "other")
+        assert main([*call, str(dataset), "--side", str(side)]) == 0
+        assert json.loads(capsys.readouterr().out) == stored
+    with pytest.raises(DataError, match="expected label maps of the data set"):
+        check_label_map_labels(mapped[1], Manifest.load(mapped[1]), side=side)
 
 
 def test_agreement_with_the_labels_names_the_worst_classes(mapped):

@@ -7,6 +7,7 @@ import re
 import pytest
 import timm
 import torch
+from timm.data.imagenet_info import ImageNetInfo
 
 from softshard.shards import LabelTree, Manifest, PackOptions, pack
 from softshard.shards.errors import DataError, UsageError
@@ -131,6 +132,40 @@ def test_timms_own_weights_are_found_by_their_name(weights, monkeypatch):
     report, model = load("test_resnet.r160_in1k")
     assert (report.source, report.not_used["fc.bias"]) == ("test_resnet.r160_in1k", [1000])
     assert torch.equal(model.state_dict()["conv1.0.weight"], torch.load(path)["conv1.0.weight"])
+
+
+@pytest.mark.parametrize("names", ["timm's", "others", "another order"])
+def test_timms_head_is_taken_for_its_own_classes_alone(weights, monkeypatch, names):
+    path, plain = weights[0], timm.create_model
+    torch.save(plain("test_resnet").state_dict(), path)
+
+    def create(name, pretrained=False, **options):
+        overlay = {"pretrained_cfg_overlay": {"file": str(path)}} if pretrained else {}
+        return plain(name, pretrained=pretrained, **overlay, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    wnids = ImageNetInfo("imagenet-1k").label_names()
+    class_names = {
+        "timm's": wnids,
+        "others": [f"class {i}" for i in range(1000)],
+        "another order": [*wnids[1:], wnids[0]],
+    }[names]
+    model = create_model("test_resnet", 1000, 32)
+    drawn = model.state_dict()["fc.bias"].clone()
+    labels = LabelSpace(tuple(class_names), "a" * 64, None)
+    report = load_start(
+        model, "test_resnet", "test_resnet.r160_in1k", image_size=32, labels=labels, dataset="shards"
+    )
+    stored = torch.load(path)
+    assert torch.equal(model.state_dict()["conv1.0.weight"], stored["conv1.0.weight"])
+    if names == "timm's":
+        assert (report.not_used, report.head) == ({}, "")
+        assert torch.equal(model.state_dict()["fc.bias"], stored["fc.bias"])
+    else:
+        assert set(report.not_used) == set(report.new) == HEAD
+        assert torch.equal(model.state_dict()["fc.bias"], drawn)
+        how = "both 1,000 classes" if names == "others" else "the same 1,000 classes in another order"
+        assert f"the head is new: timm's is for other classes ({how}; the first that differs" in report.line()
 
 
 def test_names_that_are_neither_a_file_nor_timms_are_refused(tmp_path):
