@@ -1,6 +1,9 @@
 """Tags and class weights on their way from a list into samples: names become indices.
 
-{"path": ..., "label": ..., "tags": ["big cat", "zoo"], "weights": {"n02129604": 1.0, "n02129165": 0.4}}
+    {"path": ..., "label": ..., "tags": ["big cat", "zoo"], "weights": {"n02129604": 1.0, "n02129165": 0.4}}
+
+In a CSV a cell of tags is separated by `|`, `;`, `,` or spaces, as `softshard tags build` reads it, and a cell of weights
+is that map as JSON.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from .schema import MIB
 from .soft_labels import TAGS, WEIGHTS, SoftLabelInfo, weights_problem
 from .storage import public_name
 from .stored_vocabulary import Vocabulary
+from .tags_text import split_tags
 
 _SHOWN = 60
 UNKNOWN_TAGS, WITHOUT_TAGS, WITHOUT_WEIGHTS = "unknown_tags", "without_tags", "without_weights"
@@ -51,7 +55,8 @@ class SoftColumns:
             counts: of tags outside the vocabulary (they are left out), of images without tags, without weights.
 
         Raises:
-            ImageError: tags that are no list of strings, weights that are no map from classes to numbers from 0.
+            ImageError: tags that are neither a list of strings nor a text, weights that are no map from classes to
+                numbers from 0.
         """
         fields: dict[str, Any] = {}
         if self.tags is not None:
@@ -63,7 +68,7 @@ class SoftColumns:
 
     @staticmethod
     def _tags(known: Mapping[str, int], value: object, where: str, counts: Counter[str]) -> list[int]:
-        names = [] if value is None else value
+        names = [] if value is None else split_tags(value) if isinstance(value, str) else value
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ImageError(
                 f"{where}: expected tags as a list of strings, found {value!r:.{_SHOWN}}", kind="bad-tags"
@@ -75,7 +80,7 @@ class SoftColumns:
 
 
 def _weights(known: Mapping[str, int], value: object, where: str) -> list[list[Any]]:
-    named = {} if value is None else value
+    named = {} if value is None else _parsed(value) if isinstance(value, str) else value
     if not isinstance(named, dict):
         raise ImageError(
             f"{where}: expected weights as a map from class names to numbers, found {value!r:.{_SHOWN}}",
@@ -84,7 +89,8 @@ def _weights(known: Mapping[str, int], value: object, where: str) -> list[list[A
     if unknown := [name for name in named if name not in known]:
         raise ImageError(
             f"{where}: expected weights of classes of the class list, found {unknown[0]!r:.{_SHOWN}} and "
-            f"{len(unknown) - 1} others; they were made with another list. Run: softshard tags weigh",
+            f"{len(unknown) - 1} others; they were made with another list. Give that one, or make them again: softshard "
+            "tags weigh",
             kind="bad-weights",
         )
     pairs = sorted((known[name], weight) for name, weight in named.items())
@@ -93,6 +99,14 @@ def _weights(known: Mapping[str, int], value: object, where: str) -> list[list[A
         raise ImageError(f"{where}: {problem}", kind="bad-weights")
     # MessagePack would keep whole numbers as such; all weights are float32.
     return [columns[0], [float(weight) for weight in columns[1]]]
+
+
+def _parsed(cell: str) -> object:
+    """What a cell of a CSV holds; the cell itself where that is no JSON."""
+    try:
+        return json.loads(cell) if cell.strip() else {}
+    except (ValueError, RecursionError):
+        return cell
 
 
 def soft_columns(

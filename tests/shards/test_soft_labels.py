@@ -1,5 +1,6 @@
 """Tags, weights and pseudo labels: what is written is read; nothing else is."""
 
+import csv
 import json
 
 import msgpack
@@ -269,7 +270,7 @@ def test_without_the_options_the_columns_stay_metadata_and_the_manifest_says_not
 @pytest.mark.parametrize(
     ("column", "value", "kind"),
     [
-        ("tags", "zoo", "bad-tags"),
+        ("tags", 3, "bad-tags"),
         ("tags", [1], "bad-tags"),
         ("weights", [1], "bad-weights"),
         ("weights", {"wolf": 1.0}, "bad-weights"),
@@ -279,6 +280,8 @@ def test_without_the_options_the_columns_stay_metadata_and_the_manifest_says_not
         ("weights", {"dog": True}, "bad-weights"),
         ("weights", {"dog": None}, "bad-weights"),
         ("weights", {"dog": 10**400}, "bad-weights"),
+        ("weights", "dog=1", "bad-weights"),
+        ("weights", "[" * 100_000, "bad-weights"),
     ],
 )
 def test_a_row_that_says_nonsense_is_a_bad_input(web, tmp_path, column, value, kind):
@@ -291,6 +294,22 @@ def test_a_row_that_says_nonsense_is_a_bad_input(web, tmp_path, column, value, k
     (line,) = (tmp_path / "dst" / "bad.jsonl").read_text().splitlines()
     assert (json.loads(line)["kind"], json.loads(line)["path"]) == (kind, rows[4]["path"])
     assert summary.packed == 9
+
+
+def test_a_csv_gives_the_same_tags_and_weights_as_json_lines(web, tmp_path):
+    file, rows = web
+    options = PackOptions(**OPTIONS, vocabulary=VOCABULARY, weights={})
+    pack(file, tmp_path / "json", options, workers=1)
+    with open(file.with_suffix(".csv"), "w", newline="") as table:
+        writer = csv.writer(table)
+        writer.writerow(["path", "label", "title", "tags", "weights"])
+        for row in rows:
+            weights = json.dumps(row["weights"]) if "weights" in row else ""
+            tags = "|".join([*row.get("tags", ()), ""])
+            writer.writerow([row["path"], row["label"], row["title"], tags, weights])
+    pack(file.with_suffix(".csv"), tmp_path / "csv", options, workers=1)
+    shards = [Manifest.load(tmp_path / kind / "train").shards for kind in ("json", "csv")]
+    assert shards[0] == shards[1]
 
 
 def test_a_source_without_columns_is_refused(source, tmp_path):
