@@ -35,10 +35,13 @@ class SoftColumns:
     Attributes:
         tags: tag to index, or None where tags stay what they are: metadata.
         classes: class name to index, or None where weights are not taken.
+        of_subset: whether `classes` names the members of a subset's groups: weights of those that become one class are
+            added, as the loader does, and those of classes that the subset leaves out go.
     """
 
     tags: Mapping[str, int] | None = None
     classes: Mapping[str, int] | None = None
+    of_subset: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,7 +65,7 @@ class SoftColumns:
         if self.tags is not None:
             fields[TAGS] = self._tags(self.tags, row.pop(TAGS, None), where, counts)
         if self.classes is not None:
-            fields[WEIGHTS] = _weights(self.classes, row.pop(WEIGHTS, None), where)
+            fields[WEIGHTS] = _weights(self.classes, row.pop(WEIGHTS, None), where, self.of_subset)
             counts[WITHOUT_WEIGHTS] += not fields[WEIGHTS][0]
         return fields
 
@@ -79,26 +82,29 @@ class SoftColumns:
         return indices
 
 
-def _weights(known: Mapping[str, int], value: object, where: str) -> list[list[Any]]:
+def _weights(known: Mapping[str, int], value: object, where: str, of_subset: bool) -> list[list[Any]]:
     named = {} if value is None else _parsed(value) if isinstance(value, str) else value
     if not isinstance(named, dict):
         raise ImageError(
             f"{where}: expected weights as a map from class names to numbers, found {value!r:.{_SHOWN}}",
             kind="bad-weights",
         )
-    if unknown := [name for name in named if name not in known]:
+    unknown = [name for name in named if name not in known]
+    if unknown and not of_subset:
         raise ImageError(
             f"{where}: expected weights of classes of the class list, found {unknown[0]!r:.{_SHOWN}} and "
             f"{len(unknown) - 1} others; they were made with another list. Give that one, or make them again: softshard "
             "tags weigh",
             kind="bad-weights",
         )
-    pairs = sorted((known[name], weight) for name, weight in named.items())
-    columns = [[index for index, _ in pairs], [weight for _, weight in pairs]]
-    if problem := weights_problem(columns, len(known)):
+    if problem := weights_problem([list(range(len(named))), list(named.values())], len(named)):
         raise ImageError(f"{where}: {problem}", kind="bad-weights")
-    # MessagePack would keep whole numbers as such; all weights are float32.
-    return [columns[0], [float(weight) for weight in columns[1]]]
+    sums: dict[int, float] = {}
+    for name, weight in named.items():
+        if name in known:
+            # MessagePack would keep whole numbers as such; all weights are float32.
+            sums[known[name]] = sums.get(known[name], 0.0) + float(weight)
+    return [sorted(sums), [sums[index] for index in sorted(sums)]]
 
 
 def _parsed(cell: str) -> object:
@@ -110,13 +116,22 @@ def _parsed(cell: str) -> object:
 
 
 def soft_columns(
-    vocabulary: Vocabulary | None, weights: Mapping[str, Any] | None, class_names: tuple[str, ...]
+    vocabulary: Vocabulary | None,
+    weights: Mapping[str, Any] | None,
+    class_names: tuple[str, ...],
+    class_of: Mapping[str, str] | None = None,
 ) -> SoftColumns | None:
-    """What is taken; None where that is nothing."""
+    """What is taken; None where that is nothing. `class_of` is a subset's: member to class."""
     if vocabulary is None and weights is None:
         return None
-    classes = None if weights is None else {name: i for i, name in enumerate(class_names)}
-    return SoftColumns(None if vocabulary is None else vocabulary.index, classes)
+    classes = None
+    if weights is not None:
+        classes = {name: i for i, name in enumerate(class_names)}
+        if class_of is not None:
+            classes = {member: classes[name] for member, name in class_of.items() if name in classes}
+    return SoftColumns(
+        None if vocabulary is None else vocabulary.index, classes, of_subset=class_of is not None
+    )
 
 
 def soft_info(vocabulary: Vocabulary | None, weights: Mapping[str, Any] | None) -> SoftLabelInfo | None:

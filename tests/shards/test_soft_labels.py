@@ -32,9 +32,11 @@ from softshard.shards.soft_labels import (
     decode_soft_labels,
     encode_meta,
     encode_pseudo_labels,
+    merged_classes,
     soft_labels_problem,
 )
 from softshard.shards.stored_vocabulary import Vocabulary, load_vocabulary
+from softshard.shards.subset_file import ClassGroup, SubsetFile
 
 TAGS = ("beast of prey", "big cat", "zoo", "tree")
 VOCABULARY = Vocabulary(TAGS, (7, 5, 3, 2))
@@ -404,6 +406,34 @@ def test_resharding_keeps_them_and_drops_them(soft, tmp_path):
     dropped = reshard([dataset], tmp_path / "dropped", ReshardOptions(drop=("soft",)))
     assert dropped.soft_labels == SoftLabelInfo(4, VOCABULARY.sha256, {"by": "wup"})
     assert fields_by_path(tmp_path / "dropped") == fields_by_path(dataset)
+
+
+def test_a_subset_that_is_written_out_adds_up_pseudo_labels(soft, tmp_path):
+    dataset = soft[0]
+    subset = SubsetFile((ClassGroup("beast", ("cat", "dog")),), {"name": "file"}, {})
+    manifest = reshard([dataset], tmp_path / "one", ReshardOptions(subset=subset))
+    assert manifest.soft_labels == Manifest.load(dataset).soft_labels
+    assert verify(tmp_path / "one").problems == []
+    before, after = (
+        {
+            sample.key: sample.parts["soft"]
+            for shard in Manifest.load(folder).shards
+            for sample in read_shard(folder / shard.name)
+        }
+        for folder in (dataset, tmp_path / "one")
+    )
+    assert before.keys() == after.keys()
+    for key, data in before.items():
+        ids, weights = msgpack.unpackb(data)
+        assert msgpack.unpackb(after[key]) == [[0] * bool(ids), [pytest.approx(sum(weights))] * bool(ids)]
+
+
+def test_damaged_weights_are_named_when_classes_are_merged():
+    with pytest.raises(
+        DataError, match=r"train-0\.tar: expected class ids from 0 to 1, found 2; it is damaged"
+    ):
+        merged_classes([[2], [1.0]], np.array([0, -1]), "train-0.tar")
+    assert merged_classes([[0, 1, 2], [1.0, 2.0, 4.0]], np.array([1, -1, 1]), "") == [[1], [5.0]]
 
 
 def test_sets_of_two_vocabularies_are_not_merged(web, soft, tmp_path):
