@@ -21,7 +21,7 @@ import numpy as np
 
 from .errors import DataError, UsageError
 from .files import TEMPORARY_SUFFIX, replace_durably, write_atomically
-from .pack import bad_limit
+from .ledger import bad_limit
 from .progress import Progress, progress_bar
 from .source_lists import VALIDATION, path_prefix
 from .storage import is_remote

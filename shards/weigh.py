@@ -22,7 +22,7 @@ import numpy as np
 from .errors import DataError, UsageError
 from .files import TEMPORARY_SUFFIX, replace_durably, write_atomically
 from .json_lines import JsonLine, read_json_lines
-from .pack import bad_limit
+from .ledger import bad_limit
 from .pack_soft import how_name
 from .progress import progress_bar
 from .similarities import COUNTS, Measures, Similarities
