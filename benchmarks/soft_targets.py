@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def with_soft_labels(source: Path, folder: Path) -> Path:
     return folder
 
 
-def forever(loader: Loader) -> Iterator[Any]:
+def forever(loader: Loader) -> Generator[Any, None, None]:
     """Epoch after epoch."""
     epoch = 0
     while True:
@@ -95,7 +95,7 @@ def forever(loader: Loader) -> Iterator[Any]:
 
 
 def main() -> None:
-    args = arguments(__doc__.splitlines()[0]).parse_args()
+    args = arguments(str(__doc__).splitlines()[0]).parse_args()
     plain = make_data_set(args.data, args.photos, size=256, samples=SAMPLES)
     dataset = with_soft_labels(plain, plain.with_name(f"{plain.name}-soft"))
     manifest = Manifest.load(dataset)

@@ -177,8 +177,8 @@ def _over_classes(parts: Mapping[str, bytes], class_map: np.ndarray, where: str)
             pair = msgpack.unpackb(parts[SOFT.suffix])
         except (ValueError, msgpack.UnpackException) as error:
             raise DataError(f"{named}: expected MessagePack, found: {error}") from error
-        num_classes = int(class_map.max()) + 1
-        changed[SOFT.suffix] = encode_pseudo_labels(*merged_classes(pair, class_map, named), num_classes)
+        ids, weights = merged_classes(pair, class_map, named)
+        changed[SOFT.suffix] = encode_pseudo_labels(ids, weights, int(class_map.max()) + 1)
     return changed
 
 

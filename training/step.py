@@ -117,7 +117,7 @@ class TrainStep:
         skipped = self._update_weights()
         return StepResult(torch.stack(losses).sum(), skipped)
 
-    def _logits(self, inputs: Tensor) -> Tensor:
+    def _logits(self, inputs: Tensor) -> Any:
         try:
             return self.model(inputs)
         except ValueError as error:
