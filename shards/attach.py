@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgpack
 import numpy as np
 
 from .classes import class_list_sha256
-from .components import decode_class, encode_levels
+from .components import decode_class, decode_meta, encode_levels
 from .errors import DataError, UsageError
 from .gather import SampleTable
 from .index import padded
@@ -27,8 +28,9 @@ from .manifest import LabelMapInfo, Manifest
 from .parallel import in_threads
 from .reader import Sample
 from .relabel import Relabelling
-from .schema import CLS, HIER, LMAP, META, TAR_BLOCK_BYTES
+from .schema import CLS, HIER, LMAP, META, SOFT, TAR_BLOCK_BYTES
 from .shard_task import map_path, read_map_file
+from .soft_labels import WEIGHTS, encode_meta, encode_pseudo_labels, merged_classes
 from .tree import LabelTree
 
 _MAPS_OF_A_TASK = 256  # maps that a thread checks at a time
@@ -122,6 +124,7 @@ class Added:
             index = self._class(parts[CLS.suffix], f"{where}: sample {sample.key!r}")
             if self.class_map is not None:
                 parts[CLS.suffix] = str(index).encode("ascii")
+                parts |= _over_classes(parts, self.class_map, f"{where}: sample {sample.key!r}")
             if self.tree is not None:
                 parts[HIER.suffix] = encode_levels(self.tree.vectors()[index])
         if self.maps is not None:
@@ -157,6 +160,26 @@ class Added:
         for rows in self.rows:
             added[rows.kind] = {"sha256": rows.sha256, **dict(sorted(rows.counts.items()))}
         return added
+
+
+def _over_classes(parts: Mapping[str, bytes], class_map: np.ndarray, where: str) -> dict[str, bytes]:
+    """The components that hold class weights or pseudo labels, over other classes."""
+    changed = {}
+    if META.suffix in parts:
+        meta = decode_meta(parts[META.suffix], where)
+        if WEIGHTS in meta:
+            named = f"{where}, component {META.suffix!r}, {WEIGHTS}"
+            weights = merged_classes(meta[WEIGHTS], class_map, named)
+            changed[META.suffix] = encode_meta(meta | {WEIGHTS: weights})
+    if SOFT.suffix in parts:
+        named = f"{where}, component {SOFT.suffix!r}"
+        try:
+            pair = msgpack.unpackb(parts[SOFT.suffix])
+        except (ValueError, msgpack.UnpackException) as error:
+            raise DataError(f"{named}: expected MessagePack, found: {error}") from error
+        ids, weights = merged_classes(pair, class_map, named)
+        changed[SOFT.suffix] = encode_pseudo_labels(ids, weights, int(class_map.max()) + 1)
+    return changed
 
 
 def check_tree(tree: LabelTree, manifest: Manifest, maps_stay: bool) -> None:

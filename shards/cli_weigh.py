@@ -20,7 +20,9 @@ def add_weigh(subparsers: argparse._SubParsersAction) -> None:
         "OUT.weights.json, which says how, and OUT.bad.jsonl with lines that were left out.",
     )
     command.add_argument(
-        "source", metavar="SOURCE", help="list (.jsonl) with label and any of title, description, tags, text"
+        "source",
+        metavar="SOURCE",
+        help="list (.csv, .tsv, .jsonl) with label and any of title, description, tags, text",
     )
     command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.jsonl")
     _add_measures(command)
@@ -132,7 +134,8 @@ def _run_weigh(args: argparse.Namespace) -> int:
         print(f"  {summary.label_only:,} without a class that scores, which got their label alone")
     if summary.bad:
         print(f"  bad lines, with reasons: {args.output.with_suffix('.bad.jsonl')}")
-    print(f"Run: softshard pack {args.output} DST --weights")
+    given = f"--tree {args.tree}" if args.tree else f"--classes {args.classes}"
+    print(f"Run: softshard pack {args.output} DST {given} --weights")
     return EXIT_FINE
 
 

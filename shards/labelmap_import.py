@@ -24,7 +24,7 @@ from .files import TEMPORARY_SUFFIX, hold_folder, write_atomically
 from .labelmap import decode_label_map, encode_label_map, read_map_header
 from .labelmap_encode import SCORE_ENCODINGS
 from .labelmap_published import HALF_EXACT, read_published_map
-from .pack import bad_limit, write_ledger
+from .ledger import bad_limit, write_ledger
 from .parallel import in_processes
 from .progress import progress_bar
 from .schema import LEDGER_NAME, MAX_CLASS_ID, MAX_PLAN_BYTES

@@ -102,6 +102,8 @@ class KeptListing:
         folders = (*listing.folders, *listing.validation)
         if self._storage.is_folder():  # tars may lie beside class folders, whose stamp is nothing
             return all(folder.spans is not None for folder in folders)
+        if any(folder.metadata is not None and folder.metadata.in_file for folder in folders):
+            return False  # gigabytes of text, which would come back into memory
         # A list may name files by URLs with passwords or signatures, which stay in memory.
         return not any(public_name(name) != name for folder in folders for name in folder.files)
 

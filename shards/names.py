@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, overload
+from typing import IO, Any, overload
 
 import numpy as np
+
+
+class BytesInFile:
+    """Bytes that lie in a file; slices of them are read when they are asked for.
+
+    Args:
+        file: that stays open and as it is.
+        start: the first of them.
+        size: how many.
+    """
+
+    __slots__ = ("_file", "_size", "_start")
+
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+        self._file, self._start, self._size = file, start, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        pieces: list[bytes] = []
+        while start < stop:  # one call reads 2 GB at most
+            pieces.append(os.pread(self._file.fileno(), stop - start, self._start + start))
+            if not pieces[-1]:
+                raise OSError(f"{self._file.name}: expected {stop - start} bytes at {start}, found none")
+            start += len(pieces[-1])
+        return b"".join(pieces)
 
 
 class Names(Sequence[str]):
@@ -30,7 +59,7 @@ class Names(Sequence[str]):
         encoded = [name[: len(name) - len(self.suffix)] for name in encoded]
         ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
         self._offsets = ends.astype(np.int32 if ends[-1] < 2**31 else np.int64)
-        self._blob = b"".join(encoded)
+        self._blob: bytes | BytesInFile = b"".join(encoded)
 
     @classmethod
     def of(cls, prefix: bytes, suffix: bytes, lengths: np.ndarray, middles: bytes) -> Names:
@@ -65,14 +94,14 @@ class Names(Sequence[str]):
     def each_bytes(self) -> Iterator[bytes]:
         """The names as bytes, in order."""
         offsets = self._offsets.tolist()
-        blob, prefix, suffix = self._blob, self.prefix, self.suffix
+        blob, prefix, suffix = self.middles, self.prefix, self.suffix
         for start, stop in pairwise(offsets):
             yield prefix + blob[start:stop] + suffix
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Names):
             return (
-                (self.prefix, self.suffix, self._blob) == (other.prefix, other.suffix, other._blob)
+                (self.prefix, self.suffix, self.middles) == (other.prefix, other.suffix, other.middles)
             ) and np.array_equal(self._offsets, other._offsets)
         if isinstance(other, Sequence) and not isinstance(other, str):
             return tuple(self) == tuple(other)
@@ -86,7 +115,21 @@ class Names(Sequence[str]):
     @property
     def middles(self) -> bytes:
         """All that lies between the common beginning and end, of all names in one."""
-        return self._blob
+        return self._blob[:]
+
+    @property
+    def in_file(self) -> bool:
+        """Whether they were moved to a file."""
+        return isinstance(self._blob, BytesInFile)
+
+    def moved_to(self, file: IO[bytes]) -> Names:
+        """The same names, whose text lies at the end of a file from now on; their offsets stay in memory."""
+        start, moved = file.seek(0, os.SEEK_END), Names()
+        file.write(self.middles)
+        file.flush()
+        moved.prefix, moved.suffix, moved._offsets = self.prefix, self.suffix, self._offsets
+        moved._blob = BytesInFile(file, start, len(self._blob))
+        return moved
 
     @property
     def lengths(self) -> np.ndarray:
@@ -103,7 +146,7 @@ class Names(Sequence[str]):
         digest.update(b"%d %d %d\n" % (len(self), len(self.prefix), len(self.suffix)))
         digest.update(self.prefix + self.suffix)
         digest.update(self._offsets.astype("<i8").tobytes())
-        digest.update(self._blob)
+        digest.update(self.middles)
 
 
 def common_beginning(names: Sequence[bytes]) -> bytes:

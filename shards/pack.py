@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from .destination import Destination, LocalDestination, RemoteDestination, open_
 from .engine_local import run_locally
 from .errors import DataError, UsageError
 from .files import canonical_json
+from .ledger import bad_limit, too_many, write_ledger
 from .listing import Listing
 from .listing_file import KeptListing
 from .manifest import LabelMapInfo, Manifest, save_sidecar
@@ -34,7 +35,6 @@ from .plan import Plan, some
 from .progress import progress_bar
 from .receipts import check_free, read_receipts, remove_receipt, settle_plan
 from .schema import (
-    LEDGER_NAME,
     LISTING_NAME,
     MANIFEST_NAME,
     PLAN_NAME,
@@ -48,7 +48,6 @@ from .tree import LabelTree
 from .writer import ShardRecord
 
 ENGINES = ("local", "ray")
-ALWAYS_ALLOWED_BAD = 10
 
 
 @dataclass(frozen=True)
@@ -145,11 +144,6 @@ def pack(
         )
         summary = _finish(target, plan, options, job, receipts, tree, listing)
         return replace(summary, shards_kept=num_kept)
-
-
-def bad_limit(max_bad: float, num_inputs: int) -> int:
-    """How many inputs may be bad: a share of all, but ten at least; none where the share is 0."""
-    return max(ALWAYS_ALLOWED_BAD, int(max_bad * num_inputs)) if max_bad else 0
 
 
 def _check_apart(source: str | Path, destination: Destination) -> None:
@@ -280,7 +274,7 @@ def _make_shards(
         receipts[receipt["name"]] = receipt
         bad.extend(BadInput(**item) for item in receipt["bad"])
         if len(bad) > limit:
-            raise DataError(_too_many(bad, limit, destination))
+            raise DataError(too_many(bad, limit, destination))
 
     missing = []
     for folder, planned in groupby(shards, lambda shard: shard.folder):
@@ -320,22 +314,6 @@ def _run(
 
         return run_on_ray(job, shards, workers)
     return run_locally(job, shards, min(workers or len(os.sched_getaffinity(0)), len(shards)))
-
-
-def _too_many(bad: list[BadInput], limit: int, destination: Destination) -> str:
-    write_ledger(destination, bad)
-    shown = "; ".join(f"{item.reason} [{item.kind}]" for item in bad[:5])
-    return (
-        f"{destination.name}: expected at most {limit} bad inputs, found {len(bad)}: {shown}; all are in "
-        f"{destination.name}/{LEDGER_NAME}. Mend them in place and run again with --retry-bad, or run "
-        "again with a larger --max-bad to go on without them"
-    )
-
-
-def write_ledger(destination: Destination, bad: Sequence[BadInput]) -> None:
-    """Write the ledger of bad inputs, a JSON object a line."""
-    lines = "".join(json.dumps(asdict(item)) + "\n" for item in bad)
-    destination.write(LEDGER_NAME, lines.encode("ascii"))
 
 
 def _finish(

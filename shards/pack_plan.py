@@ -167,7 +167,12 @@ def make_job(listing: Listing, plan: Plan, options: PackOptions, tree: LabelTree
         map_shape=_first_map_shape(plan, options.label_maps),
         num_classes=len(plan.class_names),
         vectors=tree.vectors() if tree else None,
-        soft=soft_columns(options.vocabulary, options.weights, plan.class_names),
+        soft=soft_columns(
+            options.vocabulary,
+            options.weights,
+            plan.class_names,
+            None if options.subset is None else options.subset.class_of,
+        ),
     )
 
 

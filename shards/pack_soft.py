@@ -1,6 +1,9 @@
 """Tags and class weights on their way from a list into samples: names become indices.
 
-{"path": ..., "label": ..., "tags": ["big cat", "zoo"], "weights": {"n02129604": 1.0, "n02129165": 0.4}}
+    {"path": ..., "label": ..., "tags": ["big cat", "zoo"], "weights": {"n02129604": 1.0, "n02129165": 0.4}}
+
+In a CSV a cell of tags is separated by `|`, `;`, `,` or spaces, as `softshard tags build` reads it, and a cell of weights
+is that map as JSON.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from .schema import MIB
 from .soft_labels import TAGS, WEIGHTS, SoftLabelInfo, weights_problem
 from .storage import public_name
 from .stored_vocabulary import Vocabulary
+from .tags_text import split_tags
 
 _SHOWN = 60
 UNKNOWN_TAGS, WITHOUT_TAGS, WITHOUT_WEIGHTS = "unknown_tags", "without_tags", "without_weights"
@@ -31,10 +35,13 @@ class SoftColumns:
     Attributes:
         tags: tag to index, or None where tags stay what they are: metadata.
         classes: class name to index, or None where weights are not taken.
+        of_subset: whether `classes` names the members of a subset's groups: weights of those that become one class are
+            added, as the loader does, and those of classes that the subset leaves out go.
     """
 
     tags: Mapping[str, int] | None = None
     classes: Mapping[str, int] | None = None
+    of_subset: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -51,19 +58,20 @@ class SoftColumns:
             counts: of tags outside the vocabulary (they are left out), of images without tags, without weights.
 
         Raises:
-            ImageError: tags that are no list of strings, weights that are no map from classes to numbers from 0.
+            ImageError: tags that are neither a list of strings nor a text, weights that are no map from classes to
+                numbers from 0.
         """
         fields: dict[str, Any] = {}
         if self.tags is not None:
             fields[TAGS] = self._tags(self.tags, row.pop(TAGS, None), where, counts)
         if self.classes is not None:
-            fields[WEIGHTS] = _weights(self.classes, row.pop(WEIGHTS, None), where)
+            fields[WEIGHTS] = _weights(self.classes, row.pop(WEIGHTS, None), where, self.of_subset)
             counts[WITHOUT_WEIGHTS] += not fields[WEIGHTS][0]
         return fields
 
     @staticmethod
     def _tags(known: Mapping[str, int], value: object, where: str, counts: Counter[str]) -> list[int]:
-        names = [] if value is None else value
+        names = [] if value is None else split_tags(value) if isinstance(value, str) else value
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ImageError(
                 f"{where}: expected tags as a list of strings, found {value!r:.{_SHOWN}}", kind="bad-tags"
@@ -74,35 +82,56 @@ class SoftColumns:
         return indices
 
 
-def _weights(known: Mapping[str, int], value: object, where: str) -> list[list[Any]]:
-    named = {} if value is None else value
+def _weights(known: Mapping[str, int], value: object, where: str, of_subset: bool) -> list[list[Any]]:
+    named = {} if value is None else _parsed(value) if isinstance(value, str) else value
     if not isinstance(named, dict):
         raise ImageError(
             f"{where}: expected weights as a map from class names to numbers, found {value!r:.{_SHOWN}}",
             kind="bad-weights",
         )
-    if unknown := [name for name in named if name not in known]:
+    unknown = [name for name in named if name not in known]
+    if unknown and not of_subset:
         raise ImageError(
             f"{where}: expected weights of classes of the class list, found {unknown[0]!r:.{_SHOWN}} and "
-            f"{len(unknown) - 1} others; they were made with another list. Run: softshard tags weigh",
+            f"{len(unknown) - 1} others; they were made with another list. Give that one, or make them again: softshard "
+            "tags weigh",
             kind="bad-weights",
         )
-    pairs = sorted((known[name], weight) for name, weight in named.items())
-    columns = [[index for index, _ in pairs], [weight for _, weight in pairs]]
-    if problem := weights_problem(columns, len(known)):
+    if problem := weights_problem([list(range(len(named))), list(named.values())], len(named)):
         raise ImageError(f"{where}: {problem}", kind="bad-weights")
-    # MessagePack would keep whole numbers as such; all weights are float32.
-    return [columns[0], [float(weight) for weight in columns[1]]]
+    sums: dict[int, float] = {}
+    for name, weight in named.items():
+        if name in known:
+            # MessagePack would keep whole numbers as such; all weights are float32.
+            sums[known[name]] = sums.get(known[name], 0.0) + float(weight)
+    return [sorted(sums), [sums[index] for index in sorted(sums)]]
+
+
+def _parsed(cell: str) -> object:
+    """What a cell of a CSV holds; the cell itself where that is no JSON."""
+    try:
+        return json.loads(cell) if cell.strip() else {}
+    except (ValueError, RecursionError):
+        return cell
 
 
 def soft_columns(
-    vocabulary: Vocabulary | None, weights: Mapping[str, Any] | None, class_names: tuple[str, ...]
+    vocabulary: Vocabulary | None,
+    weights: Mapping[str, Any] | None,
+    class_names: tuple[str, ...],
+    class_of: Mapping[str, str] | None = None,
 ) -> SoftColumns | None:
-    """What is taken; None where that is nothing."""
+    """What is taken; None where that is nothing. `class_of` is a subset's: member to class."""
     if vocabulary is None and weights is None:
         return None
-    classes = None if weights is None else {name: i for i, name in enumerate(class_names)}
-    return SoftColumns(None if vocabulary is None else vocabulary.index, classes)
+    classes = None
+    if weights is not None:
+        classes = {name: i for i, name in enumerate(class_names)}
+        if class_of is not None:
+            classes = {member: classes[name] for member, name in class_of.items() if name in classes}
+    return SoftColumns(
+        None if vocabulary is None else vocabulary.index, classes, of_subset=class_of is not None
+    )
 
 
 def soft_info(vocabulary: Vocabulary | None, weights: Mapping[str, Any] | None) -> SoftLabelInfo | None:

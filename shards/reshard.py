@@ -26,8 +26,8 @@ from .errors import DataError, UsageError
 from .files import canonical_json, sha256_hex
 from .gather import SampleTable, index_samples
 from .joined_rows import join_rows
+from .ledger import write_ledger
 from .manifest import Manifest, check_sidecar, load_sidecar, load_tree, save_sidecar
-from .pack import write_ledger
 from .pack_soft import load_how, soft_columns, soft_info
 from .parallel import in_threads, num_workers
 from .philox import PURPOSE_RESHARD, permutation

@@ -124,14 +124,8 @@ def check_fit(sources: Sequence[tuple[str | Path, Manifest]], options: ReshardOp
             f"{dataset_name(folder)}: expected no component {suffix!r}, which is over the old classes and not over those "
             f"of the subset. Add: --drop {suffix}; or read the data set through the subset, without copying it"
             for folder, manifest in sources
-            for suffix in (LMAP.suffix, KD.suffix, SOFT.suffix)
+            for suffix in (LMAP.suffix, KD.suffix)
             if suffix in manifest.components and suffix not in options.drop
-        ]
-        problems += [
-            f"{dataset_name(folder)}: expected no class weights, which are over the old classes and not over those of the "
-            "subset. Read the data set through the subset, without copying it"
-            for folder, manifest in sources
-            if manifest.soft_labels is not None and manifest.soft_labels.has("weights")
         ]
     # A stored teacher says something of the levels of its tree, and nothing without it.
     new_tree = None if options.tree is None else options.tree.fingerprint

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgpack
 import numpy as np
@@ -182,6 +182,30 @@ def weights_problem(value: object, num_classes: int) -> str | None:
         ):
             return f"expected weights from 0, found {weight!r:.40}"
     return None
+
+
+def merged_classes(pair: object, class_map: np.ndarray, where: str) -> list[list[Any]]:
+    """One sample's class weights or pseudo labels over other classes, by the rule of the loader.
+
+    Args:
+        pair: class ids and weights, as in the shard.
+        class_map: int32 [C_old], the new class of each old one, -1 for those that are left out.
+        where: names shard, sample and component, for messages.
+
+    Returns:
+        Ids and weights: those of classes that become one are added, those of classes that are left out go.
+
+    Raises:
+        DataError: what is no such pair.
+    """
+    if problem := weights_problem(pair, len(class_map)):
+        raise DataError(f"{where}: {problem}; it is damaged")
+    ids, weights = cast("list[list[Any]]", pair)
+    sums: dict[int, float] = {}
+    for old, weight in zip(ids, weights, strict=True):
+        if (new := int(class_map[old])) >= 0:
+            sums[new] = sums.get(new, 0.0) + float(weight)
+    return [sorted(sums), [min(sums[new], _LARGEST_WEIGHT) for new in sorted(sums)]]
 
 
 def decode_soft_labels(

@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+import os
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from .errors import DataError
+from .kept_rows import KeptRows
 from .listing import ClassFolder, Listing, Seen, every_problem, not_seen
-from .names import Names, name_text
 from .source_labels import name_classes
 from .storage import Storage, is_remote, open_storage, public_name
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _MAX_PROBLEMS = 1000  # then the list is not what it is taken for
 _MAX_LINE_BYTES = 1024 * 1024
-_SEPARATOR = b"\0"
 VALIDATION = "val"
 
 Row = tuple[int, str, str, dict[str, Any]]  # line, path, label, metadata
@@ -46,9 +45,7 @@ def list_file_list(
     """
     name = storage.name
     problems: list[str] = []
-    # Rows of a class need not follow each other: one growing blob each, not a Python object a row.
-    training: dict[str, bytearray] = {}
-    validation: dict[str, bytearray] = {}
+    training, validation = KeptRows(), KeptRows()  # rows of a class need not follow each other
     with storage.open() as file:
         lines = text_lines(enumerate(bounded_lines(file), 1), name, problems)
         for line, path, label, metadata in (json_rows if is_json_list(name) else csv_rows)(
@@ -57,15 +54,15 @@ def list_file_list(
             if problem := bad_row(path, label, storage):
                 problems.append(f"{name}: line {line}: {problem}")
             else:
-                blobs = validation if metadata.get("split") == VALIDATION else training
-                blobs.setdefault(label, bytearray()).extend(packed_row(path, metadata))
+                rows = validation if metadata.get("split") == VALIDATION else training
+                rows.add(label, path, metadata)
                 seen(1)
             if len(problems) >= _MAX_PROBLEMS:
                 break
-    if not training and not problems:
-        found = "those of split val alone" if validation else "none"
+    if not training.groups and not problems:
+        found = "those of split val alone" if validation.groups else "none"
         raise DataError(f"{name}: expected rows of path and label, found {found}")
-    classes, numbered = name_classes(training.keys() | validation.keys(), class_names, name)
+    classes, numbered = name_classes(set(map(str, training.groups | validation.groups)), class_names, name)
     folders = _classes(training, classes, name, problems)
     val_folders = _classes(validation, classes, name, problems)
     if problems:
@@ -74,34 +71,12 @@ def list_file_list(
 
 
 def _classes(
-    blobs: dict[str, bytearray], classes: dict[str, str], where: str, problems: list[str]
+    rows: KeptRows, classes: dict[str, str], where: str, problems: list[str]
 ) -> tuple[ClassFolder, ...]:
-    merged: dict[str, bytearray] = {}
-    for label in list(blobs):
-        merged.setdefault(classes[label], bytearray()).extend(blobs.pop(label))
-    return tuple(class_of_rows(label, merged.pop(label), where, problems) for label in sorted(merged))
-
-
-def packed_row(path: str, metadata: dict[str, Any]) -> bytes:
-    """A row as bytes, for `class_of_rows`."""
-    extra = json.dumps(metadata, sort_keys=True) if metadata else ""
-    return path.encode("utf-8") + _SEPARATOR + extra.encode("ascii") + _SEPARATOR
-
-
-def class_of_rows(label: str, blob: bytearray, where: str, problems: list[str]) -> ClassFolder:
-    """A class of the rows packed one after the other; paths that come twice are among the problems."""
-    cells = bytes(blob).split(_SEPARATOR)[:-1]
-    rows = sorted(
-        (name_text(path), extra.decode("ascii")) for path, extra in zip(cells[::2], cells[1::2], strict=True)
-    )
-    paths = [path for path, _ in rows]
-    for path, following in pairwise(paths):
-        if path == following:
-            problems.append(
-                f"{where}: {public_name(path)!r}: expected once in class {label!r}, found it again"
-            )
-    metadata = Names(extra for _, extra in rows) if any(extra for _, extra in rows) else None
-    return ClassFolder(label, "", paths, metadata=metadata)
+    labels: dict[str, list[Hashable]] = {}
+    for label in sorted(map(str, rows.groups)):
+        labels.setdefault(classes[label], []).append(label)
+    return tuple(rows.class_folder(name, labels[name], where, problems) for name in sorted(labels))
 
 
 def folder_of_list(storage: Storage) -> Storage:
@@ -109,6 +84,24 @@ def folder_of_list(storage: Storage) -> Storage:
     if storage.remote:
         return open_storage(storage.root.partition("?")[0].rpartition("/")[0])
     return open_storage(Path(storage.root).parent)
+
+
+def path_prefix(folder: Storage, output: Path) -> str:
+    """What must stand before a list's relative paths in a list that is made of it, whose paths begin at its own folder.
+
+    Args:
+        folder: of the first list.
+        output: the second list, a local file.
+    """
+    if folder.remote:
+        return f"{public_name(folder.root).rstrip('/')}/"
+    between = os.path.relpath(folder.root, output.absolute().parent)
+    return "" if between == os.curdir else f"{between}/"
+
+
+def moved_path(path: str, prefix: str) -> str:
+    """A path of the first list in the second."""
+    return path if path.startswith("/") or is_remote(path) else prefix + path
 
 
 def is_json_list(name: str) -> bool:

@@ -9,8 +9,8 @@ from operator import attrgetter
 from typing import Any
 
 from .errors import DataError, StorageError
+from .kept_rows import KeptRows
 from .listing import ClassFolder, Listing, Seen, every_problem, not_seen
-from .source_lists import class_of_rows, packed_row
 from .storage import Storage
 from .webvision_info import Part, WebVision, WebVisionRow, open_webvision, read_meta, text_of
 
@@ -37,12 +37,12 @@ def list_webvision(storage: Storage, seen: Seen = not_seen) -> Listing:
     textless: list[str] = []
     num_textless = 0
     odd_queries: dict[int, None] = {}
-    blobs: dict[int, bytearray] = {}
+    training, validation = KeptRows(), KeptRows()
     for part in webvision.parts:
         for rows in rows_by_meta(webvision, part, problems):
             seen(len(rows))
             for row, (text, problem) in zip(rows, texts_of(webvision, rows), strict=True):
-                blobs.setdefault(row.label, bytearray()).extend(packed_row(row.path, text))
+                training.add(row.label, row.path, text)
                 if (query := webvision.odd_query(row)) is not None:
                     odd_queries[query] = None
                 if problem:
@@ -51,10 +51,9 @@ def list_webvision(storage: Storage, seen: Seen = not_seen) -> Listing:
                         textless.append(problem)
             if len(problems) >= _MAX_PROBLEMS:
                 raise DataError(every_problem(problems))
-    validation: dict[int, bytearray] = {}
     for path, label in webvision.validation(problems):
-        validation.setdefault(label, bytearray()).extend(packed_row(path, {}))
-    folders = _folders(webvision, blobs, problems)
+        validation.add(label, path, {})
+    folders = _folders(webvision, training, problems)
     val_folders = _folders(webvision, validation, problems)
     if problems:
         raise DataError(every_problem(problems))
@@ -119,11 +118,7 @@ def _at_most(rows: Iterator[WebVisionRow], num: int) -> Iterator[list[WebVisionR
         yield block
 
 
-def _folders(
-    webvision: WebVision, blobs: dict[int, bytearray], problems: list[str]
-) -> tuple[ClassFolder, ...]:
+def _folders(webvision: WebVision, rows: KeptRows, problems: list[str]) -> tuple[ClassFolder, ...]:
     where = f"{webvision.storage.name.rstrip('/')}/info"
-    folders = [
-        class_of_rows(webvision.synsets[label], blobs.pop(label), where, problems) for label in sorted(blobs)
-    ]
-    return tuple(sorted(folders, key=attrgetter("name")))
+    labels = {webvision.synsets[int(str(label))]: label for label in rows.groups}
+    return tuple(rows.class_folder(name, [labels[name]], where, problems) for name in sorted(labels))

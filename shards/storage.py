@@ -144,7 +144,7 @@ class LocalStorage:
 
     def is_folder(self) -> bool:
         if not os.path.exists(self.root):
-            raise UsageError(f"{self.root}: expected a folder of class folders, found nothing")
+            raise UsageError(f"{self.root}: expected a file or folder, found nothing; is the path right?")
         return os.path.isdir(self.root)
 
     def open(self, path: str = "") -> BinaryIO:

@@ -85,7 +85,7 @@ class Vocabulary:
         problems: list[str] = []
         for number, cells in enumerate(rows, 2):
             tag, num = cells if len(cells) == 2 else ("", "")
-            if not tag.strip() or not (num.isascii() and num.isdigit() and len(num) < 19):
+            if not tag or tag != tag.strip() or not (num.isascii() and num.isdigit() and len(num) < 19):
                 problems.append(
                     f"{where}: line {number}: expected a tag, a tab and a number, found {cells!r:.80}"
                 )

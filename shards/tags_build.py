@@ -20,11 +20,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .errors import DataError, UsageError
-from .files import TEMPORARY_SUFFIX, replace_durably, sha256_hex, write_atomically
-from .pack import bad_limit
+from .files import TEMPORARY_SUFFIX, replace_durably, write_atomically
+from .ledger import bad_limit
 from .progress import Progress, progress_bar
-from .source_lists import VALIDATION
-from .storage import is_remote, public_name
+from .source_lists import VALIDATION, path_prefix
+from .storage import is_remote
+from .stored_vocabulary import Vocabulary
 from .tags_engine import run_in_order
 from .tags_report import TagsReport
 from .tags_source import TextSource, open_text_source
@@ -39,13 +40,7 @@ from .tags_tasks import (
     write_block,
 )
 from .tags_text import TAGGERS, TOKENIZERS
-from .tags_vocabulary import (
-    DocumentCounts,
-    check_cuts,
-    choose_vocabulary,
-    load_vocabulary,
-    vocabulary_text,
-)
+from .tags_vocabulary import DocumentCounts, check_cuts, choose_vocabulary
 
 _EXAMPLES = 10
 
@@ -120,8 +115,8 @@ def build_tags(
     settings = options.settings
     tagger_of(settings.tokenizer, settings.tagger)  # what is missing is told before any work
     opened = open_text_source(source)
-    settings = replace(settings, path_prefix=_path_prefix(opened, output))
-    given = load_vocabulary(vocabulary) if vocabulary is not None else None
+    settings = replace(settings, path_prefix=path_prefix(opened.folder, output))
+    given = Vocabulary.load(vocabulary) if vocabulary is not None else None
 
     def over_blocks(function: Any, shared: Any, tasks: Iterator[Any]) -> Iterator[Any]:
         return run_in_order(function, shared, tasks, workers=workers, engine=engine)
@@ -147,14 +142,18 @@ def build_tags(
                 min_images=options.min_images,
                 max_share=options.max_share,
             )
-    tags = given if chosen is None else chosen.images
-    if not tags:
-        assert chosen is not None  # a vocabulary that is given has tags
+    if chosen is not None and not chosen.images:
         raise DataError(
             f"{opened.storage.name}: expected tags, found none: of {chosen.num_terms} terms {chosen.num_too_rare} are in "
             f"fewer than {options.min_images} images and {chosen.num_too_common} in more than a share of "
             f"{options.max_share}; use other --min-images and --max-share"
         )
+    if chosen is None:
+        assert given is not None
+        kept = given
+    else:
+        kept = Vocabulary(tuple(chosen.images), tuple(chosen.images.values()))
+    tags = dict(zip(kept.tags, kept.images, strict=True))
     stats = BlockStats()
     ledger = _beside(output, ".bad.jsonl")
     with (
@@ -180,7 +179,7 @@ def build_tags(
             num_validation += 1
         vocabulary_file = Path(vocabulary) if vocabulary is not None else _beside(output, ".vocabulary.tsv")
         if chosen is not None:
-            write_atomically(vocabulary_file, vocabulary_text(tags).encode())
+            write_atomically(vocabulary_file, kept.to_bytes())
         if opened.fixed_classes:
             names = "".join(f"{name}\n" for name in opened.fixed_classes)
             write_atomically(_beside(output, ".classes.txt"), names.encode())
@@ -200,7 +199,7 @@ def build_tags(
         provenance = {
             "source": opened.storage.name,
             "options": _told(options, given is not None),
-            "vocabulary_sha256": sha256_hex(vocabulary_text(tags).encode()),
+            "vocabulary_sha256": kept.sha256,
             **report.to_json(),
         }
         write_atomically(_beside(output, ".report.json"), json.dumps(provenance, indent=1).encode() + b"\n")
@@ -292,14 +291,6 @@ def _repeats(hashes: np.ndarray, sizes: np.ndarray) -> dict[int, tuple[int, ...]
         block = int(np.searchsorted(starts, place, side="right")) - 1
         repeats.setdefault(block, []).append(place - int(starts[block]))
     return {block: tuple(places) for block, places in repeats.items()}
-
-
-def _path_prefix(source: TextSource, output: Path) -> str:
-    """What stands before the source's relative paths in the result, whose paths begin at its own folder."""
-    if source.storage.remote:
-        return f"{public_name(source.root).rstrip('/')}/"
-    folder = os.path.relpath(source.root, output.absolute().parent)
-    return "" if folder == os.curdir else f"{folder}/"
 
 
 def _beside(output: Path, suffix: str) -> Path:

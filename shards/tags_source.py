@@ -77,9 +77,9 @@ class TextSource:
     fixed_classes: tuple[str, ...] = ()
 
     @property
-    def root(self) -> str:
-        """What relative paths begin at: a folder or URL."""
-        return self.storage.root if self.webvision else folder_of_list(self.storage).root
+    def folder(self) -> Storage:
+        """What relative paths begin at."""
+        return self.storage if self.webvision else folder_of_list(self.storage)
 
     def blocks(self) -> Iterator[Block]:
         """All of the source, in order."""

@@ -16,8 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .source_labels import is_index
-from .source_lists import VALIDATION
-from .storage import is_remote
+from .source_lists import VALIDATION, moved_path
 from .tags_source import Block, Record, TextSource
 from .tags_text import TextTagger, image_text, label_words
 
@@ -232,9 +231,7 @@ def _tags(
 
 def list_line(path: str, label: str, path_prefix: str, **fields: object) -> str:
     """A line of the result, without its end."""
-    if path_prefix and not path.startswith("/") and not is_remote(path):
-        path = path_prefix + path
-    return json.dumps({"path": path, "label": label, **fields})
+    return json.dumps({"path": moved_path(path, path_prefix), "label": label, **fields})
 
 
 def _json_lines(lines: Iterable[str]) -> bytes:

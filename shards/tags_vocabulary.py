@@ -1,7 +1,4 @@
-"""How many images have each tag, and which tags make the vocabulary.
-
-vocabulary.tsv    tag<TAB>images, a header and a line a tag, most frequent first, then by name; UTF-8
-"""
+"""How many images have each tag, and which tags make the vocabulary."""
 
 from __future__ import annotations
 
@@ -14,13 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, TextIO
 
-from .errors import DataError, UsageError
-from .files import read_text
-from .schema import MIB
+from .errors import UsageError
+from .schema import MAX_VOCABULARY
 
-HEADER = "tag\timages"
-_MAX_VOCABULARY_BYTES = 256 * MIB
-_MAX_PROBLEMS = 20
 _TERMS_IN_MEMORY = 2_000_000  # some 250 MB of a dictionary
 _SHOWN = 20
 
@@ -148,54 +141,14 @@ def choose_vocabulary(
     )
 
 
-def vocabulary_text(images: Mapping[str, int]) -> str:
-    """The file of a vocabulary."""
-    return f"{HEADER}\n" + "".join(f"{tag}\t{count}\n" for tag, count in images.items())
-
-
-def load_vocabulary(path: str | Path) -> dict[str, int]:
-    """Read a vocabulary: `vocabulary.tsv` as `softshard tags build` writes it, from a path or URL.
-
-    Returns:
-        Tag to images, in the order of the file.
-
-    Raises:
-        UsageError: it cannot be read.
-        DataError: it is no such file; every bad line is named.
-    """
-    text = read_text(str(path), _MAX_VOCABULARY_BYTES).replace("\r\n", "\n")
-    lines = text.removesuffix("\n").split("\n")
-    if lines[0] != HEADER:
-        raise DataError(
-            f"{path}: line 1: expected the header {HEADER!r}, found {lines[0][:60]!r}; softshard tags build writes such "
-            "files"
-        )
-    images: dict[str, int] = {}
-    problems: list[str] = []
-    for number, line in enumerate(lines[1:], 2):
-        tag, _, count = line.rpartition("\t")
-        if not tag or tag != tag.strip() or "\t" in tag or not (count.isascii() and count.isdecimal()):
-            problems.append(f"{path}: line {number}: expected a tag, a tab and a number, found {line[:60]!r}")
-        elif tag in images:
-            problems.append(f"{path}: line {number}: expected each tag once, found {tag!r} again")
-        else:
-            images[tag] = int(count)
-    if problems:
-        more = f"\nand {len(problems) - _MAX_PROBLEMS} more" if len(problems) > _MAX_PROBLEMS else ""
-        raise DataError("\n".join(problems[:_MAX_PROBLEMS]) + more)
-    if not images:
-        raise DataError(f"{path}: expected tags, found none")
-    return images
-
-
 def check_cuts(size: int, min_images: int, max_share: float) -> None:
     """Refuse cuts that leave nothing.
 
     Raises:
         UsageError: one of them is out of its range.
     """
-    if size < 1 or min_images < 1 or not 0 < max_share <= 1:
+    if not 1 <= size <= MAX_VOCABULARY or min_images < 1 or not 0 < max_share <= 1:
         raise UsageError(
-            f"expected a vocabulary size and min images from 1 and a max share above 0 and up to 1, found {size}, "
-            f"{min_images} and {max_share}"
+            f"expected a vocabulary size from 1 to {MAX_VOCABULARY:,}, min images from 1 and a max share above 0 and up to "
+            f"1, found {size}, {min_images} and {max_share}"
         )

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,10 +22,20 @@ import numpy as np
 from .errors import DataError, UsageError
 from .files import TEMPORARY_SUFFIX, replace_durably, write_atomically
 from .json_lines import JsonLine, read_json_lines
-from .pack import bad_limit
+from .ledger import bad_limit
 from .pack_soft import how_name
 from .progress import progress_bar
 from .similarities import COUNTS, Measures, Similarities
+from .source_lists import (
+    LIST_SUFFIXES,
+    bounded_lines,
+    csv_rows,
+    folder_of_list,
+    is_json_list,
+    moved_path,
+    path_prefix,
+    text_lines,
+)
 from .storage import open_storage
 from .tree import LabelTree
 
@@ -198,6 +209,22 @@ def _count_labels(lines: Iterator[JsonLine], class_names: Sequence[str]) -> np.n
     return counts
 
 
+def _table_lines(file: BinaryIO, name: str) -> Iterator[JsonLine]:
+    """Rows of a table as if they were JSON lines."""
+    problems: list[str] = []
+    rows = csv_rows(text_lines(enumerate(bounded_lines(file), 1), name, problems), name, problems)
+    offset = 0
+    for row in chain(rows, [None]):
+        for problem in problems:
+            number, _, reason = problem.removeprefix(f"{name}: line ").partition(": ")
+            yield JsonLine(int(number), offset, 0, None, reason)
+        problems.clear()
+        if row is not None:
+            at, path, label, fields = row
+            before, offset = offset, file.tell()
+            yield JsonLine(at, before, offset - before, {"path": path, "label": label, **fields})
+
+
 @dataclass
 class _Bad:
     """Bad lines, which are counted and written down."""
@@ -224,11 +251,13 @@ def weigh_list(
 ) -> WeighSummary:
     """Write a list with the column `weights`.
 
+    Paths lead from the new list to the images.
+
     Beside OUT.jsonl comes OUT.weights.json, which says how they were made, and OUT.bad.jsonl with the lines that were left
     out. All appear when they are whole.
 
     Args:
-        source: list of JSON lines with a label each; a path or any fsspec URL.
+        source: list (.csv, .tsv, .jsonl) with a label each; a path or any fsspec URL.
         output: the new list, `.jsonl`.
         class_names: the classes that get weights.
         measures: what makes them.
@@ -241,9 +270,10 @@ def weigh_list(
     """
     options = options or WeighOptions()
     storage = open_storage(source)
-    if not storage.name.lower().endswith((".jsonl", ".ndjson")) or storage.is_folder():
+    if not storage.name.lower().endswith(LIST_SUFFIXES) or storage.is_folder():
         raise UsageError(
-            f"{storage.name}: expected a list of JSON lines (.jsonl), found another kind of file"
+            f"{storage.name}: expected a list ({', '.join(LIST_SUFFIXES)}), found another kind of source. Of WebVision "
+            "make one: softshard tags build --keep title --keep description"
         )
     if output.suffix not in (".jsonl", ".ndjson"):
         raise UsageError(f"{output}: expected a name that ends in .jsonl for the new list")
@@ -252,10 +282,13 @@ def weigh_list(
 
     def lines(what: str) -> Iterator[JsonLine]:
         with storage.open() as file, progress_bar(None, what, "B") as bar:
-            for line in read_json_lines(file):
+            for line in (
+                read_json_lines(file) if is_json_list(storage.name) else _table_lines(file, storage.name)
+            ):
                 yield line
                 bar.update(line.length)
 
+    prefix = path_prefix(folder_of_list(storage), output)
     counts = None
     if measures.information_content == COUNTS:
         counts = _count_labels(lines("count"), class_names)
@@ -278,7 +311,10 @@ def weigh_list(
                     bad.add(line.number, str(error))
                     continue
                 num_weights += len(weights)
-                good.write(json.dumps({**line.row, "weights": weights}).encode("ascii") + b"\n")
+                row = {**line.row, "weights": weights}
+                if isinstance(path := row.get("path"), str):
+                    row["path"] = moved_path(path, prefix)
+                good.write(json.dumps(row).encode("ascii") + b"\n")
         if bad.num > bad_limit(options.max_bad, read) or bad.num == read:
             more = (
                 f"\n{storage.name}: and {bad.num - len(bad.first):,} more" if bad.num > len(bad.first) else ""

@@ -42,7 +42,7 @@ def check_call(
     elif recipe.global_batch // world_size % recipe.accumulate:
         problems.append(
             f"accumulate: expected a divisor of the {recipe.global_batch // world_size} samples of each process, "
-            f"found {recipe.accumulate}"
+            f"found {recipe.accumulate}. Give another --global-batch or --accumulate"
         )
     if recipe.precision == "float16" and not device.startswith("cuda"):
         problems.append(

@@ -277,12 +277,21 @@ def _run_score(args: argparse.Namespace) -> int:
         return EXIT_SIGNAL + found.stopped_by
     if args.json:
         print_json(
-            {"path": str(found.path), "samples": found.samples, "mean_probability": found.mean_probability}
+            {
+                "path": str(found.path),
+                "samples": found.samples,
+                "skipped": found.skipped,
+                "mean_probability": found.mean_probability,
+            }
         )
     else:
         print(
             f"{found.samples:,} images scored, the right class has {found.mean_probability:.1%} on average: {found.path}"
         )
+        if found.skipped:
+            print(
+                f"  {found.skipped:,} could not be read and have no score: bad_samples.jsonl in the folder of runs"
+            )
     return EXIT_FINE
 
 

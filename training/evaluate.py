@@ -120,11 +120,13 @@ def open_checkpoint(
     world_size: int = 1,
     num_threads: int | None = None,
     with_tags: bool = False,
+    faults: Faults | None = None,
 ) -> Iterator[tuple[Checkpoint, nn.Module, Loader]]:
     """A checkpoint's model beside a loader of a data set as it wants it, for one pass; see `evaluate`.
 
     Args:
         subset: the part of the data set to look at; None for all of it.
+        faults: what the loader puts up with; None for nothing.
         with_tags: of a model with outputs for classes and for keywords, keep both; else those of the classes, and a
             model of keywords alone is refused.
 
@@ -150,6 +152,7 @@ def open_checkpoint(
             world_size=world_size,
             num_threads=num_threads,
             with_tags=with_tags,
+            faults=faults,
         )
         stack.enter_context(loader)
         saved.check_data(
@@ -325,6 +328,7 @@ def evaluation_loader(
     world_size: int = 1,
     num_threads: int | None = None,
     with_tags: bool = True,
+    faults: Faults | None = None,
 ) -> Loader:
     """A loader of the recipe's evaluation view of every image, in order, the last batch padded.
 
@@ -346,7 +350,7 @@ def evaluation_loader(
         dtype="float32" if recipe.normalise else "uint8",
         shuffle=False,
         last_batch="pad",
-        faults=Faults(max_bad=0),  # a number over other samples would be another number
+        faults=faults or Faults(max_bad=0),  # a number over other samples would be another number
         rank=rank,
         world_size=world_size,
         num_threads=num_threads,

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..loaders.batch import Batch, TeacherLevels, map_tensors
+from ..shards.errors import UsageError
 from .head_order import HeadOrder
 from .level_layout import LevelOrder
 from .models import set_training
@@ -104,7 +105,7 @@ class TrainStep:
             with nullcontext() if i + 1 == len(micro_batches) else self._no_sync():
                 with self._autocast():
                     inputs = model_input(images, self.recipe.normalise)
-                    logits = [self.model(inputs)]
+                    logits = [self._logits(inputs)]
                     if stored:
                         logits.append(TeacherLevels(*stored))
                     elif self.teacher is not None:
@@ -115,6 +116,19 @@ class TrainStep:
             losses.append(loss.detach())
         skipped = self._update_weights()
         return StepResult(torch.stack(losses).sum(), skipped)
+
+    def _logits(self, inputs: Tensor) -> Any:
+        try:
+            return self.model(inputs)
+        except ValueError as error:
+            # What torch says of batch norm over one value; there is no type for it.
+            if len(inputs) > 1 or "more than 1 value per channel" not in str(error):
+                raise
+            raise UsageError(
+                f"accumulate: expected micro-batches of two samples or more for a model with batch norm, found batches of "
+                f"one: a global batch of {self.recipe.global_batch} cut by {self.world_size} processes and into "
+                f"{self.recipe.accumulate}. Give a larger --global-batch, or a smaller --accumulate"
+            ) from error
 
     def train(self) -> None:
         """Put the model into training mode; what is frozen stays as it is in evaluation."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..loaders.faults import Faults
 from ..loaders.labels import Labels, LabelSource, load_labels
 from ..loaders.subset import Subset
 from ..shards.errors import DataError, UsageError
@@ -31,7 +32,7 @@ from ..shards.storage import public_name
 from .checkpoint import Checkpoint
 from .evaluate import model_outputs, open_checkpoint
 from .recipes import Recipe
-from .results import TrainResult
+from .results import BAD_NAME, TrainResult
 from .run_series import SeriesRun, train_series
 
 PLAN_NAME = "scores.json"
@@ -46,12 +47,14 @@ class ScoreResult:
         samples: images scored.
         mean_probability: of the right class, over all images; None where the run was stopped.
         stopped_by: number of the signal that stopped it, or None.
+        skipped: images without a score, since they cannot be read; `bad_samples.jsonl` in the folder of runs says why.
     """
 
     path: Path | None
     samples: int
     mean_probability: float | None
     stopped_by: int | None
+    skipped: int = 0
 
 
 def split_halves(keys: Sequence[str], classes: np.ndarray, seed: int) -> np.ndarray:
@@ -193,8 +196,8 @@ def score_data_set(
         stopped_by = train_series(series, folder, finished=score_other, log=log)
         if stopped_by is not None:
             return ScoreResult(None, 0, None, stopped_by)
-        mean = _join(folder, target, header, keys, halves)
-    return ScoreResult(target, len(keys), mean, None)
+        num_scored, mean = _join(folder, target, header, keys, halves)
+    return ScoreResult(target, num_scored, mean, None, skipped=len(keys) - num_scored)
 
 
 def _checked_halves(
@@ -252,7 +255,7 @@ def _score_half(
     num_threads: int | None,
     progress: bool,
 ) -> None:
-    """Write the scores of one half, in the data set's order."""
+    """Write the scores of one half, in the data set's order; images that cannot be read go to a file of their own."""
     scored, trained = (Subset(keys=_keys_file(folder, each)) for each in (half, 1 - half))
     path = _scores_file(folder, half)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
@@ -264,15 +267,19 @@ def _score_half(
         batch_size=batch_size,
         device=device,
         num_threads=num_threads,
+        faults=Faults(quarantine=folder / BAD_NAME),
     )
     with opened as (saved, network, loader), open(temporary, "w", encoding="utf-8") as file:
         refuse_trained_on(saved, checkpoint, trained=trained, scored=scored)
         outputs = model_outputs(network, loader, normalise=saved.recipe.normalise, progress=progress)
         for batch, logits in outputs:
-            num = int(batch.valid.sum())  # padding comes last
-            classes = batch.classes[:num].to(logits.device)
-            right = logits[:num].double().softmax(dim=1).gather(1, classes[:, None])[:, 0]
-            rows = zip(batch.keys[:num], classes.tolist(), right.tolist(), strict=True)
+            valid = batch.valid.to(
+                logits.device
+            )  # not padding, nor what stands in for an image that cannot be read
+            classes = batch.classes.to(logits.device)[valid]
+            right = logits[valid].double().softmax(dim=1).gather(1, classes[:, None])[:, 0]
+            keys = [key for key, own in zip(batch.keys, batch.valid.tolist(), strict=True) if own]
+            rows = zip(keys, classes.tolist(), right.tolist(), strict=True)
             file.writelines(score_line(key, index, probability, half) for key, index, probability in rows)
     replace_durably(temporary, path)
 
@@ -304,26 +311,40 @@ def refuse_trained_on(saved: Checkpoint, path: Path, *, trained: Subset, scored:
         )
 
 
-def _join(folder: Path, target: Path, header: dict[str, Any], keys: list[str], halves: np.ndarray) -> float:
-    """Write the file of scores: both halves', in the data set's order. Returns the mean probability."""
+def _join(
+    folder: Path, target: Path, header: dict[str, Any], keys: list[str], halves: np.ndarray
+) -> tuple[int, float]:
+    """Write the file of scores: both halves', in the data set's order.
+
+    Returns:
+        Images that have one, which bad ones have not, and the mean probability.
+    """
     temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
     total = 0.0
+    num_scored = 0
+    for half in (0, 1):
+        with open(_scores_file(folder, half), encoding="utf-8") as file:
+            num_scored += sum(1 for _ in file)
     with ExitStack() as stack:
         file = stack.enter_context(open(temporary, "w", encoding="utf-8"))
         parts = [stack.enter_context(open(_scores_file(folder, half), encoding="utf-8")) for half in (0, 1)]
-        file.write(json.dumps(header) + "\n")
+        file.write(json.dumps(header | {"samples": num_scored, "skipped": len(keys) - num_scored}) + "\n")
+        lines = [part.readline() for part in parts]
         for key, half in zip(keys, halves.tolist(), strict=True):
-            line = parts[half].readline()
-            record = json.loads(line) if line else {}
+            record = json.loads(lines[half]) if lines[half] else {}
             if record.get("key") != key:
-                raise DataError(
-                    f"{_scores_file(folder, half)}: expected the score of {key!r}, found {record.get('key')!r}. Remove that "
-                    "file, and run the same command again"
-                )
+                continue
             total += record["probability"]
-            file.write(line)
+            file.write(lines[half])
+            lines[half] = parts[half].readline()
+        for half, line in enumerate(lines):
+            if line:
+                raise DataError(
+                    f"{_scores_file(folder, half)}: expected scores of the half's images in their order, found another: "
+                    f"{line[:60]!r}. Remove that file, and run the same command again"
+                )
     replace_durably(temporary, target)
-    return total / len(keys)
+    return num_scored, total / max(1, num_scored)
 
 
 def _keys_file(folder: Path, half: int) -> Path:

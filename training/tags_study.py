@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -23,8 +23,8 @@ from ..shards.storage import public_name
 from .checkpoint import load_checkpoint
 from .recipes import Recipe
 from .results import METRICS_NAME, TrainResult
+from .run_series import SeriesRun, train_series
 from .study import STUDY_NAME, Row, format_study, seconds_per_step, summarise
-from .train import train
 
 # The contender without pretraining, which the others are compared with.
 NONE = "none"
@@ -89,37 +89,42 @@ def study_tags(
         "summary": [],
         "stopped_by": None,
     }
-    shared: dict[str, Any] = {"model": model, "resume": True, "device": device, "num_threads": num_threads}
-    for seed, name in product(range(seeds), (NONE, *vocabularies)):
-        place = folder / f"{name}-{seed}"
-        start: TrainResult | None = None
-        if name != NONE:
-            start = train(
-                pretraining, vocabularies[name], out=place / "pretraining", seed=seed, log=log, **shared
-            )
-            if start.stopped_by is not None:
-                return result | {"stopped_by": start.stopped_by}
-            keywords[name] = len(load_checkpoint(start.checkpoint).tag_names)
-        tuned = train(
-            tuning if start is not None else replace(tuning, new_head=False),
-            dataset,
-            val=val,
-            labels=labels,
-            out=place / "tuning",
-            init_from=None if start is None else start.checkpoint,
-            seed=seed,
-            log=log,
-            **shared,
-        )
-        if tuned.stopped_by is not None:  # half a run would count as a whole one
-            return result | {"stopped_by": tuned.stopped_by}
-        last = tuned.history[-1]
-        step_s = seconds_per_step(tuned.checkpoint.with_name(METRICS_NAME), tuning.global_batch)
-        steps = tuned.steps + (0 if start is None else start.steps)
+    shared: dict[str, Any] = {"model": model, "device": device, "num_threads": num_threads}
+    starts: dict[str, TrainResult] = {}  # by folder
+
+    def runs() -> Iterator[SeriesRun]:
+        for seed, name in product(range(seeds), (NONE, *vocabularies)):
+            place = f"{name}-{seed}"
+            if name != NONE:
+                yield SeriesRun(
+                    f"{place}/pretraining", pretraining, vocabularies[name], {**shared, "seed": seed}
+                )
+            start = starts.get(place)
+            options = {
+                "val": val,
+                "labels": labels,
+                "init_from": None if start is None else start.checkpoint,
+                "seed": seed,
+            }
+            recipe = replace(tuning, new_head=False) if start is None else tuning
+            yield SeriesRun(f"{place}/tuning", recipe, dataset, {**shared, **options})
+
+    def finished(run: SeriesRun, trained: TrainResult) -> None:
+        place, _, part = run.name.rpartition("/")
+        name, _, seed = place.rpartition("-")
+        if part == "pretraining":
+            starts[place] = trained
+            keywords[name] = len(load_checkpoint(trained.checkpoint).tag_names)
+            return
+        last = trained.history[-1]
+        step_s = seconds_per_step(trained.checkpoint.with_name(METRICS_NAME), tuning.global_batch)
+        steps = trained.steps + (starts[place].steps if place in starts else 0)
         numbers = {metric: last[metric] for metric in METRICS}
-        rows.append({"contender": name, "seed": seed, "steps": steps, "step_s": step_s, **numbers})
+        rows.append({"contender": name, "seed": int(seed), "steps": steps, "step_s": step_s, **numbers})
         result["summary"] = summarise(rows, NONE)
         write_atomically(folder / STUDY_NAME, (json.dumps(result, indent=1) + "\n").encode())
+
+    result["stopped_by"] = train_series(runs(), folder, finished=finished, log=log)
     return result
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from web_set import make_web_set
 
 from softshard.loaders import Augment, Loader
 
@@ -60,3 +61,20 @@ def test_a_state_of_one_device_continues_on_the_other(packed):
     ) as there:
         there.load_state_dict(state)
         assert [batch.keys for batch in there] == expected
+
+
+def test_tags_and_weights_are_the_same_on_both(tmp_path):
+    web = make_web_set(tmp_path / "web") / "train"
+    for keep in (None, 2):
+        options = {"targets": ("tags", "weights"), "keep_targets": keep}
+        for host, there in zip(epoch(web, "cpu", **options), epoch(web, "cuda", **options), strict=True):
+            for one, other in ((host.targets, there.targets), *zip(
+                host.more_targets.values(), there.more_targets.values(), strict=True
+            )):  # fmt: skip
+                if keep is None:
+                    assert other.device.type == "cuda"
+                    assert torch.equal(one, other.cpu())
+                else:
+                    assert other.values.device.type == "cuda"
+                    assert torch.equal(one.values, other.values.cpu())
+                    assert torch.equal(one.ids, other.ids.cpu())

@@ -24,9 +24,20 @@ from softshard.loaders import (
 )
 from softshard.loaders.inspect_page import inspect_page
 from softshard.loaders.inspection import InspectOptions, inspect_data_set
-from softshard.shards import ImageRecipe, Manifest, PackOptions, UsageError, pack, read_shard
+from softshard.shards import (
+    ImageRecipe,
+    Manifest,
+    PackOptions,
+    ReshardOptions,
+    UsageError,
+    pack,
+    read_shard,
+    reshard,
+    verify,
+)
 from softshard.shards.relabel import Relabelling
 from softshard.shards.stored_vocabulary import Vocabulary
+from softshard.shards.subset_file import ClassGroup, SubsetFile
 
 CLASSES = ("bird", "cat", "dog", "oak")
 VOCABULARY = Vocabulary(tuple(f"tag {i}" for i in range(9)), tuple(range(9, 0, -1)))
@@ -202,6 +213,26 @@ def test_weights_of_classes_that_become_one_are_added_up(tagged):
             if key:
                 bird, cat, dog, oak = wanted[key][1]
                 np.testing.assert_allclose(batch.targets[i], [cat + dog, bird, oak], rtol=1e-6)
+
+
+def test_a_subset_that_is_packed_or_written_out_has_the_weights_that_the_loader_gives(tagged, tmp_path):
+    groups = (ClassGroup("beast", ("cat", "dog")), ClassGroup.single("bird"))
+    subset = SubsetFile(groups, {"name": "file"}, {})
+    reshard([tagged], tmp_path / "written", ReshardOptions(subset=subset, shard_samples=5))
+    options = PackOptions(image=ImageRecipe(resize="none"), shard_samples=7, weights={}, subset=subset)
+    pack(tagged.parent.parent / "web.jsonl", tmp_path / "packed", options, workers=1)
+    wanted = {}
+    for batch in batches(tagged, targets="weights", subset=subset):
+        wanted |= {key: batch.targets[i].tolist() for i, key in enumerate(batch.keys) if key}
+    assert len(wanted) == 18
+    for folder in (tmp_path / "written", tmp_path / "packed" / "train"):
+        assert verify(folder, decode=True).problems == []
+        found = {}
+        for batch in batches(folder, targets="weights"):
+            found |= {key: batch.targets[i].tolist() for i, key in enumerate(batch.keys) if key}
+        assert found.keys() == wanted.keys()
+        for key, row in found.items():
+            np.testing.assert_allclose(row, wanted[key], rtol=1e-6)
 
 
 def test_a_subset_and_a_mixture_give_each_sample_its_own(tagged, tmp_path):

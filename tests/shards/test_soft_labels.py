@@ -1,5 +1,6 @@
 """Tags, weights and pseudo labels: what is written is read; nothing else is."""
 
+import csv
 import json
 
 import msgpack
@@ -31,9 +32,11 @@ from softshard.shards.soft_labels import (
     decode_soft_labels,
     encode_meta,
     encode_pseudo_labels,
+    merged_classes,
     soft_labels_problem,
 )
 from softshard.shards.stored_vocabulary import Vocabulary, load_vocabulary
+from softshard.shards.subset_file import ClassGroup, SubsetFile
 
 TAGS = ("beast of prey", "big cat", "zoo", "tree")
 VOCABULARY = Vocabulary(TAGS, (7, 5, 3, 2))
@@ -269,7 +272,7 @@ def test_without_the_options_the_columns_stay_metadata_and_the_manifest_says_not
 @pytest.mark.parametrize(
     ("column", "value", "kind"),
     [
-        ("tags", "zoo", "bad-tags"),
+        ("tags", 3, "bad-tags"),
         ("tags", [1], "bad-tags"),
         ("weights", [1], "bad-weights"),
         ("weights", {"wolf": 1.0}, "bad-weights"),
@@ -279,6 +282,8 @@ def test_without_the_options_the_columns_stay_metadata_and_the_manifest_says_not
         ("weights", {"dog": True}, "bad-weights"),
         ("weights", {"dog": None}, "bad-weights"),
         ("weights", {"dog": 10**400}, "bad-weights"),
+        ("weights", "dog=1", "bad-weights"),
+        ("weights", "[" * 100_000, "bad-weights"),
     ],
 )
 def test_a_row_that_says_nonsense_is_a_bad_input(web, tmp_path, column, value, kind):
@@ -291,6 +296,22 @@ def test_a_row_that_says_nonsense_is_a_bad_input(web, tmp_path, column, value, k
     (line,) = (tmp_path / "dst" / "bad.jsonl").read_text().splitlines()
     assert (json.loads(line)["kind"], json.loads(line)["path"]) == (kind, rows[4]["path"])
     assert summary.packed == 9
+
+
+def test_a_csv_gives_the_same_tags_and_weights_as_json_lines(web, tmp_path):
+    file, rows = web
+    options = PackOptions(**OPTIONS, vocabulary=VOCABULARY, weights={})
+    pack(file, tmp_path / "json", options, workers=1)
+    with open(file.with_suffix(".csv"), "w", newline="") as table:
+        writer = csv.writer(table)
+        writer.writerow(["path", "label", "title", "tags", "weights"])
+        for row in rows:
+            weights = json.dumps(row["weights"]) if "weights" in row else ""
+            tags = "|".join([*row.get("tags", ()), ""])
+            writer.writerow([row["path"], row["label"], row["title"], tags, weights])
+    pack(file.with_suffix(".csv"), tmp_path / "csv", options, workers=1)
+    shards = [Manifest.load(tmp_path / kind / "train").shards for kind in ("json", "csv")]
+    assert shards[0] == shards[1]
 
 
 def test_a_source_without_columns_is_refused(source, tmp_path):
@@ -385,6 +406,34 @@ def test_resharding_keeps_them_and_drops_them(soft, tmp_path):
     dropped = reshard([dataset], tmp_path / "dropped", ReshardOptions(drop=("soft",)))
     assert dropped.soft_labels == SoftLabelInfo(4, VOCABULARY.sha256, {"by": "wup"})
     assert fields_by_path(tmp_path / "dropped") == fields_by_path(dataset)
+
+
+def test_a_subset_that_is_written_out_adds_up_pseudo_labels(soft, tmp_path):
+    dataset = soft[0]
+    subset = SubsetFile((ClassGroup("beast", ("cat", "dog")),), {"name": "file"}, {})
+    manifest = reshard([dataset], tmp_path / "one", ReshardOptions(subset=subset))
+    assert manifest.soft_labels == Manifest.load(dataset).soft_labels
+    assert verify(tmp_path / "one").problems == []
+    before, after = (
+        {
+            sample.key: sample.parts["soft"]
+            for shard in Manifest.load(folder).shards
+            for sample in read_shard(folder / shard.name)
+        }
+        for folder in (dataset, tmp_path / "one")
+    )
+    assert before.keys() == after.keys()
+    for key, data in before.items():
+        ids, weights = msgpack.unpackb(data)
+        assert msgpack.unpackb(after[key]) == [[0] * bool(ids), [pytest.approx(sum(weights))] * bool(ids)]
+
+
+def test_damaged_weights_are_named_when_classes_are_merged():
+    with pytest.raises(
+        DataError, match=r"train-0\.tar: expected class ids from 0 to 1, found 2; it is damaged"
+    ):
+        merged_classes([[2], [1.0]], np.array([0, -1]), "train-0.tar")
+    assert merged_classes([[0, 1, 2], [1.0, 2.0, 4.0]], np.array([1, -1, 1]), "") == [[1], [5.0]]
 
 
 def test_sets_of_two_vocabularies_are_not_merged(web, soft, tmp_path):

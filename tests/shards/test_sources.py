@@ -79,7 +79,10 @@ def test_files_beside_train_and_val_are_reported_and_another_folder_is_refused(t
 def test_a_missing_folder_is_a_wrong_call(tmp_path):
     with pytest.raises(UsageError) as caught:
         list_image_folder(tmp_path / "nowhere")
-    assert str(caught.value) == f"{tmp_path / 'nowhere'}: expected a folder of class folders, found nothing"
+    assert (
+        str(caught.value)
+        == f"{tmp_path / 'nowhere'}: expected a file or folder, found nothing; is the path right?"
+    )
 
 
 def test_a_file_is_a_wrong_call(tmp_path):

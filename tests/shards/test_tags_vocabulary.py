@@ -7,13 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softshard.shards.errors import DataError, UsageError
-from softshard.shards.tags_vocabulary import (
-    DocumentCounts,
-    check_cuts,
-    choose_vocabulary,
-    load_vocabulary,
-    vocabulary_text,
-)
+from softshard.shards.stored_vocabulary import Vocabulary
+from softshard.shards.tags_vocabulary import DocumentCounts, check_cuts, choose_vocabulary
 
 TERMS = st.text(st.sampled_from("ab é'"), min_size=1, max_size=4).map(str.strip).filter(bool)
 BLOCKS = st.lists(st.dictionaries(TERMS, st.integers(1, 5), max_size=8), max_size=12)
@@ -63,22 +58,24 @@ def test_a_vocabulary_is_the_most_frequent_between_the_cuts(counts, size, min_im
 
 def test_a_vocabulary_is_written_and_read(tmp_path):
     images = {"big cat": 7, "café": 3, "grass": 3}
-    assert vocabulary_text(images) == "tag\timages\nbig cat\t7\ncafé\t3\ngrass\t3\n"
+    vocabulary = Vocabulary(tuple(images), tuple(images.values()))
+    assert vocabulary.to_bytes().decode() == "tag\timages\nbig cat\t7\ncafé\t3\ngrass\t3\n"
     path = tmp_path / "v.tsv"
-    path.write_text(vocabulary_text(images), "utf-8")
-    assert load_vocabulary(path) == images
+    path.write_bytes(vocabulary.to_bytes())
+    assert Vocabulary.load(path) == vocabulary
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert list(load_vocabulary(path)) == list(images)
+    assert Vocabulary.load(path) == vocabulary
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "line 1: expected the header 'tag\\\\timages', found ''"),
-        (b"cat\t1\n", "line 1: expected the header"),
-        (b"tag\timages\n", "expected tags, found none"),
-        (b"tag\timages\ncat\t1\ncat\t2\n", "line 3: expected each tag once, found 'cat' again"),
-        (b"tag\timages\ncat\n", "line 2: expected a tag, a tab and a number, found 'cat'"),
+        (b"", "expected a vocabulary that begins with 'tag\\\\timages', found ''"),
+        (b"cat\t1\n", "expected a vocabulary that begins with"),
+        (b"tag\timages\n", "expected 1 to 1,048,576 tags, found 0"),
+        (b"tag\timages\ncat\t1\ncat\t2\n", "line 3: 'cat' stands on line 2 already"),
+        (b"tag\timages\ncat\n", "line 2: expected a tag, a tab and a number, found \\['cat'\\]"),
+        (b"tag\timages\n cat\t1\n", "line 2: expected a tag, a tab and a number"),
         (b"tag\timages\ncat\t-1\n", "line 2: expected a tag, a tab and a number"),
         (b"tag\timages\n\t1\n", "line 2: expected a tag"),
         (b"tag\timages\ncaf\xe9\t1\n", "expected UTF-8 text, found byte 0xe9"),
@@ -88,10 +85,10 @@ def test_a_bad_vocabulary_says_which_line(tmp_path, content, message):
     path = tmp_path / "v.tsv"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
-        load_vocabulary(path)
+        Vocabulary.load(path)
 
 
-@pytest.mark.parametrize("cuts", [(0, 1, 0.5), (1, 0, 0.5), (1, 1, 0.0), (1, 1, 1.5)])
+@pytest.mark.parametrize("cuts", [(0, 1, 0.5), (2**20 + 1, 1, 0.5), (1, 0, 0.5), (1, 1, 0.0), (1, 1, 1.5)])
 def test_cuts_that_leave_nothing_are_refused(cuts):
-    with pytest.raises(UsageError, match="expected a vocabulary size and min images from 1"):
+    with pytest.raises(UsageError, match="expected a vocabulary size from 1 to 1,048,576"):
         check_cuts(*cuts)

@@ -281,8 +281,28 @@ def test_the_source_is_not_written_over(tmp_path):
     source = write(tmp_path / "in.jsonl", ROWS)
     with pytest.raises(UsageError, match="expected another file than the source"):
         weigh_list(source, source, CLASSES, WUP)
-    with pytest.raises(UsageError, match="expected a list of JSON lines"):
-        weigh_list(tmp_path / "in.csv", tmp_path / "out.jsonl", CLASSES, WUP)
+    (tmp_path / "in.txt").write_text("a\n")
+    with pytest.raises(
+        UsageError, match=r"expected a list \(.csv, .tsv, .jsonl, .ndjson\), found another kind"
+    ):
+        weigh_list(tmp_path / "in.txt", tmp_path / "out.jsonl", CLASSES, WUP)
+
+
+def test_a_table_gets_the_weights_of_json_lines_and_its_paths_lead_to_the_images(tmp_path):
+    rows = [{"path": f"{i}.jpg", "label": str(row["label"]), "title": "my cat"} for i, row in enumerate(ROWS)]
+    (tmp_path / "new").mkdir()
+    both = Measures({"wup": 0.5, "text": 0.5})
+    weigh_list(write(tmp_path / "in.jsonl", rows), tmp_path / "beside.jsonl", CLASSES, both)
+    table = "path,label,title\n" + "".join(f"{row['path']},{row['label']},my cat\n" for row in rows)
+    (tmp_path / "in.csv").write_text(table + "x.jpg,too,many,cells\n9.jpg,wolf,\n")
+    summary = weigh_list(tmp_path / "in.csv", tmp_path / "new" / "out.jsonl", CLASSES, both)
+    assert (summary.read, summary.bad) == (len(rows) + 2, 2)
+    wanted = [{**row, "path": f"../{row['path']}"} for row in read(tmp_path / "beside.jsonl")]
+    assert read(tmp_path / "new" / "out.jsonl") == wanted
+    assert [(bad["line"], bad["reason"][:28]) for bad in read(tmp_path / "new" / "out.bad.jsonl")] == [
+        (len(rows) + 2, "expected 3 cells as in the h"),
+        (len(rows) + 3, "expected a label of the 3 cl"),
+    ]
 
 
 def test_a_caption_of_megabytes_is_a_line_like_any_other(tmp_path):

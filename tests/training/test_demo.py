@@ -203,7 +203,7 @@ def test_images_and_output_inside_one_another_are_refused(tmp_path, inside):
         ({"seed": -1}, "expected seed as an int"),
         ({"seed": 2**64}, "expected seed as an int"),
         ({"num_threads": 0}, "threads: expected at least 1, found 0"),
-        ({"images": "nowhere"}, "nowhere: expected a folder of class folders, found nothing"),
+        ({"images": "nowhere"}, "nowhere: expected a file or folder, found nothing; is the path right?"),
     ],
 )
 def test_wrong_options_are_refused_before_an_earlier_demo_is_touched(tmp_path, images, options, message):

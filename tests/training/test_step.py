@@ -93,6 +93,13 @@ def test_micro_batches_of_unequal_size_are_refused(shards, tmp_path):
         run(tiny(single_label(), accumulate=3), shards, tmp_path)
 
 
+def test_micro_batches_of_one_sample_are_refused_where_batch_norm_needs_more(shards, tmp_path):
+    with pytest.raises(
+        UsageError, match="expected micro-batches of two samples or more for a model with batch norm"
+    ):
+        run(tiny(single_label(), accumulate=8), shards, tmp_path, model="test_resnet")
+
+
 def test_averaged_weights_follow_their_formula():
     step = make_step("test_resnet", ema_decay=0.9)
     expected = state(step.plain_model)

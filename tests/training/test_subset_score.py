@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from spoiling import rewrite
 
 from softshard.loaders import Loader, Subset
 from softshard.shards.cli import main
@@ -190,6 +191,18 @@ def test_a_checkpoint_that_was_put_in_its_place_is_refused(shards, scored, tmp_p
 def test_a_call_that_cannot_be_is_refused(options, message, shards, scored):
     with pytest.raises(UsageError, match=message):
         score(shards, scored, **options)
+
+
+def test_an_image_that_cannot_be_read_is_skipped_and_written_down(shards, scored, tmp_path):
+    shutil.copytree(shards, tmp_path / "set")
+    ((_, bad),) = rewrite(tmp_path / "set" / "train", {5: {"jpg": lambda jpeg: b"no image"}})
+    found = score(tmp_path / "set", tmp_path / "s.jsonl")
+    assert (found.samples, found.skipped) == (47, 1)
+    keys = [key for key in read_scores(scored).keys if key != bad]
+    assert list(read_scores(found.path).keys) == keys
+    assert json.loads(found.path.read_text().splitlines()[0])["skipped"] == 1
+    lines = (tmp_path / "s.jsonl.runs" / "bad_samples.jsonl").read_text().splitlines()
+    assert {json.loads(line)["key"] for line in lines} == {bad}
 
 
 def test_a_class_with_one_image_is_refused(shards, tmp_path):

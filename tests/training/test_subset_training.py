@@ -68,21 +68,36 @@ def test_both_groups_have_as_many_images_of_each_member(images):
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("method", ["siblings", "groups", "coarse"])
+@pytest.mark.parametrize("method", ["random", "siblings", "groups", "coarse", "confusion", "file"])
 def test_real_photographs_grouped_and_packed_are_trained_on(shared_data, tmp_path, method):
     classes = str(tmp_path / "classes.json")
     table = str(shared_data / "imagenet_categories_synset.csv")
-    more = {"siblings": ["--exact"], "groups": [], "coarse": ["--from", table]}[method]
-    chosen = ["--method", method, "-n", "10", *more, "-o", classes]
+    wnids = sorted(folder.name for folder in (shared_data / "photos").iterdir())
+    confused = np.random.default_rng(0).integers(0, 9, (300, 300))
+    rows = [",".join(["class", *wnids])]
+    rows += [",".join([name, *map(str, row)]) for name, row in zip(wnids, confused.tolist(), strict=True)]
+    (tmp_path / "confusion.csv").write_text("\n".join(rows) + "\n")
+    by_hand = [f"group {i}: [{', '.join(wnids[i::10])}]" for i in range(10)]
+    (tmp_path / "groups.yaml").write_text("\n".join(by_hand) + "\n")
+    more = {
+        "random": [],
+        "siblings": ["--exact"],
+        "groups": [],
+        "coarse": ["--from", table],
+        "confusion": ["--from", str(tmp_path / "confusion.csv")],
+        "file": ["--from", str(tmp_path / "groups.yaml")],
+    }[method]
+    num = [] if method == "file" else ["-n", "10"]
+    chosen = ["--method", method, *num, *more, "-o", classes]
     assert main(["subset", "classes", str(shared_data / "photos"), *chosen]) == 0
     small = ["--size", "32", "--shard-samples", "100", "--workers", "1"]
     assert (
         main(["pack", str(shared_data / "photos"), str(tmp_path / "set"), "--subset", classes, *small]) == 0
     )
-    how = ["--model", "test_resnet", "--device", "cpu", "--epochs", "1", "--global-batch", "50"]
+    how = ["--model", "test_resnet", "--device", "cpu", "--epochs", "1", "--global-batch", "10"]
     command = ["train", "single-label", str(tmp_path / "set" / "train"), *how, "--image-size", "32"]
     assert main([*command, "--out", str(tmp_path / "run")]) == 0
     saved = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     assert tuple(saved.class_names) == SubsetFile.load(classes).class_names
-    assert saved.step == 6
+    assert saved.step == (1 if method == "random" else 30)
     assert saved.model["fc.weight"].shape[0] == 10

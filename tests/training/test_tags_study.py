@@ -9,7 +9,7 @@ from web_set import WORDS, make_web_set
 from softshard.shards.cli import main
 from softshard.shards.errors import UsageError
 from softshard.shards.stored_vocabulary import Vocabulary
-from softshard.training import fine_tune, single_label, tags_study, weakly_tagged
+from softshard.training import fine_tune, run_series, single_label, weakly_tagged
 from softshard.training.tags_study import format_tags_study, study_tags
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,7 +61,7 @@ def test_a_killed_study_continues_and_trains_nothing_twice(sets, tmp_path, monke
         pass
 
     calls = []
-    plain = tags_study.train
+    plain = run_series.train
 
     def counted(recipe, dataset, **options):
         calls.append(recipe.name)
@@ -69,7 +69,7 @@ def test_a_killed_study_continues_and_trains_nothing_twice(sets, tmp_path, monke
             raise Killed
         return plain(recipe, dataset, **options)
 
-    monkeypatch.setattr(tags_study, "train", counted)
+    monkeypatch.setattr(run_series, "train", counted)
     with pytest.raises(Killed):
         run(sets, tmp_path / "a", seeds=1)
     again = run(sets, tmp_path / "a", seeds=1)
@@ -78,6 +78,21 @@ def test_a_killed_study_continues_and_trains_nothing_twice(sets, tmp_path, monke
         for row in result["rows"]:
             del row["step_s"]
     assert again["rows"] == whole["rows"]
+
+
+def test_a_signal_after_the_last_step_of_a_run_ends_the_study(sets, tmp_path, monkeypatch):
+    calls = []
+    plain = run_series.train
+
+    def late(recipe, dataset, **options):
+        calls.append(recipe.name)
+        trained = plain(recipe, dataset, **options)
+        return dataclasses.replace(trained, late_signal=15) if len(calls) == 2 else trained
+
+    monkeypatch.setattr(run_series, "train", late)
+    result = run(sets, tmp_path, seeds=1)
+    assert result["stopped_by"] == 15
+    assert calls == ["fine-tune", "weakly-tagged"]
 
 
 def test_the_command_prints_a_table(sets, tmp_path, capsys):

@@ -1,0 +1,159 @@
+"""Tags, class weights and pseudo labels: what it costs the loader to make targets of them.
+
+The data set that `make_data_set` makes of photographs (256 pixels), with five tags of 35,000 and twenty class weights of
+1,000 in every sample's `msgpack`; random crops to 224 pixels, uint8 batches of 256, on the CPU. Contenders take turns:
+no targets, tags, weights, both; sparse ones (`keep_targets`) and dense ones. `cpu_s` are CPU-seconds of the process for
+the batches of a round, medians over rounds; `share` is what a contender adds to those of no targets. The decoding of 256
+samples' `msgpack` alone (`decode_ms`) is measured beside it.
+
+What came out: RESULT
+
+Run: python benchmarks/soft_targets.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import RESULTS, arguments, make_data_set, write_result
+
+from softshard.loaders import Augment, Loader
+from softshard.shards.components import decode_meta
+from softshard.shards.manifest import Manifest, save_sidecar
+from softshard.shards.reader import read_shard
+from softshard.shards.schema import META, VOCABULARY_NAME
+from softshard.shards.soft_labels import SoftLabelInfo, decode_soft_labels, encode_meta
+from softshard.shards.stored_vocabulary import Vocabulary
+from softshard.shards.writer import ShardWriter
+
+SAMPLES, BATCH = 2048, 256
+NUM_TAGS, TAGS_EACH, WEIGHTS_EACH = 35_000, 5, 20
+CONTENDERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "tags, the 8 largest": {"targets": "tags", "keep_targets": 8},
+    "weights, the 20 largest": {"targets": "weights", "keep_targets": WEIGHTS_EACH},
+    "both, the 20 largest": {"targets": ("tags", "weights"), "keep_targets": WEIGHTS_EACH},
+    "weights, dense": {"targets": "weights"},
+    "tags, dense": {"targets": "tags"},
+}
+
+
+def with_soft_labels(source: Path, folder: Path) -> Path:
+    """The same samples with tags and weights drawn at random."""
+    if (folder / "manifest.json").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    manifest = Manifest.load(source)
+    vocabulary = Vocabulary(tuple(f"tag {i}" for i in range(NUM_TAGS)), (1,) * NUM_TAGS)
+    (folder / VOCABULARY_NAME).write_bytes(vocabulary.to_bytes())
+    records, classes = [], []
+    kept = tuple(suffix for suffix in manifest.components if suffix in ("jpg", "cls", "msgpack"))
+    num_weighted = min(WEIGHTS_EACH, manifest.num_classes)
+    for record in manifest.shards:
+        with ShardWriter(folder / record.name, kept) as writer:
+            for sample in read_shard(source / record.name):
+                tags = sorted(rng.choice(NUM_TAGS, TAGS_EACH, replace=False).tolist())
+                ids = sorted(rng.choice(manifest.num_classes, num_weighted, replace=False).tolist())
+                weights = [ids, rng.uniform(0, 1, len(ids)).tolist()]
+                meta = decode_meta(sample.parts["msgpack"], sample.key)
+                parts = {name: sample.parts[name] for name in kept}
+                parts["msgpack"] = encode_meta({**meta, "tags": tags, "weights": weights})
+                writer.write(sample.key, parts)
+                classes.append(int(sample.parts["cls"]))
+        assert writer.record is not None
+        records.append(writer.record)
+    Manifest(
+        name=manifest.name,
+        components=kept,
+        class_names=manifest.class_names,
+        classes_sha256=manifest.classes_sha256,
+        tree_sha256=None,
+        num_levels=0,
+        label_maps=None,
+        recipe=manifest.recipe,
+        pixel_stack=manifest.pixel_stack,
+        sidecar_sha256=save_sidecar(folder, np.array(classes, np.int32)),
+        shards=tuple(records),
+        soft_labels=SoftLabelInfo(NUM_TAGS, vocabulary.sha256, {"by": "chance"}),
+    ).save(folder)
+    return folder
+
+
+def forever(loader: Loader) -> Generator[Any, None, None]:
+    """Epoch after epoch."""
+    epoch = 0
+    while True:
+        loader.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+def main() -> None:
+    args = arguments(str(__doc__).splitlines()[0]).parse_args()
+    plain = make_data_set(args.data, args.photos, size=256, samples=SAMPLES)
+    dataset = with_soft_labels(plain, plain.with_name(f"{plain.name}-soft"))
+    manifest = Manifest.load(dataset)
+    members = [sample.parts["msgpack"] for sample in read_shard(dataset / manifest.shards[0].name)][:BATCH]
+    started = time.process_time()
+    for _ in range(20):
+        decode_soft_labels("tags", members, NUM_TAGS, str)
+        decode_soft_labels("weights", members, manifest.num_classes, str)
+    decode_ms = (time.process_time() - started) / 20 * 1e3
+    loaders = {
+        name: Loader(
+            dataset,
+            batch_size=BATCH,
+            augment=Augment(size=224),
+            dtype="uint8",
+            num_threads=args.threads,
+            **options,
+        )
+        for name, options in CONTENDERS.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in loaders}
+    for name, loader in loaders.items():
+        batches = forever(loader)
+        next(batches)
+        batches.close()
+        assert name in seconds
+    for _ in range(args.repeats):
+        for name, loader in loaders.items():
+            batches = forever(loader)
+            next(batches)
+            started = time.process_time()
+            for _ in range(args.steps):
+                next(batches)
+            seconds[name].append(time.process_time() - started)
+            batches.close()
+    for loader in loaders.values():
+        loader.close()
+    base = statistics.median(seconds["none"])
+    rows = []
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        images = args.steps * BATCH / median
+        rows.append(
+            {"targets": name, "cpu_s": median, "images_per_cpu_s": images, "share": median / base - 1}
+        )
+        print(rows[-1])
+    print(f"decode alone: {decode_ms:.2f} ms of CPU for {BATCH} samples' tags and weights ({META.suffix})")
+    write_result(
+        args.out or RESULTS / "soft_targets.json",
+        benchmark="soft_targets",
+        job=f"random crops to 224 pixels, uint8, batches of {BATCH}, {args.threads} threads",
+        swept={"targets": list(CONTENDERS)},
+        rows=rows,
+        decode_ms=decode_ms,
+        rounds=args.repeats,
+        steps=args.steps,
+    )
+
+
+if __name__ == "__main__":
+    main()
