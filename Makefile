@@ -1,6 +1,7 @@
 # make demo   the main job from end to end (makes .venv first)
 # make test   all tests
-# make lint   ruff, pyright, hadolint
+# make lint   ruff, pyright, hadolint, and the site with every warning an error
+# make docs   the site, into site/
 # make bench  the benchmarks, results into benchmarks/results
 # make soak   an hour of loaders over bad storage: memory and descriptors must stay flat
 # make setup  .venv with everything above
@@ -14,7 +15,7 @@ READY  := $(VENV)/.ready
 DEV    := $(VENV)/.ready-dev
 PIP     = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lint format bench soak clean
+.PHONY: setup demo test lint format docs bench soak clean
 
 setup: $(DEV)
 
@@ -38,11 +39,15 @@ demo: $(READY)
 test: $(DEV)
 	$(BIN)/python -m pytest
 
-lint: $(DEV)
+lint: $(DEV) docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/hadolint docker/Dockerfile
+
+# Nothing is fetched. The variable silences an advertisement for another site builder.
+docs: $(DEV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 format: $(DEV)
 	$(BIN)/ruff check --fix-only .
@@ -68,4 +73,4 @@ soak: $(DEV)
 	cd benchmarks && ../$(BIN)/python soak.py --minutes 60
 
 clean:
-	rm -rf $(VENV) build dist demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis
