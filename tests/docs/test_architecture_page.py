@@ -44,7 +44,5 @@ def test_every_module_is_listed_in_its_package():
         patterns = re.findall(r"[\w*]+\.py", lists[package])
         modules = [path.name for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"]
         missing = [name for name in modules if not any(fnmatchcase(name, pattern) for pattern in patterns)]
-        idle = [
-            pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in modules)
-        ]
+        idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in modules)]
         assert (missing, idle) == ([], []), f"docs/architecture.md, {package}/"
