@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("shards", "loaders", "training")
 PAGES = ("*.md", "shards/*.md", "loaders/*.md", "training/*.md", "benchmarks/*.md", "docs/**/*.md")
-LINKED = ("LICENSE", "shards/WORDNET-LICENSE")  # files that pages link to, served as they are
+SERVED = ("LICENSE", "shards/WORDNET-LICENSE", "docs/site.css")  # as they are, beside the pages; and results
 
 _packages = tempfile.TemporaryDirectory()
 
@@ -43,5 +43,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Name every page by its path in the repository; the theme's own files stay."""
     kept = [file for file in files if not Path(file.abs_src_path or "").is_relative_to(config.docs_dir)]
     found = [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
-    names = [path.relative_to(ROOT).as_posix() for path in found] + list(LINKED)
+    found += sorted(ROOT.glob("benchmarks/results/*.json"))
+    names = [*(path.relative_to(ROOT).as_posix() for path in found), *SERVED]
     return Files([*kept, *(File.generated(config, name, abs_src_path=str(ROOT / name)) for name in names)])
