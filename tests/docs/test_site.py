@@ -18,7 +18,7 @@ PACKAGES = {
     "loaders": softshard.loaders,
     "training": softshard.training,
 }
-BUILD_TIMEOUT_S = 240
+BUILD_TIMEOUT_S = 600
 
 
 @pytest.fixture(scope="module")
