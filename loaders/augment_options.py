@@ -83,9 +83,9 @@ class RandAugment:
             raise UsageError(f"{where}: expected a fill of three values from 0 to 255, found {self.fill}")
 
 
-# The PyPI package `randaugment` 1.0.2, which ImageNet-21K-P's code calls: two operations, each of them with
-# probability 1/2 and a strength of its own. Its list has a second Cutout, too, which is left out here.
 RANDAUGMENT_21K = RandAugment(2, 9, bins=10, prob=0.5, uniform=True, ops=(*RANDAUGMENT_OPS[1:], "invert"))
+"""The PyPI package `randaugment` 1.0.2, which ImageNet-21K-P's code calls: two operations, each of them with
+probability 1/2 and a strength of its own. Its list has a second Cutout, too, which is left out here."""
 
 
 @dataclass(frozen=True)

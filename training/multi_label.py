@@ -89,7 +89,7 @@ class AsymmetricLoss(BinaryCrossEntropyLoss):
     batch is averaged.
 
     Args:
-        tree, levels, class_mean, level_order: see BinaryCrossEntropyLoss.
+        tree: this, `levels`, `class_mean` and `level_order`: see BinaryCrossEntropyLoss.
         gamma_neg: focusing of the wrong classes.
         gamma_pos: focusing of the right ones.
         clip: what is taken off the probability of a wrong class, in [0, 1).

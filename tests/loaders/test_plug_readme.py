@@ -1,6 +1,5 @@
 """The guide's code that plugs the loader in, run as it stands but for sizes and paths."""
 
-import re
 import sys
 import types
 from pathlib import Path
@@ -8,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from page_blocks import code_blocks, put_in_place, run_python
+
 GUIDE = (Path(__file__).parents[2] / "loaders" / "README.md").read_text()
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PASSAGE = GUIDE.partition("## Order")[0] + GUIDE.partition("## Plug it in")[2].partition("## Measure it")[0]
-BLOCKS = re.findall(r"^```python\n(.*?)^```", PASSAGE, re.DOTALL | re.MULTILINE)
+BLOCKS = [code for _, code in code_blocks(PASSAGE, "python")]
 # What a block is known by -> the module that it needs, and how often each text is put in place of another.
 EXAMPLES = {
     "SemanticSoftmaxLoss": ("timm", {"/data/in21k/train": 1, "size=224": 1, "resnet50": 1, ", 80)": 1}),
@@ -42,9 +43,10 @@ def one_thread():
 def example(name, packed):
     """The one block that holds a name, with its texts replaced."""
     (block,) = [block for block in BLOCKS if name in block]
-    for text, count in EXAMPLES[name][1].items():
-        assert block.count(text) == count, text
-        block = block.replace(text, SMALLER.get(text, str(packed)))
+    counts = EXAMPLES[name][1]
+    block = put_in_place(
+        block, {text: (SMALLER.get(text, str(packed)), count) for text, count in counts.items()}
+    )
     return block.replace("batch_size=256", "batch_size=16")
 
 
@@ -68,7 +70,7 @@ def test_an_example_of_the_readme_runs(packed, tmp_path, monkeypatch, capsys, na
         module.args = types.SimpleNamespace(batch_size=16, seed=1, rank=0, world_size=1, data_dir=data)
         module.data_config = {"input_size": (3, 32, 32), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
         module.device = torch.device("cpu")
-    exec(compile(example(name, packed), f"README: {name}", "exec"), vars(module))
+    run_python(example(name, packed), f"README: {name}", module)
     left = vars(module)
     if name == "SemanticSoftmaxLoss":
         state = torch.load("checkpoint.pt")["loader"]

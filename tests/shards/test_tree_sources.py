@@ -87,7 +87,7 @@ def test_a_list_of_yaml_is_a_forest_and_an_empty_file_no_tree(yaml_file):
 
 
 def test_the_yaml_of_the_readme_is_a_tree(yaml_file):
-    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "shards" / "README.md").read_text("utf-8"), re.DOTALL)
     tree = LabelTree.from_file(yaml_file(text))
     assert tree.level_sizes == (2, 4, 4, 2)
     assert tree.classes[-3:] == ("mammal", "cat", "thing")

@@ -1,0 +1,51 @@
+"""Every benchmark has a section that says what it means, a command that makes its table, and a result file."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "benchmarks" / "README.md").read_text()
+SECTIONS = {
+    title.partition(".py")[0].strip("`"): body
+    for title, body in re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+}
+# Not questions of their own: what all of them share, and an input of label_maps.
+PARTS = {"harness", "teacher_maps"}
+SCRIPTS = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - PARTS
+
+
+def rows_of_commands():
+    """script -> (make's target, result file), from the table of commands."""
+    found = re.findall(r"^\| `make ([\w-]+)` \|.*\]\((results/\w+\.json)\)", PAGE, re.MULTILINE)
+    return {target.removeprefix("bench-"): (target, result) for target, result in found}
+
+
+def test_every_script_has_a_section_and_a_row_of_commands():
+    assert set(SECTIONS) == set(rows_of_commands()) == SCRIPTS
+
+
+def test_make_bench_runs_every_script_but_the_soak():
+    make = subprocess.run(
+        ["make", "--dry-run", "bench"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    run = re.findall(r"python (\w+)\.py", make.stdout)
+    assert sorted(run) == sorted(SCRIPTS - {"soak"})
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_a_section_says_where_softshard_loses(script):
+    assert re.search(r"[Ww]here (softshard|semantic softmax|label maps) loses?\b", SECTIONS[script])
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_a_result_file_is_of_the_machine_that_the_page_names(script):
+    machine = json.loads((ROOT / "benchmarks" / rows_of_commands()[script][1]).read_text())["machine"]
+    head = PAGE.partition("## `")[0]
+    assert machine["processor"] in head
+    assert f"Python {machine['python']}," in head
+    packages = {name: version for name, version in machine["packages"].items() if name != "softshard"}
+    assert [name for name, version in packages.items() if version not in head] == []
