@@ -1,4 +1,4 @@
-"""The commands of this package: bench, inspect, stats and replay."""
+"""The commands of this package: bench, inspect, stats, replay and doctor."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import json
 from pathlib import Path
 
 from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE, local_path
+from .cli_doctor import add_doctor
 from .cli_order import add_order
 from .target_modes import TARGETS
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register bench, inspect, stats and replay."""
+    """Register bench, inspect, stats, replay and doctor."""
     add_order(subparsers)
+    add_doctor(subparsers)
     _add_bench(subparsers)
     _add_inspect(subparsers)
 
