@@ -72,7 +72,10 @@ def own_requirements(lines: Iterable[str] | None = None) -> list[Requirement]:
         lowest = re.search(r"[>=]=\s*([\d.]+)", found[0])
         direct.append(Requirement(_normal(found[1]), lowest[1] if lowest else "", extra))
     for _ in parts:  # an extra of an extra
-        parts = {extra: [*inner, *(two for one in inner for two in parts.get(one, ()))] for extra, inner in parts.items()}
+        parts = {
+            extra: [*inner, *(two for one in inner for two in parts.get(one, ()))]
+            for extra, inner in parts.items()
+        }
     return direct + [
         one._replace(extra=extra)
         for extra, inner in parts.items()
@@ -210,7 +213,8 @@ def _home(package: str) -> Path | None:
         return None
     if '"editable": true' in (found.read_text("direct_url.json") or ""):
         return None
-    return Path(str(found.locate_file(""))).resolve()
+    home = Path(str(found.locate_file(""))).resolve()
+    return None if (home / "pyproject.toml").exists() else home  # what building left in a clone
 
 
 def _holds(line: str) -> bool:

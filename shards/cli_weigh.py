@@ -22,7 +22,9 @@ def add_weigh(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "source", metavar="SOURCE", help="list (.jsonl) with label and any of title, description, tags, text"
     )
-    command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.jsonl")
+    command.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT.jsonl", help="list to write"
+    )
     _add_measures(command)
     command.add_argument(
         "--max-bad",

@@ -41,7 +41,7 @@ def add_teacher(subparsers: argparse._SubParsersAction) -> None:
     make.add_argument(
         "--amp", choices=("bfloat16", "float16"), help="the teacher in mixed precision (default: float32)"
     )
-    make.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    make.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
     make.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
     add_engine(make)
     make.set_defaults(run=partial(run_command, _run_make))

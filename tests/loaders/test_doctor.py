@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from servers.web import SpoiledServer
-from softshard.loaders.doctor import check_words, examine, format_report, is_fine, report_json
+from softshard.loaders.doctor import check_words, format_report, is_fine, report_json
 from softshard.loaders.doctor_decode import check_driver, parse_smi, run_checks
 from softshard.loaders.doctor_finding import Finding
 from softshard.loaders.doctor_machine import (
@@ -36,7 +36,12 @@ from softshard.loaders.doctor_packages import (
 from softshard.loaders.doctor_storage import check_data_set
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-c", "import sys; from softshard.shards.cli import main; sys.exit(main())", "doctor"]
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys; from softshard.shards.cli import main; sys.exit(main())",
+    "doctor",
+]
 NEEDED = [
     Requirement("numpy", "1.26", ""),
     Requirement("opencv-python-headless", "4.9", ""),
@@ -66,15 +71,15 @@ GPU 00000000:02:00.0
 """
 
 
-def doctor(*arguments, before=None, **environment):
+def doctor(*arguments, folder="/", **environment):
     """Exit code and findings by name, of the command in a process of its own."""
     done = subprocess.run(
         [*COMMAND, "--json", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,
+        cwd=folder,
         env={**os.environ, **environment},
-        preexec_fn=before,
     )
     assert done.stdout, done.stderr
     report = json.loads(done.stdout)
@@ -84,6 +89,27 @@ def doctor(*arguments, before=None, **environment):
     return done.returncode, findings
 
 
+def elsewhere(check, before=None, **environment):
+    """Findings by name, of one check in a process of its own: what it looks at is the process's."""
+    module, _, function = check.partition(".")
+    code = (
+        "import dataclasses, json\n"
+        f"from softshard.loaders import {module}\n"
+        f"print(json.dumps([dataclasses.asdict(one) for one in {module}.{function}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd="/",
+        env={**os.environ, **environment},
+        preexec_fn=before,
+    )
+    assert done.stdout, done.stderr
+    return {one["name"]: Finding(**one) for one in json.loads(done.stdout)}
+
+
 def states(findings):
     return [finding.state for finding in findings]
 
@@ -91,42 +117,45 @@ def states(findings):
 # --- the command ---
 
 
-def test_decodes_for_real_and_looks_at_everything():
-    _, found = doctor()
+def test_decodes_for_real_and_looks_at_everything(tmp_path):
+    (tmp_path / "tqdm.py").touch()  # something is wrong
+    code, found = doctor(PYTHONPATH=str(tmp_path))
+    assert code == 1
+    assert found["tqdm"].state == "wrong"
     for name in ("simplejpeg", "OpenCV", "Pillow", "DALI on the processor", "numpy", "WordNet"):
         assert found[name].state == "fine", found[name]
     assert {"python", "cores", "memory", "open files", "cache", "temporary files", "GPU"} <= found.keys()
-
-
-def test_everything_that_is_not_fine_says_what_to_do():
-    _, found = doctor(OMP_NUM_THREADS="4096", MALLOC_ARENA_MAX="1", NUMBA_DISABLE_JIT="1")
     assert all(one.fix for one in found.values() if one.state != "fine")
-    assert {"OMP_NUM_THREADS", "MALLOC_ARENA_MAX", "NUMBA_DISABLE_JIT"} <= found.keys()
 
 
 def test_few_open_files_are_wrong():
     def lower():
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, 1000))
 
-    code, found = doctor(before=lower)
-    assert code == 1
+    found = elsewhere("doctor_machine.check_machine()", before=lower)
     assert found["open files"] == Finding("open files", "up to 200", "wrong", "ulimit -n 1000")
 
 
+def test_variables_of_the_environment_are_seen():
+    found = elsewhere("doctor_machine.check_machine()", OMP_NUM_THREADS="4096", MALLOC_ARENA_MAX="1")
+    assert found["OMP_NUM_THREADS"].state == found["MALLOC_ARENA_MAX"].state == "note"
+
+
 def test_a_file_of_the_users_that_hides_a_package_is_named(tmp_path):
-    (tmp_path / "tqdm.py").write_text("")
-    code, found = doctor(PYTHONPATH=str(tmp_path))
-    assert code == 1
-    assert found["tqdm"].state == "wrong"
-    assert str(tmp_path / "tqdm.py") in found["tqdm"].fix
+    assert elsewhere("doctor_packages.check_hidden()") == {}
+    (tmp_path / "torch.py").touch()
+    found = elsewhere("doctor_packages.check_hidden()", PYTHONPATH=str(tmp_path))
+    assert found.keys() == {"torch"}
+    assert found["torch"].state == "wrong"
+    assert f"rename {tmp_path / 'torch.py'}" in found["torch"].fix
 
 
 def test_a_clone_on_the_path_offers_its_folders_under_names_of_the_users(tmp_path):
     for name in ("loaders", "training"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
-    assert "import loaders" not in doctor(PYTHONPATH=str(tmp_path))[1]  # the user's own
-    _, found = doctor(PYTHONPATH=str(ROOT))
+    assert elsewhere("doctor_packages.check_hidden()", PYTHONPATH=str(tmp_path)) == {}  # the user's own
+    found = elsewhere("doctor_packages.check_hidden()", PYTHONPATH=str(ROOT))
     assert found["import loaders"].state == "note"
     assert f"take {ROOT} off PYTHONPATH" in found["import loaders"].fix
 
@@ -136,20 +165,21 @@ def test_two_builds_of_one_library_are_wrong(tmp_path):
         folder = tmp_path / f"{name}-{version}.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    code, found = doctor(PYTHONPATH=str(tmp_path))
-    assert code == 1
+    check = "doctor_packages.check_twice(doctor_packages.installed_packages())"
+    assert elsewhere(check) == {}
+    found = elsewhere(check, PYTHONPATH=str(tmp_path))
     assert "opencv-python-headless and opencv-python are both installed" in found["cv2"].found
     assert "pip uninstall -y opencv-python-headless opencv-python" in found["cv2"].fix
     assert found["nvidia.dali"].state == "wrong"
 
 
-def test_a_torch_that_cannot_be_imported_is_wrong_and_the_rest_is_tried(tmp_path):
+def test_a_torch_that_cannot_be_imported_is_wrong_and_the_rest_is_tried(tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
-    code, found = doctor(PYTHONPATH=str(tmp_path))
-    assert code == 1
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = {one.name: one for one in run_checks(["libraries", "DALI on the processor", "numba"])}
+    assert found["DALI on the processor"].state == "wrong"
     assert "libcudart.so.12" in found["DALI on the processor"].found
-    assert found["OpenCV"].state == "fine"
-    assert found["numba"].state == "fine"
+    assert found["OpenCV"].state == found["numba"].state == "fine"
 
 
 def test_a_decoder_that_takes_its_process_down_is_named(tmp_path, monkeypatch):
@@ -202,7 +232,12 @@ def test_a_package_that_is_too_old_is_wrong(version, state):
 
 
 def test_another_build_of_a_library_will_do():
-    installed = {"numpy": "2.0", "opencv-python": "4.10", "nvidia-dali-cuda130": "2.4.0", "torch": "2.6.0+cu124"}
+    installed = {
+        "numpy": "2.0",
+        "opencv-python": "4.10",
+        "nvidia-dali-cuda130": "2.4.0",
+        "torch": "2.6.0+cu124",
+    }
     assert set(states(check_packages(installed, NEEDED))) == {"fine"}
     assert check_twice(installed) == []
 
@@ -360,9 +395,9 @@ def serve(packed):
 
 
 def test_a_data_set_behind_a_url_is_reached_and_its_password_is_not_named(serve):
-    report = examine(serve())
-    assert states(report["data set"]) == ["fine"] * 4
-    text = format_report(report)
+    found = check_data_set(serve())
+    assert states(found) == ["fine"] * 4
+    text = format_report({"data set": found})
     assert "105 samples of 10 classes in 9 shards" in text
     assert "secret" not in text
 
@@ -398,7 +433,8 @@ def test_folders_and_protocols_that_are_no_data_set_are_wrong(tmp_path, packed):
 def test_a_bucket_is_reached(packed, s3_bucket, s3_client):
     for file in packed.iterdir():
         if file.is_file():
-            s3_client.upload_file(str(file), s3_bucket.removeprefix("s3://"), f"train/{file.name}")
+            bucket, body = s3_bucket.removeprefix("s3://"), file.read_bytes()
+            s3_client.put_object(Bucket=bucket, Key=f"train/{file.name}", Body=body)
     assert states(check_data_set(f"{s3_bucket}/train")) == ["fine"] * 4
     (found,) = check_data_set(f"{s3_bucket}/nothing")
     assert found.state == "wrong"
