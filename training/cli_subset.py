@@ -187,7 +187,7 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
         "--preset",
         choices=sorted(PRESETS),
         default="paper",
-        help="of the recipe single-label (see softshard train)",
+        help="of the recipe single-label, as in softshard train (default: paper)",
     )
     command.add_argument(
         "--set",

@@ -43,7 +43,10 @@ def add_tags(subparsers: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each (default: 3)")
     command.add_argument(
-        "--preset", choices=sorted(PRESETS), default="paper", help="of both recipes, as in softshard train"
+        "--preset",
+        choices=sorted(PRESETS),
+        default="paper",
+        help="of both recipes, as in softshard train (default: paper)",
     )
     command.add_argument(
         "--set",

@@ -398,7 +398,7 @@ def test_a_data_set_behind_a_url_is_reached_and_its_password_is_not_named(serve)
     found = check_data_set(serve())
     assert states(found) == ["fine"] * 4
     text = format_report({"data set": found})
-    assert "105 samples of 10 classes in 9 shards" in text
+    assert "105 samples of 9 classes in 9 shards" in text
     assert "secret" not in text
 
 
