@@ -126,18 +126,19 @@ def test_the_oldest_versions_are_those_that_the_metadata_promise():
 HIDE = """
 import importlib.machinery, json, os, sys
 
-class OnlyWhatIsBrought:
+class OnlyWhatIsBrought(importlib.machinery.PathFinder):
     names = frozenset(json.loads(os.environ["HIDDEN"]))
 
-    def find_spec(self, name, path=None, target=None):
-        found = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if found is not None and name in self.names:
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        found = super().find_spec(name, path, target)
+        if found is not None and name in cls.names:
             folder = next(iter(found.submodule_search_locations or ()), found.origin)
             if os.path.basename(os.path.dirname(folder)) == "site-packages":  # Ray brings some in a folder of its own
                 return None
         return found
 
-sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = OnlyWhatIsBrought()
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = OnlyWhatIsBrought
 """
 MAIN = "from softshard.shards.cli import main; sys.exit(main(sys.argv[1:]))"
 
