@@ -2,6 +2,8 @@
 # make test   all tests
 # make lint   ruff, pyright, hadolint
 # make bench  the benchmarks, results into benchmarks/results
+# make dist   wheel and source distribution, checked, into dist
+# make test-oldest  all tests with the oldest versions that pyproject.toml promises (tests/oldest.txt), in .venv-oldest
 # make soak   an hour of loaders over bad storage: memory and descriptors must stay flat
 # make setup  .venv with everything above
 #
@@ -9,12 +11,14 @@
 
 PYTHON ?= python3
 VENV   := .venv
+OLDEST := .venv-oldest
+OLD_PYTHON ?= python3.11
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEV    := $(VENV)/.ready-dev
 PIP     = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lint format bench soak clean
+.PHONY: setup demo test test-oldest lint format bench dist soak clean
 
 setup: $(DEV)
 
@@ -37,6 +41,22 @@ demo: $(READY)
 
 test: $(DEV)
 	$(BIN)/python -m pytest
+
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest
+
+$(OLDEST)/.ready: pyproject.toml tests/oldest.txt
+	$(OLD_PYTHON) -m venv $(OLDEST)
+	PYTHONWARNINGS=ignore $(OLDEST)/bin/python -m pip install --quiet --upgrade 'pip>=24' 'setuptools>=77' wheel
+	$(OLDEST)/bin/python -m pip install --quiet --prefer-binary --constraint tests/oldest.txt --editable '.[all,dev]'
+	@touch $@
+
+# From a clean folder: what an earlier build left would be built in.
+dist: $(DEV)
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m pytest tests/test_distribution.py
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -68,4 +88,4 @@ soak: $(DEV)
 	cd benchmarks && ../$(BIN)/python soak.py --minutes 60
 
 clean:
-	rm -rf $(VENV) build dist demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis
