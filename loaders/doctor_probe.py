@@ -31,7 +31,10 @@ def probe_libraries() -> Iterator[Finding]:
     stored = simplejpeg.encode_jpeg(picture, quality=95, colorspace="RGB")
     _close(simplejpeg.decode_jpeg(stored, "RGB"), picture)
     yield Finding("simplejpeg", f"{version('simplejpeg')}: encodes and decodes")
-    _close(cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1], picture)
+    decoded = cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR)
+    if decoded is None:
+        raise RuntimeError("expected a picture from OpenCV's JPEG decoder, found none")
+    _close(decoded[:, :, ::-1], picture)
     _close(cv2.resize(picture, (_SIDE // 2, _SIDE // 2), interpolation=cv2.INTER_AREA), picture[::2, ::2])
     yield Finding("OpenCV", f"{cv2.__version__}: decodes and resizes")
     with Image.open(io.BytesIO(stored)) as image:

@@ -11,7 +11,7 @@ from ..shards.errors import MissingExtraError, SoftshardError
 from ..shards.manifest import Manifest
 from ..shards.retries import failure
 from ..shards.schema import MANIFEST_NAME, MIB
-from ..shards.storage import RemoteStorage, is_remote, open_storage, public_name
+from ..shards.storage import RemoteStorage, is_remote, public_name
 from .doctor_finding import NOTE, WRONG, Finding
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ def check_data_set(data_set: str) -> list[Finding]:
     if not is_remote(data_set):
         return _manifest(data_set)[0]
     try:
-        storage = open_storage(data_set)
+        storage = RemoteStorage(data_set)
     except MissingExtraError as error:
         return [
             Finding(
@@ -42,7 +42,6 @@ def check_data_set(data_set: str) -> list[Finding]:
         return [
             Finding("storage", str(error), WRONG, "give a path, or a URL such as s3://bucket/folder/train")
         ]
-    assert isinstance(storage, RemoteStorage)
     manifest = storage.at(MANIFEST_NAME)
     try:
         milliseconds = [
