@@ -4,6 +4,10 @@
 # make docs   the site, into site/
 # make bench  the benchmarks, results into benchmarks/results; make bench-losses: one of them. For every row of every table:
 #             make bench PHOTOS=DIR AGAINST=webdataset,dali,ffcv=/opt/ffcv/bin/python,... IMG2DATASET=/opt/i2d/bin/python
+# make lint   ruff, pyright, hadolint
+# make bench  the benchmarks, results into benchmarks/results
+# make dist   wheel and source distribution, checked, into dist
+# make test-oldest  all tests with the oldest versions that pyproject.toml promises (tests/oldest.txt), in .venv-oldest
 # make soak   an hour of loaders over bad storage: memory and descriptors must stay flat
 # make setup  .venv with everything above
 #
@@ -11,6 +15,8 @@
 
 PYTHON ?= python3
 VENV   := .venv
+OLDEST := .venv-oldest
+OLD_PYTHON ?= python3.11
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEV    := $(VENV)/.ready-dev
@@ -18,6 +24,7 @@ PIP     = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-p
 
 .NOTPARALLEL:
 .PHONY: setup demo test lint format docs bench soak clean
+.PHONY: setup demo test test-oldest lint format bench dist soak clean
 
 setup: $(DEV)
 
@@ -42,6 +49,23 @@ test: $(DEV)
 	$(BIN)/python -m pytest
 
 lint: $(DEV) docs
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest
+
+$(OLDEST)/.ready: pyproject.toml tests/oldest.txt
+	$(OLD_PYTHON) -m venv $(OLDEST)
+	PYTHONWARNINGS=ignore $(OLDEST)/bin/python -m pip install --quiet --upgrade 'pip>=24' 'setuptools>=77' wheel
+	$(OLDEST)/bin/python -m pip install --quiet --prefer-binary --constraint tests/oldest.txt --editable '.[all,dev]'
+	@touch $@
+
+# From a clean folder: what an earlier build left would be built in.
+dist: $(DEV)
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m pytest tests/test_distribution.py
+
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -92,3 +116,4 @@ soak: $(DEV)
 
 clean:
 	rm -rf $(VENV) build dist site demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The commands of this package: bench, inspect, serve, stats and replay."""
+"""The commands of this package: bench, inspect, serve, stats, replay and doctor."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import json
 from pathlib import Path
 
 from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE, local_path
+from .cli_doctor import add_doctor
 from .cli_order import add_order
 from .cli_serve import add_serve
 from .target_modes import TARGETS
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Register bench, inspect, serve, stats and replay."""
+    """Register bench, inspect, serve, stats, replay and doctor."""
     add_order(subparsers)
+    add_doctor(subparsers)
     _add_bench(subparsers)
     _add_inspect(subparsers)
     add_serve(subparsers)
@@ -102,7 +104,7 @@ def _add_inspect(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--targets", choices=TARGETS, help="(default: relabel with label maps, none without)"
     )
-    command.add_argument("--top", type=int, default=5, metavar="N", help="classes of a target (default: 5)")
+    command.add_argument("--top", type=int, default=5, metavar="K", help="classes of a target (default: 5)")
     command.add_argument(
         "--size", type=int, default=224, metavar="PX", help="side of the loader's images (default: 224)"
     )

@@ -45,7 +45,7 @@ def _add_replay(subparsers: argparse._SubParsersAction) -> None:
     )
     command.add_argument("dataset", metavar="DATASET", help="folder of a data set")
     which = command.add_argument_group("which batch")
-    which.add_argument("--epoch", type=int, default=0, metavar="E", help="(default: 0)")
+    which.add_argument("--epoch", type=int, default=0, metavar="N", help="(default: 0)")
     which.add_argument("--step", type=int, default=0, metavar="T", help="of the epoch (default: 0)")
     which.add_argument("--seed", type=int, default=0, help="(default: 0)")
     which.add_argument("--batch-size", type=int, default=256, metavar="N", help="global batch (default: 256)")

@@ -1,4 +1,4 @@
-"""The `softshard` command, and the commands of this package: tree, maps, pack, tags, verify, reshard, subset.
+"""The `softshard` command, and the commands of this package: tree, maps, pack, tags, verify, reshard, subset, completion.
 
 Every package registers its commands through the entry-point group `softshard.commands`; the functions that a
 command runs import what they need when they run, so that `softshard pack` never imports torch.
@@ -14,7 +14,9 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points, version
 
+from .cli_completion import add_completion
 from .cli_data_sets import add_data_sets
+from .cli_help import ByTask, finish_help
 from .cli_maps import add_maps
 from .cli_subset import add_subset
 from .cli_tags import add_build
@@ -39,14 +41,7 @@ PRESETS = {"imagenet-21k-p": {"size": 224, "resize": "squish", "min_images": 500
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (0 fine, 1 bad data, 2 wrong call, 130 interrupted)."""
-    parser = argparse.ArgumentParser(
-        prog="softshard",
-        description="Pack images with soft labels into WebDataset shards, stream them, and train on them.",
-    )
-    parser.add_argument("--version", action="version", version=f"softshard {version('softshard')}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in sorted(entry_points(group="softshard.commands"), key=lambda entry: entry.value):
-        group.load()(subparsers)
+    parser = build_parser()
     args = parser.parse_args(argv)
     warnings.showwarning = _show_warning
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -76,6 +71,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
         print(f"softshard: {where}", file=sys.stderr)
         return EXIT_WRONG_CALL
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with the commands of all packages."""
+    parser = ByTask(
+        prog="softshard",
+        description="Pack images with soft labels into WebDataset shards, stream them, and train on them.",
+    )
+    parser.add_argument("--version", action="version", version=f"softshard {version('softshard')}")
+    subparsers = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser
+    )
+    for group in sorted(entry_points(group="softshard.commands"), key=lambda entry: entry.value):
+        group.load()(subparsers)
+    add_completion(subparsers, parser)
+    finish_help(parser)
+    return parser
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

@@ -25,7 +25,9 @@ def add_build(subparsers: argparse._SubParsersAction) -> None:
         help="list (.csv, .tsv, .jsonl) with path, label and any of title, description, tags, query; or a WebVision "
         "folder; a path or any fsspec URL",
     )
-    command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.jsonl")
+    command.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT.jsonl", help="list to write"
+    )
     vocabulary = command.add_argument_group("vocabulary")
     vocabulary.add_argument(
         "--vocabulary", metavar="FILE", help="use this one, which an earlier build wrote, and choose none"

@@ -34,7 +34,7 @@ def _add_build(actions: argparse._SubParsersAction) -> None:
         "--relations",
         default="wordnet",
         metavar="wordnet|FILE",
-        help="where parents come from: WordNet; your own child,parent .csv or .tsv, or nested .yaml; "
+        help="where parents come from: WordNet (default); your own child,parent .csv or .tsv, or nested .yaml; "
         "ImageNet's wordnet.is_a.txt",
     )
     build.add_argument(

@@ -24,7 +24,9 @@ def add_weigh(subparsers: argparse._SubParsersAction) -> None:
         metavar="SOURCE",
         help="list (.csv, .tsv, .jsonl) with label and any of title, description, tags, text",
     )
-    command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.jsonl")
+    command.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT.jsonl", help="list to write"
+    )
     _add_measures(command)
     command.add_argument(
         "--max-bad",

@@ -56,6 +56,7 @@ class MissingExtraError(SoftshardError, ImportError):
             f"{feature} needs the module {cause.name!r}, which is not installed. "
             f"Run: pip install 'softshard[{extra}]' (in a clone: pip install '.[{extra}]')"
         )
+        self.extra = extra
         self._arguments = feature, extra, cause
 
     def __reduce__(self) -> Any:  # so that a worker process can raise it

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import fsspec
-
 from .errors import DataError, UsageError
 from .storage import is_remote, open_storage, public_name
 
@@ -49,6 +47,8 @@ def read_limited(url: str, limit: int) -> bytes:
     if is_remote(url):
         data = open_storage(url).read("", 0, None, limit)
     else:
+        import fsspec  # late, as in storage.py
+
         with fsspec.open(url, "rb") as file:
             data = file.read(limit + 1)  # type: ignore[union-attr]
     if len(data) > limit:

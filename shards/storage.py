@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
-from fsspec.core import url_to_fs
-
 from .errors import DataError, ImageError, MissingExtraError, StorageError, UsageError
 from .retries import http_status, patiently
 
@@ -178,6 +176,8 @@ class RemoteStorage:
     remote = True
 
     def __init__(self, url: str) -> None:
+        from fsspec.core import url_to_fs  # late: it takes as long to import as all of the command line
+
         self.root = url
         protocol = url.partition(":")[0].lower()
         try:

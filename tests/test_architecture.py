@@ -1,11 +1,9 @@
-"""The packages import only to their left, and the wheel holds what the folders hold."""
+"""The packages import only to their left."""
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -96,40 +94,6 @@ def test_the_sharder_needs_neither_torch_nor_dali():
         if not level and (path.name, module) not in LAZY
     }
     assert not top & {"torch", "torchvision", "timm", "nvidia", "webdataset", "nltk"}
-
-
-def test_the_wheel_holds_the_files_of_the_three_folders_and_nothing_else(tmp_path):
-    # From a copy: setuptools writes its build folder beside the sources.
-    copy = tmp_path / "source"
-    ignore = shutil.ignore_patterns("__pycache__")
-    for name in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
-        else:
-            shutil.copy(ROOT / name, copy / name)
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-    ]
-    subprocess.run([*build, "-w", tmp_path, copy], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("softshard-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        found = {name for name in archive.namelist() if ".dist-info/" not in name}
-        licences = {name.rpartition("/licenses/")[2] for name in archive.namelist() if "/licenses/" in name}
-    expected = {
-        f"softshard/{path.relative_to(copy)}"
-        for package in PACKAGES
-        for path in (copy / package).rglob("*")
-        if path.is_file()
-    }
-    assert found == expected
-    assert licences >= {"LICENSE", "shards/WORDNET-LICENSE"}
 
 
 def test_no_page_has_a_placeholder_left():

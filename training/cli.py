@@ -149,7 +149,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         help="samples per step over all processes, instead of the recipe's",
     )
     command.add_argument("--lr", type=float, help="highest learning rate, instead of the recipe's")
-    command.add_argument("--image-size", type=int, metavar="PIXELS", help="instead of the recipe's")
+    command.add_argument("--image-size", type=int, metavar="PX", help="instead of the recipe's")
     command.add_argument(
         "--class-balance",
         type=float,
@@ -188,7 +188,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--seed", type=int, default=0, help="of weights, dropout, order and crops (default: 0)"
     )
-    command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
     command.add_argument(
         "--max-bad",
@@ -199,7 +199,11 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "bad_samples.jsonl",
     )
     command.add_argument(
-        "--log-steps", type=int, default=10, metavar="N", help="steps between lines of metrics.csv (10)"
+        "--log-steps",
+        type=int,
+        default=10,
+        metavar="N",
+        help="steps between lines of metrics.csv (default: 10)",
     )
     command.add_argument(
         "--checkpoint-steps",

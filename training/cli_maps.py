@@ -39,7 +39,7 @@ def _add_make(actions: argparse._SubParsersAction) -> None:
     )
     _add_teacher(make, required=True, several="; given again, the dense logits of all are averaged")
     make.add_argument(
-        "--size", type=int, default=475, metavar="PIXELS", help="images are squished to it (475)"
+        "--size", type=int, default=475, metavar="PX", help="images are squished to it (default: 475)"
     )
     make.add_argument("--top", type=int, default=5, metavar="K", help="classes kept per cell (default: 5)")
     make.add_argument(
@@ -77,7 +77,7 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
     check.add_argument(
         "--size",
         type=int,
-        metavar="PIXELS",
+        metavar="PX",
         help="the teacher's crops are squished to it (default: what it was trained on)",
     )
     check.add_argument(
@@ -87,7 +87,7 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
         "--seed", type=int, default=0, help="of the choice of images and the bootstrap (default: 0)"
     )
     check.add_argument("--batch-size", type=int, default=64, metavar="N", help="crops a step (default: 64)")
-    check.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    check.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
     check.add_argument("--threads", type=int, metavar="N", help="decoding threads")
     check.add_argument("--json", action="store_true", help="print the result as JSON")
     check.set_defaults(run=_run_check)
@@ -131,7 +131,7 @@ def _add_study(actions: argparse._SubParsersAction) -> None:
         metavar="FIELD=VALUE",
         help="change a field of the recipe, such as epochs=30, image_size=128, lr=0.05; may be repeated",
     )
-    command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
     command.add_argument("--json", action="store_true", help="print study.json instead of the table")
     command.set_defaults(run=_run_study)

@@ -26,7 +26,7 @@ def add_over_shards(command: argparse.ArgumentParser, *, batch_size: int, amp: s
         help=f"images a step (default: {batch_size})",
     )
     command.add_argument("--amp", choices=("bfloat16", "float16"), help=f"{amp} (default: float32)")
-    command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
     add_engine(command)
 

@@ -160,8 +160,12 @@ def _add_study(actions: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--models", required=True, metavar="A,B,...", help="timm's names of two architectures or more"
     )
-    command.add_argument("--epochs-full", type=int, default=100, metavar="N", help="on the full set (100)")
-    command.add_argument("--epochs-subset", type=int, default=50, metavar="N", help="on the subset (50)")
+    command.add_argument(
+        "--epochs-full", type=int, default=100, metavar="N", help="on the full set (default: 100)"
+    )
+    command.add_argument(
+        "--epochs-subset", type=int, default=50, metavar="N", help="on the subset (default: 50)"
+    )
     command.add_argument(
         "-o",
         "--out",
@@ -183,7 +187,7 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
         "--preset",
         choices=sorted(PRESETS),
         default="paper",
-        help="of the recipe single-label (see softshard train)",
+        help="of the recipe single-label, as in softshard train (default: paper)",
     )
     command.add_argument(
         "--set",
@@ -195,7 +199,7 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
 
 
 def _add_machine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
 
 

@@ -43,7 +43,10 @@ def add_tags(subparsers: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each (default: 3)")
     command.add_argument(
-        "--preset", choices=sorted(PRESETS), default="paper", help="of both recipes, as in softshard train"
+        "--preset",
+        choices=sorted(PRESETS),
+        default="paper",
+        help="of both recipes, as in softshard train (default: paper)",
     )
     command.add_argument(
         "--set",
@@ -64,7 +67,7 @@ def add_tags(subparsers: argparse._SubParsersAction) -> None:
         metavar="FILE|LIST",
         help="read --fine-tune and --val with these labels, as softshard train does",
     )
-    command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
     command.add_argument("--json", action="store_true", help="print study.json instead of the table")
     command.set_defaults(run=_run_study)

@@ -55,7 +55,7 @@ def add_evaluate(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--batch-size", type=int, default=256, metavar="N", help="of each process (default: 256)"
     )
-    command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=_run_evaluate)
@@ -92,7 +92,7 @@ def add_predict(subparsers: argparse._SubParsersAction) -> None:
         action="store_true",
         help="predict a data set with as many classes as the checkpoint, of other names",
     )
-    command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
     command.add_argument("--json", action="store_true", help="print a JSON object a line, one for each image")
     command.set_defaults(run=_run_predict)
