@@ -8,6 +8,7 @@ from html import escape
 
 import numpy as np
 
+from .links import Link
 from .pictures import LOSSLESS_SIDE_PX, image_data_uri
 
 
@@ -35,12 +36,14 @@ class Figure:
         caption: what they show; also read out by screen readers.
         bars: (label, probability in [0, 1]) in the order to show, such as the top classes of a target.
         own: place in `bars` of the image's own class, which is marked; None marks none.
+        href: where the pictures lead, as a Link's; None nowhere.
     """
 
     images: Sequence[np.ndarray | Drawing]
     caption: str
     bars: Sequence[tuple[str, float]] = ()
     own: int | None = None
+    href: str | None = None
 
 
 def figure_card(figure: Figure) -> str:
@@ -52,9 +55,12 @@ def figure_card(figure: Figure) -> str:
     bars = "".join(
         _bar(label, share, place == figure.own) for place, (label, share) in enumerate(figure.bars)
     )
+    pictures = f'<div class="pictures">{images}</div>'
+    if figure.href is not None:
+        # One stop of the tab key a card; the pictures' texts say what it opens.
+        pictures = f'<a href="{escape(Link(figure.caption, figure.href).href)}">{pictures}</a>'
     return (
-        f'<figure class="card"><div class="pictures">{images}</div>'
-        f"<figcaption>{escape(figure.caption)}</figcaption>"
+        f'<figure class="card">{pictures}<figcaption>{escape(figure.caption)}</figcaption>'
         + (f'<div class="bars">{bars}</div>' if bars else "")
         + "</figure>"
     )
