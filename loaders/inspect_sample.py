@@ -10,6 +10,7 @@ from ..shards.html import Page
 from ..shards.links import Inline
 from ..shards.schema import CLS, HIER, JPG, KD, LMAP, META, SOFT
 from ..shards.soft_labels import TAGS, WEIGHTS
+from ..shards.text_limits import shortened
 from .inspect_figures import ClassNames, crop_figure, map_figures, stored_figure
 from .inspect_links import Places
 from .inspect_views import Inspection, SampleView
@@ -74,7 +75,7 @@ def add_sample(
 def _facts(found: Inspection, sample: SampleView, names: ClassNames, places: Places) -> dict[str, Inline]:
     facts: dict[str, Inline] = {}
     if sample.meta is not None:
-        facts["original"] = shortened(str(sample.meta.get("path", "not recorded")))
+        facts["original"] = shortened(str(sample.meta.get("path", "not recorded")), MAX_SHOWN_CHARACTERS)
     if sample.class_index is not None:
         known = sample.class_index < found.manifest.num_classes
         facts["class"] = f"{sample.class_index}, not in the class list"
@@ -108,13 +109,6 @@ def _joined(between: str, parts: list[Inline]) -> Inline:
     return tuple(part for i, each in enumerate(parts) for part in ((between, each) if i else (each,)))
 
 
-def shortened(text: str) -> str:
-    """The text, cut where it is too long for a page."""
-    if len(text) <= MAX_SHOWN_CHARACTERS:
-        return text
-    return f"{text[:MAX_SHOWN_CHARACTERS]} ... and {len(text) - MAX_SHOWN_CHARACTERS:,} characters more"
-
-
 def _content(found: Inspection, suffix: str, sample: SampleView) -> str:
     """What a component says, in one line; its problems stand above."""
     if suffix == JPG.suffix and sample.image is not None:
@@ -128,7 +122,7 @@ def _content(found: Inspection, suffix: str, sample: SampleView) -> str:
         return f"the {kept} best classes in {rows} rows x {columns} columns"
     if suffix == META.suffix and sample.meta is not None:
         shown = {name: value for name, value in sample.meta.items() if name not in (TAGS, WEIGHTS)}
-        return shortened(json.dumps(shown, ensure_ascii=False, default=repr))
+        return shortened(json.dumps(shown, ensure_ascii=False, default=repr), MAX_SHOWN_CHARACTERS)
     if suffix == SOFT.suffix and "pseudo" in sample.soft:
         return f"pseudo labels of {len(sample.soft['pseudo'])} classes"
     if suffix == KD.suffix and sample.teacher is not None:
@@ -150,7 +144,9 @@ def _add_soft(
         page.paragraph("None.")
         return
     if kind == TAGS:
-        page.paragraph(shortened(", ".join(found.vocabulary[index] for index, _ in labels)))
+        page.paragraph(
+            shortened(", ".join(found.vocabulary[index] for index, _ in labels), MAX_SHOWN_CHARACTERS)
+        )
         return
     heaviest = sorted(labels, key=lambda label: -label[1])[:MAX_SOFT_ROWS]
     left_out = len(labels) - len(heaviest)

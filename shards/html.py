@@ -92,7 +92,7 @@ class Page:
     def __init__(self, title: str, *, language: str = "en", nav: str = "") -> None:
         self.title = title
         self.language = language
-        self._nav = nav
+        self.nav = nav
         self._parts: list[str] = []
 
     def heading(self, text: str, level: int = 2) -> None:
@@ -236,7 +236,7 @@ class Page:
             f'<!doctype html>\n<html lang="{escape(self.language)}">\n<head>\n<meta charset="utf-8">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-            f"<body>\n{self._nav}<h1>{escape(self.title)}</h1>\n{body}\n</body>\n</html>\n"
+            f"<body>\n{self.nav}<h1>{escape(self.title)}</h1>\n{body}\n</body>\n</html>\n"
         )
 
     def write(self, path: Path) -> None:

@@ -1,0 +1,472 @@
+"""The pages of `softshard inspect --serve`: what the command's page in a file says, for all of a data set, to walk through.
+
+No page lists all samples: shards come by the hundred, samples by the two dozen, from one shard's index or from
+`classes.npy`. What a page is asked for is a number or a key of the data set; nothing else is opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from ..shards.errors import DataError, UsageError
+from ..shards.figures import Figure
+from ..shards.html import Page
+from ..shards.jpeg import read_jpeg_header
+from ..shards.links import Field, Inline, Link, nav_html
+from ..shards.schema import JPG, LEDGER_NAME
+from ..shards.shard_keys import find_key, shard_keys
+from ..shards.text_limits import shortened
+from ..shards.tree_page import tree_page
+from .bad_lines import read_bad_lines
+from .browse_step import MAX_SLOTS, Step, add_step, even_batch
+from .inspect_figures import ClassNames, shrunk
+from .inspect_links import BAD, CLASSES, SEARCH, SHARDS, STEP, TREE, Places
+from .inspect_lists import add_classes, add_shards, largest_classes
+from .inspect_page import DEFAULT_TOP, MAX_STORED_BYTES, augment_text, data_set_facts, missing_parts
+from .inspect_sample import add_sample, sample_title
+from .inspect_views import InspectOptions
+from .inspection import Inspector
+
+SAMPLES_A_PAGE, ROWS_A_PAGE, LINES_A_PAGE = 24, 100, 100
+MAX_CROPS = 8
+MAX_QUERY = 200
+MAX_FOUND_CLASSES = 50
+MAX_RELATIVES = 60  # siblings and children that a class page names
+THUMB_PX = 200
+_PLACES = Places(served=True)
+
+
+class NoSuchPage(UsageError):
+    """The data set has no such sample, shard or class."""
+
+
+class Browser:
+    """Draws pages of one data set. Not for several threads.
+
+    Args:
+        dataset: as the Loader's: a folder, a URL, somebody else's tars.
+        options: seed, augmentation, targets and side shards of what the loader is asked for.
+        quarantine: a loader's file of bad samples, or None.
+        top: classes of every target.
+
+    Raises:
+        UsageError, DataError: see Inspector.
+    """
+
+    def __init__(
+        self,
+        dataset: str | Path,
+        options: InspectOptions,
+        quarantine: Path | None = None,
+        top: int = DEFAULT_TOP,
+    ) -> None:
+        self._dataset, self.options, self._quarantine, self._top = dataset, options, quarantine, top
+        self._inspector = Inspector(dataset, options)
+        self._found = self._inspector.found()
+        self._names = ClassNames(self._found)
+        self._remote = not isinstance(self._inspector.folder, Path) and "://" in str(dataset)
+
+    @property
+    def title(self) -> str:
+        """What the data set is called."""
+        return self._found.dataset
+
+    def close(self) -> None:
+        """Let the shards go."""
+        self._inspector.close()
+
+    def page(self, title: str, current: str = "") -> Page:
+        """An empty page with the links that all have."""
+        links = [Link("Overview", "/"), Link("Shards", SHARDS)]
+        links += [Link("Classes", CLASSES)] if self._found.manifest.num_classes else []
+        links += [Link("Tree", TREE)] if self._found.tree is not None else []
+        links += [Link("Batches", STEP), Link("Bad samples", BAD), Link("Search", SEARCH)]
+        return Page(title, nav=nav_html(links, "Pages", current))
+
+    def overview(self) -> Page:
+        found, manifest = self._found, self._found.manifest
+        page = self.page(f"Data set {found.dataset}", "/")
+        page.form([Field("q", "Key, number or class")], "Search", SEARCH)
+        facts = data_set_facts(found)
+        facts["bytes"] = f"{manifest.num_bytes:,}"
+        facts["crops"] = f"seed {self.options.seed}; {augment_text(self.options.augment)}"
+        facts["targets"] = found.targets
+        page.key_values(facts)
+        if self._inspector.foreign:
+            page.paragraph("Somebody else's tars, without a manifest: no hashes to compare with.")
+        elif missing := missing_parts(found):
+            page.paragraph("Not in this data set: " + "; ".join(missing) + ".")
+        if not self._remote:
+            page.heading(f"Epoch {self.options.epoch} begins with")
+            self._add_thumbs(page, self._inspector.first_samples()[:12])
+        page.heading("Shards")
+        add_shards(page, found, 0, 10, _PLACES)
+        if manifest.num_classes:
+            page.heading("Largest classes")
+            add_classes(page, found, self._names, largest_classes(found, 10), _PLACES)
+        for heading, content in (("Recipe", manifest.recipe), ("Pixel stack", manifest.pixel_stack)):
+            if content:
+                page.heading(heading)
+                page.command(shortened(json.dumps(dict(content), indent=1, ensure_ascii=False), 20_000))
+        return page
+
+    def shards(self, number: int) -> Page:
+        page = self.page("Shards", SHARDS)
+        total = len(self._found.manifest.shards)
+        first = self._first(number, ROWS_A_PAGE, total)
+        add_shards(page, self._found, first, ROWS_A_PAGE, _PLACES)
+        self._add_pages(page, number, ROWS_A_PAGE, total, lambda n: f"{SHARDS}?page={n}")
+        return page
+
+    def shard(self, number: int, page_number: int, pictures: bool) -> Page:
+        """A shard's samples; behind a URL, pictures are drawn only when asked for, since they fetch the shard."""
+        records = self._found.manifest.shards
+        self._check(number, len(records), "shard")
+        record = records[number]
+        page = self.page(f"Shard {record.name}")
+        first = self._first(page_number, SAMPLES_A_PAGE, record.samples)
+        start = int(self._inspector.starts[number])
+        page.key_values(
+            {
+                "samples": f"{record.samples:,}, numbers {start:,} to {start + record.samples - 1:,}",
+                "bytes": f"{record.bytes:,}",
+                "SHA-256 of the index" if self._inspector.foreign else "SHA-256": record.sha256,
+                "classes": f"{len(np.unique(self._inspector.classes[start : start + record.samples])):,}",
+            }
+        )
+        neighbours = [Link("Shard before", f"/shard/{number - 1}")] if number else []
+        neighbours += [Link("Shard after", f"/shard/{number + 1}")] if number + 1 < len(records) else []
+        if neighbours:
+            page.links(neighbours, "Neighbours")
+        last = min(first + SAMPLES_A_PAGE, record.samples)
+        address = f"/shard/{number}?" + ("pictures=1&" if pictures and self._remote else "")
+        if pictures or not self._remote:
+            self._add_thumbs(page, range(start + first, start + last))
+        else:
+            page.paragraph(
+                (
+                    "Its pictures are ",
+                    Link(f"fetched, {record.bytes:,} bytes", f"/shard/{number}?pictures=1"),
+                    ".",
+                )
+            )
+            self._add_keys(page, number, range(first, last))
+        self._add_pages(page, page_number, SAMPLES_A_PAGE, record.samples, lambda n: f"{address}page={n}")
+        return page
+
+    def classes(self, number: int, by_name: bool) -> Page:
+        page = self.page("Classes", CLASSES)
+        total = self._found.manifest.num_classes
+        first = self._first(number, ROWS_A_PAGE, total)
+        links = [Link("By samples", CLASSES), Link("By number", f"{CLASSES}?order=number")]
+        page.links(links, "Order")
+        order = np.arange(total) if by_name else largest_classes(self._found, total)
+        shown = order[first : first + ROWS_A_PAGE]
+        add_classes(page, self._found, self._names, shown, _PLACES, first)
+        extra = "order=number&" if by_name else ""
+        self._add_pages(page, number, ROWS_A_PAGE, total, lambda n: f"{CLASSES}?{extra}page={n}")
+        return page
+
+    def label(self, index: int, page_number: int) -> Page:
+        """A class: its place in the tree, and its samples."""
+        self._check(index, self._found.manifest.num_classes, "class")
+        page = self.page(f"Class {self._names.title(index)}")
+        count = int(self._found.class_counts[index])
+        facts: dict[str, Inline] = {"class": index, "samples": f"{count:,}"}
+        facts |= self._relatives(index)
+        page.key_values(facts)
+        numbers = np.flatnonzero(self._inspector.classes == index)
+        first = self._first(page_number, SAMPLES_A_PAGE, len(numbers))
+        shown = numbers[first : first + SAMPLES_A_PAGE].tolist()
+        if not shown:
+            page.paragraph("No sample has this class as its own.")
+        elif self._remote:
+            page.paragraph("Pictures are fetched with their shards, one sample or one shard at a time.")
+            self._add_numbers(page, shown)
+        else:
+            self._add_thumbs(page, shown)
+        self._add_pages(page, page_number, SAMPLES_A_PAGE, count, lambda n: f"/class/{index}?page={n}")
+        return page
+
+    def tree(self) -> Page:
+        if self._found.tree is None:
+            raise NoSuchPage("inspect: expected a label tree, found none in this data set")
+        drawn, left_out = tree_page(self._found.tree)
+        drawn.nav = self.page("", TREE).nav
+        if left_out:
+            drawn.paragraph(f"{left_out:,} classes are left out; each class's own page has its path.")
+        return drawn
+
+    def sample(self, number: int, epoch: int, num_crops: int) -> Page:
+        self._check(number, self._found.manifest.num_samples, "sample")
+        if not 1 <= num_crops <= MAX_CROPS:
+            raise UsageError(f"inspect: expected crops of 1 to {MAX_CROPS} epochs, found {num_crops}")
+        # Checks the numbers, and how much is drawn.
+        replace(self.options, keys=(), num_samples=1, epoch=epoch, num_crops=num_crops)
+        (view,) = self._inspector.look_at_all([number], epoch, num_crops)
+        page = self.page(sample_title(view))
+        neighbours = [Link("Sample before", f"/sample/{number - 1}")] if number else []
+        if number + 1 < self._found.manifest.num_samples:
+            neighbours.append(Link("Sample after", f"/sample/{number + 1}"))
+        page.links(neighbours, "Neighbours")
+        found = self._inspector.found([view])
+        budget = MAX_STORED_BYTES
+        add_sample(page, found, view, self._names, top=self._top, budget=budget, places=_PLACES)
+        page.heading("Crops of other epochs", 3)
+        fields = [
+            Field("epoch", "First epoch", str(epoch), True),
+            Field("crops", "Epochs", str(num_crops), True),
+        ]
+        page.form(fields, "Show", f"/sample/{number}")
+        return page
+
+    def step(self, asked: Step | None) -> Page:
+        asked = asked or Step(batch_size=even_batch(self._found.manifest.num_samples))
+        page = self.page(f"Epoch {asked.epoch}, step {asked.step}", STEP)
+        page.form(
+            [
+                Field("epoch", "Epoch", str(asked.epoch), True),
+                Field("step", "Step", str(asked.step), True),
+                Field("batch", "Global batch", str(asked.batch_size), True),
+                Field("lanes", "Lanes", str(asked.lanes), True),
+                Field("window", "Window", str(asked.window), True),
+            ],
+            "Show",
+            STEP,
+        )
+        page.paragraph(
+            f"What a Loader with seed {self.options.seed} makes of this batch; "
+            f"{augment_text(self.options.augment)}. Left the stored image with the window that is cut, right what the "
+            "model gets; bars are the target's largest entries, ✓ marks the image's own class."
+        )
+        address = (
+            f"{STEP}?epoch={asked.epoch}&batch={asked.batch_size}&lanes={asked.lanes}&window={asked.window}"
+        )
+        links = [Link("Step before", f"{address}&step={asked.step - 1}")] if asked.step else []
+        page.links([*links, Link("Step after", f"{address}&step={asked.step + 1}")], "Steps")
+        add_step(
+            page,
+            self._dataset,
+            self.options,
+            self._found.targets,
+            asked,
+            self._names,
+            top=self._top,
+            places=_PLACES,
+        )
+        if asked.num_parts > 1:
+            first = asked.part * asked.slots
+            page.paragraph(f"Slots {first} to {first + asked.slots - 1} of {asked.batch_size:,}.")
+            near = range(max(0, asked.part - 3), min(asked.num_parts, asked.part + 4))
+            links = [Link(f"From {n * asked.slots}", f"{address}&step={asked.step}&part={n}") for n in near]
+            page.links(links, f"Parts of {MAX_SLOTS} slots at most")
+        return page
+
+    def bad(self, number: int) -> Page:
+        """The quarantine file, and the ledger of what could not be packed."""
+        page = self.page("Bad samples", BAD)
+        first = self._first(number, LINES_A_PAGE, 10**9)
+        more = False
+        page.heading("Quarantine of a loader")
+        if self._quarantine is None:
+            page.paragraph(
+                "No file was given: softshard inspect --serve --quarantine FILE (bad_samples.jsonl of a run)."
+            )
+        else:
+            more |= self._add_bad(page, self._quarantine.parent, self._quarantine.name, first)
+        page.heading("Inputs that could not be packed")
+        folder = str(self._inspector.folder).rstrip("/")
+        ledgers = [] if self._inspector.foreign else [folder, folder.rpartition("/")[0] or "."]
+        for place in ledgers:
+            if read_bad_lines(place, LEDGER_NAME, 0, 1):
+                more |= self._add_bad(page, place, LEDGER_NAME, first)
+                break
+        else:
+            page.paragraph(f"There is no {LEDGER_NAME} in the data set's folder or above it.")
+        links = [Link("Lines before", f"{BAD}?page={number - 1}")] if number else []
+        links += [Link("More lines", f"{BAD}?page={number + 1}")] if more else []
+        if links:
+            page.links(links, "More")
+        return page
+
+    def search(self, query: str) -> Page:
+        """Samples by key or number, classes by a part of their names."""
+        page = self.page("Search", SEARCH)
+        page.form([Field("q", "Key, number or class", query)], "Search", SEARCH)
+        if not query:
+            page.paragraph("A sample's key, its number in the data set, or part of a class's name.")
+            return page
+        if len(query) > MAX_QUERY:
+            raise UsageError(
+                f"inspect: expected at most {MAX_QUERY} characters to search for, found {len(query)}"
+            )
+        samples = self._search_samples(query)
+        page.heading("Samples")
+        if samples:
+            self._add_numbers(page, samples)
+        else:
+            page.paragraph(f"No sample has the key {query!r}.")
+        wanted = query.casefold()
+        names = self._found.manifest.class_names
+        classes = [i for i in range(len(names)) if wanted in self._names.title(i).casefold()]
+        if names:
+            page.heading("Classes")
+            if classes:
+                add_classes(page, self._found, self._names, classes[:MAX_FOUND_CLASSES], _PLACES)
+            page.paragraph(f"{len(classes):,} classes have {query!r} in their names.")
+        return page
+
+    def _search_samples(self, query: str) -> list[int]:
+        found = []
+        if query.isascii() and query.isdigit() and len(query) < 19:
+            found += [int(query)] if int(query) < self._found.manifest.num_samples else []
+        if self._inspector.foreign:
+            with suppress(UsageError):
+                found += self._inspector.find_keys([query])
+        elif (place := find_key(self._inspector.folder, self._found.manifest, query)) is not None:
+            found.append(int(self._inspector.starts[place[0]]) + place[1])
+        return list(dict.fromkeys(found))
+
+    def _relatives(self, index: int) -> dict[str, Inline]:
+        tree = self._found.tree
+        if tree is None or not self._names.tree_fits:
+            return {}
+        chain, node = [], index
+        while node >= 0:
+            chain, node = [node, *chain], int(tree.parents[node])
+        parent = int(tree.parents[index])
+        groups = {
+            "path in the tree": (" › ", chain),
+            "children": (", ", np.flatnonzero(tree.parents == index).tolist()),
+            "siblings": (", ", [i for i in np.flatnonzero(tree.parents == parent).tolist() if i != index]),
+        }
+        return {
+            name: self._linked(between, members) for name, (between, members) in groups.items() if members
+        }
+
+    def _linked(self, between: str, members: list[int]) -> Inline:
+        parts: list[Inline] = []
+        for index in members[:MAX_RELATIVES]:
+            parts += [between] if parts else []
+            parts.append(_PLACES.label(index, self._names.short(index)))
+        more = len(members) - MAX_RELATIVES
+        return (*parts, *([f"{between}and {more:,} more"] if more > 0 else []))
+
+    def _add_bad(self, page: Page, place: str | Path, name: str, first: int) -> bool:
+        """A table of some lines of a file; whether there are more."""
+        lines = read_bad_lines(place, name, first, LINES_A_PAGE + 1)
+        if lines is None:
+            page.paragraph(f"There is no file {name} there (yet).")
+            return False
+        if not lines:
+            page.paragraph("No lines." if first == 0 else "No more lines.")
+            return False
+        shown = lines[:LINES_A_PAGE]
+        header = [
+            column
+            for column in ("shard", "key", "path", "kind", "reason", "epoch", "step", "rank", "sample")
+            if any(column in line for line in shown)
+        ]
+        page.table(header, [[self._bad_cell(line, column) for column in header] for line in shown])
+        return len(lines) > LINES_A_PAGE
+
+    def _bad_cell(self, line: dict, column: str) -> Inline:
+        value = line.get(column, "")
+        if column == "sample" and type(value) is int and 0 <= value < self._found.manifest.num_samples:
+            return _PLACES.sample(value, str(value))
+        return shortened(str(value), 500)
+
+    def _add_keys(self, page: Page, shard: int, inside: range) -> None:
+        """Keys from the shard's index alone."""
+        keys = shard_keys(self._inspector.folder, self._found.manifest, shard)
+        start = int(self._inspector.starts[shard])
+        rows = []
+        for i in inside:
+            key = keys[i].decode("ascii", "replace")
+            rows.append([_PLACES.sample(start + i, key), self._class_of(start + i)])
+        page.table(["sample", "class"], rows)
+
+    def _add_numbers(self, page: Page, numbers: Sequence[int]) -> None:
+        rows = []
+        for number in numbers:
+            shard, _ = self._inspector.place_of(number)
+            name = self._found.manifest.shards[shard].name
+            rows.append(
+                [
+                    _PLACES.sample(number, f"sample {number:,}"),
+                    self._class_of(number),
+                    _PLACES.shard(shard, name),
+                ]
+            )
+        page.table(["sample", "class", "shard"], rows)
+
+    def _class_of(self, number: int) -> Inline:
+        index = int(self._inspector.classes[number])
+        return _PLACES.label(index, self._names.title(index)) if index >= 0 else "none"
+
+    def _add_thumbs(self, page: Page, numbers: Sequence[int]) -> None:
+        """Small stored images that lead to their samples."""
+        places = [self._inspector.place_of(number) for number in numbers]
+        figures = []
+        for number, (shard_number, place) in zip(numbers, places, strict=True):
+            index = int(self._inspector.classes[number])
+            label = self._names.short(index) if index >= 0 else "no class"
+            images, caption = [], f"sample {number:,}"
+            try:
+                (shard,) = self._inspector.open_shards([shard_number])
+                caption = f"{shard.index.keys[place]}, {label}"
+                jpeg = shard.member(place, shard.index.column(JPG.suffix))
+                images = [_thumb(bytes(jpeg))]
+            except (DataError, ValueError) as error:
+                caption += f": {error}"
+            figures.append(Figure(images, caption, href=_PLACES.address_of_sample(number)))
+        page.figures(figures, card_rem=10)
+
+    def _check(self, number: int, total: int, what: str) -> None:
+        if number >= total:
+            raise NoSuchPage(f"inspect: expected a {what} from 0 to {total - 1}, found {number}")
+
+    def _first(self, number: int, per_page: int, total: int) -> int:
+        """Where a page begins.
+
+        Raises:
+            NoSuchPage: behind the end.
+        """
+        if number and number * per_page >= total:
+            raise NoSuchPage(
+                f"inspect: expected a page from 0 to {max(0, total - 1) // per_page}, found {number}"
+            )
+        return number * per_page
+
+    def _add_pages(
+        self, page: Page, number: int, per_page: int, total: int, address: Callable[[int], str]
+    ) -> None:
+        last = max(0, total - 1) // per_page
+        if not last:
+            return
+        near = sorted({0, last, *range(max(0, number - 3), min(last, number + 3) + 1)})
+        links = []
+        for n in near:
+            first, end = n * per_page, min(total, (n + 1) * per_page)
+            text = f"{first + 1:,}–{end:,}"
+            links.append(Link(text if n != number else f"[{text}]", address(n)))
+        page.links(links, "Pages of this list")
+
+
+def _thumb(jpeg: bytes) -> np.ndarray:
+    """The image, small; a large JPEG is decoded at a fraction of its size.
+
+    Raises:
+        DataError, ValueError: it cannot be decoded.
+    """
+    read_jpeg_header(jpeg)  # its limits come first
+    return shrunk(
+        simplejpeg.decode_jpeg(jpeg, "RGB", min_height=THUMB_PX, min_width=THUMB_PX, min_factor=1), THUMB_PX
+    )
