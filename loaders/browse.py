@@ -7,26 +7,23 @@ No page lists all samples: shards come by the hundred, samples by the two dozen,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 
-from ..shards.errors import DataError, UsageError
-from ..shards.figures import Figure
+from ..shards.errors import UsageError
 from ..shards.html import Page
-from ..shards.jpeg import read_jpeg_header
 from ..shards.links import Field, Inline, Link, nav_html
-from ..shards.schema import JPG, LEDGER_NAME
 from ..shards.shard_keys import find_key, shard_keys
 from ..shards.text_limits import shortened
 from ..shards.tree_page import tree_page
-from .bad_lines import read_bad_lines
+from .browse_bad import LINES_A_PAGE, add_ledger, add_quarantine
+from .browse_parts import add_pages, relatives, thumbs
 from .browse_step import MAX_SLOTS, Step, add_step, even_batch
-from .inspect_figures import ClassNames, shrunk
+from .inspect_figures import ClassNames
 from .inspect_links import BAD, CLASSES, SEARCH, SHARDS, STEP, TREE, Places
 from .inspect_lists import add_classes, add_shards, largest_classes
 from .inspect_page import DEFAULT_TOP, MAX_STORED_BYTES, augment_text, data_set_facts, missing_parts
@@ -34,12 +31,11 @@ from .inspect_sample import add_sample, sample_title
 from .inspect_views import InspectOptions
 from .inspection import Inspector
 
-SAMPLES_A_PAGE, ROWS_A_PAGE, LINES_A_PAGE = 24, 100, 100
+SAMPLES_A_PAGE, ROWS_A_PAGE = 24, 100
+THUMB_REM = 10
 MAX_CROPS = 8
 MAX_QUERY = 200
 MAX_FOUND_CLASSES = 50
-MAX_RELATIVES = 60  # siblings and children that a class page names
-THUMB_PX = 200
 _PLACES = Places(served=True)
 
 
@@ -122,7 +118,7 @@ class Browser:
         total = len(self._found.manifest.shards)
         first = self._first(number, ROWS_A_PAGE, total)
         add_shards(page, self._found, first, ROWS_A_PAGE, _PLACES)
-        self._add_pages(page, number, ROWS_A_PAGE, total, lambda n: f"{SHARDS}?page={n}")
+        add_pages(page, number, ROWS_A_PAGE, total, lambda n: f"{SHARDS}?page={n}")
         return page
 
     def shard(self, number: int, page_number: int, pictures: bool) -> Page:
@@ -158,7 +154,7 @@ class Browser:
                 )
             )
             self._add_keys(page, number, range(first, last))
-        self._add_pages(page, page_number, SAMPLES_A_PAGE, record.samples, lambda n: f"{address}page={n}")
+        add_pages(page, page_number, SAMPLES_A_PAGE, record.samples, lambda n: f"{address}page={n}")
         return page
 
     def classes(self, number: int, by_name: bool) -> Page:
@@ -171,7 +167,7 @@ class Browser:
         shown = order[first : first + ROWS_A_PAGE]
         add_classes(page, self._found, self._names, shown, _PLACES, first)
         extra = "order=number&" if by_name else ""
-        self._add_pages(page, number, ROWS_A_PAGE, total, lambda n: f"{CLASSES}?{extra}page={n}")
+        add_pages(page, number, ROWS_A_PAGE, total, lambda n: f"{CLASSES}?{extra}page={n}")
         return page
 
     def label(self, index: int, page_number: int) -> Page:
@@ -180,7 +176,8 @@ class Browser:
         page = self.page(f"Class {self._names.title(index)}")
         count = int(self._found.class_counts[index])
         facts: dict[str, Inline] = {"class": index, "samples": f"{count:,}"}
-        facts |= self._relatives(index)
+        if self._found.tree is not None and self._names.tree_fits:
+            facts |= relatives(self._found.tree, index, self._names, _PLACES)
         page.key_values(facts)
         numbers = np.flatnonzero(self._inspector.classes == index)
         first = self._first(page_number, SAMPLES_A_PAGE, len(numbers))
@@ -192,7 +189,7 @@ class Browser:
             self._add_numbers(page, shown)
         else:
             self._add_thumbs(page, shown)
-        self._add_pages(page, page_number, SAMPLES_A_PAGE, count, lambda n: f"/class/{index}?page={n}")
+        add_pages(page, page_number, SAMPLES_A_PAGE, count, lambda n: f"/class/{index}?page={n}")
         return page
 
     def tree(self) -> Page:
@@ -273,23 +270,10 @@ class Browser:
         """The quarantine file, and the ledger of what could not be packed."""
         page = self.page("Bad samples", BAD)
         first = self._first(number, LINES_A_PAGE, 10**9)
-        more = False
-        page.heading("Quarantine of a loader")
-        if self._quarantine is None:
-            page.paragraph(
-                "No file was given: softshard inspect --serve --quarantine FILE (bad_samples.jsonl of a run)."
-            )
-        else:
-            more |= self._add_bad(page, self._quarantine.parent, self._quarantine.name, first)
-        page.heading("Inputs that could not be packed")
-        folder = str(self._inspector.folder).rstrip("/")
-        ledgers = [] if self._inspector.foreign else [folder, folder.rpartition("/")[0] or "."]
-        for place in ledgers:
-            if read_bad_lines(place, LEDGER_NAME, 0, 1):
-                more |= self._add_bad(page, place, LEDGER_NAME, first)
-                break
-        else:
-            page.paragraph(f"There is no {LEDGER_NAME} in the data set's folder or above it.")
+        num_samples = self._found.manifest.num_samples
+        folder = None if self._inspector.foreign else self._inspector.folder
+        more = add_quarantine(page, self._quarantine, first, num_samples, _PLACES)
+        more |= add_ledger(page, folder, first, num_samples, _PLACES)
         links = [Link("Lines before", f"{BAD}?page={number - 1}")] if number else []
         links += [Link("More lines", f"{BAD}?page={number + 1}")] if more else []
         if links:
@@ -334,55 +318,6 @@ class Browser:
             found.append(int(self._inspector.starts[place[0]]) + place[1])
         return list(dict.fromkeys(found))
 
-    def _relatives(self, index: int) -> dict[str, Inline]:
-        tree = self._found.tree
-        if tree is None or not self._names.tree_fits:
-            return {}
-        chain, node = [], index
-        while node >= 0:
-            chain, node = [node, *chain], int(tree.parents[node])
-        parent = int(tree.parents[index])
-        groups = {
-            "path in the tree": (" › ", chain),
-            "children": (", ", np.flatnonzero(tree.parents == index).tolist()),
-            "siblings": (", ", [i for i in np.flatnonzero(tree.parents == parent).tolist() if i != index]),
-        }
-        return {
-            name: self._linked(between, members) for name, (between, members) in groups.items() if members
-        }
-
-    def _linked(self, between: str, members: list[int]) -> Inline:
-        parts: list[Inline] = []
-        for index in members[:MAX_RELATIVES]:
-            parts += [between] if parts else []
-            parts.append(_PLACES.label(index, self._names.short(index)))
-        more = len(members) - MAX_RELATIVES
-        return (*parts, *([f"{between}and {more:,} more"] if more > 0 else []))
-
-    def _add_bad(self, page: Page, place: str | Path, name: str, first: int) -> bool:
-        """A table of some lines of a file; whether there are more."""
-        lines = read_bad_lines(place, name, first, LINES_A_PAGE + 1)
-        if lines is None:
-            page.paragraph(f"There is no file {name} there (yet).")
-            return False
-        if not lines:
-            page.paragraph("No lines." if first == 0 else "No more lines.")
-            return False
-        shown = lines[:LINES_A_PAGE]
-        header = [
-            column
-            for column in ("shard", "key", "path", "kind", "reason", "epoch", "step", "rank", "sample")
-            if any(column in line for line in shown)
-        ]
-        page.table(header, [[self._bad_cell(line, column) for column in header] for line in shown])
-        return len(lines) > LINES_A_PAGE
-
-    def _bad_cell(self, line: dict, column: str) -> Inline:
-        value = line.get(column, "")
-        if column == "sample" and type(value) is int and 0 <= value < self._found.manifest.num_samples:
-            return _PLACES.sample(value, str(value))
-        return shortened(str(value), 500)
-
     def _add_keys(self, page: Page, shard: int, inside: range) -> None:
         """Keys from the shard's index alone."""
         keys = shard_keys(self._inspector.folder, self._found.manifest, shard)
@@ -412,22 +347,7 @@ class Browser:
         return _PLACES.label(index, self._names.title(index)) if index >= 0 else "none"
 
     def _add_thumbs(self, page: Page, numbers: Sequence[int]) -> None:
-        """Small stored images that lead to their samples."""
-        places = [self._inspector.place_of(number) for number in numbers]
-        figures = []
-        for number, (shard_number, place) in zip(numbers, places, strict=True):
-            index = int(self._inspector.classes[number])
-            label = self._names.short(index) if index >= 0 else "no class"
-            images, caption = [], f"sample {number:,}"
-            try:
-                (shard,) = self._inspector.open_shards([shard_number])
-                caption = f"{shard.index.keys[place]}, {label}"
-                jpeg = shard.member(place, shard.index.column(JPG.suffix))
-                images = [_thumb(bytes(jpeg))]
-            except (DataError, ValueError) as error:
-                caption += f": {error}"
-            figures.append(Figure(images, caption, href=_PLACES.address_of_sample(number)))
-        page.figures(figures, card_rem=10)
+        page.figures(thumbs(self._inspector, numbers, self._names, _PLACES), card_rem=THUMB_REM)
 
     def _check(self, number: int, total: int, what: str) -> None:
         if number >= total:
@@ -444,29 +364,3 @@ class Browser:
                 f"inspect: expected a page from 0 to {max(0, total - 1) // per_page}, found {number}"
             )
         return number * per_page
-
-    def _add_pages(
-        self, page: Page, number: int, per_page: int, total: int, address: Callable[[int], str]
-    ) -> None:
-        last = max(0, total - 1) // per_page
-        if not last:
-            return
-        near = sorted({0, last, *range(max(0, number - 3), min(last, number + 3) + 1)})
-        links = []
-        for n in near:
-            first, end = n * per_page, min(total, (n + 1) * per_page)
-            text = f"{first + 1:,}–{end:,}"
-            links.append(Link(text if n != number else f"[{text}]", address(n)))
-        page.links(links, "Pages of this list")
-
-
-def _thumb(jpeg: bytes) -> np.ndarray:
-    """The image, small; a large JPEG is decoded at a fraction of its size.
-
-    Raises:
-        DataError, ValueError: it cannot be decoded.
-    """
-    read_jpeg_header(jpeg)  # its limits come first
-    return shrunk(
-        simplejpeg.decode_jpeg(jpeg, "RGB", min_height=THUMB_PX, min_width=THUMB_PX, min_factor=1), THUMB_PX
-    )

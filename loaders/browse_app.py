@@ -16,6 +16,7 @@ import re
 import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from functools import partial
 
 import uvicorn
@@ -122,44 +123,58 @@ def create_app(browser: Browser) -> Starlette:
     )
 
 
-def serve(browser: Browser, port: int, started: Callable[[str], object] = print) -> None:
-    """Answer requests until Ctrl-C.
+def listen(port: int) -> socket.socket:
+    """A socket that only this machine reaches.
 
     Args:
-        browser: draws the pages.
-        port: of this machine; 0 takes a free one.
-        started: is told the address when it can be asked for.
+        port: 0 takes a free one.
 
     Raises:
         UsageError: the port is taken, or may not be used.
     """
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    with listening:
-        try:
-            listening.bind((HOST, port))
-        except (OSError, OverflowError) as error:
-            raise UsageError(
-                f"inspect: expected a free port of {HOST}, found {port}: {error}. Leave --port out: a free one is taken"
-            ) from error
-        config = uvicorn.Config(
-            create_app(browser),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            limit_concurrency=MAX_WAITING,
-            timeout_graceful_shutdown=5,
-            ws="none",
-            lifespan="off",
-        )
-        listening.listen()
+    try:
+        listening.bind((HOST, port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise UsageError(
+            f"inspect: expected a free port of {HOST}, found {port}: {error}. Leave --port out: a free one is taken"
+        ) from error
+    listening.listen()
+    return listening
+
+
+def create_server(browser: Browser) -> uvicorn.Server:
+    """The server; its `run(sockets=[...])` answers until Ctrl-C, or until `should_exit` is set."""
+    config = uvicorn.Config(
+        create_app(browser),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MAX_WAITING,
+        timeout_graceful_shutdown=5,
+        ws="none",
+        lifespan="off",
+    )
+    return uvicorn.Server(config)
+
+
+def serve(browser: Browser, port: int, started: Callable[[str], object] = print) -> None:
+    """Answer requests until Ctrl-C.
+
+    Args:
+        browser: draws the pages; closed in the end.
+        port: of this machine; 0 takes a free one.
+        started: is told the address, which may be asked from then on.
+
+    Raises:
+        UsageError: the port is taken, or may not be used.
+    """
+    # Ctrl-C is how one stops it: no error.
+    with closing(browser), listen(port) as listening, suppress(KeyboardInterrupt):
         started(f"http://{HOST}:{listening.getsockname()[1]}/")
-        try:
-            uvicorn.Server(config).run(sockets=[listening])
-        except KeyboardInterrupt:
-            pass  # how one stops it
-        finally:
-            browser.close()
+        create_server(browser).run(sockets=[listening])
 
 
 def respond(page: Page, status: int = 200) -> Response:

@@ -143,18 +143,24 @@ def _figures(
         slot = row["slot"]
         if number < 0:
             continue
-        if stored is None or row["crop_xyxy"] is None:
-            caption = f"Slot {first + slot}: its sample cannot be read; its place takes {row['key']!r}, marked as not valid"
-            figures.append(Figure([], caption, href=places.address_of_sample(number)))
+        href = places.address_of_sample(number)
+        if row["crop_xyxy"] is None:
+            text = f"Slot {first + slot}: its sample cannot be read; {row['key']} takes its place, marked as not valid"
+            figures.append(Figure([], text, href=href))
             continue
-        x0, y0, x1, y1 = row["crop_xyxy"]
         cut = np.ascontiguousarray(batch.images[slot].permute(1, 2, 0).numpy())
-        caption = f"Slot {first + slot}: {row['key']}, {row['class_name']}"
+        label = names.short(row["class"]) if row["class"] >= 0 else "no class"
+        caption = f"Slot {first + slot}: {row['key']}, {label}"
         caption += ", mirrored" if row["flip"] else ""
         caption += _mix_text(batch, slot, first)
+        pictures = [cut]
+        if stored is None:
+            caption += "; the stored image is damaged, of which the decoder made what it could"
+        else:
+            x0, y0, x1, y1 = row["crop_xyxy"]
+            pictures = [draw_box(shrunk(stored, DRAWN_PX), (x0, y0, x1, y1)), cut]
         bars, own = _bars(batch, slot, row["class"], names, top)
-        pictures = [draw_box(shrunk(stored, DRAWN_PX), (x0, y0, x1, y1)), cut]
-        figures.append(Figure(pictures, caption, bars, own, places.address_of_sample(number)))
+        figures.append(Figure(pictures, caption, bars, own, href))
     return figures
 
 

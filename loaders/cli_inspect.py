@@ -102,6 +102,10 @@ def add_inspect(subparsers: argparse._SubParsersAction) -> None:
 def _run_inspect(args: argparse.Namespace) -> int:
     try:
         from .augment_text import parse_augment
+        from .browse_bad import add_quarantine
+        from .browse_step import Step, add_step
+        from .inspect_figures import ClassNames
+        from .inspect_links import Places
         from .inspect_page import inspect_page
         from .inspect_views import InspectOptions
         from .inspection import inspect_data_set
@@ -122,11 +126,36 @@ def _run_inspect(args: argparse.Namespace) -> int:
     if args.serve:
         return _serve(args, options)
     found = inspect_data_set(args.dataset, options)
-    inspect_page(found, top=args.top).write(args.output)
+    page = inspect_page(found, top=args.top, more=_further_words(args))
+    if args.step is not None:
+        asked = Step(args.epoch, args.step, args.batch_size)
+        page.heading(f"The batch of epoch {args.epoch}, step {args.step}")
+        add_step(
+            page,
+            args.dataset,
+            options,
+            found.targets,
+            asked,
+            ClassNames(found),
+            top=args.top,
+            places=Places(),
+        )
+        if asked.num_parts > 1:
+            page.paragraph(f"Its first {asked.slots} of {asked.batch_size:,} slots.")
+    if args.quarantine is not None:
+        add_quarantine(page, args.quarantine, 0, found.manifest.num_samples, Places())
+    page.write(args.output)
     print(f"{args.output}: {len(found.samples):,} samples, {args.output.stat().st_size:,} bytes")
     for problem in found.problems:
         print(f"  {problem}")
     return EXIT_BAD_DATA if found.problems else EXIT_FINE
+
+
+def _further_words(args: argparse.Namespace) -> list[str]:
+    """The options of this page that InspectOptions does not have."""
+    words = [] if args.augment == "none" else ["--augment", args.augment]
+    words += [] if args.step is None else ["--step", str(args.step), "--batch-size", str(args.batch_size)]
+    return words + ([] if args.quarantine is None else ["--quarantine", str(args.quarantine)])
 
 
 def _serve(args: argparse.Namespace, options: InspectOptions) -> int:

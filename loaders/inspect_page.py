@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..shards.errors import UsageError
@@ -23,12 +23,13 @@ MAX_LISTED = 100  # shards, and classes, on the page in a file
 MAX_STORED_BYTES, MAX_PAGE_STORED_BYTES = 2**20, 24 * 2**20
 
 
-def inspect_page(found: Inspection, *, top: int = DEFAULT_TOP) -> Page:
+def inspect_page(found: Inspection, *, top: int = DEFAULT_TOP, more: Sequence[str] = ()) -> Page:
     """Draw what was found.
 
     Args:
         found: what `inspect_data_set` gave.
         top: classes of every target.
+        more: further words of the command that makes the page, whose sections the caller adds.
 
     Returns:
         The page; the same data set and options give the same bytes.
@@ -39,7 +40,7 @@ def inspect_page(found: Inspection, *, top: int = DEFAULT_TOP) -> Page:
     if top < 1:
         raise UsageError(f"inspect: expected 1 or more classes of a target, found {top}")
     page = Page(f"Samples of {found.dataset}")
-    _add_summary(page, found, top)
+    _add_summary(page, found, top, more)
     names = ClassNames(found)
     budget = min(MAX_STORED_BYTES, MAX_PAGE_STORED_BYTES // len(found.samples))
     for sample in found.samples:
@@ -101,7 +102,7 @@ def data_set_facts(found: Inspection) -> dict[str, Inline]:
     return facts
 
 
-def _add_summary(page: Page, found: Inspection, top: int) -> None:
+def _add_summary(page: Page, found: Inspection, top: int, more: Sequence[str]) -> None:
     options = found.options
     epochs = f"epoch {options.epoch}"
     if options.num_crops > 1:
@@ -112,7 +113,7 @@ def _add_summary(page: Page, found: Inspection, top: int) -> None:
     facts["crops"] = f"of {epochs}, seed {options.seed}; {augment_text(options.augment)}"
     facts["targets"] = found.targets if options.targets else f"{found.targets} (chosen for this data set)"
     page.key_values(facts)
-    page.command(command_line(found.dataset, options, top))
+    page.command(shlex.join([*shlex.split(command_line(found.dataset, options, top)), *more]))
     if missing := missing_parts(found):
         page.paragraph("Not in this data set: " + "; ".join(missing) + ".")
     if damaged := sum(bool(sample.problems) for sample in found.samples):

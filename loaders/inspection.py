@@ -268,7 +268,9 @@ class Inspector:
     def _soft_labels(self, parts: dict[str, bytes]) -> dict[str, list[tuple[int, float]]]:
         info = self.manifest.soft_labels
         found = {}
-        for kind in filter(info.has, KINDS) if info is not None else ():
+        if info is None:
+            return found
+        for kind in filter(info.has, KINDS):
             num_ids = info.num_tags if kind == TAGS else self.manifest.num_classes
             data = parts[SOFT.suffix if kind == "pseudo" else META.suffix]
             labels = decode_soft_labels(kind, [data], num_ids, lambda _: "inspect")
