@@ -14,9 +14,9 @@ import base64
 import hashlib
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 
 import uvicorn
@@ -71,6 +71,11 @@ def create_app(browser: Browser) -> Starlette:
 
         return Route(path, answer, methods=["GET"])
 
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        drawing.shutdown(wait=False, cancel_futures=True)
+
     async def failed(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             status, text = error.status_code, error.detail
@@ -120,6 +125,7 @@ def create_app(browser: Browser) -> Starlette:
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(OWN_NAMES), www_redirect=False)],
         exception_handlers=handlers,  # type: ignore[arg-type]
+        lifespan=lifespan,
     )
 
 
@@ -155,7 +161,7 @@ def create_server(browser: Browser) -> uvicorn.Server:
         limit_concurrency=MAX_WAITING,
         timeout_graceful_shutdown=5,
         ws="none",
-        lifespan="off",
+        lifespan="on",
     )
     return uvicorn.Server(config)
 
