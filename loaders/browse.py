@@ -303,8 +303,8 @@ class Browser:
         if names:
             page.heading("Classes")
             if classes:
-                add_classes(page, self._found, self._names, classes[:MAX_FOUND_CLASSES], _PLACES)
-            page.paragraph(f"{len(classes):,} classes have {query!r} in their names.")
+                add_classes(page, self._found, self._names, classes[:MAX_FOUND_CLASSES], _PLACES, None)
+            page.paragraph(f"Classes with {query!r} in their names: {len(classes):,}.")
         return page
 
     def _search_samples(self, query: str) -> list[int]:

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from ..shards.errors import UsageError
@@ -158,10 +159,20 @@ def _figures(
             caption += "; the stored image is damaged, of which the decoder made what it could"
         else:
             x0, y0, x1, y1 = row["crop_xyxy"]
-            pictures = [draw_box(shrunk(stored, DRAWN_PX), (x0, y0, x1, y1)), cut]
+            pictures = [draw_box(_as_drawn(stored), (x0, y0, x1, y1)), cut]
         bars, own = _bars(batch, slot, row["class"], names, top)
         figures.append(Figure(pictures, caption, bars, own, href))
     return figures
+
+
+def _as_drawn(image: np.ndarray) -> np.ndarray:
+    """The image at the size that boxes are drawn on; the pixels of a tiny one stay squares."""
+    height, width = image.shape[:2]
+    scale = DRAWN_PX / max(height, width)
+    if scale <= 1:
+        return shrunk(image, DRAWN_PX)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
 
 
 def _mix_text(batch: Batch, slot: int, first: int) -> str:

@@ -47,9 +47,9 @@ def add_classes(
     names: ClassNames,
     indices: Sequence[int] | np.ndarray,
     places: Places,
-    first: int = 0,
+    first: int | None = 0,
 ) -> None:
-    """A table of some classes; `first` is the place of the first of them among all."""
+    """A table of some classes; `first` is the place of the first of them among all, None where they are picked."""
     levels = found.tree.levels if found.tree is not None and names.tree_fits else None
     rows = [
         [
@@ -61,7 +61,9 @@ def add_classes(
         for index in indices
     ]
     header = ["class", "name", "samples", *(["level"] if levels is not None else [])]
-    page.table(header, rows, caption=_part(first, len(rows), found.manifest.num_classes))
+    page.table(
+        header, rows, caption="" if first is None else _part(first, len(rows), found.manifest.num_classes)
+    )
 
 
 def _part(first: int, count: int, total: int) -> str:
