@@ -130,11 +130,14 @@ def _add_summary(page: Page, found: Inspection, top: int, more: Sequence[str]) -
 
 def augment_text(augment: Augment) -> str:
     """Crop, size and flip in words."""
+    names = ("color_jitter", "lighting", "cutout", "randaugment", "erasing", "mixup", "cutmix")
+    further = [name.replace("_", " ") for name in names if getattr(augment, name)]
+    then = f"; then {', '.join(further)}" if further else ""
     size = f"{augment.size} x {augment.size} pixels"
     if augment.scale is None:
-        return f"the whole image, squished to {size}"
+        return f"the whole image, squished to {size}{then}"
     low, high = augment.scale
-    return f"{low:.0%} to {high:.0%} of the area, {size}{', half of them mirrored' if augment.flip else ''}"
+    return f"{low:.0%} to {high:.0%} of the area, {size}{', half of them mirrored' if augment.flip else ''}{then}"
 
 
 def _teacher_text(teacher: Mapping[str, Any]) -> str:

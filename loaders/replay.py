@@ -201,11 +201,13 @@ def _stored_images(sources: Sequence[Source], samples: np.ndarray) -> Iterator[n
     starts = np.cumsum([0, *(record.samples for record in records)])
     shards = MixedShards(sources)
     column = all_components(sources).index(JPG.suffix)
-    for sample in samples.tolist():
+    numbers = (np.searchsorted(starts, samples, side="right") - 1).tolist()
+    shards.expect(lambda: ([number] if number >= 0 else [] for number in numbers))
+    for step, (sample, number) in enumerate(zip(samples.tolist(), numbers, strict=True)):
         if sample < 0:
             yield None
             continue
-        number = int(np.searchsorted(starts, sample, side="right")) - 1
+        shards.reached(step)
         jpeg = shards[number].member(sample - int(starts[number]), column)
         try:
             read_jpeg_header(jpeg)  # its limits come first
