@@ -18,7 +18,7 @@ from ..shards.jpeg import read_jpeg_header
 from ..shards.map_pictures import overlay_class, score_range
 from ..shards.pictures import VIRIDIS, data_uri, image_data_uri
 from ..shards.tree_build import shown_name
-from .inspection import CropView, Inspection, MapView, SampleView
+from .inspect_views import CropView, Inspection, MapView, SampleView
 
 MAP_CLASSES = 5  # overlays of one label map, at most
 MIN_MAP_SHARE = 0.01  # of the map's own target; overlays of classes below it are left out after the third
@@ -42,6 +42,7 @@ class ClassNames:
         same = tree is not None and tree.classes == names
         self._shown = tree.names if tree is not None and same else tuple(map(shown_name, names))
         self._names = names
+        self.tree_fits = same  # its classes are the data set's
         maps = found.manifest.label_maps
         self.tags = found.tags
         self._map_fits = maps is not None and maps.num_classes == len(names)
@@ -77,7 +78,7 @@ def stored_figure(sample: SampleView, names: ClassNames, budget: int) -> Figure 
     if len(sample.jpeg) <= budget:
         uri = data_uri("jpeg", sample.jpeg)
     elif sample.image is not None:
-        uri = image_data_uri(_shrunk(sample.image, 2 * DRAWN_PX))
+        uri = image_data_uri(shrunk(sample.image, 2 * DRAWN_PX))
         caption += f", drawn smaller: its {len(sample.jpeg):,} bytes are too many for this page"
     else:
         return None
@@ -93,7 +94,8 @@ def stored_figure(sample: SampleView, names: ClassNames, budget: int) -> Figure 
     return Figure([Drawing(drawn_width, drawn_height, body)], caption)
 
 
-def _shrunk(image: np.ndarray, longest_px: int) -> np.ndarray:
+def shrunk(image: np.ndarray, longest_px: int) -> np.ndarray:
+    """The image, no longer than that on either side."""
     height, width = image.shape[:2]
     scale = min(1.0, longest_px / max(height, width))
     return resample(image, max(1, round(height * scale)), max(1, round(width * scale)))
@@ -157,7 +159,7 @@ def heaviest_classes(label_map: MapView) -> list[int]:
 
 
 def map_figures(image: np.ndarray, label_map: MapView, names: ClassNames) -> list[Figure]:
-    small = _shrunk(image, DRAWN_PX)
+    small = shrunk(image, DRAWN_PX)
     rows, columns = label_map.ids.shape[1:]
     shown = heaviest_classes(label_map)
     figures = [_overlay(small, label_map, index, names) for index in shown]

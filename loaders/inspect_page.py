@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..shards.errors import UsageError
-from ..shards.figures import Figure
 from ..shards.html import Page
+from ..shards.links import Inline
 from ..shards.schema import HIER, KD, LMAP
 from ..shards.shard_files import dataset_name
 from .crops import Augment
-from .inspect_figures import ClassNames, crop_figure, map_figures, stored_figure
-from .inspection import Inspection, InspectOptions, SampleView
+from .inspect_figures import ClassNames
+from .inspect_links import Places
+from .inspect_lists import add_classes, add_shards, largest_classes
+from .inspect_sample import add_sample, sample_title
+from .inspect_views import Inspection, InspectOptions
 
 DEFAULT_TOP = 5
-CARD_REM = 15  # four of them beside each other on a wide page
+MAX_LISTED = 100  # shards, and classes, on the page in a file
 # Stored images are embedded as they are up to so many bytes each, and up to so many on the page.
 MAX_STORED_BYTES, MAX_PAGE_STORED_BYTES = 2**20, 24 * 2**20
 
 
-def inspect_page(found: Inspection, *, top: int = DEFAULT_TOP) -> Page:
+def inspect_page(found: Inspection, *, top: int = DEFAULT_TOP, more: Sequence[str] = ()) -> Page:
     """Draw what was found.
 
     Args:
         found: what `inspect_data_set` gave.
         top: classes of every target.
+        more: further words of the command that makes the page, whose sections the caller adds.
 
     Returns:
         The page; the same data set and options give the same bytes.
@@ -37,11 +41,17 @@ def inspect_page(found: Inspection, *, top: int = DEFAULT_TOP) -> Page:
     if top < 1:
         raise UsageError(f"inspect: expected 1 or more classes of a target, found {top}")
     page = Page(f"Samples of {found.dataset}")
-    _add_summary(page, found, top)
+    _add_summary(page, found, top, more)
     names = ClassNames(found)
     budget = min(MAX_STORED_BYTES, MAX_PAGE_STORED_BYTES // len(found.samples))
     for sample in found.samples:
-        _add_sample(page, found, sample, names, top, budget)
+        page.heading(sample_title(sample))
+        add_sample(page, found, sample, names, top=top, budget=budget, places=Places())
+    page.heading("Shards")
+    add_shards(page, found, 0, MAX_LISTED, Places())
+    if found.manifest.num_classes:
+        page.heading("Classes")
+        add_classes(page, found, names, largest_classes(found, MAX_LISTED), Places())
     return page
 
 
@@ -70,13 +80,10 @@ def command_line(dataset: str, options: InspectOptions, top: int = DEFAULT_TOP) 
     return shlex.join(words)
 
 
-def _add_summary(page: Page, found: Inspection, top: int) -> None:
-    manifest, tree, maps, options = found.manifest, found.tree, found.manifest.label_maps, found.options
-    epochs = f"epoch {options.epoch}"
-    if options.num_crops > 1:
-        epochs = f"epochs {options.epoch} to {options.epoch + options.num_crops - 1}"
-    chosen = "asked for by key" if options.keys else f"those that epoch {options.epoch} begins with"
-    facts: dict[str, object] = {
+def data_set_facts(found: Inspection) -> dict[str, Inline]:
+    """What the data set is."""
+    manifest, tree, maps = found.manifest, found.tree, found.manifest.label_maps
+    facts: dict[str, Inline] = {
         "data set": found.dataset,
         "fingerprint": manifest.fingerprint[:12],
         "samples": f"{manifest.num_samples:,} in {len(manifest.shards):,} shard{'s' if len(manifest.shards) > 1 else ''}",
@@ -93,12 +100,22 @@ def _add_summary(page: Page, found: Inspection, top: int) -> None:
             f"the {maps.top} best of {maps.num_classes:,} classes in {maps.rows} rows x {maps.columns} columns of cells"
         )
         facts["teacher"] = _teacher_text(maps.teacher)
+    return facts
+
+
+def _add_summary(page: Page, found: Inspection, top: int, more: Sequence[str]) -> None:
+    options = found.options
+    epochs = f"epoch {options.epoch}"
+    if options.num_crops > 1:
+        epochs = f"epochs {options.epoch} to {options.epoch + options.num_crops - 1}"
+    chosen = "asked for by key" if options.keys else f"those that epoch {options.epoch} begins with"
+    facts = data_set_facts(found)
     facts["on this page"] = f"{len(found.samples)} samples, {chosen}"
-    facts["crops"] = f"of {epochs}, seed {options.seed}; {_augment_text(options.augment)}"
+    facts["crops"] = f"of {epochs}, seed {options.seed}; {augment_text(options.augment)}"
     facts["targets"] = found.targets if options.targets else f"{found.targets} (chosen for this data set)"
     page.key_values(facts)
-    page.command(command_line(found.dataset, options, top))
-    if missing := _missing(found):
+    page.command(shlex.join([*shlex.split(command_line(found.dataset, options, top)), *more]))
+    if missing := missing_parts(found):
         page.paragraph("Not in this data set: " + "; ".join(missing) + ".")
     if damaged := sum(bool(sample.problems) for sample in found.samples):
         page.paragraph(
@@ -112,12 +129,16 @@ def _add_summary(page: Page, found: Inspection, top: int) -> None:
     )
 
 
-def _augment_text(augment: Augment) -> str:
+def augment_text(augment: Augment) -> str:
+    """Crop, size and flip in words."""
+    names = ("color_jitter", "lighting", "cutout", "randaugment", "erasing", "mixup", "cutmix")
+    further = [name.replace("_", " ") for name in names if getattr(augment, name)]
+    then = f"; then {', '.join(further)}" if further else ""
     size = f"{augment.size} x {augment.size} pixels"
     if augment.scale is None:
-        return f"the whole image, squished to {size}"
+        return f"the whole image, squished to {size}{then}"
     low, high = augment.scale
-    return f"{low:.0%} to {high:.0%} of the area, {size}{', half of them mirrored' if augment.flip else ''}"
+    return f"{low:.0%} to {high:.0%} of the area, {size}{', half of them mirrored' if augment.flip else ''}{then}"
 
 
 def _teacher_text(teacher: Mapping[str, Any]) -> str:
@@ -130,7 +151,8 @@ def _teacher_text(teacher: Mapping[str, Any]) -> str:
     return "; ".join(shown) or "not recorded"
 
 
-def _missing(found: Inspection) -> list[str]:
+def missing_parts(found: Inspection) -> list[str]:
+    """What other data sets have, and how to add it."""
     components, maps = found.manifest.components, found.manifest.label_maps
     lines = []
     if HIER.suffix not in components:
@@ -145,75 +167,3 @@ def _missing(found: Inspection) -> list[str]:
     if KD.suffix not in components:
         lines.append("a distillation teacher's levels (kd)")
     return lines
-
-
-def _add_sample(
-    page: Page, found: Inspection, sample: SampleView, names: ClassNames, top: int, budget: int
-) -> None:
-    page.heading(sample.key or f"Sample {sample.number:,}, which cannot be read")
-    for problem in sample.problems:
-        page.warning(problem)
-    page.key_values(_facts(found, sample, names))
-    figures: list[Figure] = []
-    if (stored := stored_figure(sample, names, budget)) is not None:
-        figures.append(stored)
-    figures += [crop_figure(number, crop, sample, names, top) for number, crop in enumerate(sample.crops, 1)]
-    if figures:
-        page.figures(figures, card_rem=CARD_REM)
-    if sample.label_map is not None and sample.image is not None:
-        page.heading("Label map", 3)
-        page.figures(map_figures(sample.image, sample.label_map, names), card_rem=CARD_REM)
-    if sample.teacher is not None and found.tree is not None:
-        page.heading("Distillation teacher", 3)
-        page.table(["level", "best class", "probability", "own class"], _teacher_rows(found, sample, names))
-
-
-def _facts(found: Inspection, sample: SampleView, names: ClassNames) -> dict[str, object]:
-    facts: dict[str, object] = {}
-    if sample.meta is not None:
-        facts["original"] = sample.meta.get("path", "not recorded")
-    if sample.class_index is not None:
-        known = sample.class_index < found.manifest.num_classes
-        name = names.title(sample.class_index) if known else "not in the class list"
-        facts["class"] = f"{sample.class_index}, {name}"
-    if found.tree is not None and sample.levels is not None and not sample.problems:
-        paths = level_paths(found, sample)
-        facts["path in the tree" if len(paths) == 1 else "paths in the tree"] = "; ".join(
-            " › ".join(f"{level} {names.short(index)}" for level, index in path) for path in paths
-        )
-    if sample.image is not None and sample.jpeg is not None:
-        height, width = sample.image.shape[:2]
-        facts["stored"] = f"{width} x {height} pixels, {len(sample.jpeg):,} bytes"
-        original = (sample.meta or {}).get("size")
-        if original and list(original) != [height, width]:
-            facts["stored"] = f"{facts['stored']}; the original had {original[1]} x {original[0]} pixels"
-    facts["place"] = f"sample {sample.number:,} of the data set, in {sample.shard}"
-    return facts
-
-
-def level_paths(found: Inspection, sample: SampleView) -> list[list[tuple[int, int]]]:
-    """(level, class index) along each stored hierarchical label vector, from the root down."""
-    if found.tree is None or sample.levels is None:
-        return []
-    rows = sample.levels.reshape(-1, sample.levels.shape[-1])
-    return [
-        [(k, int(found.tree.level_classes[k][place])) for k, place in enumerate(row.tolist()) if place >= 0]
-        for row in rows
-        if (row >= 0).any()
-    ]
-
-
-def _teacher_rows(found: Inspection, sample: SampleView, names: ClassNames) -> list[list[object]]:
-    assert found.tree is not None
-    assert sample.teacher is not None
-    own: dict[int, set[int]] = {}
-    for path in level_paths(found, sample):
-        for level, index in path:
-            own.setdefault(level, set()).add(index)
-    rows: list[list[object]] = []
-    for level, (place, probability) in enumerate(zip(*sample.teacher, strict=True)):
-        best = int(found.tree.level_classes[level][place])
-        mine = own.get(level, set())
-        said = "✓" if best in mine else ", ".join(names.short(index) for index in sorted(mine)) or "none"
-        rows.append([level, names.short(best), float(probability), said])
-    return rows

@@ -7,10 +7,10 @@ time, and `check_sample`, which `softshard verify --decode` uses, says what is w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import simplejpeg
@@ -19,15 +19,15 @@ import torch
 from ..shards.components import decode_class, decode_levels, decode_meta
 from ..shards.errors import DataError, UsageError
 from ..shards.labelmap import decode_label_map
-from ..shards.manifest import Manifest, load_sidecar, load_tree
-from ..shards.philox import check_seed
-from ..shards.schema import CLS, HIER, JPG, KD, LMAP, META
-from ..shards.shard_files import dataset_name, dataset_path
+from ..shards.schema import CLS, HIER, JPG, KD, LMAP, META, SOFT
+from ..shards.shard_files import dataset_path
+from ..shards.shard_keys import each_shards_keys
+from ..shards.soft_labels import KINDS, TAGS, decode_soft_labels
 from ..shards.teacher_levels import num_kept
-from ..shards.tree import LabelTree
 from ..shards.verify_shard import Expected, check_sample
-from .crops import Augment
 from .decode import MEAN, STD, Decoder
+from .fetch import OpenShard
+from .inspect_views import CropView, Inspection, InspectOptions, MapView, SampleView
 from .loader import DEFAULT_WINDOW
 from .make_batch import BatchMaker
 from .order import Draws, EpochOrder
@@ -35,151 +35,9 @@ from .pooling import pool_label_maps
 from .side_maps import SideFiles
 from .source import Source
 from .stages import Stages
-from .target_modes import TARGETS
 
-MAX_SAMPLES = 200
-MAX_CROP_PIXELS = 2**25  # of all crops together: about 10 MB of JPEG
 _SHOWN_KEYS = 10
 _Value = TypeVar("_Value")
-
-
-@dataclass(frozen=True)
-class InspectOptions:
-    """Which samples are looked at, and what the loader is asked for.
-
-    Attributes:
-        num_samples: the samples that the epoch begins with, so many of them.
-        keys: samples to look at instead.
-        seed: of the loader's order, crops and flips.
-        epoch: the first epoch whose crops are drawn.
-        num_crops: of every sample, those of so many epochs: a sample has one crop an epoch.
-        targets: one of TARGETS; None pools label maps (`relabel`) where there are some, else `none`.
-        augment: as the loader's.
-        side: folder of side shards with the label maps, as the loader's.
-
-    Raises:
-        UsageError: numbers out of range, or more than fits a page.
-    """
-
-    num_samples: int = 12
-    keys: Sequence[str] = ()
-    seed: int = 0
-    epoch: int = 0
-    num_crops: int = 3
-    targets: str | None = None
-    augment: Augment = field(default_factory=Augment)
-    side: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        num = len(set(self.keys)) or self.num_samples
-        if not 1 <= num <= MAX_SAMPLES:
-            raise UsageError(f"inspect: expected 1 to {MAX_SAMPLES} samples on a page, found {num}")
-        if self.num_crops < 1:
-            raise UsageError(f"inspect: expected crops of 1 epoch or more, found {self.num_crops}")
-        pixels = num * self.num_crops * self.augment.size**2
-        if pixels > MAX_CROP_PIXELS:
-            raise UsageError(
-                f"inspect: expected at most {MAX_CROP_PIXELS:,} pixels of crops on a page, found {pixels:,}: {num} "
-                f"samples x {self.num_crops} crops x {self.augment.size} x {self.augment.size}. Ask for fewer"
-            )
-        if self.targets is not None and self.targets not in TARGETS:
-            raise UsageError(f"inspect: expected targets of {', '.join(TARGETS)}, found {self.targets!r}")
-        check_seed(self.seed, self.epoch)
-        check_seed(self.seed, self.epoch + self.num_crops - 1)
-
-
-class CropView(NamedTuple):
-    """One crop, as a batch of the Loader has it.
-
-    Attributes:
-        epoch: that cuts it.
-        crop_xyxy: (x0, y0, x1, y1) as fractions of the stored image.
-        flip: whether it is mirrored left to right.
-        image: uint8 [S, S, 3], RGB, mirrored where it is.
-        target: float32 [C], or None without targets.
-    """
-
-    epoch: int
-    crop_xyxy: tuple[float, float, float, float]
-    flip: bool
-    image: np.ndarray
-    target: np.ndarray | None
-
-
-class MapView(NamedTuple):
-    """A label map.
-
-    Attributes:
-        scores: float32 [K, P, Q], logits.
-        ids: uint16 [K, P, Q], the teacher's classes.
-        whole: float32 [C of the teacher], the map pooled over the whole image, softmaxed.
-    """
-
-    scores: np.ndarray
-    ids: np.ndarray
-    whole: np.ndarray
-
-
-@dataclass(frozen=True)
-class SampleView:
-    """A sample; what cannot be read is None, and `problems` says why.
-
-    Attributes:
-        number: its index in the manifest's order.
-        shard: name of its shard.
-        key: None where the shard cannot be read.
-        jpeg: the stored image's bytes.
-        image: uint8 [H, W, 3], RGB, the stored image.
-        meta: the `msgpack` component.
-        class_index: of the data set's class list.
-        levels: int16 [L] or [A, L], the stored hierarchical label vectors.
-        crops: one an epoch.
-        label_map: None without label maps, too.
-        teacher: the distillation teacher's best class of every level, and its probability within the level: int64
-            [L], float32 [L]; None without one, too.
-        problems: everything that is wrong, as `softshard verify --decode` says it.
-    """
-
-    number: int
-    shard: str
-    key: str | None = None
-    jpeg: bytes | None = None
-    image: np.ndarray | None = None
-    meta: dict | None = None
-    class_index: int | None = None
-    levels: np.ndarray | None = None
-    crops: tuple[CropView, ...] = ()
-    label_map: MapView | None = None
-    teacher: tuple[np.ndarray, np.ndarray] | None = None
-    problems: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What was found.
-
-    Attributes:
-        dataset: its folder or URL.
-        manifest: of the data set, with side shards what it would be with their label maps.
-        tree: its label tree, or None.
-        options: what was asked for.
-        targets: the target mode, chosen where it was left open.
-        samples: in the order asked for.
-        tags: names of what targets are about, where these are tags and not classes.
-    """
-
-    dataset: str
-    manifest: Manifest
-    tree: LabelTree | None
-    options: InspectOptions
-    targets: str
-    samples: tuple[SampleView, ...]
-    tags: tuple[str, ...] = ()
-
-    @property
-    def problems(self) -> list[str]:
-        """Those of all samples."""
-        return [problem for sample in self.samples for problem in sample.problems]
 
 
 def inspect_data_set(dataset: str | Path, options: InspectOptions | None = None) -> Inspection:
@@ -198,44 +56,40 @@ def inspect_data_set(dataset: str | Path, options: InspectOptions | None = None)
         DataError: manifest, label tree or `classes.npy` are missing or damaged; with keys, also a shard's index.
     """
     options = options or InspectOptions()
-    dataset = dataset_path(dataset)
-    manifest = Manifest.load(dataset)
-    with _Inspector(dataset, manifest, options) as inspector:
-        numbers = inspector.find_keys(options.keys) if options.keys else _first_samples(manifest, options)
-        samples = tuple(inspector.look_at_all(numbers))
-        return Inspection(
-            dataset_name(dataset),
-            inspector.manifest,
-            inspector.tree,
-            options,
-            inspector.targets,
-            samples,
-            inspector.tags,
-        )
+    with Inspector(dataset, options) as inspector:
+        numbers = inspector.find_keys(options.keys) if options.keys else inspector.first_samples()
+        return inspector.found(inspector.look_at_all(numbers))
 
 
-def _first_samples(manifest: Manifest, options: InspectOptions) -> list[int]:
-    """The samples that a Loader of this seed begins the epoch with."""
-    counts = np.array([shard.samples for shard in manifest.shards], np.int64)
-    order = EpochOrder(counts, options.seed, options.epoch, window=DEFAULT_WINDOW)
-    return order.lane_draws(0, 0, options.num_samples).samples.tolist()
+class Inspector:
+    """Holds the shards open, and a decoder of one image at a time. Not for several threads.
 
+    Args:
+        dataset: as `inspect_data_set` takes it; or somebody else's tars, as the Loader does.
+        options: what the loader is asked for.
 
-class _Inspector:
-    """Holds the shards open, and a decoder of one image at a time."""
+    Raises:
+        UsageError, DataError: see `inspect_data_set`.
+    """
 
-    def __init__(self, dataset: str | Path, manifest: Manifest, options: InspectOptions) -> None:
-        self._options = options
-        self._side = None if options.side is None else SideFiles(options.side, dataset, manifest)
-        self.manifest = manifest = manifest if self._side is None else self._side.manifest
-        self.tree = tree = load_tree(dataset, manifest)
+    def __init__(self, dataset: str | Path, options: InspectOptions) -> None:
+        # A single image is never mixed: what a batch does with it is for `replay`.
+        augment = replace(options.augment, mixup=None, cutmix=None, mix_until_epoch=None)
+        self.options = options
+        self.source = source = Source.open(dataset)
+        # Somebody else's tars: there is nothing to compare a sample with.
+        self.foreign = not source.manifest.sidecar_sha256
+        self.folder = folder = dataset if self.foreign else dataset_path(dataset)
+        self._side = None if options.side is None else SideFiles(options.side, folder, source.manifest)
+        self.manifest = manifest = source.manifest if self._side is None else self._side.manifest
+        self.tree = tree = source.labels.tree
         maps = manifest.label_maps
         fits = maps is not None and maps.num_classes == manifest.num_classes
         self.targets = options.targets or ("relabel" if fits else "none")
         self._level_sizes = None if tree is None else tree.level_sizes[: tree.num_levels]
         self._reads_teacher = KD.suffix in manifest.components and tree is not None
         self._expected = Expected(
-            dataset,
+            folder,
             manifest.components,
             manifest.num_classes,
             maps,
@@ -244,17 +98,19 @@ class _Inspector:
             decode=True,
             soft_labels=manifest.soft_labels,
         )
-        self._classes = load_sidecar(dataset, manifest)
-        self._starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)], dtype=np.int64)
-        source = Source.open(dataset)
-        vocabulary = source.load_vocabulary() if self.targets == "tags" else None
-        self.tags = () if vocabulary is None else vocabulary.tags
+        self.classes = source.load_classes()
+        self.starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)], dtype=np.int64)
+        known = self.classes[self.classes >= 0] if self.foreign else self.classes
+        self.class_counts = np.bincount(known, minlength=manifest.num_classes)
+        vocabulary = source.load_vocabulary()
+        self.vocabulary = () if vocabulary is None else vocabulary.tags
+        self.tags = self.vocabulary if self.targets == "tags" else ()
         self._maker = BatchMaker.create(
             source.parts,
             targets=self.targets,
             teacher=self._reads_teacher,
             side=self._side,
-            augment=options.augment,
+            augment=augment,
             dtype="uint8",
             mean=MEAN,
             std=STD,
@@ -267,27 +123,44 @@ class _Inspector:
         self._shards = self._maker.reader.shards
         self._decoder: Decoder | None = None
 
+    def found(self, samples: Iterator[SampleView] | Sequence[SampleView] = ()) -> Inspection:
+        """These samples, with what a page has to know of their data set."""
+        return Inspection(
+            self.source.dataset,
+            self.manifest,
+            self.tree,
+            self.options,
+            self.targets,
+            tuple(samples),
+            self.tags,
+            self.vocabulary,
+            self.class_counts,
+        )
+
+    def first_samples(self) -> list[int]:
+        """The samples that a Loader of this seed begins the epoch with."""
+        options = self.options
+        order = EpochOrder(self.source.shard_counts, options.seed, options.epoch, window=DEFAULT_WINDOW)
+        return order.lane_draws(0, 0, options.num_samples).samples.tolist()
+
     def find_keys(self, keys: Sequence[str]) -> list[int]:
         """The numbers of some samples, each once, in the order of their keys.
 
         Raises:
             UsageError: keys that no shard has; all are named.
-            DataError: a shard that has to be searched cannot be read.
+            DataError: a shard's index cannot be read.
         """
         wanted = dict.fromkeys(keys)
         missing, found = set(wanted), {}
         example = ""
-        searched = range(len(self.manifest.shards))
-        self._shards.expect(lambda: ([shard] for shard in searched))
-        for shard in searched:
-            if not missing:
-                break
-            self._shards.reached(shard)
-            for place, key in enumerate(self._shards[shard].index.keys):
+        for shard, shard_keys in enumerate(self._keys_of_shards()):
+            for place, key in enumerate(shard_keys):
                 if key in missing:
-                    found[key] = int(self._starts[shard]) + place
+                    found[key] = int(self.starts[shard]) + place
                     missing.discard(key)
                 example = example or key
+            if not missing:
+                break
         if missing:
             unknown = [key for key in wanted if key in missing]
             shown = ", ".join(map(repr, unknown[:_SHOWN_KEYS])) + (", ..." if unknown[_SHOWN_KEYS:] else "")
@@ -297,40 +170,82 @@ class _Inspector:
             )
         return [found[key] for key in wanted]
 
-    def look_at_all(self, numbers: Sequence[int]) -> Iterator[SampleView]:
-        """Some samples, their shards fetched ahead."""
+    def _keys_of_shards(self) -> Iterator[Sequence[str]]:
+        """Of our own shards from their indexes alone: no shard is fetched for them."""
+        if not self.foreign:
+            for keys in each_shards_keys(self.folder, self.manifest):
+                yield [key.decode("ascii", "replace") for key in keys]
+            return
+        numbers = range(len(self.manifest.shards))
+        yield from (shard.index.keys for shard in self.open_shards(numbers))
+
+    def open_shards(self, numbers: Sequence[int]) -> Iterator[OpenShard]:
+        """Some shards, one after the other; those behind a URL are fetched whole, and ahead.
+
+        Raises:
+            DataError: one cannot be had.
+        """
+        self._shards.expect(lambda: ([number] for number in numbers))
+        for step, number in enumerate(numbers):
+            self._shards.reached(step)
+            yield self._shards[number]
+
+    def place_of(self, number: int) -> tuple[int, int]:
+        """The shard of a sample, and its place in it."""
+        shard = int(np.searchsorted(self.starts, number, side="right")) - 1
+        return shard, number - int(self.starts[shard])
+
+    def look_at_all(
+        self, numbers: Sequence[int], epoch: int | None = None, num_crops: int | None = None
+    ) -> Iterator[SampleView]:
+        """Some samples, their shards fetched ahead.
+
+        Args:
+            numbers: of the samples, in the manifest's order.
+            epoch: the first epoch whose crops are cut; None as the options say.
+            num_crops: of how many epochs; None as the options say.
+        """
+        first = self.options.epoch if epoch is None else epoch
+        epochs = range(first, first + (self.options.num_crops if num_crops is None else num_crops))
         self._maker.reader.expect(lambda: (np.array([number]) for number in numbers))
         for step, number in enumerate(numbers):
             self._shards.reached(step)
-            yield self._look_at(number)
+            yield self._look_at(number, epochs)
 
-    def _look_at(self, number: int) -> SampleView:
+    def _look_at(self, number: int, epochs: range) -> SampleView:
         """One sample and everything about it that can be read."""
-        shard_number = int(np.searchsorted(self._starts, number, side="right")) - 1
-        place = number - int(self._starts[shard_number])
+        shard_number, place = self.place_of(number)
         name = self.manifest.shards[shard_number].name
         try:
             shard = self._shards[shard_number]
-            beside = {}
+            parts = {
+                suffix: bytes(data)
+                for suffix, data in zip(shard.index.suffixes, shard.members(place), strict=True)
+                if not (self.foreign and suffix == CLS.suffix)
+            }
+            sizes = {suffix: len(data) for suffix, data in parts.items()}
             if self._side is not None:
                 (label_map,) = self._side.read(np.array([shard_number]), [(shard, place)])
-                beside[LMAP.suffix] = bytes(label_map)
+                parts[LMAP.suffix] = bytes(label_map)
         except DataError as error:
             return SampleView(number, name, problems=(str(error),))
-        parts = {
-            suffix: bytes(shard.member(place, column)) for column, suffix in enumerate(shard.index.suffixes)
-        }
-        parts |= beside
         problems: list[str] = []
-        check_sample(shard.sample(place), parts, self._expected, int(self._classes[number]), problems)
+        class_index = int(self.classes[number])
+        if self.foreign:
+            _check_image(parts[JPG.suffix], shard.where(place, JPG.suffix), problems)
+        else:
+            check_sample(shard.sample(place), parts, self._expected, class_index, problems)
+            class_index = _readable(decode_class, parts[CLS.suffix])
         crops: tuple[CropView, ...] = ()
         label_map = image = teacher = None
+        soft = {}
         if not problems:
             # Only of whole samples: the loader's decoder takes some damage without an error.
             try:
                 image = simplejpeg.decode_jpeg(parts[JPG.suffix], "RGB")
-                crops, teacher = self._crops(number)
+                crops, teacher = self._crops(number, epochs)
                 label_map = self._label_map(parts)
+                soft = self._soft_labels(parts)
             except DataError as error:
                 problems.append(str(error))
         return SampleView(
@@ -340,19 +255,35 @@ class _Inspector:
             parts[JPG.suffix],
             image,
             _readable(decode_meta, parts.get(META.suffix)),
-            _readable(decode_class, parts[CLS.suffix]),
+            None if class_index == -1 else class_index,
             _readable(decode_levels, parts.get(HIER.suffix)),
             crops,
             label_map,
             teacher,
             tuple(problems),
+            sizes,
+            soft,
         )
 
-    def _crops(self, number: int) -> tuple[tuple[CropView, ...], tuple[np.ndarray, np.ndarray] | None]:
+    def _soft_labels(self, parts: dict[str, bytes]) -> dict[str, list[tuple[int, float]]]:
+        info = self.manifest.soft_labels
+        found = {}
+        if info is None:
+            return found
+        for kind in filter(info.has, KINDS):
+            num_ids = info.num_tags if kind == TAGS else self.manifest.num_classes
+            data = parts[SOFT.suffix if kind == "pseudo" else META.suffix]
+            labels = decode_soft_labels(kind, [data], num_ids, lambda _: "inspect")
+            found[kind] = list(zip(labels.ids.tolist(), labels.weights.tolist(), strict=True))
+        return found
+
+    def _crops(
+        self, number: int, epochs: range
+    ) -> tuple[tuple[CropView, ...], tuple[np.ndarray, np.ndarray] | None]:
         """What the Loader's batches of some epochs have in this sample's slot, and the teacher's best classes."""
         crops, teacher = [], None
         one = Draws(np.array([number]), np.zeros(1, np.int64))
-        for epoch in range(self._options.epoch, self._options.epoch + self._options.num_crops):
+        for epoch in epochs:
             decoder = self._decoder = self._decoder or self._maker.make_decoder()
             try:
                 batch = self._maker.finish(
@@ -391,14 +322,18 @@ class _Inspector:
             self._decoder.close()
             self._decoder = None
 
-    def __enter__(self) -> _Inspector:
+    def close(self) -> None:
+        """Let the shards go."""
+        self._close_decoder()
+        self._maker.close()
+
+    def __enter__(self) -> Inspector:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close_decoder()
-        self._maker.close()
+        self.close()
 
 
 def _readable(decode: Callable[[bytes, str], _Value], data: bytes | None) -> _Value | None:
@@ -407,3 +342,11 @@ def _readable(decode: Callable[[bytes, str], _Value], data: bytes | None) -> _Va
         return None if data is None else decode(data, "")
     except DataError:
         return None
+
+
+def _check_image(jpeg: bytes, where: str, problems: list[str]) -> None:
+    """Add what is wrong with the image of somebody else's sample."""
+    try:
+        simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
+    except ValueError as error:
+        problems.append(f"{where}: expected a whole JPEG, found: {error}")

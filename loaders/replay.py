@@ -14,6 +14,7 @@ import simplejpeg
 
 from ..shards.errors import UsageError
 from ..shards.html import Figure, Page
+from ..shards.jpeg import read_jpeg_header
 from ..shards.pictures import draw_box
 from ..shards.schema import JPG
 from .balance import BALANCE_RULE
@@ -113,14 +114,14 @@ def describe(batch: Batch, class_names: tuple[str, ...]) -> list[dict[str, Any]]
     """The batch slot by slot, JSON-ready: key, class, crop (x0, y0, x1, y1 in fractions), flip; None in empty slots."""
     rows = []
     for slot in range(len(batch)):
-        index = int(batch.classes[slot])
+        index = int(batch.classes[slot])  # -1 in somebody else's tars without classes
         real = bool(batch.valid[slot])
         rows.append(
             {
                 "slot": slot,
                 "key": batch.keys[slot] or None,
                 "class": index if real else None,
-                "class_name": class_names[index] if real else None,
+                "class_name": (class_names[index] if index >= 0 else "no class") if real else None,
                 "crop_xyxy": [round(float(edge), 4) for edge in batch.crops[slot]] if real else None,
                 "flip": bool(batch.flips[slot]) if real else None,
             }
@@ -167,13 +168,10 @@ def replay_page(
     """
     page = Page(title)
     page.command(command)
-    order = loader.source.order(
-        loader.seed, epoch, num_lanes=loader.lanes, window=loader.window, shuffle=loader.shuffle
-    )
-    samples = rank_slots(order, loader.global_batch, taken, loader.rank, loader.world_size).samples
+    images = stored_images(loader, epoch, taken)
     figures = []
-    for row, stored in zip(rows, _stored_images(loader.source.parts, samples), strict=True):
-        if stored is not None:
+    for row, stored in zip(rows, images, strict=True):
+        if stored is not None and row["crop_xyxy"] is not None:
             cut = np.ascontiguousarray(batch.images[row["slot"]].permute(1, 2, 0).numpy())
             x0, y0, x1, y1 = row["crop_xyxy"]
             flip = ", flipped" if row["flip"] else ""
@@ -183,17 +181,40 @@ def replay_page(
     return page
 
 
+def stored_images(loader: Loader, epoch: int, taken: int) -> Iterator[np.ndarray | None]:
+    """The stored image of every slot of a batch of this loader's rank.
+
+    Yields:
+        uint8 [H, W, 3]; None for empty slots, and where it cannot be read.
+    """
+    return _stored_images(loader.source.parts, batch_samples(loader, epoch, taken))
+
+
+def batch_samples(loader: Loader, epoch: int, taken: int) -> np.ndarray:
+    """int64 [N], the samples of the batch that follows `taken` samples of every lane; -1 in empty slots."""
+    order = loader.source.order(
+        loader.seed, epoch, num_lanes=loader.lanes, window=loader.window, shuffle=loader.shuffle
+    )
+    return rank_slots(order, loader.global_batch, taken, loader.rank, loader.world_size).samples
+
+
 def _stored_images(sources: Sequence[Source], samples: np.ndarray) -> Iterator[np.ndarray | None]:
-    """uint8 [H, W, 3] of each sample, None for empty slots."""
+    """uint8 [H, W, 3] of each sample; None for empty slots, and where it cannot be read."""
     records = [record for source in sources for record in source.manifest.shards]
     starts = np.cumsum([0, *(record.samples for record in records)])
     shards = MixedShards(sources)
     column = all_components(sources).index(JPG.suffix)
-    for sample in samples.tolist():
+    numbers = (np.searchsorted(starts, samples, side="right") - 1).tolist()
+    shards.expect(lambda: ([number] if number >= 0 else [] for number in numbers))
+    for step, (sample, number) in enumerate(zip(samples.tolist(), numbers, strict=True)):
         if sample < 0:
             yield None
             continue
-        number = int(np.searchsorted(starts, sample, side="right")) - 1
+        shards.reached(step)
         jpeg = shards[number].member(sample - int(starts[number]), column)
-        yield simplejpeg.decode_jpeg(jpeg, "RGB")
+        try:
+            read_jpeg_header(jpeg)  # its limits come first
+            yield simplejpeg.decode_jpeg(jpeg, "RGB")
+        except ValueError:
+            yield None
     shards.close()

@@ -8,6 +8,7 @@ from html import escape
 
 import numpy as np
 
+from .links import Inline, Link, inline_html
 from .pictures import LOSSLESS_SIDE_PX, image_data_uri
 
 
@@ -31,16 +32,18 @@ class Figure:
     """One card of a figure grid.
 
     Attributes:
-        images: uint8 [H, W], [H, W, 1] or [H, W, 3] RGB, or drawings, shown side by side.
+        images: uint8 [H, W], [H, W, 1] or [H, W, 3] RGB, or drawings, shown side by side; none where there are none.
         caption: what they show; also read out by screen readers.
         bars: (label, probability in [0, 1]) in the order to show, such as the top classes of a target.
         own: place in `bars` of the image's own class, which is marked; None marks none.
+        href: where the pictures lead (without pictures, the caption), as a Link's; None nowhere.
     """
 
     images: Sequence[np.ndarray | Drawing]
     caption: str
     bars: Sequence[tuple[str, float]] = ()
     own: int | None = None
+    href: str | None = None
 
 
 def figure_card(figure: Figure) -> str:
@@ -52,9 +55,17 @@ def figure_card(figure: Figure) -> str:
     bars = "".join(
         _bar(label, share, place == figure.own) for place, (label, share) in enumerate(figure.bars)
     )
+    pictures = f'<div class="pictures">{images}</div>' if images else ""
+    caption: Inline = figure.caption
+    if figure.href is not None:
+        link = Link(figure.caption, figure.href)
+        # One stop of the tab key a card; the pictures' texts say what it opens.
+        if images:
+            pictures = f'<a href="{escape(link.href)}">{pictures}</a>'
+        else:
+            caption = link
     return (
-        f'<figure class="card"><div class="pictures">{images}</div>'
-        f"<figcaption>{escape(figure.caption)}</figcaption>"
+        f'<figure class="card">{pictures}<figcaption>{inline_html(caption)}</figcaption>'
         + (f'<div class="bars">{bars}</div>' if bars else "")
         + "</figure>"
     )

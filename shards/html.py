@@ -13,6 +13,7 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from .figures import Figure, figure_card
+from .links import Field, Inline, Link, form_html, inline_html, nav_html
 
 NUM_COLORS = 6  # series colours in STYLE; a seventh series repeats the first one dashed
 CHART_WIDTH, CHART_HEIGHT = 640, 320
@@ -28,7 +29,7 @@ STYLE = """
 *{box-sizing:border-box}
 body{margin:0 auto;padding:2.5rem 1.25rem 4rem;max-width:68rem;background:var(--bg);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-h1{font-size:1.75rem;line-height:1.2;margin:0 0 .75rem}
+h1{font-size:1.75rem;line-height:1.2;margin:0 0 .75rem;overflow-wrap:anywhere}
 h2{font-size:1.25rem;margin:2.5rem 0 .6rem;padding-top:.9rem;border-top:1px solid var(--rule)}
 h3{font-size:1.02rem;margin:1.6rem 0 .4rem}p{max-width:44rem;margin:.5rem 0 1rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;margin:.6rem 0 1.2rem;font-size:.92rem}
@@ -62,6 +63,15 @@ font-size:.86rem}
 .edge{fill:none;stroke:var(--soft);stroke-width:1.2;opacity:.5}.bar rect{opacity:.28}.bar:hover rect{opacity:.6}
 svg .bar text{fill:var(--ink)}
 .outline{font-size:.92rem}.outline details>*{margin-left:1.3rem}.outline summary{cursor:pointer;margin-left:0!important}
+a{color:var(--c0)}a:focus-visible,input:focus-visible,button:focus-visible,summary:focus-visible{
+outline:2px solid var(--c1);outline-offset:2px}
+nav ul{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;list-style:none;margin:0 0 1rem;padding:0;
+font-size:.92rem}nav [aria-current]{font-weight:600;color:var(--ink);text-decoration:none}
+form{display:flex;flex-wrap:wrap;gap:.6rem 1rem;align-items:end;margin:.6rem 0 1.2rem;font-size:.92rem}
+label{color:var(--soft)}input{display:block;font:inherit;color:var(--ink);background:var(--card);
+border:1px solid var(--soft);border-radius:6px;padding:.3rem .5rem;min-width:0;width:15rem;max-width:100%}
+input[type=number]{width:7rem}
+button{font:inherit;color:var(--bg);background:var(--c0);border:0;border-radius:6px;padding:.4rem .9rem;cursor:pointer}
 .outline div div,.outline>div{padding-left:1.05rem}.outline small{color:var(--soft);margin-left:.35rem}
 svg text{fill:var(--soft);font-size:12px}svg .value{fill:var(--ink)}
 .rule{stroke:var(--rule)}.axis{stroke:var(--soft)}
@@ -76,11 +86,13 @@ class Page:
     Args:
         title: the document's title and first heading.
         language: of the text, for screen readers.
+        nav: HTML above the title, as `nav_html` makes it.
     """
 
-    def __init__(self, title: str, *, language: str = "en") -> None:
+    def __init__(self, title: str, *, language: str = "en", nav: str = "") -> None:
         self.title = title
         self.language = language
+        self.nav = nav
         self._parts: list[str] = []
 
     def heading(self, text: str, level: int = 2) -> None:
@@ -88,8 +100,16 @@ class Page:
             raise ValueError(f"heading level: expected 2 or 3, found {level}; the title is the only level 1")
         self._parts.append(f"<h{level}>{escape(text)}</h{level}>")
 
-    def paragraph(self, text: str) -> None:
-        self._parts.append(f"<p>{escape(text)}</p>")
+    def paragraph(self, text: Inline) -> None:
+        self._parts.append(f"<p>{inline_html(text)}</p>")
+
+    def links(self, links: Sequence[Link], label: str) -> None:
+        """Links beside each other; `label` says to screen readers what they are."""
+        self._parts.append(nav_html(links, label))
+
+    def form(self, fields: Sequence[Field], button: str, action: str) -> None:
+        """See `form_html`."""
+        self._parts.append(form_html(fields, button, action))
 
     def warning(self, text: str) -> None:
         """A paragraph that stands out: something is wrong."""
@@ -99,11 +119,11 @@ class Page:
         """A block of commands or other text to show as it is."""
         self._parts.append(f"<pre><code>{escape(text)}</code></pre>")
 
-    def key_values(self, pairs: Mapping[str, object]) -> None:
-        rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in pairs.items())
+    def key_values(self, pairs: Mapping[str, Inline]) -> None:
+        rows = "".join(f"<dt>{escape(key)}</dt><dd>{inline_html(value)}</dd>" for key, value in pairs.items())
         self._parts.append(f"<dl>{rows}</dl>")
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str = "") -> None:
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[Inline]], *, caption: str = "") -> None:
         """A table; a column that holds only numbers is set flush right.
 
         Raises:
@@ -119,7 +139,7 @@ class Page:
         )
         body = ""
         for row in zip(*(texts for texts, _ in columns), strict=True):
-            cells = (f"<td{style}>{escape(text)}</td>" for text, style in zip(row, styles, strict=True))
+            cells = (f"<td{style}>{inline_html(text)}</td>" for text, style in zip(row, styles, strict=True))
             body += f"<tr>{''.join(cells)}</tr>"
         title = f"<caption>{escape(caption)}</caption>" if caption else ""
         self._parts.append(
@@ -216,7 +236,7 @@ class Page:
             f'<!doctype html>\n<html lang="{escape(self.language)}">\n<head>\n<meta charset="utf-8">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-            f"<body>\n<h1>{escape(self.title)}</h1>\n{body}\n</body>\n</html>\n"
+            f"<body>\n{self.nav}<h1>{escape(self.title)}</h1>\n{body}\n</body>\n</html>\n"
         )
 
     def write(self, path: Path) -> None:
@@ -247,12 +267,12 @@ def _bar_text(value: float) -> str:
     return f"{value:,.0f}" if 1e4 <= value < 1e10 else f"{value:,.4g}"
 
 
-def _column_texts(cells: Sequence[object]) -> tuple[list[str], bool]:
+def _column_texts(cells: Sequence[Inline]) -> tuple[Sequence[Inline], bool]:
     """What a table column prints, and whether it holds only numbers. Floats get the same decimals."""
     numbers = [cell for cell in cells if isinstance(cell, Real) and not isinstance(cell, bool)]
     texts = [f"{number:,}" if isinstance(number, Integral) else f"{number:.4g}" for number in numbers]
     if not numbers or len(numbers) < len(cells):
-        return [str(cell) for cell in cells], False
+        return cells, False
     if not any(isinstance(number, Integral) for number in numbers) and "e" not in "".join(texts):
         decimals = max(len(text.partition(".")[2]) for text in texts)
         texts = [f"{number:.{decimals}f}" for number in numbers]

@@ -33,14 +33,50 @@ def shard_keys(dataset: str | Path, manifest: Manifest, number: int) -> list[byt
     Raises:
         DataError: the index is missing or is not the manifest's.
     """
-    record = manifest.shards[number]
-    url = join_url(dataset, index_name(record.name))
-    run = f"Run: softshard verify {public_name(str(dataset))}"
-    try:
-        text = read_limited(url, MAX_RECEIPT_BYTES)
-    except OSError as error:
-        raise DataError(f"{public_name(url)}: expected the shard's index, found: {error}. {run}") from error
-    if sha256_hex(text) != record.index_sha256:
-        raise DataError(f"{public_name(url)}: expected the manifest's SHA-256, found another. {run}")
+    text = _index_text(dataset, manifest, number)
+    _check_index(dataset, manifest, number, text)
     cut = len(manifest.components[-1]) + 1
     return [line[line.rindex(b" ") + 1 : -cut] for line in text.splitlines()[1:]]
+
+
+def _index_text(dataset: str | Path, manifest: Manifest, number: int) -> bytes:
+    url = join_url(dataset, index_name(manifest.shards[number].name))
+    try:
+        return read_limited(url, MAX_RECEIPT_BYTES)
+    except OSError as error:
+        raise DataError(
+            f"{public_name(url)}: expected the shard's index, found: {error}. {_run(dataset)}"
+        ) from error
+
+
+def _check_index(dataset: str | Path, manifest: Manifest, number: int, text: bytes) -> None:
+    record = manifest.shards[number]
+    if sha256_hex(text) != record.index_sha256:
+        where = public_name(join_url(dataset, index_name(record.name)))
+        raise DataError(f"{where}: expected the manifest's SHA-256, found another. {_run(dataset)}")
+
+
+def _run(dataset: str | Path) -> str:
+    return f"Run: softshard verify {public_name(str(dataset))}"
+
+
+def find_key(dataset: str | Path, manifest: Manifest, key: str) -> tuple[int, int] | None:
+    """The shard and the place in it of the first sample with a key, or None.
+
+    Indexes are searched as bytes, several at a time, and only the one that has it is hashed: seconds for 14 million samples.
+
+    Raises:
+        DataError: an index is missing, or the one with the key is not the manifest's.
+    """
+    # A member's name follows a space and ends its line; a key with either in it is none.
+    if not key or any(character.isspace() for character in key):
+        return None
+    end = f" {key}.{manifest.components[-1]}\n".encode("utf-8", "surrogateescape")
+    threads = min(len(manifest.shards), _THREADS_A_CORE * num_workers(None))
+    texts = in_threads(partial(_index_text, dataset, manifest), range(len(manifest.shards)), threads)
+    for number, text in enumerate(texts):
+        at = text.find(end)
+        if at >= 0:
+            _check_index(dataset, manifest, number, text)
+            return number, text.count(b"\n", 0, at) - 1
+    return None

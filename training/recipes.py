@@ -13,9 +13,9 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+from ..loaders.augment_text import parse_augment
 from ..loaders.crops import Augment
 from ..shards.errors import UsageError
-from .recipe_augment import parse_augment
 from .recipe_targets import TARGET_LOSSES, target_problems
 
 LOSSES = (

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from softshard.loaders import RANDAUGMENT_21K, Augment, CutMix, Erasing, Loader, Mixup, RandAugment
+from softshard.loaders.augment_text import parse_augment
 from softshard.loaders.target_modes import TARGET_MODES
 from softshard.shards.errors import UsageError
 from softshard.training.objective import create_loss, target_of
-from softshard.training.recipe_augment import parse_augment
 from softshard.training.recipe_list import RECIPES
 from softshard.training.recipe_presets import PRESETS, small, with_settings
 from softshard.training.recipes import (

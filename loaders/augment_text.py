@@ -1,13 +1,13 @@
-"""A recipe's augmentation as one line of text, so that it fits a command line and a checkpoint."""
+"""Augmentation as one line of text, so that it fits a command line, a recipe and a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from ..loaders.augment_options import RANDAUGMENT_21K, CutMix, Erasing, Mixup, RandAugment
-from ..loaders.crops import Augment
 from ..shards.errors import UsageError
+from .augment_options import RANDAUGMENT_21K, CutMix, Erasing, Mixup, RandAugment
+from .crops import Augment
 
 # Name -> (what follows it after colons, the field of Augment, its value from these texts).
 _PARTS: dict[str, tuple[str, str, Callable[..., Any]]] = {
