@@ -43,4 +43,11 @@ def shard_keys(dataset: str | Path, manifest: Manifest, number: int) -> list[byt
     if sha256_hex(text) != record.index_sha256:
         raise DataError(f"{public_name(url)}: expected the manifest's SHA-256, found another. {run}")
     cut = len(manifest.components[-1]) + 1
-    return [line[line.rindex(b" ") + 1 : -cut] for line in text.splitlines()[1:]]
+    lines = text.splitlines()[1:]
+    # The hash is right; the maker of a data set may mean harm, or have another idea of an index.
+    if len(lines) != record.samples or not all(b" " in line for line in lines):
+        raise DataError(
+            f"{public_name(url)}: expected a line of components for each of {record.samples} samples, found {len(lines)} "
+            f"lines, or others. {run}"
+        )
+    return [line[line.rindex(b" ") + 1 : -cut] for line in lines]

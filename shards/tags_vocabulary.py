@@ -174,7 +174,7 @@ def load_vocabulary(path: str | Path) -> dict[str, int]:
     problems: list[str] = []
     for number, line in enumerate(lines[1:], 2):
         tag, _, count = line.rpartition("\t")
-        if not tag or tag != tag.strip() or "\t" in tag or not (count.isascii() and count.isdecimal()):
+        if not tag or tag != tag.strip() or "\t" in tag or not _is_count(count):
             problems.append(f"{path}: line {number}: expected a tag, a tab and a number, found {line[:60]!r}")
         elif tag in images:
             problems.append(f"{path}: line {number}: expected each tag once, found {tag!r} again")
@@ -186,6 +186,12 @@ def load_vocabulary(path: str | Path) -> dict[str, int]:
     if not images:
         raise DataError(f"{path}: expected tags, found none")
     return images
+
+
+def _is_count(text: str) -> bool:
+    return (
+        text.isascii() and text.isdecimal() and len(text) < 19
+    )  # Python refuses to read thousands of digits
 
 
 def check_cuts(size: int, min_images: int, max_share: float) -> None:
