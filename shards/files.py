@@ -63,8 +63,7 @@ def read_limited(url: str, limit: int) -> bytes:
 def _read_up_to(file: Any, most: int) -> bytes:
     """What a file has, at most so many bytes.
 
-    In pieces: for one `read` CPython first takes as much memory as it is asked for, and limits are gigabytes. A pipe
-    does not say how much there is.
+    In pieces: for one `read` CPython first takes as much memory as it is asked for, and limits are gigabytes.
     """
     pieces = []
     while most > 0 and (piece := file.read(min(most, _PIECE_BYTES))):

@@ -16,7 +16,7 @@ from softshard.shards.errors import DataError, UsageError
 from .mutate import mutated
 
 MOST_BYTES = 1 << 30  # of new memory that a damaged file of some kilobytes may take
-MOST_S = 20  # on a machine that others work on, too
+MOST_S = 10  # of the processor's time: others may work on the machine, too
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,17 @@ def bounds() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + MOST_BYTES
-    previous = signal.signal(signal.SIGALRM, _too_slow)
+    previous = signal.signal(signal.SIGPROF, _too_slow)
     resource.setrlimit(
         resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
     )
-    signal.setitimer(signal.ITIMER_REAL, MOST_S)
+    signal.setitimer(signal.ITIMER_PROF, MOST_S)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, previous)
+        signal.signal(signal.SIGPROF, previous)
 
 
 def _too_slow(*_: object) -> None:

@@ -1,7 +1,9 @@
 """Makes damaged files of whole ones: everything follows from a number, so that a finding is repeated by its number.
 
-`mutated(content, kind, number)` takes one to four steps. Bytes are flipped, cut, repeated, put in another place, and numbers in
-them changed; text gets other lines, cells and numbers; JSON gets other values, of other types, at any depth.
+`mutated(content, kind, number)` takes one to four steps. Bytes are flipped, cut, repeated,
+    put in another place, and
+numbers in them changed; text gets other lines, cells and numbers; JSON gets other values, of other types,
+    at any depth.
 """
 
 from __future__ import annotations
@@ -37,12 +39,15 @@ _DEEP: Any = None
 for _ in range(200):
     _DEEP = [_DEEP]
 _VALUES: tuple[Any, ...] = (
-    *_NUMBERS, None, True, False, 0.5, -0.0, 1e308, float("inf"), float("nan"), "", " ", "a", "0", "\0", "\ud800", "../x", "/etc/passwd",
+    *_NUMBERS, None, True, False, 0.5, -0.0, 1e308, float("inf"), float("nan"), "", " ", "a", "0", "\0",
+    "\ud800", "../x", "/etc/passwd",
     "a\nb", "é", "<script>", "x" * 5000, [], {}, [[]], [0], [""], [None], {"": 0}, {"a": {}}, _DEEP,
 )  # fmt: skip
 _WORDS = (
-    b"", b" ", b"\n", b"\r", b"\t", b",", b'"', b"'", b":", b"{", b"}", b"[", b"]", b"-", b"&a", b"*a", b"!!python/object", b"---", b"\0",
-    b"nan", b"inf", b"1e999", b"-1", b"9" * 30, b"9" * 5000, b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", "\u2028".encode(), "٣".encode(),
+    b"", b" ", b"\n", b"\r", b"\t", b",", b'"', b"'", b":", b"{", b"}", b"[", b"]", b"-", b"&a", b"*a",
+    b"!!python/object", b"---", b"\0",
+    b"nan", b"inf", b"1e999", b"-1", b"9" * 30, b"9" * 5000, b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf",
+    "\u2028".encode(), "٣".encode(),
     b"../", b"x" * 200_000, b"[" * 3000,
 )  # fmt: skip
 

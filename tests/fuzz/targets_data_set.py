@@ -225,7 +225,8 @@ def targets() -> list[Target]:
     maps = tuple(
         whole.label_map(seed, classes, score_encoding=scores, compression=packing)
         for seed, (classes, scores, packing) in enumerate(
-            [(9, "float16", "zstd"), (9, "uint8", "lz4"), (70, "float16", "lz4"), (5000, "uint8", "zstd"), (3, "float16", "lz4")]
+            [(9, "float16", "zstd"), (9, "uint8", "lz4"), (70, "float16", "lz4"), (5000, "uint8", "zstd"),
+                (3, "float16", "lz4")]
         )
     )  # fmt: skip
     meta = (whole.soft_metadata(), msgpack.packb({"path": "x.jpg", "size": [3, 4]}))
@@ -238,19 +239,25 @@ def targets() -> list[Target]:
     others = tuple(whole.image(kind, 3) for kind in ("PNG", "GIF", "BMP", "TIFF", "WEBP"))
     html = (b"<script>alert(1)</script>", b'"><iframe src=x>', b"caf\xc3\xa9 & <b>", b"]]><xss a='\"'>")
     return [
-        Target("manifest", in_folder("manifest.json", Manifest.load), (files["manifest.json"],), JSON, "manifest.json"),
-        Target("index", lambda data, _: parse_index(data.decode("ascii", "replace"), "a.idx", sizes), (index,), TEXT, "a.idx"),
+        Target("manifest", in_folder("manifest.json", Manifest.load), (files["manifest.json"],), JSON,
+            "manifest.json"),
+        Target("index", lambda data, _: parse_index(data.decode("ascii", "replace"), "a.idx", sizes),
+            (index,), TEXT, "a.idx"),
         Target("hashed index", _hashed_index, (index,), TEXT, "train-000000."),
         Target("tar", in_file("a.tar", lambda path: list(read_shard(path))), (tar,), BINARY, "a.tar"),
         Target("tar members", in_file("a.tar", _open_members), (tar,), BINARY, "a.tar"),
-        Target("classes.npy", in_folder("classes.npy", _sidecar), (files["classes.npy"],), BINARY, "classes.npy"),
+        Target("classes.npy", in_folder("classes.npy", _sidecar), (files["classes.npy"],), BINARY,
+            "classes.npy"),
         Target("tree.json", in_file("tree.json", LabelTree.load), (files["tree.json"],), JSON, "tree.json"),
-        Target("vocabulary.tsv", in_file("vocabulary.tsv", Vocabulary.load), (b"tag\timages\nbig cat\t7\nfish\t3\n",), TEXT,
+        Target("vocabulary.tsv", in_file("vocabulary.tsv", Vocabulary.load),
+            (b"tag\timages\nbig cat\t7\nfish\t3\n",), TEXT,
                "vocabulary.tsv"),
         Target("subset", in_file("subset.json", SubsetFile.load), (_subset(),), JSON, "subset.json"),
-        Target("side shards", in_folder("label_maps.json", SideMaps.load), (_side(),), JSON, "label_maps.json"),
+        Target("side shards", in_folder("label_maps.json", SideMaps.load), (_side(),), JSON,
+            "label_maps.json"),
         Target("cls", member(decode_class), (b"17", b"0"), TEXT, WHERE),
-        Target("hier.npy", member(decode_levels), tuple(whole.npy(np.zeros(shape, "<i2")) for shape in (3, (2, 4))), BINARY, WHERE),
+        Target("hier.npy", member(decode_levels), tuple(whole.npy(np.zeros(shape, "<i2")) for shape in (3,
+            (2, 4))), BINARY, WHERE),
         Target("msgpack", member(decode_meta), meta, BINARY, WHERE),
         Target("tags", _soft("tags"), meta[:1], BINARY, WHERE),
         Target("weights", _soft("weights"), meta[:1], BINARY, WHERE),
@@ -260,10 +267,12 @@ def targets() -> list[Target]:
         Target("lmap", _map_pooled, maps, BINARY, WHERE),
         Target("lmap behind its checksum", _map_with_checksum, maps, BINARY, WHERE),
         Target("published label map", in_file("a.pt", _published), _published_seeds(), BINARY, "a.pt"),
-        Target("published label map behind its checksum", in_archive(_published_seeds()[0], "a.pt", _published),
+        Target("published label map behind its checksum", in_archive(_published_seeds()[0], "a.pt",
+            _published),
                pickles(_published_seeds()[0]), BINARY, "a.pt"),
         Target("JPEG header", member(read_jpeg_header), jpegs, BINARY, WHERE),
         Target("JPEG size", member(read_size), jpegs, BINARY, WHERE),
-        Target("image", member(lambda data, where: decode_rgb(data, ImageRecipe(16), where)), jpegs + others, BINARY, WHERE),
+        Target("image", member(lambda data, where: decode_rgb(data, ImageRecipe(16), where)), jpegs + others,
+            BINARY, WHERE),
         Target("page", _page, html, TEXT),
     ]  # fmt: skip

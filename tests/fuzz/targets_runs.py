@@ -33,7 +33,8 @@ from .mutate import BINARY, JSON, TEXT
 from .targets_data_set import in_archive, in_file, pickles
 
 _STATE = {
-    "version": 1, "fingerprint": "f" * 64, "seed": 0, "epoch": 2, "taken": 5, "global_batch": 8, "lanes": 1, "window": 100,
+    "version": 1, "fingerprint": "f" * 64, "seed": 0, "epoch": 2, "taken": 5, "global_batch": 8, "lanes": 1,
+    "window": 100,
     "shuffle": True, "labels": None, "subset": None, "balance": None, "mixture": None, "bad": [1, 4],
 }  # fmt: skip
 
@@ -170,14 +171,18 @@ def targets() -> list[Target]:
         Target("loader state", _state, (json.dumps(_STATE).encode(),), JSON, "loader state"),
         Target("kept tar index", _tar_index, (index.to_bytes(),), BINARY),
         Target("somebody's tar", in_file("a.tar", _index_tar), tars, BINARY, "a.tar"),
-        Target("checkpoint", in_file("checkpoint.pt", lambda path: load_checkpoint(Path(path))), (_checkpoint(),), BINARY,
+        Target("checkpoint", in_file("checkpoint.pt", lambda path: load_checkpoint(Path(path))),
+            (_checkpoint(),), BINARY,
                "checkpoint.pt"),
-        Target("checkpoint behind its checksum", in_archive(_checkpoint(), "checkpoint.pt", lambda path: load_checkpoint(Path(path))),
+        Target("checkpoint behind its checksum", in_archive(_checkpoint(), "checkpoint.pt",
+            lambda path: load_checkpoint(Path(path))),
                pickles(_checkpoint()), BINARY, "checkpoint.pt"),
-        Target("braces", of_text(split_braces), (b"s3://b/train-{000000..000012}.tar", b"/d/{a,b}{1..3}.tar"), TEXT),
+        Target("braces", of_text(split_braces), (b"s3://b/train-{000000..000012}.tar",
+            b"/d/{a,b}{1..3}.tar"), TEXT),
         Target("URL", of_text(_url), (b"host/x", b"bucket/in21k/train-000000.tar", b"1.2.3.4:80/a b"), TEXT),
         Target("peers", of_text(parse_peers), (b"webdataset,ffcv=/opt/python",), TEXT),
         Target("augment", of_text(parse_augment), (b"color-jitter:0.4+lighting:0.1+cutmix:1", b"none"), TEXT),
-        Target("settings", of_text(lambda text: with_settings(relabel(), text.split(";"))), (b"lr=0.1;epochs=3;ema_decay=none",), TEXT),
+        Target("settings", of_text(lambda text: with_settings(relabel(), text.split(";"))),
+            (b"lr=0.1;epochs=3;ema_decay=none",), TEXT),
         Target("measures", of_text(Measures.parse), (b"wup=0.7,text=0.3",), TEXT),
     ]  # fmt: skip
