@@ -3,6 +3,8 @@
 # make lint   ruff, pyright, hadolint
 # make bench  the benchmarks, results into benchmarks/results
 # make soak   an hour of loaders over bad storage: memory and descriptors must stay flat
+# make fuzz   every parser with damaged files for MINUTES=15; findings into tests/fuzz-findings
+# make audit  known vulnerabilities of the installed packages (asks pypi.org)
 # make setup  .venv with everything above
 #
 # The demo needs what a user needs; the tests and linters need a little more. A second file says that it is there.
@@ -14,7 +16,7 @@ READY  := $(VENV)/.ready
 DEV    := $(VENV)/.ready-dev
 PIP     = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lint format bench soak clean
+.PHONY: setup demo test lint format bench soak fuzz audit clean
 
 setup: $(DEV)
 
@@ -66,6 +68,13 @@ bench: $(DEV)
 
 soak: $(DEV)
 	cd benchmarks && ../$(BIN)/python soak.py --minutes 60
+
+MINUTES ?= 15
+fuzz: $(DEV)
+	cd tests && ../$(BIN)/python -m fuzz --minutes $(MINUTES)
+
+audit: $(DEV)
+	$(BIN)/python -m pip_audit --local --skip-editable --progress-spinner off
 
 clean:
 	rm -rf $(VENV) build dist demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis

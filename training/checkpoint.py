@@ -185,8 +185,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     fields.setdefault("tag_names", [])
     if other := _other_types(fields):
         raise DataError(
-            f"{path}: expected the fields of a checkpoint, found others in {', '.join(other)}; it was changed, or written by "
-            "something else"
+            f"{path}: expected the fields of a checkpoint, found others in {', '.join(other)}; it was changed, or "
+            "written by something else"
         )
     return Checkpoint(**{name: fields[name] for name in (*names, "tag_names")})
 

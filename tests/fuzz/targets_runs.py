@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,7 +64,7 @@ def _plan(data: bytes, folder: Path) -> None:
 
 def _listing(data: bytes, folder: Path) -> None:
     """A kept listing that is damaged is made again."""
-    source, kept = _listed(folder)
+    _, kept = _listed(folder)
     (folder / "out" / LISTING_NAME).write_bytes(data)
     kept.load()
 
@@ -97,10 +98,8 @@ def _state(data: bytes, folder: Path) -> None:
 
 
 def _tar_index(data: bytes, folder: Path) -> None:
-    try:
+    with suppress(ValueError, TypeError):  # what its caller takes for an index that is to be made again
         TarIndex.from_bytes(data)
-    except (ValueError, TypeError):  # what its caller takes for an index that is to be made again
-        pass
 
 
 def _index_tar(path: str) -> None:

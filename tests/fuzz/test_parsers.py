@@ -7,6 +7,7 @@ import resource
 import tarfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from softshard.shards.files import read_limited
 from softshard.shards.html import Page
 from softshard.shards.labelmap_published import read_published_map
 from softshard.shards.score_file import read_scores
+from softshard.shards.sources import open_source
 from softshard.shards.storage import open_storage
 from softshard.shards.subset_file import SubsetFile
 from softshard.shards.tags_vocabulary import load_vocabulary
@@ -195,6 +197,17 @@ def test_notes_of_a_subset_that_are_no_list_count_for_nothing(targets, tmp_path,
     assert SubsetFile.from_json(content).notes == ()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"shards": [{"name": "../../other.tar", "samples": 1}]}, {"label_maps": {"top": "5"}}],
+    ids=list,
+)
+def test_side_shards_are_files_of_their_own_folder(targets, tmp_path, change):
+    content = json.loads(targets["side shards"].seeds[0]) | change
+    with pytest.raises(DataError, match=r"label_maps\.json: expected a description of side shards, found"):
+        targets["side shards"].parse(json.dumps(content).encode(), tmp_path)
+
+
 @pytest.mark.parametrize("epoch", [-1, 2**32])
 def test_an_epoch_that_cannot_be_is_the_states_fault(epoch):
     with pytest.raises(UsageError, match="loader state: expected an epoch from 0"):
@@ -277,6 +290,15 @@ def test_a_shard_with_links_or_devices_is_refused(targets, tmp_path, kind):
         archive.addfile(info)
     with pytest.raises(DataError, match=r"a\.tar: expected plain files only, found 'a\.jpg'"):
         targets["tar"].parse(file.getvalue(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../other/a.jpg", "file:///etc/passwd", "~/a.jpg", "s3://other/a.jpg"]
+)
+def test_a_list_from_a_server_chooses_no_files_of_this_machine(path):
+    fsspec.filesystem("memory").pipe("/listed/list.csv", f"path,label\n{path},cat\n".encode())
+    with pytest.raises(DataError, match="line 2: expected a"):
+        open_source("memory://listed/list.csv")
 
 
 def test_sets_of_labels_are_read(tmp_path):
