@@ -9,6 +9,8 @@
 # make dist   wheel and source distribution, checked, into dist
 # make test-oldest  all tests with the oldest versions that pyproject.toml promises (tests/oldest.txt), in .venv-oldest
 # make soak   an hour of loaders over bad storage: memory and descriptors must stay flat
+# make fuzz   every parser with damaged files for MINUTES=15; findings into tests/fuzz-findings
+# make audit  known vulnerabilities of the installed packages (asks pypi.org)
 # make setup  .venv with everything above
 #
 # The demo needs what a user needs; the tests and linters need a little more. A second file says that it is there.
@@ -25,6 +27,7 @@ PIP     = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-p
 .NOTPARALLEL:
 .PHONY: setup demo test lint format docs bench soak clean
 .PHONY: setup demo test test-oldest lint format bench dist soak clean
+.PHONY: setup demo test lint format bench soak fuzz audit clean
 
 setup: $(DEV)
 
@@ -113,6 +116,13 @@ endif
 
 soak: $(DEV)
 	cd benchmarks && ../$(BIN)/python soak.py --minutes 60
+
+MINUTES ?= 15
+fuzz: $(DEV)
+	cd tests && ../$(BIN)/python -m fuzz --minutes $(MINUTES)
+
+audit: $(DEV)
+	$(BIN)/python -m pip_audit --local --skip-editable --progress-spinner off
 
 clean:
 	rm -rf $(VENV) build dist site demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -155,7 +155,7 @@ def _read_state(given: str) -> dict[str, Any]:
         if not given.lstrip().startswith("{"):
             text = Path(given).read_text("utf-8")
         state = json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"replay: expected a loader's state as JSON or a file of it, found: {error}"
         ) from error

@@ -100,7 +100,7 @@ def settle(target: Destination, content: dict[str, Any], source: Manifest) -> tu
             found = json.loads(earlier)
             other = {key for key in content if found.get(key) != json.loads(json.dumps(content[key]))}
             found_sha256 = found["sha256"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{target.name}/{PLAN_NAME}: expected the plan of an earlier run, found: {error!r}; it is damaged. "
                 "Write into a new folder"

@@ -128,7 +128,7 @@ def _read_npy(path: str | Path, where: str) -> np.ndarray:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, fortran, dtype = read_header(file)
-    except (ValueError, KeyError, EOFError) as error:
+    except Exception as error:  # NumPy evaluates the header as a Python literal, which fails in many ways
         raise DataError(f"{where}: expected an array of numpy.save's, found none ({error})") from error
     # Before memory is taken: a header can claim anything.
     if dtype.kind not in "fiub" or len(shape) != 2 or shape[0] != shape[1] or not shape[0]:
@@ -165,7 +165,9 @@ def _read_csv(text: str, where: str) -> tuple[list[str] | None, np.ndarray]:
                 f"order, found {_listed(found)}"
             )
     width = len(rows) + (names is not None)
-    matrix = np.zeros((len(rows), len(rows)))
+    # Before memory is taken: a file of a few bytes a line can have millions of lines.
+    square = all(len(row) == width for _, row in rows)
+    matrix = np.zeros((len(rows), len(rows)) if square else (0, 0))
     for place, (number, row) in enumerate(rows):
         if len(row) != width:
             problems.append(f"line {number}: expected {width:,} cells, found {len(row):,}")
@@ -176,7 +178,8 @@ def _read_csv(text: str, where: str) -> tuple[list[str] | None, np.ndarray]:
                 f"line {number}: expected numbers, found {row[values.index(None) + (names is not None)]!r}"
             )
             continue
-        matrix[place] = values
+        if square:
+            matrix[place] = values
     if problems:
         more = [f"{where}: and {len(problems) - _SHOWN:,} more problems"] if len(problems) > _SHOWN else []
         raise DataError("\n".join([*(f"{where}: {problem}" for problem in problems[:_SHOWN]), *more]))

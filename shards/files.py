@@ -10,11 +10,13 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import DataError, UsageError
 from .storage import is_remote, open_storage, public_name
 
 TEMPORARY_SUFFIX = ".part"
+_PIECE_BYTES = 1 << 20
 
 
 def canonical_json(value: object) -> bytes:
@@ -50,12 +52,24 @@ def read_limited(url: str, limit: int) -> bytes:
         import fsspec  # late, as in storage.py
 
         with fsspec.open(url, "rb") as file:
-            data = file.read(limit + 1)  # type: ignore[union-attr]
+            data = _read_up_to(file, limit + 1)
     if len(data) > limit:
         raise DataError(
             f"{public_name(url)}: expected at most {limit} bytes, found more; is it another file?"
         )
     return data
+
+
+def _read_up_to(file: Any, most: int) -> bytes:
+    """What a file has, at most so many bytes.
+
+    In pieces: for one `read` CPython first takes as much memory as it is asked for, and limits are gigabytes.
+    """
+    pieces = []
+    while most > 0 and (piece := file.read(min(most, _PIECE_BYTES))):
+        pieces.append(piece)
+        most -= len(piece)
+    return b"".join(pieces)
 
 
 def read_text(url: str, limit: int) -> str:

@@ -240,7 +240,8 @@ class Page:
         )
 
     def write(self, path: Path) -> None:
-        path.write_text(self.render(), encoding="utf-8")
+        # A file's name need not be text: half a character shows as a question mark.
+        path.write_text(self.render(), encoding="utf-8", errors="replace")
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -265,7 +265,7 @@ def _settle(source: Path, destination: Path, names: Sequence[str], options: Impo
             found = json.loads(path.read_bytes()[:MAX_PLAN_BYTES])
             top, rows, columns = found["shape"]
             earlier = {key: found[key] for key in wanted}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{path}: expected the options of an earlier run, found: {error!r}. Import into a new folder"
             ) from error

@@ -19,7 +19,7 @@ from .manifest import Manifest
 from .progress import progress_bar
 from .schema import LMAP, MAX_MANIFEST_BYTES, SIDE_NAME
 from .shard_files import dataset_name, dataset_path
-from .teacher_info import LabelMapInfo
+from .teacher_info import LabelMapInfo, label_maps_problem
 from .writer import ShardRecord
 
 SIDE_FORMAT = "softshard-label-maps"
@@ -71,6 +71,15 @@ class SideMaps:
                     f"{dataset_name(url)}: expected version {SIDE_VERSION}, found {content['version']!r}; it was written by "
                     "another softshard. Run: pip install -U softshard"
                 )
+            if problem := label_maps_problem(content["label_maps"]):
+                raise ValueError(problem)
+            for shard in content["shards"]:
+                if (
+                    not isinstance(shard["name"], str)
+                    or "/" in shard["name"]
+                    or type(shard["samples"]) is not int
+                ):
+                    raise ValueError(f"shard {shard!r:.80}")
             return cls(
                 content["name"],
                 content["dataset"],

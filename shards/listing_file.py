@@ -69,7 +69,7 @@ class KeptListing:
                 self._labels,
             ):
                 return None
-        except (FileNotFoundError, ValueError, struct.error, KeyError):
+        except (FileNotFoundError, ValueError, struct.error, KeyError, RecursionError):
             return None
         arrays = _Arrays(body, 16 + size)
         parts = [tuple(_load_folder(entry, arrays) for entry in part) for part in header["parts"]]

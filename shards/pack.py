@@ -205,7 +205,7 @@ def _check_earlier_plan(where: str, content: bytes, plan: Plan, job: Job, told: 
         samples_per_shard, map_shape = int(earlier["samples_per_shard"]), earlier["map_shape"]
         if samples_per_shard < 1 or not isinstance(plan_sha256, str):
             raise ValueError(f"{samples_per_shard} samples per shard of plan {plan_sha256!r}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{where}/{PLAN_NAME}: expected the plan of an earlier run, found: {error!r}; it is damaged. "
             "Pack into a new folder"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Protocol, Self
@@ -10,6 +11,7 @@ from typing import Protocol, Self
 from tqdm import tqdm
 
 _LINE_EVERY_S = 60.0
+_LOOK_EVERY_S = 5.0  # whether a line is due while nothing is counted
 
 
 class Progress(Protocol):
@@ -37,19 +39,31 @@ def progress_bar(total: int | None, label: str, unit: str, initial: int = 0) -> 
 
 
 class _Lines:
-    """A line now and then; none of work that takes less than a minute."""
+    """A line a minute, also while nothing is counted; none of work that takes less than a minute."""
 
     def __init__(self, total: int | None, label: str, unit: str, initial: int) -> None:
         self._total, self._label, self._unit, self._initial = total, label, unit, initial
         self._done = float(initial)
         self._start = self._last = time.monotonic()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
 
     def update(self, n: float = 1, /) -> None:
-        self._done += n
+        with self._lock:
+            self._done += n
+            self._say_if_due()
+
+    def _say_if_due(self) -> None:
         now = time.monotonic()
         if now - self._last >= _LINE_EVERY_S:
             self._last = now
             print(self._line(now - self._start), file=sys.stderr, flush=True)
+
+    def _say_meanwhile(self) -> None:
+        """A shard may take many minutes, and storage may hang: whoever reads the log wants to know that the run is there."""
+        while not self._ended.wait(_LOOK_EVERY_S):
+            with self._lock:
+                self._say_if_due()
 
     def _line(self, elapsed_s: float) -> str:
         rate = (self._done - self._initial) / elapsed_s
@@ -62,9 +76,10 @@ class _Lines:
         return text
 
     def __enter__(self) -> Self:
+        threading.Thread(target=self._say_meanwhile, name="softshard-progress", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        pass
+        self._ended.set()

@@ -97,7 +97,7 @@ def read_receipts(
             whole = record is None or (
                 sizes.get(shard_name) == record["bytes"] and index_name(shard_name) in sizes
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return receipt if whole else None
 

@@ -136,7 +136,8 @@ def _problem(record: Any) -> str | None:
     """What is wrong with a line, or None."""
     if not isinstance(record, dict):
         return "expected a JSON object, found something else"
-    if not isinstance(record.get("key"), str) or type(record.get("class")) is not int or record["class"] < 0:
+    index = record.get("class")
+    if not isinstance(record.get("key"), str) or type(index) is not int or not 0 <= index < 2**31:
         return "expected a key and a class index"
     value = record.get("probability")
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:

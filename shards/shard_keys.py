@@ -33,14 +33,26 @@ def shard_keys(dataset: str | Path, manifest: Manifest, number: int) -> list[byt
     Raises:
         DataError: the index is missing or is not the manifest's.
     """
+    record = manifest.shards[number]
     text = _index_text(dataset, manifest, number)
     _check_index(dataset, manifest, number, text)
     cut = len(manifest.components[-1]) + 1
-    return [line[line.rindex(b" ") + 1 : -cut] for line in text.splitlines()[1:]]
+    lines = text.splitlines()[1:]
+    # The hash is right; the maker of a data set may mean harm, or have another idea of an index.
+    if len(lines) != record.samples or not all(b" " in line for line in lines):
+        raise DataError(
+            f"{public_name(_index_url(dataset, manifest, number))}: expected a line of components for each of "
+            f"{record.samples} samples, found {len(lines)} lines, or others. {_run(dataset)}"
+        )
+    return [line[line.rindex(b" ") + 1 : -cut] for line in lines]
+
+
+def _index_url(dataset: str | Path, manifest: Manifest, number: int) -> str:
+    return join_url(dataset, index_name(manifest.shards[number].name))
 
 
 def _index_text(dataset: str | Path, manifest: Manifest, number: int) -> bytes:
-    url = join_url(dataset, index_name(manifest.shards[number].name))
+    url = _index_url(dataset, manifest, number)
     try:
         return read_limited(url, MAX_RECEIPT_BYTES)
     except OSError as error:
@@ -52,7 +64,7 @@ def _index_text(dataset: str | Path, manifest: Manifest, number: int) -> bytes:
 def _check_index(dataset: str | Path, manifest: Manifest, number: int, text: bytes) -> None:
     record = manifest.shards[number]
     if sha256_hex(text) != record.index_sha256:
-        where = public_name(join_url(dataset, index_name(record.name)))
+        where = public_name(_index_url(dataset, manifest, number))
         raise DataError(f"{where}: expected the manifest's SHA-256, found another. {_run(dataset)}")
 
 

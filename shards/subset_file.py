@@ -236,7 +236,7 @@ class SubsetFile:
                 keys=None if images is None else tuple(images["keys"]),
                 image_method=None if images is None else images["method"],
                 image_source=None if images is None else images["source"],
-                notes=tuple(map(str, content.get("notes") or ())),
+                notes=tuple(map(str, notes)) if isinstance(notes := content.get("notes"), list) else (),
             )
         except DataError as error:
             raise DataError(str(error).replace("subset:", f"{where}:")) from error

@@ -160,7 +160,11 @@ class LabelTree:
             DataError: what is no pair of names, with line numbers; and as `from_table`.
         """
         pairs = read_pairs(str(path))
-        return cls.from_table(classes, pairs, parents=parents, levels=levels, source=str(path))
+        try:
+            return cls.from_table(classes, pairs, parents=parents, levels=levels, source=str(path))
+        except (DataError, UsageError) as error:  # some are of the tree, and know of no file
+            where = public_name(str(path))
+            raise error if where in str(error) else type(error)(f"{where}: {error}") from error
 
     @classmethod
     def _from_parts(cls, parts: tree_build.TreeParts, levels: int | None) -> LabelTree:

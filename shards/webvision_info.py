@@ -46,6 +46,7 @@ _BELOW = (
     "train/",
 )
 _META_BELOW = ("", "meta/", "metadata/", "info/")
+_ODD = frozenset(":\0")  # a drive or URL; what no file name has
 _MAX_INFO_BYTES = 64 * MIB
 MAX_META_BYTES = 512 * MIB  # of one query's JSON file, some thousand objects
 
@@ -154,7 +155,7 @@ class WebVision:
         if found is None:
             return None
         meta_name, _, place = meta.strip().rpartition(" ")
-        if part.meta_list and (not _is_below(meta_name) or not place.isdecimal() or int(place) < 1):
+        if part.meta_list and (not _is_below(meta_name) or not _is_number(place) or int(place) < 1):
             problems.append(
                 f"{self._where(part.meta_list)}: line {number}: expected a JSON file and a row from 1, found {meta[:80]!r}"
             )
@@ -173,7 +174,7 @@ class WebVision:
             return None
         path, _, label = text.strip().rpartition(" ")
         path = path.strip()
-        if not _is_below(path) or not (label.isascii() and label.isdecimal()):
+        if not _is_below(path) or not _is_number(label):
             found = f"expected a path below the folder and a class, found {text.strip()[:80]!r}"
         elif int(label) >= len(self.synsets):
             found = (
@@ -235,6 +236,11 @@ def read_meta(storage: Storage, meta_file: str) -> list[Any]:
         rows = json.loads(read_limited(join_url(storage.root, meta_file), MAX_META_BYTES).decode("utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{where}: expected a JSON array of the query's images, found no file") from None
+    except OSError as error:  # such as a name that is too long
+        reason = error.strerror or error
+        raise DataError(
+            f"{where:.200}: expected a JSON array of the query's images, found: {reason}"
+        ) from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
@@ -275,7 +281,7 @@ def _read_queries(storage: Storage, num_synsets: int, problems: list[str]) -> di
     queries: dict[int, int] = {}
     for number, line in enumerate(lines, 1):
         cells = line.split()
-        if len(cells) != 2 or not all(cell.isascii() and cell.isdecimal() for cell in cells):
+        if len(cells) != 2 or not all(map(_is_number, cells)):
             problems.append(f"{where}: line {number}: expected a query and a synset, found {line[:80]!r}")
             continue
         query, synset = map(int, cells)
@@ -337,7 +343,15 @@ def _holding(storage: Storage, folders: set[str], candidates: tuple[str, ...], n
 
 def _is_below(path: str) -> bool:
     """Whether a path leads to a file below the folder."""
-    return bool(path) and not path.startswith(("/", "~")) and ".." not in path.split("/") and ":" not in path
+    parts = path.split("/")
+    return (
+        bool(path) and not path.startswith(("/", "~")) and ".." not in parts and not _ODD.intersection(path)
+    )
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a whole number of a sane length: Python refuses to read thousands of digits."""
+    return text.isascii() and text.isdecimal() and len(text) < 19
 
 
 def _query(path: str) -> int | None:

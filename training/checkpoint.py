@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pickle
+import types
+import typing
 import zipfile
-import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,16 +155,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         fields = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: expected a checkpoint, found no such file") from None
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-    ) as error:
+    except Exception as error:  # a damaged pickle fails in any way: IndexError, struct.error, ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{path}: expected a checkpoint, found a file that torch cannot read ({reason}); it is cut short "
@@ -191,7 +183,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "the checkpoint was written by another version, or changed"
         ) from error
     fields.setdefault("tag_names", [])
+    if other := _other_types(fields):
+        raise DataError(
+            f"{path}: expected the fields of a checkpoint, found others in {', '.join(other)}; it was changed, or "
+            "written by something else"
+        )
     return Checkpoint(**{name: fields[name] for name in (*names, "tag_names")})
+
+
+def _other_types(fields: Mapping[str, Any]) -> list[str]:
+    """The fields of a file that are of another type than a checkpoint's, looking no deeper than lists and dicts."""
+    hints = typing.get_type_hints(Checkpoint)
+    other = []
+    for name in sorted(hints):
+        parts = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
+        kinds = tuple(typing.get_origin(part) or part for part in parts)
+        if not isinstance(fields[name], (*kinds, int) if float in kinds else kinds):
+            other.append(name)
+    return other
 
 
 def _refuse_what_is_plainly_else(path: Path) -> None:

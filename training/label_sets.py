@@ -219,7 +219,7 @@ def _read_sets(source: str) -> Names:
     text = read_text(source, _MAX_FILE_BYTES)
     try:
         listed = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{source}: expected JSON, found: {error}") from error
     if not isinstance(listed, dict) or not all(map(_is_set, listed.values())):
         raise DataError(

@@ -227,7 +227,7 @@ def _settle(folder: Path, header: dict[str, Any]) -> None:
         return
     try:
         found = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: expected what an earlier run wrote, found: {error}. Remove {folder}"
         ) from error

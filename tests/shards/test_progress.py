@@ -51,3 +51,18 @@ def test_work_of_unknown_length_has_no_time_left(clock, capsys):
         clock[0] += 60
         bar.update(30)
     assert capsys.readouterr().err == "softshard: list: 30 img, 01:00, 0.5 img/s\n"
+
+
+def test_work_that_counts_nothing_for_a_long_time_says_that_it_is_there(clock, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_LOOK_EVERY_S", 0.001)
+    with progress.progress_bar(1200, "pack", "img") as bar:
+        clock[0] += 10
+        bar.update(30)
+        text = ""
+        clock[0] += 50
+        while "\n" not in text:
+            text += capsys.readouterr().err
+    assert text == "softshard: pack: 30 of 1,200 img, 01:00, 0.5 img/s, 39:00 left\n"
+    clock[0] += 600
+    bar._ended.wait(0.05)
+    assert capsys.readouterr().err == ""
