@@ -26,7 +26,7 @@ _FORKS.set_forkserver_preload(["softshard.loaders.service_run", "softshard.shard
 
 def run_serve(arguments: list[str], said: Connection, log: str) -> None:
     """The command; in the server's process."""
-    sys.stdout = open(said.fileno(), "w", closefd=False)
+    sys.stdout = os.fdopen(said.fileno(), "w", closefd=False)
     with open(log, "a") as file:
         os.dup2(file.fileno(), 2)
     from softshard.shards.cli import main
