@@ -1,6 +1,6 @@
 # make demo   the main job from end to end (makes .venv first)
 # make test   all tests
-# make lint   ruff, pyright, hadolint
+# make lint   ruff, pyright, hadolint, the schema of compose
 # make bench  the benchmarks, results into benchmarks/results
 # make soak   an hour of loaders over bad storage: memory and descriptors must stay flat
 # make setup  .venv with everything above
@@ -43,6 +43,7 @@ lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
 
 format: $(DEV)
 	$(BIN)/ruff check --fix-only .
@@ -62,6 +63,8 @@ bench: $(DEV)
 	cd benchmarks && ../$(BIN)/python losses.py
 	cd benchmarks && ../$(BIN)/python semantic_losses.py
 	cd benchmarks && ../$(BIN)/python relabel.py
+	cd benchmarks && ../$(BIN)/python service.py
+	cd benchmarks && ../$(BIN)/python service_kill.py --minutes 10
 	cd benchmarks && ../$(BIN)/python tags.py --no-nltk-tagger
 
 soak: $(DEV)

@@ -19,6 +19,7 @@ Run: python benchmarks/service.py   (three minutes on two quiet cores)
 
 from __future__ import annotations
 
+import os
 import statistics
 import threading
 import time
@@ -193,6 +194,7 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     args = parser.parse_args()
     dataset = make_data_set(args.data, args.photos, size=256, samples=SAMPLES, components="jpg")
+    load = os.getloadavg()[1]  # of five minutes: what others make the machine do
     rows = transport(dataset, args.repeats)
     costs = {row["way"]: row["cpu_ms"] for row in rows}
     found, ratios = throughput(dataset, args.threads, args.repeats, costs)
@@ -211,6 +213,7 @@ def main() -> None:
         ratios=ratios,
         bars=BARS,
         threads=args.threads,
+        load_before=round(load, 2),
     )
 
 

@@ -2,7 +2,7 @@
 
 Job: two servers of 2,048 photographs of 256 pixels, and two trainers that read epoch after epoch: one with batches in shared
 memory, plain labels and CutMix; one over the socket, with pooled label maps. Every 2 to 5 seconds a server that
-answers is killed (SIGKILL) and started anew at the same address, so that often none is there at all. Each trainer reads a
+answers is killed (SIGKILL) and started anew at once, at the same address. Each trainer reads a
 local Loader with the same options in step, and compares every batch field by field, bit by bit; since the local
 loader's sequence is the whole epoch, in order, a batch that is lost, given twice or out of turn does not compare.
 
