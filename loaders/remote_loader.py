@@ -193,8 +193,7 @@ class RemoteLoader(Loader):
             addresses, recipe.to_json(), connection, decode_stack(connection.decoder), self._per_lane, listed
         )
         self._side = None  # what a server joins is part of its fingerprint
-        place = ",".join(addresses if listed is None else [str(listed.path)])
-        place += f"/{self._pool.facts['dataset']}"
+        place = ",".join(addresses) + (f"/{self._pool.facts['dataset']}")
         self.source = RemoteSource.of(place, self._pool)  # pyright: ignore[reportAttributeAccessIssue]
         self.dataset = place
         self._taken = 0

@@ -279,10 +279,10 @@ def _check_cluster(ray: ModuleType, options: PoolOptions, num_cpus: int) -> None
             "fewer --replicas or --threads, or a larger cluster"
         )
     hosts = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    if options.host is None:
-        for host in sorted(hosts):
-            check_listen(host, None if options.token_file is None else "from a file", options.tls is not None)
-    elif is_loopback(options.host) and len(hosts) > 1:
+    token = None if options.token_file is None else "read on the nodes"
+    for host in sorted(hosts) if options.host is None else [options.host]:
+        check_listen(host, token, options.tls is not None)
+    if options.host is not None and is_loopback(options.host) and len(hosts) > 1:
         raise UsageError(
             f"serve --engine ray: expected an address that trainers reach on all {len(hosts)} hosts of the cluster, found "
             f"{options.host}. Use --listen node:0, with a token and TLS"
