@@ -5,6 +5,7 @@
 # make bench  the benchmarks, results into benchmarks/results; make bench-losses: one of them. For every row of every table:
 #             make bench PHOTOS=DIR AGAINST=webdataset,dali,ffcv=/opt/ffcv/bin/python,... IMG2DATASET=/opt/i2d/bin/python
 # make lint   ruff, pyright, hadolint
+# make lint   ruff, pyright, hadolint, the schema of compose
 # make bench  the benchmarks, results into benchmarks/results
 # make dist   wheel and source distribution, checked, into dist
 # make test-oldest  all tests with the oldest versions that pyproject.toml promises (tests/oldest.txt), in .venv-oldest
@@ -73,6 +74,7 @@ lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
 
 # Nothing is fetched. The variable silences an advertisement for another site builder.
 docs: $(DEV)
@@ -113,6 +115,23 @@ build/benchmarks/maps.npz: $(DEV)
 	mkdir -p $(@D)
 	$(BIN)/python benchmarks/teacher_maps.py --photos $(PHOTOS) -o $@
 endif
+bench: $(DEV)
+	cd benchmarks && ../$(BIN)/python peers.py
+	cd benchmarks && ../$(BIN)/python augment_cpu.py
+	cd benchmarks && ../$(BIN)/python label_maps.py
+	cd benchmarks && ../$(BIN)/python sharder.py
+	cd benchmarks && ../$(BIN)/python plan_scale.py
+	cd benchmarks && ../$(BIN)/python order_scale.py
+	cd benchmarks && ../$(BIN)/python exactness.py
+	cd benchmarks && ../$(BIN)/python kill_pack.py
+	cd benchmarks && ../$(BIN)/python faults.py
+	cd benchmarks && ../$(BIN)/python confusion_groups.py
+	cd benchmarks && ../$(BIN)/python losses.py
+	cd benchmarks && ../$(BIN)/python semantic_losses.py
+	cd benchmarks && ../$(BIN)/python relabel.py
+	cd benchmarks && ../$(BIN)/python service.py
+	cd benchmarks && ../$(BIN)/python service_kill.py --minutes 10
+	cd benchmarks && ../$(BIN)/python tags.py --no-nltk-tagger
 
 soak: $(DEV)
 	cd benchmarks && ../$(BIN)/python soak.py --minutes 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE, byte_size, local_path
 from ..shards.errors import UsageError
 
 if TYPE_CHECKING:
-    from .service_desk import ServedSet
+    from .service_desk import Limits, ServedSet
 
 DEFAULT_LISTEN, DEFAULT_HTTP = "127.0.0.1:7070", "127.0.0.1:7071"
 
@@ -39,9 +40,8 @@ def add_serve(subparsers: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "--listen",
-        default=DEFAULT_LISTEN,
         metavar="HOST:PORT",
-        help=f"(default: {DEFAULT_LISTEN}; port 0: any)",
+        help=f"(default: {DEFAULT_LISTEN}; port 0: any; with --engine ray 127.0.0.1:0, on a cluster node:0, the node's own)",
     )
     command.add_argument(
         "--http",
@@ -54,11 +54,14 @@ def add_serve(subparsers: argparse._SubParsersAction) -> None:
     safe.add_argument("--tls-cert", metavar="FILE", type=local_path, help="certificate chain, PEM")
     safe.add_argument("--tls-key", metavar="FILE", type=local_path, help="its key, PEM")
     command.add_argument("--device", default="cpu", help="that decodes: cpu or cuda (default: cpu)")
-    command.add_argument("--threads", type=int, metavar="N", help="decoder threads (default: one a core)")
+    command.add_argument(
+        "--threads", type=int, metavar="N", help="decoder threads (default: one a core; with --engine ray 1)"
+    )
     command.add_argument("--cache", metavar="DIR", type=local_path, help="where shards behind a URL are kept")
     command.add_argument(
         "--no-shared-memory", action="store_true", help="send batches over the socket to this host, too"
     )
+    _add_pool(command)
     limits = command.add_argument_group("limits")
     for name, default, text in (
         ("cache-bytes", "2GiB", "recent batches that are kept for other trainers"),
@@ -95,12 +98,34 @@ def add_serve(subparsers: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_run_serve)
 
 
+def _add_pool(command: argparse.ArgumentParser) -> None:
+    pool = command.add_argument_group("a pool of servers on Ray, which are started anew when they die")
+    pool.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="ray: see below (default: local, one server)",
+    )
+    pool.add_argument("--replicas", type=int, metavar="N", help="with --engine ray: servers (default: 1)")
+    pool.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of the cluster, or auto (default: RAY_ADDRESS; without it a Ray is started here)",
+    )
+    pool.add_argument(
+        "--addresses",
+        type=local_path,
+        metavar="FILE.json",
+        help="kept up to date with where the servers are; trainers take file:///.../FILE.json#NAME",
+    )
+
+
 def _run_serve(args: argparse.Namespace) -> int:
     try:
         from .cache import Cache
         from .service_access import read_token
         from .service_address import split_address
-        from .service_desk import Desk, Limits
+        from .service_desk import Desk
         from .service_run import log_as_json, run_server
     except ModuleNotFoundError as error:
         from ..shards.errors import MissingExtraError
@@ -109,28 +134,74 @@ def _run_serve(args: argparse.Namespace) -> int:
     token = None if args.token_file is None else read_token(args.token_file)
     tls = _read_tls(args.tls_cert, args.tls_key)
     log_as_json(args.log_level)
+    if args.engine == "ray":
+        return _run_pool(args)
+    if args.replicas is not None or args.address is not None or args.addresses is not None:
+        raise UsageError("serve: expected --replicas, --address and --addresses with --engine ray")
     desk = Desk(
         named_sets(args.datasets, args.side),
         device=args.device,
         num_threads=args.threads,
         cache=Cache(folder=args.cache),
-        limits=Limits(
-            cache_bytes=args.cache_bytes,
-            memory_bytes=args.memory_bytes,
-            batch_bytes=args.max_batch_bytes,
-            request_bytes=args.max_request_bytes,
-            recipes=args.max_recipes,
-            clients=args.max_clients,
-            calls=args.max_calls,
-        ),
+        limits=_limits(args),
     )
     finished = run_server(
         desk,
-        listen=split_address(args.listen),
+        listen=split_address(args.listen or DEFAULT_LISTEN),
         http=None if args.http == "none" else split_address(args.http),
         token=token,
         tls=tls,
         shared_memory=not args.no_shared_memory,
+        drain_s=args.drain_s,
+        say=lambda line: print(line, flush=True),
+    )
+    return EXIT_FINE if finished else EXIT_BAD_DATA
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    from .service_desk import Limits
+
+    return Limits(
+        cache_bytes=args.cache_bytes,
+        memory_bytes=args.memory_bytes,
+        batch_bytes=args.max_batch_bytes,
+        request_bytes=args.max_request_bytes,
+        recipes=args.max_recipes,
+        clients=args.max_clients,
+        calls=args.max_calls,
+    )
+
+
+def _run_pool(args: argparse.Namespace) -> int:
+    from ..shards.engine_ray import ADDRESS_VARIABLE
+    from .service_address import split_address
+    from .service_ray import PoolOptions, run_pool
+
+    on_cluster = args.address is not None or bool(os.environ.get(ADDRESS_VARIABLE))
+    host, port = split_address(args.listen or ("node:0" if on_cluster else "127.0.0.1:0"))
+    replicas, threads = args.replicas or 1, args.threads or 1
+    if port != 0 or replicas < 1 or threads < 1:
+        raise UsageError(
+            f"serve --engine ray: expected port 0, and replicas and threads from 1, found port {port}, {args.replicas} and "
+            f"{args.threads}. Servers take any free port, and say which with --addresses"
+        )
+    finished = run_pool(
+        PoolOptions(
+            named_sets(args.datasets, args.side),
+            host=None if host == "node" else host,
+            device=args.device,
+            num_threads=threads,
+            cache=args.cache,
+            limits=_limits(args),
+            token_file=args.token_file,
+            tls=None if args.tls_cert is None else (args.tls_cert, args.tls_key),
+            shared_memory=not args.no_shared_memory,
+            log_level=args.log_level,
+            folder=os.getcwd(),
+        ),
+        replicas=replicas,
+        address=args.address,
+        addresses=args.addresses,
         drain_s=args.drain_s,
         say=lambda line: print(line, flush=True),
     )

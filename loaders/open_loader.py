@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def open_loader(
     dataset: str | Path | Mixture, *, connection: Connection | None = None, **options: Any
 ) -> Loader:
-    """A Loader, or a RemoteLoader where the data set is `grpc://host:port/NAME` (several with commas between).
+    """A Loader, or a RemoteLoader where the data set is `grpc://host:port/NAME` (several with commas between; or a list).
 
     Args:
         dataset: as a Loader's or a RemoteLoader's first argument.

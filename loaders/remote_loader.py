@@ -33,8 +33,8 @@ from .mixture import Mixture
 from .normalize import normalization, normalizer
 from .options import check_choices, check_normalisation, check_numbers
 from .order import DEFAULT_WINDOW, check_geometry
-from .service_address import split_servers
 from .service_client import Connection
+from .service_list import find_servers
 from .service_maker import Place
 from .service_pool import ServerPool
 from .service_protocol import decode_stack
@@ -116,6 +116,7 @@ class RemoteLoader(Loader):
     Args:
         servers: `grpc://host:port` of each, in a list or with commas between; with `/NAME` behind it, which of their data
             sets.
+            A file in which a pool says where its servers are is taken too: `file:///run/servers.json#NAME`.
         dataset: None, or the name of one; or a Mixture of names. Not both here and behind the addresses.
         batch_size: see Loader, as for everything that is not listed here.
         device: where batches go.
@@ -164,7 +165,7 @@ class RemoteLoader(Loader):
         check_normalisation(mean, std)
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
-        addresses, name = split_servers(servers)
+        addresses, name, listed = find_servers(servers)
         if name is not None and dataset is not None:
             raise UsageError(
                 f"data service: expected one name of a data set, found {name!r} and {dataset!r:.80}"
@@ -189,7 +190,7 @@ class RemoteLoader(Loader):
         connection = connection or Connection()
         recipe = self._recipe(_named(dataset or name), labels, teacher)
         self._pool = ServerPool(
-            addresses, recipe.to_json(), connection, decode_stack(connection.decoder), self._per_lane
+            addresses, recipe.to_json(), connection, decode_stack(connection.decoder), self._per_lane, listed
         )
         self._side = None  # what a server joins is part of its fingerprint
         place = ",".join(addresses) + (f"/{self._pool.facts['dataset']}")

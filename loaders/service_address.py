@@ -12,8 +12,11 @@ SCHEMES = ("grpc", "grpc+tls")
 
 
 def is_service(dataset: object) -> bool:
-    """Whether what stands for a data set are addresses of servers."""
-    return isinstance(dataset, str) and dataset.startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
+    """Whether what stands for a data set are addresses of servers, or a file of them (service_list.py)."""
+    if not isinstance(dataset, str):
+        return False
+    is_list = dataset.startswith("file://") and urlsplit(dataset).path.endswith(".json")
+    return is_list or dataset.startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
 
 
 def split_servers(servers: str | Sequence[str]) -> tuple[list[str], str | None]:

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ import pyarrow as pa
 from ..shards.errors import SoftshardError, UsageError
 from .fetch_stats import FetchCounters
 from .service_client import AWAY, Connection, Server
+from .service_list import ServerList
 from .service_maker import Place
 from .service_protocol import (
     BUSY,
@@ -82,6 +84,7 @@ class ServerPool:
         connection: how to speak to them.
         stack: the pixel stack that they must have.
         draws_per_lane: of a step.
+        listed: the file that says where the servers are, where that changes.
 
     Raises:
         UsageError: a server is of another version, pixel stack or data set (both are named), refuses the recipe or token.
@@ -96,11 +99,14 @@ class ServerPool:
         connection: Connection,
         stack: dict[str, str],
         draws_per_lane: int,
+        listed: ServerList | None = None,
     ) -> None:
+        self._listed = listed
+        self._make_server = partial(Server, connection=connection, client=secrets.token_hex(8), stack=stack)
+        self._gone: list[Server] = []  # that the list names no more; answers may be under way
         self._recipe, self._connection, self._draws_per_lane = recipe, connection, draws_per_lane
-        client = secrets.token_hex(8)
         # In one order for all clients, whatever order they were named in.
-        self.servers = [Server(address, connection, client, stack) for address in sorted(addresses)]
+        self.servers = [self._make_server(address) for address in sorted(addresses)]
         self.counters = FetchCounters()
         self.num_hedged = self.num_in_memory = 0
         self._answers: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
@@ -127,13 +133,14 @@ class ServerPool:
 
         give_up = time.monotonic() + self._connection.connect_s
         while True:
+            self._follow_list()
             asked = [server for server in self.servers if outcomes.get(server, Refusal(BUSY, "")) is not None]
             threads = [threading.Thread(target=try_one, args=(server,), daemon=True) for server in asked]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-            for server, error in outcomes.items():
+            for server, error in list(outcomes.items()):
                 if isinstance(error, Refusal) and error.code in (USAGE, DATA, REFUSED):
                     raise (
                         UsageError(f"{server.address}: {error}")
@@ -153,6 +160,20 @@ class ServerPool:
                     server.last_error = error if isinstance(error, Refusal) else None
                 raise self._nobody("a server that answers", self._connection.connect_s)
             time.sleep(0.25)  # it may only be about to start, or somebody may make room
+
+    def _follow_list(self) -> None:
+        """Keep to the list of servers, where there is one: those of a pool come and go."""
+        found = None if self._listed is None else self._listed.changed()
+        if not found:  # an empty one stands for a pool that is starting or ending: what is known is as good
+            return
+        known = {server.address: server for server in self.servers}
+        try:
+            servers = [known.pop(address, None) or self._make_server(address) for address in sorted(found)]
+        except UsageError as error:  # such as one that the token would be sent to in the clear
+            logger.warning("%s: expected servers that can be asked: %s", self._listed, error)
+            return
+        self._gone += known.values()
+        self.servers = servers
 
     def _open(self, server: Server) -> None:
         """Open the recipe on a server, and see that it serves what the others do."""
@@ -217,6 +238,7 @@ class ServerPool:
                 continue
             if wanted[0].error is not None:
                 raise wanted[0].error
+            self._follow_list()
             self._wait(wanted)
             if self._interrupted:
                 return
@@ -360,5 +382,5 @@ class ServerPool:
 
     def close(self) -> None:
         """Let the connections go; answers that are still under way are dropped."""
-        for server in self.servers:
+        for server in (*self.servers, *self._gone):
             server.close()

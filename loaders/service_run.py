@@ -79,7 +79,7 @@ def run_server(
     _allow_many_files()
     with ExitStack() as stack:
         stack.callback(desk.close)
-        stop = stack.enter_context(_stopped_by_signals())
+        stop = stack.enter_context(stopped_by_signals())
         server = BatchServer(desk, *listen, token=token, tls=tls, shared_memory=shared_memory)
         stack.callback(server.close)
         where: dict[str, Any] = {"event": "serving", "listen": server.address, "http": None}
@@ -101,7 +101,7 @@ def run_server(
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[threading.Event]:
+def stopped_by_signals() -> Iterator[threading.Event]:
     """An event that the first SIGTERM or SIGINT sets; the second one ends the process as if it were not caught."""
     stop = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

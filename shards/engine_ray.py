@@ -112,12 +112,12 @@ def import_ray() -> ModuleType:
 
 
 @contextlib.contextmanager
-def connected(ray: ModuleType, workers: int | None) -> Iterator[None]:
-    """Be connected to a Ray; what is started here is stopped."""
+def connected(ray: ModuleType, workers: int | None, address: str | None = None) -> Iterator[None]:
+    """Be connected to a Ray, by default that of RAY_ADDRESS or else one of this machine; what is started here is stopped."""
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get(ADDRESS_VARIABLE) or "local"
+    address = address or os.environ.get(ADDRESS_VARIABLE) or "local"
     if "://" in address:
         # Ray Client's tasks would outlive a killed run by half a minute, and write beside the one that continues.
         raise UsageError(

@@ -68,7 +68,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "dataset",
         metavar="DATASET",
         help="folder or fsspec URL of a data set, or servers of softshard serve: "
-        "grpc://HOST:PORT/NAME, several with commas between",
+        "grpc://HOST:PORT/NAME, several with commas between, or their list, file:///.../servers.json#NAME",
     )
     command.add_argument("--model", required=True, metavar="TIMM_NAME", help="architecture, such as resnet50")
     command.add_argument(

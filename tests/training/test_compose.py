@@ -1,0 +1,129 @@
+"""docker/compose.yaml without docker: its own commands, against the S3 server of the tests, with names and folders replaced.
+
+What only an engine can show (images, networks, users, memory limits) is not tested here.
+"""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+DOCKER = Path(__file__).parents[2] / "docker"
+SOFTSHARD = [sys.executable, "-c", "import sys; from softshard.shards.cli import main; sys.exit(main())"]
+ONE_SMALL_EPOCH = ["--preset", "small", "--epochs", "1", "--image-size", "32", "--global-batch", "8"]
+PATIENCE_S = 300
+
+
+@pytest.fixture(scope="module")
+def stack():
+    return yaml.safe_load((DOCKER / "compose.yaml").read_text())
+
+
+def start(command, replaced, **options):
+    """A service's command, with what stands for its container's names and folders here."""
+    words = list(command)
+    for name, here in replaced.items():
+        words = [word.replace(name, str(here)) for word in words]
+    return subprocess.Popen([*SOFTSHARD, *words], text=True, **options)
+
+
+def make_secrets(folder, names):
+    folder.mkdir()
+    subprocess.run(["sh", str(DOCKER / "certificates.sh"), str(folder), *names], check=True, timeout=60)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs pyarrow: pip install '.[service]'")
+def test_the_stacks_commands_pack_to_a_store_serve_from_it_and_train(
+    stack, shards, s3_bucket, tmp_path, monkeypatch
+):
+    services = stack["services"]
+    secrets, *names = services["certificates"]["command"]
+    assert secrets == "/secrets"
+    made = make_secrets(tmp_path / "secrets", [*names, "127.0.0.1"])
+    assert set(made) == {"token", "ca.pem", "cert.pem", "key.pem"}
+    replaced = {
+        "s3://softshard": s3_bucket,
+        "/photos": shards.parent / "images",
+        "/secrets": tmp_path / "secrets",
+        "/runs": tmp_path / "runs",
+        "0.0.0.0:7070": "127.0.0.1:0",
+    }
+    assert start(services["pack"]["command"], replaced).wait(PATIENCE_S) == 0
+    assert (
+        start(services["pack"]["command"], replaced).wait(PATIENCE_S) == 0
+    )  # as when the stack is started again
+    servers = []
+    try:
+        for name in names:
+            here = {"/cache": tmp_path / name, **replaced}
+            command = [*services[name]["command"], "--http", "127.0.0.1:0", "--threads", "1"]
+            servers.append(start(command, here, stdout=subprocess.PIPE))
+        said = [json.loads(server.stdout.readline()) for server in servers]
+        for name, line in zip(names, said, strict=True):
+            assert line["listen"].startswith("grpc+tls://")
+            replaced[f"{name}:7070"] = line["listen"].rpartition("/")[2]
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)  # the trainer has no key of the store
+        replaced["resnet18"] = "test_resnet"
+        trainer = start([*services["trainer"]["command"], *ONE_SMALL_EPOCH], replaced)
+        assert trainer.wait(PATIENCE_S) == 0
+        assert (tmp_path / "runs" / "first" / "checkpoint.pt").exists()
+        for server in servers:
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(60) == 0
+    finally:
+        for server in servers:
+            server.kill()
+            server.communicate()
+
+
+def test_secrets_are_made_once_are_their_owners_alone_and_the_authoritys_key_is_not_kept(tmp_path):
+    made = make_secrets(tmp_path / "secrets", ["server-1", "10.0.0.7"])
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "secrets").iterdir()} == {0o600}
+    again = ["sh", str(DOCKER / "certificates.sh"), str(tmp_path / "secrets"), "server-1"]
+    subprocess.run(again, check=True, timeout=60)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "secrets").iterdir()} == made
+    shown = [
+        "openssl",
+        "x509",
+        "-in",
+        str(tmp_path / "secrets" / "cert.pem"),
+        "-noout",
+        "-ext",
+        "subjectAltName",
+    ]
+    names = subprocess.run(shown, check=True, capture_output=True, text=True, timeout=60).stdout
+    assert "DNS:server-1" in names
+    assert "IP Address:10.0.0.7" in names
+    assert "ca.key" not in made
+
+
+def test_every_service_is_bounded_without_rights_and_out_of_reach(stack):
+    for name, service in stack["services"].items():
+        assert service["user"] == "1000:1000", name
+        assert service["cap_drop"] == ["ALL"], name
+        assert "mem_limit" in service, name
+        assert "ports" not in service, name
+    assert all(network["internal"] for network in stack["networks"].values())
+    running = [name for name, service in stack["services"].items() if "restart" in service]
+    assert set(running) == {"store", "server-1", "server-2", "trainer"}
+    for name in ("store", "server-1", "server-2"):
+        assert "healthcheck" in stack["services"][name], name
+    assert "storage" not in stack["services"]["trainer"]["networks"]
+
+
+@pytest.mark.skipif(find_spec("check_jsonschema") is None, reason="needs check-jsonschema")
+def test_the_file_fits_the_schema_of_compose():
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    found = subprocess.run(
+        [*command, str(DOCKER / "compose.yaml")], capture_output=True, text=True, timeout=60
+    )
+    assert found.returncode == 0, found.stdout
