@@ -48,6 +48,14 @@ def test_bench_without_dali_names_the_pip_command(packed):
     assert "pip install 'softshard[loaders]'" in done.stderr
 
 
+def test_serving_pages_without_starlette_names_the_pip_command(packed_plain):
+    script = f"from softshard.shards.cli import main; sys.exit(main(['inspect', {str(packed_plain)!r}, '--serve']))"
+    done = run(script, ["starlette", "uvicorn"])
+    assert done.returncode == 2
+    assert "softshard inspect --serve needs the module 'uvicorn', which is not installed" in done.stderr
+    assert "pip install 'softshard[inspect]'" in done.stderr
+
+
 def test_augment_needs_neither_torch_nor_dali():
     done = run("from softshard.loaders import Augment; Augment(size=8)", ["torch", "nvidia"])
     assert done.returncode == 0, done.stderr

@@ -247,6 +247,31 @@ def test_hostile_names_and_paths_are_text(packed_plain, tmp_path):
     assert Elements(html).text.count(HOSTILE) >= 2 * 4
 
 
+def test_metadata_of_any_length_are_cut(packed_plain):
+    found = inspect_data_set(packed_plain, options(num_samples=1))
+    meta = {"path": "x" * 10**6, "size": [40, 50], "note": ["y" * 10**6, {"deep": b"bytes"}]}
+    sample = dataclasses.replace(found.samples[0], meta=meta)
+    short, long = (
+        inspect_page(each).render() for each in (found, dataclasses.replace(found, samples=(sample,)))
+    )
+    assert len(long) - len(short) < 10_000
+    assert "998,000 characters more" in long
+
+
+def test_the_page_lists_components_shards_and_the_largest_classes(packed, plain_samples):
+    found = inspect_data_set(packed, options(num_samples=1))
+    html = inspect_page(found).render()
+    stored = next(each for each in plain_samples if each.key == found.samples[0].key)
+    for suffix, data in stored.parts.items():
+        assert f'<td>{suffix}</td><td class="num">{len(data):,}</td>' in html
+    manifest = Manifest.load(packed)
+    for shard in manifest.shards:
+        assert f'<td>{shard.name}</td><td class="num">{shard.samples}</td>' in html
+    counts = np.bincount(np.load(packed / "classes.npy"), minlength=9)
+    for index, name in enumerate(manifest.class_names):
+        assert f'<td>{name}</td><td class="num">{counts[index]}</td>' in html
+
+
 def test_hostile_class_names_of_targets_and_maps_are_text(tmp_path):
     names = (HOSTILE, '"><img src=x onerror=alert(1)>')
     rng = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 """Tags, weights and pseudo labels as targets: equal to what the shards say, for every way of asking."""
 
 import json
+import re
 import shutil
 
 import cv2
@@ -347,7 +348,15 @@ def test_inspect_shows_tags_by_name_and_classes_by_theirs(tagged):
             np.testing.assert_array_equal(sample.crops[0].target, wanted[sample.key][targets == "weights"])
         text = inspect_page(found).render()
         tags = {VOCABULARY.tags[i] for sample in found.samples for i in np.flatnonzero(wanted[sample.key][0])}
-        assert all((tag in text) == (targets == "tags") for tag in tags)
+        bars = set(re.findall(r'<span(?: class="own")? title="([^"]*)">', text))
+        assert all((tag in bars) == (targets == "tags") for tag in tags)
+        # What is stored is shown whatever the targets are.
+        assert all(tag in text for tag in tags)
+        for sample in found.samples:
+            weights = wanted[sample.key][1]
+            assert dict(sample.soft["weights"]) == {i: float(weights[i]) for i in np.flatnonzero(weights)}
+            assert [i for i, _ in sample.soft["tags"]] == np.flatnonzero(wanted[sample.key][0]).tolist()
+        assert text.count("<h3>Class weights</h3>") == text.count("<h3>Tags</h3>") == 4
 
 
 def test_sparse_targets_are_given_to_other_peoples_loops_without_padding(tagged):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from softshard.shards.figures import Drawing, Figure
 from softshard.shards.html import CHART_HEIGHT, CHART_WIDTH, Page, nice_ticks
+from softshard.shards.links import Field, Link, nav_html
 from softshard.shards.pictures import apply_colormap, as_rgb, draw_box, image_data_uri, overlay_map
 
 HOSTILE = """<script>alert("x")</script> & 'quoted'"""
@@ -70,6 +71,37 @@ def test_a_drawing_stands_in_a_card_and_the_own_class_is_marked_by_more_than_col
     assert f"✓ {HOSTILE}" in elements.text
     assert "✓ a" not in elements.text
     assert f"{HOSTILE}: the image's own class" in [span.get("title") for span in elements.named("span")]
+
+
+def test_links_and_forms_are_escaped_named_and_stay_on_the_server():
+    page = Page("t", nav=nav_html([Link("One", "/"), Link(HOSTILE, "/two?a=1&b=2")], "Pages", current="/"))
+    page.paragraph(("before ", Link(HOSTILE, "/x?q=%22"), " after"))
+    page.key_values({"key": Link("value", "#place")})
+    page.table(["a", "b"], [[Link(HOSTILE, "/row"), 3]])
+    page.form([Field("q", HOSTILE, '"><script>'), Field("n", "Number", "7", True)], "Go", "/search")
+    page.figures(
+        [Figure([], HOSTILE, href="/sample/1"), Figure([np.zeros((4, 4), np.uint8)], "p", href="/p")]
+    )
+    html = page.render()
+    elements = Elements(html)
+    assert "<script" not in html
+    assert [link["href"] for link in elements.named("a")] == [
+        *("/", "/two?a=1&b=2", "/x?q=%22", "#place", "/row", "/sample/1", "/p")
+    ]
+    assert [link.get("aria-current") for link in elements.named("a")][:2] == ["page", None]
+    assert [field["value"] for field in elements.named("input")] == ['"><script>', "7"]
+    assert len(elements.named("label")) == 2
+    (form,) = elements.named("form")
+    assert (form["method"], form["action"]) == ("get", "/search")
+    assert '<td class="num">3</td>' in html
+
+
+@pytest.mark.parametrize(
+    "href", ["javascript:alert(1)", "//evil.example/", "https://evil.example/", "x.html", ""]
+)
+def test_a_link_that_leaves_the_page_is_refused(href):
+    with pytest.raises(ValueError, match="expected an address that begins with / or #"):
+        Link("x", href)
 
 
 def test_write_gives_one_utf8_file(tmp_path):
