@@ -102,8 +102,8 @@ def judge(found: Situation) -> Verdict:
             nearest,
             None,
             f"The loader makes {found.loader:,.0f} images/s and {WORDS[nearest]} alone {rate:,.0f}, which cannot be: "
-            "something else ran on the machine, or the rounds are too short. Measure again on a quiet machine, with more --steps "
-            "and --repeats",
+            "something else ran on the machine, or the rounds are too short. Measure again on a quiet machine, with "
+            "more --steps and --repeats",
         )
     far = share < FAR_BELOW
     setting, change = _held_up(found) if far else _slowest(found, nearest)
