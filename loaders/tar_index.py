@@ -172,7 +172,9 @@ def identify(folder: str | Path, name: str) -> Tar:
         try:
             status = path.stat()
         except OSError as error:
-            raise DataError(f"{path}: expected a tar, found: {error.strerror}") from None
+            raise DataError(
+                f"{path}: expected a tar, found: {error.strerror}; give the tars that are there"
+            ) from None
         facts: list[Any] = [os.path.abspath(path), status.st_size, status.st_mtime_ns]
         return Tar(name, status.st_size, sha256_hex(canonical_json(facts)))
     storage = RemoteStorage(folder)

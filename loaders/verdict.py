@@ -1,6 +1,7 @@
 """Which ceiling a loader is nearest to, and the one setting to change: `softshard bench`'s last line.
 
-The rule, in this order:
+A loader that makes more than 1.1 of what its slowest part makes alone was not measured well: something else ran meanwhile,
+and nothing is advised. Otherwise the rule is, in this order:
 
 1. A loader below 0.6 of what its parts reach one after the other on the same threads is held up by none of them:
    by storage where it waits for that longest (a smaller window, or more ahead), by small batches below 64, and else by
@@ -22,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 FAR_BELOW = 0.6
+NOISE = 1.1  # of the slowest part: more cannot be
 SMALL_BATCH = 64
 LARGE_SIDE = 1.3  # stored side by crop side
 
@@ -95,6 +97,14 @@ def judge(found: Situation) -> Verdict:
     """Name the nearest ceiling and the setting to change; see the top of the file for the rule."""
     nearest = min(found.ceilings, key=lambda name: found.ceilings[name])
     rate, share = found.ceilings[nearest], found.loader / found.together
+    if found.loader > NOISE * rate:
+        return Verdict(
+            nearest,
+            None,
+            f"The loader makes {found.loader:,.0f} images/s and {WORDS[nearest]} alone {rate:,.0f}, which cannot be: "
+            "something else ran on the machine, or the rounds are too short. Measure again on a quiet machine, with "
+            "more --steps and --repeats",
+        )
     far = share < FAR_BELOW
     setting, change = _held_up(found) if far else _slowest(found, nearest)
     together = f"{found.together:,.0f}; the loader reaches {share:.2f} of that"

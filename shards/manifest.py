@@ -15,13 +15,13 @@ from .destination import Destination, open_destination
 from .errors import DataError
 from .files import canonical_json, join_url, read_limited, sha256_hex
 from .manifest_check import manifest_problems
+from .no_manifest import hint
 from .schema import (
     CLASSES_NAME,
     FORMAT_NAME,
     FORMAT_VERSION,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
-    SIDE_NAME,
     TIMM_INFO_NAME,
     TREE_NAME,
 )
@@ -149,20 +149,8 @@ class Manifest:
         try:
             data = read_limited(url, MAX_MANIFEST_BYTES)
         except (FileNotFoundError, NotADirectoryError) as error:
-            found = [] if is_remote(dataset) else sorted(Path(dataset).glob(f"*/{MANIFEST_NAME}"))
-            inside = [str(entry.parent) for entry in found]
-            is_side = not is_remote(dataset) and Path(dataset, SIDE_NAME).exists()
-            hint = (
-                "these are side shards, which hold label maps alone: give the data set they were made of, and these as "
-                "--side, or make one of both with `softshard maps join`"
-                if is_side
-                else f"give one of the data sets in it: {', '.join(inside)}"
-                if inside
-                else "the path is another one, or packing has not finished (the manifest is written last). "
-                "Run `softshard pack` again: it continues"
-            )
             raise DataError(
-                f"{public_name(str(dataset))}: expected a data set, found no {MANIFEST_NAME}; {hint}"
+                f"{public_name(str(dataset))}: expected a data set, found no {MANIFEST_NAME}; {hint(dataset)}"
             ) from error
         try:
             content = json.loads(data)

@@ -55,6 +55,12 @@ def test_the_sentence_has_the_numbers():
     )
 
 
+def test_a_loader_that_beats_its_slowest_part_is_measured_again():
+    verdict = judge(situation(4000, ceilings={"copy": 260}))
+    assert (verdict.nearest, verdict.setting) == ("copy", None)
+    assert "4,000 images/s and copying the images alone 260, which cannot be" in verdict.text
+
+
 def test_fetching_runs_beside_the_rest():
     assert situation(ceilings={"fetch": 2e3}).together == 2e3
     assert situation(ceilings={"fetch": 1e9}).together == situation().together

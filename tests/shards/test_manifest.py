@@ -186,6 +186,16 @@ def test_a_folder_without_manifest_says_that_packing_may_not_have_finished(tmp_p
     assert "Run `softshard pack` again" in str(caught.value)
 
 
+def test_what_is_no_data_set_is_told_apart(tmp_path):
+    with pytest.raises(DataError, match=r"found no manifest\.json; there is no such folder"):
+        Manifest.load(tmp_path / "away")
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    (tmp_path / "images" / "cat" / "1.JPEG").write_bytes(b"")
+    for images in (tmp_path / "images", tmp_path / "images" / "cat", f"file://{tmp_path}/images"):
+        with pytest.raises(DataError, match=r"these are images, .* Run: softshard pack /.* DST"):
+            Manifest.load(images)
+
+
 def test_the_folder_above_two_data_sets_names_them(packed_once):
     with pytest.raises(
         DataError, match=f"give one of the data sets in it: {packed_once}/train, {packed_once}/val"
