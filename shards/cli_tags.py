@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from .cli_values import EXIT_FINE, actions_of, print_json
+from .cli_values import EXIT_FINE, actions_of, local_path, print_json
 
 
 def add_build(subparsers: argparse._SubParsersAction) -> None:
@@ -25,7 +24,7 @@ def add_build(subparsers: argparse._SubParsersAction) -> None:
         help="list (.csv, .tsv, .jsonl) with path, label and any of title, description, tags, query; or a WebVision "
         "folder; a path or any fsspec URL",
     )
-    command.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.jsonl")
+    command.add_argument("-o", "--output", type=local_path, required=True, metavar="OUT.jsonl")
     vocabulary = command.add_argument_group("vocabulary")
     vocabulary.add_argument(
         "--vocabulary", metavar="FILE", help="use this one, which an earlier build wrote, and choose none"
