@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from .cli_values import EXIT_FINE, actions_of, print_json
+from .cli_values import EXIT_FINE, actions_of, local_path, print_json
 
 
 def add_build(subparsers: argparse._SubParsersAction) -> None:
@@ -26,7 +25,7 @@ def add_build(subparsers: argparse._SubParsersAction) -> None:
         "folder; a path or any fsspec URL",
     )
     command.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT.jsonl", help="list to write"
+        "-o", "--output", type=local_path, required=True, metavar="OUT.jsonl", help="list to write"
     )
     vocabulary = command.add_argument_group("vocabulary")
     vocabulary.add_argument(

@@ -50,6 +50,6 @@ def local_path(text: str) -> Path:
     """A path of this machine, for argparse."""
     if "://" in text:
         raise argparse.ArgumentTypeError(
-            f"expected a local path, found {public_name(text)!r}; copy it here first"
+            f"expected a local path, found {public_name(text)!r}; copy it to or from there"
         )
     return Path(text)

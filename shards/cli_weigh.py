@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from .cli_values import EXIT_FINE, actions_of, print_json
+from .cli_values import EXIT_FINE, actions_of, local_path, print_json
 
 
 def add_weigh(subparsers: argparse._SubParsersAction) -> None:
@@ -25,7 +24,7 @@ def add_weigh(subparsers: argparse._SubParsersAction) -> None:
         help="list (.csv, .tsv, .jsonl) with label and any of title, description, tags, text",
     )
     command.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT.jsonl", help="list to write"
+        "-o", "--output", type=local_path, required=True, metavar="OUT.jsonl", help="list to write"
     )
     _add_measures(command)
     command.add_argument(
@@ -40,7 +39,9 @@ def add_weigh(subparsers: argparse._SubParsersAction) -> None:
 
     command = actions.add_parser("show", help="a page with the nearest concepts of classes and their weights")
     command.add_argument("label", nargs="+", metavar="CLASS", help="class whose neighbours are shown")
-    command.add_argument("-o", "--output", type=Path, metavar="PAGE.html", help="write a page with charts")
+    command.add_argument(
+        "-o", "--output", type=local_path, metavar="PAGE.html", help="write a page with charts"
+    )
     command.add_argument("--text", default="", help="of an image, where text counts")
     _add_measures(command, top=12)
     command.set_defaults(run=_run_show)

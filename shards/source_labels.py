@@ -9,9 +9,12 @@ from .errors import DataError
 _MAX_CLASSES = 1_000_000  # a number beyond is no class index but something else, an id say
 
 
+_MAX_DIGITS = 18  # Python refuses to read numbers of thousands of digits
+
+
 def is_index(label: str) -> bool:
-    """Whether a label is a class index."""
-    return label.isascii() and label.isdigit()
+    """Whether a text is a whole number from 0, such as a class index; longer rows of digits are names."""
+    return label.isascii() and label.isdigit() and len(label) <= _MAX_DIGITS
 
 
 def name_classes(

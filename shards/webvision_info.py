@@ -27,6 +27,7 @@ from .errors import DataError, UsageError
 from .files import join_url, read_limited
 from .listing import every_problem
 from .schema import MIB
+from .source_labels import is_index
 from .source_lists import bounded_lines, text_lines
 from .storage import Storage
 from .wordnet import WNID_PATTERN
@@ -155,7 +156,7 @@ class WebVision:
         if found is None:
             return None
         meta_name, _, place = meta.strip().rpartition(" ")
-        if part.meta_list and (not _is_below(meta_name) or not _is_number(place) or int(place) < 1):
+        if part.meta_list and (not _is_below(meta_name) or not is_index(place) or int(place) < 1):
             problems.append(
                 f"{self._where(part.meta_list)}: line {number}: expected a JSON file and a row from 1, found {meta[:80]!r}"
             )
@@ -174,7 +175,7 @@ class WebVision:
             return None
         path, _, label = text.strip().rpartition(" ")
         path = path.strip()
-        if not _is_below(path) or not _is_number(label):
+        if not _is_below(path) or not is_index(label):
             found = f"expected a path below the folder and a class, found {text.strip()[:80]!r}"
         elif int(label) >= len(self.synsets):
             found = (
@@ -281,7 +282,7 @@ def _read_queries(storage: Storage, num_synsets: int, problems: list[str]) -> di
     queries: dict[int, int] = {}
     for number, line in enumerate(lines, 1):
         cells = line.split()
-        if len(cells) != 2 or not all(map(_is_number, cells)):
+        if len(cells) != 2 or not all(map(is_index, cells)):
             problems.append(f"{where}: line {number}: expected a query and a synset, found {line[:80]!r}")
             continue
         query, synset = map(int, cells)
@@ -349,11 +350,6 @@ def _is_below(path: str) -> bool:
     )
 
 
-def _is_number(text: str) -> bool:
-    """Whether a text is a whole number of a sane length: Python refuses to read thousands of digits."""
-    return text.isascii() and text.isdecimal() and len(text) < 19
-
-
 def _query(path: str) -> int | None:
-    match = re.search(r"(?:^|/)q(\d+)/", path)
+    match = re.search(r"(?:^|/)q([0-9]{1,18})/", path)
     return int(match[1]) if match else None

@@ -66,6 +66,11 @@ def test_whole_numbers_are_indices_and_keep_their_order(tmp_path, source, option
         open_source(write(tmp_path / "ids.csv", "path,label\n1.jpg,2000000\n"))
 
 
+def test_a_label_of_thousands_of_digits_is_a_name(tmp_path):
+    listing = open_source(write(tmp_path / "list.csv", f"path,label\n1.jpg,{'9' * 5000}\n"))
+    assert [folder.name for folder in listing.folders] == ["9" * 5000]
+
+
 def test_packing_by_numbers_stores_these_numbers(tmp_path, source, options):
     images = sorted(source.rglob("*.jpg"))
     text = "path,label\n" + "".join(f"{p},{i % 3 + 9}\n" for i, p in enumerate(images))

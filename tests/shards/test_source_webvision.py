@@ -160,6 +160,16 @@ def damage(root, name, change):
         ),
         (
             "train_filelist_flickr.txt",
+            lambda t: t[:-1] + "9" * 5000,
+            "line 1: expected a path below the folder and a class",
+        ),
+        (
+            "train_meta_list_flickr.txt",
+            lambda t: t.replace(" 1", " " + "9" * 5000),
+            "expected a JSON file and a row from 1",
+        ),
+        (
+            "train_filelist_flickr.txt",
             lambda t: "../" + t,
             "line 1: expected a path below the folder and a class",
         ),
