@@ -62,6 +62,7 @@ def _add_make(actions: argparse._SubParsersAction) -> None:
     make.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     make.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
     add_engine(make)
+    make.add_argument("--json", action="store_true", help="print what was written as JSON")
     make.set_defaults(run=partial(run_command, _run_make))
 
 
@@ -167,6 +168,7 @@ def _add_teacher(command: argparse.ArgumentParser, *, required: bool, several: s
 def _run_make(args: argparse.Namespace) -> int:
     with needs_extra("softshard maps make"):
         from .maps import MapOptions, load_teachers, make_label_maps
+    from ..shards.cli_values import print_data_set
     from ..shards.manifest import Manifest
     from ..shards.storage import public_name
 
@@ -192,7 +194,9 @@ def _run_make(args: argparse.Namespace) -> int:
     )
     maps = made.label_maps
     assert maps is not None
-    if rank == 0:
+    if rank == 0 and args.json:
+        print_data_set(made, args.destination)
+    elif rank == 0:
         for teacher in teachers:
             if teacher.outputs is not None:
                 print(teacher.outputs.line(teacher.name))

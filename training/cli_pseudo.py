@@ -65,12 +65,14 @@ def add_pseudo(subparsers: argparse._SubParsersAction) -> None:
     make.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     make.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
     add_engine(make)
+    make.add_argument("--json", action="store_true", help="print what was written as JSON")
     make.set_defaults(run=partial(run_command, _run_make))
 
 
 def _run_make(args: argparse.Namespace) -> int:
     with needs_extra("softshard pseudo make"):
         from .pseudo_store import PseudoOptions, make_pseudo_labels
+    from ..shards.cli_values import print_data_set
     from ..shards.storage import public_name
 
     rank, world_size, local_rank = process_of_torchrun()
@@ -91,7 +93,9 @@ def _run_make(args: argparse.Namespace) -> int:
         world_size=world_size,
         labelled=labelled,
     )
-    if rank == 0:
+    if rank == 0 and args.json:
+        print_data_set(made, args.destination)
+    elif rank == 0:
         where = public_name(args.destination)
         rest = {"own": "the others keep their own label", "none": "the others have none"}[args.below]
         found = f"{sure:,} of the {seen:,} images of this process got a label of the model's, {rest}"

@@ -44,12 +44,14 @@ def add_teacher(subparsers: argparse._SubParsersAction) -> None:
     make.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     make.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
     add_engine(make)
+    make.add_argument("--json", action="store_true", help="print what was written as JSON")
     make.set_defaults(run=partial(run_command, _run_make))
 
 
 def _run_make(args: argparse.Namespace) -> int:
     with needs_extra("softshard teacher make"):
         from .teacher_store import store_teacher
+    from ..shards.cli_values import print_data_set
     from ..shards.storage import public_name
 
     rank, world_size, local_rank = process_of_torchrun()
@@ -65,7 +67,9 @@ def _run_make(args: argparse.Namespace) -> int:
         world_size=world_size,
     )
     assert made.teacher is not None
-    if rank == 0:
+    if rank == 0 and args.json:
+        print_data_set(made, args.destination)
+    elif rank == 0:
         where = public_name(args.destination)
         print(
             f"{made.num_samples:,} samples with the levels of {made.teacher.model}; "
