@@ -50,6 +50,7 @@ def add_maps(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument("dataset", metavar="DATASET", help="folder of the data set")
     command.add_argument("side", metavar="SIDE", help="folder of the side shards")
     command.add_argument("destination", metavar="DST", help="new folder or fsspec URL")
+    command.add_argument("--json", action="store_true", help="print what was written as JSON")
     command.set_defaults(run=_run_join)
 
 
@@ -74,11 +75,14 @@ def _run_import(args: argparse.Namespace) -> int:
 
 
 def _run_join(args: argparse.Namespace) -> int:
-    from .cli_values import EXIT_FINE
+    from .cli_values import EXIT_FINE, print_data_set
     from .labelmap_side import join_label_maps
     from .storage import public_name
 
     made = join_label_maps(args.dataset, args.side, args.destination)
+    if args.json:
+        print_data_set(made, args.destination)
+        return EXIT_FINE
     print(
         f"{public_name(args.destination)}: {made.num_samples:,} samples with label maps in {len(made.shards):,} "
         f"shards, {made.num_bytes / made.num_samples:,.0f} bytes a sample"

@@ -6,9 +6,13 @@ import argparse
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .schema import MIB
 from .storage import public_name
+
+if TYPE_CHECKING:
+    from .manifest import Manifest
 
 EXIT_FINE, EXIT_BAD_DATA, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -53,3 +57,17 @@ def local_path(text: str) -> Path:
             f"expected a local path, found {public_name(text)!r}; copy it to or from there"
         )
     return Path(text)
+
+
+def print_data_set(made: Manifest, destination: str | Path) -> None:
+    """A data set that a command wrote, for a program: where, and what is in it."""
+    print_json(
+        {
+            "destination": public_name(str(destination)),
+            "fingerprint": made.fingerprint,
+            "samples": made.num_samples,
+            "shards": len(made.shards),
+            "bytes": made.num_bytes,
+            "components": list(made.components),
+        }
+    )

@@ -24,7 +24,9 @@ class Progress(Protocol):
     ) -> object: ...
 
 
-def progress_bar(total: int | None, label: str, unit: str, initial: int = 0) -> Progress:
+def progress_bar(
+    total: int | None, label: str, unit: str, initial: int = 0, *, leave: bool = True
+) -> Progress:
     """Show how far work is, with its rate and the time left.
 
     Args:
@@ -32,9 +34,12 @@ def progress_bar(total: int | None, label: str, unit: str, initial: int = 0) -> 
         label: what is being done.
         unit: what is counted, such as `img`.
         initial: units that an earlier run has done; they count as done, but not for the rate.
+        leave: whether a bar stays on the terminal when the work is done.
     """
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=label, unit=unit, initial=initial, file=sys.stderr, unit_scale=True)
+        return tqdm(
+            total=total, desc=label, unit=unit, initial=initial, file=sys.stderr, unit_scale=True, leave=leave
+        )
     return _Lines(total, label, unit, initial)
 
 

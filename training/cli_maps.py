@@ -164,6 +164,7 @@ def _add_teacher(command: argparse.ArgumentParser, *, required: bool, several: s
 def _run_make(args: argparse.Namespace) -> int:
     with needs_extra("softshard maps make"):
         from .maps import MapOptions, load_teachers, make_label_maps
+    from ..shards.cli_values import print_data_set
     from ..shards.manifest import Manifest
     from ..shards.storage import public_name
 
@@ -185,7 +186,9 @@ def _run_make(args: argparse.Namespace) -> int:
     )
     maps = made.label_maps
     assert maps is not None
-    if process["rank"] == 0:
+    if process["rank"] == 0 and args.json:
+        print_data_set(made, args.destination)
+    elif process["rank"] == 0:
         for teacher in teachers:
             if teacher.outputs is not None:
                 print(teacher.outputs.line(teacher.name))

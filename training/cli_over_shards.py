@@ -29,6 +29,7 @@ def add_over_shards(command: argparse.ArgumentParser, *, batch_size: int, amp: s
     command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
     command.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
     add_engine(command)
+    command.add_argument("--json", action="store_true", help="print what was written as JSON")
 
 
 def where_it_runs(args: argparse.Namespace) -> dict[str, Any]:

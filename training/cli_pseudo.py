@@ -65,6 +65,7 @@ def add_pseudo(subparsers: argparse._SubParsersAction) -> None:
 def _run_make(args: argparse.Namespace) -> int:
     with needs_extra("softshard pseudo make"):
         from .pseudo_store import PseudoOptions, make_pseudo_labels
+    from ..shards.cli_values import print_data_set
     from ..shards.storage import public_name
 
     process = where_it_runs(args)
@@ -82,7 +83,9 @@ def _run_make(args: argparse.Namespace) -> int:
         **process,
         labelled=labelled,
     )
-    if process["rank"] == 0:
+    if process["rank"] == 0 and args.json:
+        print_data_set(made, args.destination)
+    elif process["rank"] == 0:
         where = public_name(args.destination)
         rest = {"own": "the others keep their own label", "none": "the others have none"}[args.below]
         found = f"{sure:,} of the {seen:,} images of this process got a label of the model's, {rest}"

@@ -244,7 +244,7 @@ def _run_confusion(args: argparse.Namespace) -> int:
         rank=rank,
         world_size=world_size,
         num_threads=args.threads,
-        progress=rank == 0 and sys.stderr.isatty(),
+        progress=rank == 0,
     )
     if rank == 0:
         save_confusion(args.out, found.counts, found.class_names)
@@ -274,7 +274,7 @@ def _run_score(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         device=torch_device(args.device),
         num_threads=args.threads,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     if found.stopped_by is not None:
         print("softshard: scoring was stopped; the same command continues it", file=sys.stderr)

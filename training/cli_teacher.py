@@ -44,6 +44,7 @@ def add_teacher(subparsers: argparse._SubParsersAction) -> None:
 def _run_make(args: argparse.Namespace) -> int:
     with needs_extra("softshard teacher make"):
         from .teacher_store import store_teacher
+    from ..shards.cli_values import print_data_set
     from ..shards.storage import public_name
 
     process = where_it_runs(args)
@@ -56,7 +57,9 @@ def _run_make(args: argparse.Namespace) -> int:
         **process,
     )
     assert made.teacher is not None
-    if process["rank"] == 0:
+    if process["rank"] == 0 and args.json:
+        print_data_set(made, args.destination)
+    elif process["rank"] == 0:
         where = public_name(args.destination)
         print(
             f"{made.num_samples:,} samples with the levels of {made.teacher.model}; "

@@ -126,7 +126,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         "rank": rank,
         "world_size": world_size,
         "num_threads": args.threads,
-        "progress": rank == 0 and sys.stderr.isatty(),
+        "progress": rank == 0,
     }
     checkpoints = [args.checkpoint, *args.ensemble]
     if args.ensemble and any(name.startswith(PREFIX) for name in checkpoints):

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ..loaders.batch import Batch
 from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
 from ..shards.errors import DataError, UsageError
+from ..shards.progress import progress_bar
 from ..shards.storage import public_name
 from .checkpoint import Checkpoint, load_checkpoint
 from .evaluate import evaluation_loader, measure, named_batches, sharing_samples
@@ -182,16 +182,20 @@ def evaluate_ensemble(
 
         def answers() -> Iterator[tuple[Batch, Tensor]]:
             of_loaders = zip(*map(named_batches, loaders.values()), strict=True)
-            bar = {"desc": "evaluate", "unit": "step", "leave": False, "disable": not progress}
-            for batches in tqdm(of_loaders, total=len(main), **bar):
-                of = dict(zip(loaders, batches, strict=True))
-                logits = []
-                with torch.inference_mode():
-                    for saved, model in zip(members, models, strict=True):
-                        images = of[preparation(saved.recipe)].images
-                        logits.append(model(model_input(images, saved.recipe.normalise)))
-                    together = average(logits)
-                yield of[preparation(first.recipe)], together
+            with (
+                progress_bar(len(main), "evaluate", "step", leave=False) if progress else nullcontext() as bar
+            ):
+                for batches in of_loaders:
+                    of = dict(zip(loaders, batches, strict=True))
+                    logits = []
+                    with torch.inference_mode():
+                        for saved, model in zip(members, models, strict=True):
+                            images = of[preparation(saved.recipe)].images
+                            logits.append(model(model_input(images, saved.recipe.normalise)))
+                        together = average(logits)
+                    yield of[preparation(first.recipe)], together
+                    if bar is not None:
+                        bar.update(1)
 
         numbers = measure(
             answers(),

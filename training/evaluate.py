@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..loaders.batch import Batch
 from ..loaders.faults import Faults
@@ -19,6 +18,7 @@ from ..loaders.open_loader import open_loader
 from ..loaders.subset import Subset
 from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest
+from ..shards.progress import progress_bar
 from ..shards.shard_files import dataset_path
 from ..shards.storage import public_name
 from ..shards.tree import LabelTree
@@ -67,7 +67,7 @@ def evaluate(
         rank: this process, in [0, world_size).
         world_size: how many processes share the samples, under torchrun as in `train`; every one gets the result.
         num_threads: the loader's.
-        progress: show a progress bar on standard error.
+        progress: show how far it is on standard error: a bar on a terminal, else a line a minute.
 
     Returns:
         The numbers of `evaluate_model`, and `model`, `step`, `recipe`, `dataset`, and `weights`: `ema` where the
@@ -197,7 +197,7 @@ def evaluate_model(
         levels: how many levels of the label tree it was trained on, from the root; None for all.
         order: the model gives its logits in level order, which is this; None for class order.
         label_sets: several right classes for a sample, any of which counts.
-        progress: show a progress bar on standard error.
+        progress: show how far it is on standard error: a bar on a terminal, else a line a minute.
 
     Returns:
         What TopKAccuracy and BalancedAccuracy compute, with label sets AnyOfAccuracy and AnyOfPrecision, and, where the
@@ -289,19 +289,15 @@ def model_outputs(
     was_training = model.training
     model.eval()
     try:
-        for batch in tqdm(
-            named_batches(loader),
-            total=len(loader),
-            desc="evaluate",
-            unit="step",
-            leave=False,
-            disable=not progress,
-        ):
-            with torch.inference_mode():
-                logits = model(model_input(batch.images, normalise)).float()
-                if order is not None:
-                    logits = order.to_class_order(logits, dim=1)
-            yield batch, logits
+        with progress_bar(len(loader), "evaluate", "step", leave=False) if progress else nullcontext() as bar:
+            for batch in named_batches(loader):
+                with torch.inference_mode():
+                    logits = model(model_input(batch.images, normalise)).float()
+                    if order is not None:
+                        logits = order.to_class_order(logits, dim=1)
+                yield batch, logits
+                if bar is not None:
+                    bar.update(1)
     finally:
         model.train(was_training)
 

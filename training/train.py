@@ -363,7 +363,7 @@ def train(
                     loss=recipe.loss,
                     levels=recipe.levels,
                     order=take_step.order,
-                    progress=on_terminal,
+                    progress=on_terminal or (is_main and log is None),
                 )
             history.append(entry)
             say(epoch_line(entry))

@@ -343,7 +343,7 @@ def test_an_error_of_the_first_process_ends_all(dataset, checkpoint, tmp_path):
     assert done.stderr.count("expected an empty or new folder, found 'command.py'") == 2
 
 
-def test_side_shards_joined_give_the_same_data_set(dataset, teacher, made, tmp_path):
+def test_side_shards_joined_give_the_same_data_set(dataset, teacher, made, tmp_path, capsys):
     side, joined = tmp_path / "side", tmp_path / "joined"
     make_label_maps(dataset, side, teacher, replace(OPTIONS, side=True), num_threads=1)
     assert not (side / "manifest.json").exists()
@@ -353,6 +353,11 @@ def test_side_shards_joined_give_the_same_data_set(dataset, teacher, made, tmp_p
     assert samples(joined) == samples(made[0])
     assert verify(joined, decode=True).problems == []
     assert join_label_maps(dataset, side, joined) == made[1]  # again: all is there
+    capsys.readouterr()
+    assert main(["maps", "join", str(dataset), str(side), str(joined), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["destination"], told["fingerprint"]) == (str(joined), made[1].fingerprint)
+    assert (told["samples"], told["shards"]) == (made[1].num_samples, len(made[1].shards))
 
 
 def test_a_data_set_and_side_shards_behind_urls_are_joined(dataset, teacher, made, memory_copy, tmp_path):

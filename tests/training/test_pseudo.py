@@ -190,6 +190,13 @@ def test_the_command_labels_and_says_how_many(shards, checkpoints, tmp_path, cap
     )
 
 
+def test_the_command_tells_a_program_what_it_wrote(shards, checkpoints, tmp_path, capsys):
+    command = ["pseudo", "make", str(shards / "train"), str(tmp_path / "dst"), "--device", "cpu", "--json"]
+    assert main([*command, "--model", str(checkpoints[0])]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["samples"], "soft" in told["components"]) == (48, True)
+
+
 def test_tags_and_weights_of_a_data_set_stay(tmp_path):
     web = make_web_set(tmp_path / "web", num=6)
     checkpoint = trained(tiny(joint()), web, tmp_path / "joint")
