@@ -112,6 +112,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
     args = parser.parse_args()
     dataset = make_data_set(args.data, args.photos, size=256, samples=SAMPLES)
+    for (
+        options
+    ) in TRAINERS.values():  # compiles what is compiled once a machine: no server lives long enough for that
+        with Loader(dataset, **OPTIONS | options) as local:
+            next(iter(local))
     chance, context = random.Random(args.seed), multiprocessing.get_context("spawn")
     begin, stop, results = context.Barrier(3), context.Event(), context.Queue()
     kills = nobody = 0

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from service_processes import SERVE, SMALL, assert_same_batches
 
-from softshard.loaders import Connection, Loader, RemoteLoader
+from softshard.loaders import Connection, Loader, RemoteLoader, service_ray
 from softshard.loaders.cli_serve import named_sets
 from softshard.loaders.service_list import ServerList
 from softshard.loaders.service_ray import Pool, PoolOptions, run_pool
@@ -88,11 +88,11 @@ def cluster(ray_folder):
 
 
 @contextmanager
-def pool_of(dataset, replicas, file):
+def pool_of(dataset, replicas, file, **options):
     """A pool on this process's Ray that keeps `file` up to date, as the command does; gives a function: its health."""
     import ray
 
-    pool = Pool(ray, PoolOptions(named_sets([f"train={dataset}"], []), host="127.0.0.1"), replicas)
+    pool = Pool(ray, PoolOptions(named_sets([f"train={dataset}"], []), host="127.0.0.1", **options), replicas)
     listed, stop, heard = ServerList(file), threading.Event(), {"up": []}
 
     def look_after():
@@ -156,6 +156,40 @@ def test_a_node_that_is_lost_costs_no_batch_and_its_server_comes_back_elsewhere(
             found.extend(batches)
             assert_same_batches(found, expected)
         wait_until(lambda: len(up()) == 2 and len({health["node"] for health in up()}) == 1)
+
+
+def test_a_server_that_hangs_is_replaced(packed, expected, cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(service_ray, "_HEALTH_S", 5.0)
+    file = tmp_path / "servers.json"
+    with pool_of(packed, 1, file) as (pool, up):
+        stopped = up()[0]["pid"]
+        connection = Connection(connect_s=60, request_s=5, deadline_s=120)
+        with RemoteLoader(file.as_uri(), connection=connection, **OPTIONS) as remote:
+            found, batches = [], iter(remote)
+            found.append(next(batches))
+            os.kill(stopped, signal.SIGSTOP)
+            try:
+                found.extend(batches)
+            finally:
+                if os.path.exists(f"/proc/{stopped}"):
+                    os.kill(stopped, signal.SIGKILL)
+            assert_same_batches(found, expected)
+        assert pool.replaced == 1
+
+
+def test_servers_with_token_and_tls_read_their_files_on_the_node(packed, expected, cluster, tmp_path):
+    secrets_of, file = tmp_path / "secrets", tmp_path / "servers.json"
+    secrets_of.mkdir()
+    make = Path(__file__).parents[2] / "docker" / "certificates.sh"
+    subprocess.run(["sh", str(make), str(secrets_of), "127.0.0.1"], check=True, timeout=60)
+    token, tls = secrets_of / "token", (secrets_of / "cert.pem", secrets_of / "key.pem")
+    with pool_of(packed, 1, file, token_file=token, tls=tls) as (_, up):
+        assert up()[0]["address"].startswith("grpc+tls://127.0.0.1:")
+        with pytest.raises(UsageError, match="expected the server's token"):
+            RemoteLoader(file.as_uri(), connection=Connection(tls_ca=secrets_of / "ca.pem"), **OPTIONS)
+        connection = Connection(token_file=token, tls_ca=secrets_of / "ca.pem", connect_s=60)
+        with RemoteLoader(file.as_uri(), connection=connection, **OPTIONS) as remote:
+            assert_same_batches(remote, expected)
 
 
 def test_the_command_serves_on_a_ray_of_its_own_and_drains_on_sigterm(
