@@ -34,6 +34,7 @@ from .service_protocol import (
     INTERNAL,
     OPEN,
     PROTOCOL,
+    VOCABULARY,
     Refusal,
     Ticket,
     check_protocol,
@@ -103,6 +104,7 @@ class BatchServer(flight.FlightServerBase):
             HELLO: self._hello,
             OPEN: self._open,
             COUNT_CLASSES: self._count_classes,
+            VOCABULARY: self._vocabulary,
         }
         with self._answering(action.type):
             if action.type not in answers:
@@ -142,6 +144,10 @@ class BatchServer(flight.FlightServerBase):
     def _count_classes(self, content: bytes) -> dict[str, Any]:
         recipe = read_object(content, _SMALL_BYTES, COUNT_CLASSES).get("recipe")
         return {"counts": self.desk.count_classes(str(recipe))}
+
+    def _vocabulary(self, content: bytes) -> dict[str, Any]:
+        recipe = read_object(content, _SMALL_BYTES, VOCABULARY).get("recipe")
+        return self.desk.vocabulary(str(recipe))
 
     def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.FlightDataStream:
         """One batch, or a handle of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,6 @@ from ..loaders.loader import Loader
 from ..loaders.open_loader import open_loader
 from ..loaders.subset import Subset
 from ..shards.errors import DataError, UsageError
-from ..shards.manifest import Manifest
-from ..shards.shard_files import dataset_path
 from ..shards.storage import public_name
 from ..shards.tree import LabelTree
 from .ancestors import leaf_classes
@@ -331,13 +330,10 @@ def evaluation_loader(
     It brings the keywords of a data set that has some, for a model that has outputs for them; one that has no other
     outputs cannot do without; `with_tags=False` leaves them out, for predictions alone.
     """
-    has_tags = recipe.loss == "joint" and Manifest.load(dataset_path(dataset)).vocabulary_sha256 is not None
-    wants_tags = with_tags and (recipe.loss == "weakly-tagged" or has_tags)
-    return open_loader(
+    make = partial(
+        open_loader,
         dataset,
         connection=connection,
-        targets="tags" if wants_tags else "none",
-        keep_targets=recipe.keep_targets if wants_tags else None,
         labels=labels,
         subset=subset,
         batch_size=batch_size,
@@ -352,6 +348,13 @@ def evaluation_loader(
         num_threads=num_threads,
         num_epochs=1,
     )
+    if with_tags and recipe.loss == "weakly-tagged":
+        return make(targets="tags", keep_targets=recipe.keep_targets)
+    loader = make()
+    if with_tags and recipe.loss == "joint" and loader.manifest.vocabulary_sha256 is not None:
+        loader.close()
+        return make(targets="tags", keep_targets=recipe.keep_targets)
+    return loader
 
 
 def named_batches(loader: Loader) -> Iterator[Batch]:

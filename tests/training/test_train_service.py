@@ -4,13 +4,15 @@ import dataclasses
 
 import pytest
 import torch
-from service_processes import serving
+from service_processes import assert_same_batches, serving
+from test_soft_targets import make_set
 
 from softshard.loaders import Augment, Loader, RemoteLoader, as_tuples
 from softshard.shards.cli import main
 from softshard.shards.errors import UsageError
-from softshard.training import semantic_softmax
+from softshard.training import joint, semantic_softmax
 from softshard.training.checkpoint import load_checkpoint, save_checkpoint
+from softshard.training.evaluate import evaluation_loader
 from softshard.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,6 +67,23 @@ def test_the_command_takes_servers_where_it_takes_a_folder(server, tmp_path):
     command += ["--preset", "small", "--model", "test_resnet", "--out", str(tmp_path), "--epochs", "1"]
     assert main([*command, "--global-batch", "16", "--image-size", "32", "--device", "cpu"]) == 0
     assert (tmp_path / "model.safetensors").exists()
+
+
+def test_keywords_behind_servers_are_judged_as_those_here_are(tmp_path):
+    web = make_set(tmp_path / "web", 5)
+    recipe = dataclasses.replace(joint(), image_size=32)
+    with serving(f"web={web}", threads=1) as server:
+        loaders = [
+            evaluation_loader(recipe, str(dataset), batch_size=8, device="cpu", with_tags=with_tags)
+            for dataset in (web, f"{server.url}/web")
+            for with_tags in (True, False)
+        ]
+        assert [loader.targets for loader in loaders] == ["tags", "none", "tags", "none"]
+        assert loaders[0].vocabulary == loaders[2].vocabulary
+        for here, there in (loaders[::2], loaders[1::2]):
+            assert_same_batches(there, here)
+        for loader in loaders:
+            loader.close()
 
 
 def test_side_shards_are_the_servers(server, shards, tmp_path):
