@@ -32,9 +32,10 @@ from ..shards.tree import LabelTree
 from .background import Background
 from .balance import BALANCE_RULE
 from .batch import Batch
+from .batch_buffers import BatchBuffers
 from .cache import Cache
 from .crops import Augment
-from .decode import MEAN, STD, create_decoder, usable_device
+from .decode import MEAN, STD, MakeBuffers, create_decoder, usable_device
 from .epoch_plan import EpochPlan
 from .faults import Faults, Quarantine
 from .fetch import Following
@@ -127,6 +128,8 @@ class Loader:
         UsageError: options that contradict each other or the data set.
         DataError: the data set is incomplete, damaged or of a newer version.
     """
+
+    _make_buffers: MakeBuffers = BatchBuffers  # the memory of its batches' images
 
     def __init__(
         self,
@@ -224,6 +227,7 @@ class Loader:
             std=self.std,
             num_threads=self.num_threads,
             pin_memory=self.pin_memory,
+            make_buffers=self._make_buffers,
         )
         self._run = BatchRun(self._maker, make_decoder, self._quarantine)
         self._running: Background[Batch] | None = None

@@ -25,6 +25,7 @@ from .decode import DTYPES, usable_device
 from .mixture import Mixture
 from .service_cache import CacheCounts, RecentItems
 from .service_maker import Made, Place, PlaceLoader, RecipeMaker
+from .service_memory import SegmentStore
 from .service_protocol import BUSY, UNKNOWN_RECIPE, Refusal, Ticket
 from .service_recipe import BatchRecipe, NamedMixture
 from .target_modes import TARGET_MODES, LabelPooling, each_target
@@ -118,6 +119,8 @@ class Desk:
         self._opening: dict[str, threading.Lock] = {}
         self._makers: OrderedDict[str, tuple[RecipeMaker, float]] = OrderedDict()
         self._recent: RecentItems[Made] = RecentItems(self.limits.cache_bytes)
+        # Batches are made in it, so that one that is kept may be in the way of a new one.
+        self.segments = SegmentStore(self.limits.memory_bytes, self._recent.drop_oldest)
         self._images = self._bad = 0
         self._closed = False
 
@@ -280,6 +283,7 @@ class Desk:
         )
         loader = PlaceLoader(
             dataset,
+            self.segments,
             batch_size=recipe.batch_size,
             device=self.device,
             targets=recipe.targets,
@@ -306,6 +310,7 @@ class Desk:
             raise UsageError(
                 f"recipe: expected targets of at most {self.limits.batch_bytes:,} bytes, found {num_bytes:,}"
             )
+        loader.target_bytes = num_bytes
         return loader
 
     def _find(self, recipe: BatchRecipe) -> tuple[str | Path | Mixture, str | None]:
