@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..loaders.batch import Batch
+from ..loaders.either_loader import open_loader
 from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
-from ..loaders.open_loader import open_loader
 from ..loaders.subset import Subset
 from ..shards.errors import DataError, UsageError
 from ..shards.storage import public_name
@@ -47,6 +47,7 @@ def evaluate(
     *,
     labels: str | Path | LabelSource | None = None,
     label_sets: str | Path | None = None,
+    connection: Connection | None = None,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
     rank: int = 0,
@@ -61,6 +62,7 @@ def evaluate(
         dataset: a local folder or any fsspec URL, with the class list (and tree) of the checkpoint.
         labels: read the data set with these instead of its own, as in `train`; they must then be the checkpoint's.
         label_sets: several right classes for an image, in addition: `real` or a file (see LabelSets).
+        connection: how to speak to servers, where the data set is theirs (`grpc://host:port/NAME`).
         batch_size: samples per step of each process; it does not change the result.
         device: where the model runs.
         rank: this process, in [0, world_size).
@@ -79,6 +81,7 @@ def evaluate(
         checkpoint,
         dataset,
         labels=labels,
+        connection=connection,
         batch_size=batch_size,
         device=device,
         rank=rank,
@@ -113,6 +116,7 @@ def open_checkpoint(
     *,
     labels: str | Path | LabelSource | None = None,
     subset: Subset | None = None,
+    connection: Connection | None = None,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
     rank: int = 0,
@@ -124,6 +128,7 @@ def open_checkpoint(
 
     Args:
         subset: the part of the data set to look at; None for all of it.
+        connection: how to speak to servers.
         with_tags: of a model with outputs for classes and for keywords, keep both; else those of the classes, and a
             model of keywords alone is refused.
 
@@ -143,6 +148,7 @@ def open_checkpoint(
             dataset,
             labels=load_labels(labels),
             subset=subset,
+            connection=connection,
             batch_size=batch_size,
             device=device,
             rank=rank,

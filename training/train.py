@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
+from ..loaders.either_loader import open_loader
 from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource, load_labels
-from ..loaders.open_loader import open_loader
 from ..loaders.replay import replay_command
 from ..loaders.subset import Subset
 from ..shards.errors import UsageError
