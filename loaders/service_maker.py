@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from .fetch import ShardFiles
 from .loader import Loader
 from .order import Order
 from .pipeline import Step
+from .service_ahead import EpochAhead
 from .service_memory import Handle, SegmentStore, SharedBuffers
 from .service_wire import encode_batch
 
@@ -85,6 +85,10 @@ class PlaceLoader(Loader):
         # How much bad data is put up with is the client's to say; the server reports what it meets.
         super().__init__(dataset, **options, rank=0, last_batch="pad", faults=Faults(max_bad=1.0))
         self._orders: OrderedDict[int, Order] = OrderedDict()
+        self._ahead = None
+        if not all(isinstance(part.shards, ShardFiles) for part in self.source.parts):
+            plan = replace(self._plan, rank=0, world_size=1, last_batch="pad")
+            self._ahead = EpochAhead(self._maker.reader, plan)
 
     def _make_buffers(self, shape: tuple[int, ...], dtype: torch.dtype) -> Buffers:
         if self.augment.changes_pixels:  # what is decoded is not what is sent
@@ -107,30 +111,17 @@ class PlaceLoader(Loader):
 
         def each() -> Iterator[Step]:
             for place in places:
+                if self._ahead is not None:
+                    self._ahead.asked(place.epoch, place.taken)
                 steps.append(self._step(place))
                 yield steps[-1]
 
         for batch in self._run.batches(each()):
             yield batch, self._bad_of(steps.popleft(), batch)
 
-    def made_ahead(self, places: Sequence[Place]) -> Iterator[tuple[Batch, list[BadSample]]]:
-        """The same of all of some places, whose shards are fetched side by side from where they are."""
-        reader = self._maker.reader
-        reader.expect(lambda: (self._step(place, again=True).draws.samples for place in places))
-        try:
-            yield from self.made(places)
-        finally:
-            reader.shards.forget()
-
-    @cached_property
-    def is_local(self) -> bool:
-        """Whether all shards are read in place: none has to be fetched."""
-        return all(isinstance(part.shards, ShardFiles) for part in self.source.parts)
-
-    def _step(self, place: Place, *, again: bool = False) -> Step:
-        order = self._order(place.epoch)
+    def _step(self, place: Place) -> Step:
         return Step.of(
-            order.again() if again else order,
+            self._order(place.epoch),
             self.global_batch,
             place.taken,
             place.rank,
@@ -141,9 +132,7 @@ class PlaceLoader(Loader):
 
     def _order(self, epoch: int) -> Order:
         if epoch not in self._orders:
-            self._orders[epoch] = self.source.order(
-                self.seed, epoch, num_lanes=self.lanes, window=self.window, shuffle=self.shuffle
-            )
+            self._orders[epoch] = self._plan.order(epoch)
             while len(self._orders) > _ORDERS_KEPT:
                 self._orders.popitem(last=False)
         self._orders.move_to_end(epoch)
@@ -238,10 +227,7 @@ class RecipeMaker:
                 begun.append(asked)
                 yield asked[0]
 
-        if self.loader.is_local:
-            yield from self.loader.made(places())
-        else:
-            yield from self.loader.made_ahead(list(places()))
+        yield from self.loader.made(places())
 
     def close(self) -> None:
         """Stop after the batch that is under way, and let the shards go."""
