@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from .batch import Batch, Mix, TeacherLevels
     from .cache import Cache
     from .crops import Augment
+    from .either_loader import open_loader
     from .faults import Faults
     from .fetch_stats import FetchStats
     from .loader import Loader
     from .loader_stats import LoaderStats
     from .mixture import Mixture
-    from .open_loader import open_loader
     from .pooling import SparseTargets, pool_label_maps, pool_top_classes
     from .remote_loader import RemoteLoader
     from .service_client import Connection
@@ -55,7 +55,7 @@ _HOMES = {
     "as_tuples": ".adapters",
     "as_webdataset": ".adapters",
     "on_device": ".adapters",
-    "open_loader": ".open_loader",
+    "open_loader": ".either_loader",
     "pool_label_maps": ".pooling",
     "pool_top_classes": ".pooling",
 }

@@ -15,10 +15,10 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -166,6 +166,17 @@ def _decoded_windows(device: str) -> Any:
     )
 
 
+class Buffers(Protocol):
+    """Memory for the images of batches; see BatchBuffers."""
+
+    def take(self) -> torch.Tensor:
+        """A tensor that nobody else sees."""
+        ...
+
+
+MakeBuffers = Callable[[tuple[int, ...], torch.dtype], Buffers]
+
+
 class _Scratch(threading.local):
     """Each thread's own memory for one image [S, S, 3]."""
 
@@ -185,6 +196,7 @@ class CpuDecoder(Decoder):
         std: channel standard deviations.
         num_threads: threads that decode, and as many that resample.
         pin_memory: make the batches in page-locked memory.
+        make_buffers: makes the memory of the batches otherwise; as BatchBuffers does.
     """
 
     def __init__(
@@ -196,13 +208,14 @@ class CpuDecoder(Decoder):
         std: Sequence[float],
         num_threads: int,
         pin_memory: bool = False,
+        make_buffers: MakeBuffers = BatchBuffers,
     ) -> None:
         # OpenCV would start a thread a core for every resize of every thread here. The setting is the
         # process's; close() gives it back.
         self._opencv_threads = cv2.getNumThreads()
         cv2.setNumThreads(0)
         self._size, self._dtype, self._pin_memory = size, DTYPES[dtype], pin_memory
-        self._buffers = BatchBuffers((batch_size, size, size, 3), DTYPES[dtype])
+        self._buffers = make_buffers((batch_size, size, size, 3), DTYPES[dtype])
         self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="softshard-resample")
         self._normalize = None if dtype == "uint8" else normalizer(mean, std, size)
@@ -345,8 +358,14 @@ class GpuDecoder(Decoder):
         return out.permute(0, 3, 1, 2)
 
 
-def create_decoder(device: torch.device, *, pin_memory: bool = False, **options: Any) -> Decoder:
+def create_decoder(
+    device: torch.device,
+    *,
+    pin_memory: bool = False,
+    make_buffers: MakeBuffers = BatchBuffers,
+    **options: Any,
+) -> Decoder:
     """The decoder of a device, with the options of CpuDecoder."""
     if device.type == "cuda":
         return GpuDecoder(**options, device=device)
-    return CpuDecoder(**options, pin_memory=pin_memory)
+    return CpuDecoder(**options, pin_memory=pin_memory, make_buffers=make_buffers)

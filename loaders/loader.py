@@ -29,9 +29,10 @@ from ..shards.subset_file import SubsetFile
 from .background import Background
 from .balance import BALANCE_RULE
 from .batch import Batch
+from .batch_buffers import BatchBuffers
 from .cache import Cache
 from .crops import Augment
-from .decode import MEAN, STD, usable_device
+from .decode import MEAN, STD, MakeBuffers, usable_device
 from .epoch_plan import EpochPlan
 from .faults import Faults, Quarantine
 from .fetch import Following
@@ -126,6 +127,8 @@ class Loader(LoaderData):
         DataError: the data set is incomplete, damaged or of a newer version.
     """
 
+    _make_buffers: MakeBuffers = BatchBuffers  # the memory of its batches' images
+
     def __init__(
         self,
         dataset: str | Path | Mixture,
@@ -207,6 +210,7 @@ class Loader(LoaderData):
             device=self.device,
             num_threads=self.num_threads,
             pin_memory=self.pin_memory,
+            make_buffers=self._make_buffers,
             stages=self._stages,
         )
         self._taken = 0  # samples that every lane has given in this epoch

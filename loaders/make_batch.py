@@ -18,8 +18,9 @@ from ..shards.errors import DataError
 from ..shards.schema import JPG
 from .augment_batch import AugmentStage
 from .batch import Batch, Mix, TeacherLevels
+from .batch_buffers import BatchBuffers
 from .crops import Augment, crop_fractions, draw_crops
-from .decode import Decoder, create_decoder, naming_the_sample
+from .decode import Decoder, MakeBuffers, create_decoder, naming_the_sample
 from .make_targets import TargetMaker
 from .mixing import MixPlan, draw_mix
 from .order import Draws
@@ -115,6 +116,7 @@ class BatchMaker:
         device: torch.device,
         num_threads: int,
         pin_memory: bool = False,
+        make_buffers: MakeBuffers = BatchBuffers,
         stages: Stages,
     ) -> BatchMaker:
         """Put together what a loader with these options needs; see Loader.
@@ -146,6 +148,7 @@ class BatchMaker:
             std=std,
             num_threads=num_threads,
             pin_memory=pin_memory,
+            make_buffers=make_buffers,
         )
         return cls(
             reader,

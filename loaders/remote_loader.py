@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,15 @@ import torch
 from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest
 from ..shards.philox import check_seed
+from ..shards.stored_vocabulary import Vocabulary
+from ..shards.subset_file import SubsetFile
 from ..shards.tree import LabelTree
 from .background import Background
 from .batch import Batch
 from .batch_buffers import BatchBuffers
 from .crops import Augment
 from .decode import DTYPES, MEAN, STD, usable_device
+from .epoch_plan import EpochPlan
 from .faults import BadSample, Faults, Quarantine
 from .fetch_stats import FetchStats
 from .labels import Labels, LabelSource
@@ -31,18 +36,25 @@ from .loader_stats import LoaderStats, LoopClock
 from .mixing import check_mixing
 from .mixture import Mixture
 from .normalize import normalization, normalizer
-from .options import check_choices, check_normalisation, check_numbers
+from .options import check_choices, check_keep, check_normalisation, check_numbers
 from .order import DEFAULT_WINDOW, check_geometry
 from .service_client import Connection
 from .service_list import find_servers
 from .service_maker import Place
 from .service_pool import ServerPool
 from .service_protocol import decode_stack
-from .service_recipe import BatchRecipe, LabelData, NamedMixture, plain_subset, wire_dtype
+from .service_recipe import (
+    BatchRecipe,
+    LabelData,
+    NamedMixture,
+    plain_subset,
+    plain_targets,
+    wire_dtype,
+)
 from .service_wire import decode_batch
 from .stages import Stages
-from .subset import Subset
-from .target_modes import LabelPooling
+from .subset import Subset, labels_and_subset
+from .target_modes import Targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +105,10 @@ class RemoteSource:
         """See Loader.count_classes."""
         return np.array(self.pool.count_classes(), np.int64)
 
+    def load_vocabulary(self) -> Vocabulary | None:
+        """What tags mean, read where the shards are; see Loader.vocabulary."""
+        return None if self.manifest.vocabulary_sha256 is None else self.pool.vocabulary()
+
     @property
     def parts(self) -> Any:
         """Not here.
@@ -138,10 +154,11 @@ class RemoteLoader(Loader):
         batch_size: int,
         dataset: str | Mixture | None = None,
         device: str | torch.device = "cpu",
-        targets: str | LabelPooling = "none",
+        targets: Targets = "none",
+        keep_targets: int | None = None,
         labels: LabelSource | None = None,
         teacher: bool = False,
-        subset: Subset | None = None,
+        subset: Subset | SubsetFile | str | Path | None = None,
         balance: float | None = None,
         augment: Augment | None = None,
         dtype: str = "float32",
@@ -158,6 +175,7 @@ class RemoteLoader(Loader):
         prefetch: int = 2,
         pin_memory: bool = False,
         faults: Faults | None = None,
+        num_epochs: int | None = None,
         connection: Connection | None = None,
     ) -> None:
         check_choices(targets, dtype, last_batch)
@@ -165,6 +183,7 @@ class RemoteLoader(Loader):
         check_normalisation(mean, std)
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
+        labels, subset = labels_and_subset(labels, subset)
         addresses, name, listed = find_servers(servers)
         if name is not None and dataset is not None:
             raise UsageError(
@@ -174,19 +193,21 @@ class RemoteLoader(Loader):
         self.device = usable_device(device)
         self.pin_memory = pin_memory and self.device.type == "cpu" and torch.cuda.is_available()
         self.batch_size = batch_size
-        self.targets = targets
+        self.targets, self.keep_targets = targets, keep_targets
         self.augment = augment or Augment()
         self.dtype = dtype
         self.mean, self.std = tuple(mean), tuple(std)
         self.shuffle, self.last_batch = shuffle, last_batch
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.lanes, self.window = lanes, window
+        self.num_epochs = num_epochs
         self.num_threads = num_threads or 1
         self.epoch = 0
         self._prefetch = prefetch
         self._stages, self._clock = Stages(), LoopClock()
         self._per_lane = batch_size * world_size // lanes
         check_mixing(self.augment, targets, batch_size, world_size, lanes)
+        check_keep(keep_targets, targets, self.augment.mixes)
         connection = connection or Connection()
         recipe = self._recipe(_named(dataset or name), labels, teacher)
         self._pool = ServerPool(
@@ -194,8 +215,12 @@ class RemoteLoader(Loader):
         )
         self._side = None  # what a server joins is part of its fingerprint
         place = ",".join(addresses) + (f"/{self._pool.facts['dataset']}")
-        self.source = RemoteSource.of(place, self._pool)  # pyright: ignore[reportAttributeAccessIssue]
+        source: Any = RemoteSource.of(place, self._pool)
+        self.source = source
         self.dataset = place
+        self._plan = EpochPlan(  # of which only the number of steps is asked
+            source, seed, lanes, window, shuffle, batch_size * world_size, rank, world_size, last_batch
+        )
         self._taken = 0
         self._resume = False
         self.faults = faults or Faults()
@@ -227,7 +252,8 @@ class RemoteLoader(Loader):
             window=self.window,
             shuffle=self.shuffle,
             seed=self.seed,
-            targets=self.targets,
+            targets=plain_targets(self.targets),
+            keep_targets=self.keep_targets,
             labels=LabelData.of(labels),
             teacher=teacher,
             subset=plain_subset(self.subset),
@@ -239,6 +265,12 @@ class RemoteLoader(Loader):
         )
         # There and back, so that what a server would refuse is refused here.
         return BatchRecipe.from_json(json.loads(json.dumps(recipe.to_json())))
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """See Loader.vocabulary."""
+        source: Any = self.source
+        return source.load_vocabulary()
 
     @property
     def _interrupt(self) -> Callable[[], None]:

@@ -104,6 +104,16 @@ class RecentItems(Generic[Item]):
                 self._evicted += 1
                 gone.append(old)
 
+    def drop_oldest(self) -> bool:
+        """Let the item go that was used least recently; False where there is none."""
+        with self._lock:
+            if not self._items:
+                return False
+            _, old = self._items.popitem(last=False)
+            self._bytes -= old.num_bytes
+            self._evicted += 1
+        return True  # without the lock `old` goes
+
     def counts(self) -> CacheCounts:
         """What happened so far."""
         with self._lock:

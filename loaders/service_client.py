@@ -177,7 +177,8 @@ class Server:
         handle = Handle.from_json(meta["segment"])
         view = None if handle is None else open_segment(handle)
         if view is not None:
-            return read_rows(view), True
+            assert handle is not None
+            return read_rows(view, handle.stream), True
         # The server let it go in the meantime.
         reader = self._reader(Ticket(ticket.recipe, ticket.epoch, ticket.taken, ticket.rank))
         with _refusals():

@@ -18,14 +18,17 @@ from typing import Any
 import numpy as np
 
 from ..shards.errors import UsageError
+from ..shards.soft_labels import TAGS
 from .cache import Cache
 from .data_set import open_data_set
 from .decode import DTYPES, usable_device
 from .mixture import Mixture
 from .service_cache import CacheCounts, RecentItems
 from .service_maker import Made, Place, PlaceLoader, RecipeMaker
+from .service_memory import SegmentStore
 from .service_protocol import BUSY, UNKNOWN_RECIPE, Refusal, Ticket
 from .service_recipe import BatchRecipe, NamedMixture
+from .target_modes import TARGET_MODES, LabelPooling, each_target
 
 _SAMPLE_BYTES = 4096  # that a sample takes at least, however small its image: key, class, crop
 _POLL_S = 0.5  # between two looks whether a waiting client is still there
@@ -116,6 +119,8 @@ class Desk:
         self._opening: dict[str, threading.Lock] = {}
         self._makers: OrderedDict[str, tuple[RecipeMaker, float]] = OrderedDict()
         self._recent: RecentItems[Made] = RecentItems(self.limits.cache_bytes)
+        # Batches are made in it, so that one that is kept may be in the way of a new one.
+        self.segments = SegmentStore(self.limits.memory_bytes, self._recent.drop_oldest)
         self._images = self._bad = 0
         self._closed = False
 
@@ -150,6 +155,19 @@ class Desk:
             DataError: the file of classes is missing or damaged.
         """
         return self._opened(recipe).loader.count_classes().tolist()
+
+    def vocabulary(self, recipe: str) -> dict[str, Any]:
+        """What tags mean: `tags` and `images`, see Vocabulary.
+
+        Raises:
+            Refusal: a recipe that is not open.
+            UsageError: samples have no tags.
+            DataError: the file is damaged, or another one than the manifest says.
+        """
+        loader = self._opened(recipe).loader
+        if (vocabulary := loader.vocabulary) is None:
+            raise UsageError(f"{loader.dataset}: expected samples with tags, found none")
+        return {"tags": vocabulary.tags, "images": vocabulary.images}
 
     def batch(self, ticket: Ticket, is_gone: Callable[[], bool] = lambda: False) -> Made:
         """The batch of a ticket; waits for it.
@@ -260,12 +278,16 @@ class Desk:
 
     def _open_loader(self, recipe: BatchRecipe) -> PlaceLoader:
         dataset, side = self._find(recipe)
-        pools = recipe.targets not in ("none", "original")
+        pools = any(
+            isinstance(each, LabelPooling) or each in TARGET_MODES for each in each_target(recipe.targets)
+        )
         loader = PlaceLoader(
             dataset,
+            self.segments,
             batch_size=recipe.batch_size,
             device=self.device,
             targets=recipe.targets,
+            keep_targets=recipe.keep_targets,
             side=side if pools else None,
             labels=None if recipe.labels is None else recipe.labels.to_labels(),
             teacher=recipe.teacher,
@@ -283,16 +305,12 @@ class Desk:
             num_threads=self._num_threads,
             cache=self._cache,
         )
-        target_bytes = recipe.batch_size * loader.num_classes * 4 if recipe.targets != "none" else 0
-        if isinstance(recipe.targets, str) or recipe.targets.grid is None:
-            cells = 1
-        else:
-            cells = int(np.prod(recipe.targets.grid))
-        if target_bytes * cells > self.limits.batch_bytes:
+        if (num_bytes := _target_bytes(recipe, loader)) > self.limits.batch_bytes:
             loader.close()
             raise UsageError(
-                f"recipe: expected targets of at most {self.limits.batch_bytes:,} bytes, found {target_bytes * cells:,}"
+                f"recipe: expected targets of at most {self.limits.batch_bytes:,} bytes, found {num_bytes:,}"
             )
+        loader.target_bytes = num_bytes
         return loader
 
     def _find(self, recipe: BatchRecipe) -> tuple[str | Path | Mixture, str | None]:
@@ -342,3 +360,15 @@ class Desk:
         for maker in makers:
             maker.close()
         self._recent.clear()
+
+
+def _target_bytes(recipe: BatchRecipe, loader: PlaceLoader) -> int:
+    """Bytes of a batch's targets, at most."""
+    soft, total = loader.manifest.soft_labels, 0
+    for each in each_target(recipe.targets):
+        width = soft.num_tags if each == TAGS and soft is not None else loader.num_classes
+        cells = int(np.prod(each.grid or 1)) if isinstance(each, LabelPooling) else 1
+        # A sparse one's entries are a value and an int64.
+        entry_bytes = 4 * width if recipe.keep_targets is None else 12 * min(recipe.keep_targets, width)
+        total += 0 if each == "none" else recipe.batch_size * cells * entry_bytes
+    return total

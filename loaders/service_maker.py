@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,20 @@ import torch
 
 from ..shards.errors import SoftshardError, UsageError
 from .batch import Batch
+from .batch_buffers import BatchBuffers
+from .decode import Buffers
 from .faults import BadSample, Faults
 from .fetch import ShardFiles
 from .loader import Loader
 from .order import Order
 from .pipeline import Step
-from .service_memory import Segment, SegmentStore, open_segment, read_rows
+from .service_ahead import EpochAhead
+from .service_memory import Handle, SegmentStore, SharedBuffers
 from .service_wire import encode_batch
 
 _ORDERS_KEPT = 4  # epochs whose order stays in memory: trainers of a sweep are not far apart
+
+_LABEL_BYTES = 4096  # of a sample: key, class, levels and so on, without its targets
 
 logger = logging.getLogger("softshard.service")
 
@@ -56,25 +60,41 @@ class Made:
         self.rows, self.images, self.num_bad = rows, images, num_bad
         self.num_bytes = rows.get_total_buffer_size()
         self._lock = threading.Lock()
-        self._segment: Segment | None = None
+        self._handle: Handle | None = None
 
-    def segment(self, store: SegmentStore) -> Segment | None:
-        """The same in shared memory, put there when it is first asked for; None where there is no room."""
+    def handle(self, store: SegmentStore) -> Handle | None:
+        """Where the same is in shared memory, put there when it is first asked for; None where there is no room."""
         with self._lock:
-            if self._segment is None and (segment := store.put(self.rows)) is not None:
-                self._segment = segment
-                if (view := open_segment(segment.handle)) is not None:
-                    self.rows = read_rows(view)  # the same bytes: one copy is enough
-            return self._segment
+            if self._handle is None and (put := store.put(self.rows)) is not None:
+                self._handle, self.rows = put  # the same bytes: one copy is enough
+            return self._handle
 
 
 class PlaceLoader(Loader):
-    """A loader that makes the batches it is asked for. Options are a Loader's, of rank 0; one thread at a time."""
+    """A loader that makes the batches it is asked for; one thread at a time.
 
-    def __init__(self, dataset: Any, **options: Any) -> None:
+    Args:
+        dataset: as a Loader's.
+        segments: where batches are made that clients may read in shared memory.
+        options: a Loader's, of rank 0.
+    """
+
+    def __init__(self, dataset: Any, segments: SegmentStore, **options: Any) -> None:
+        self.target_bytes = 0  # of a batch; known once there is a loader
+        self._segments = segments
         # How much bad data is put up with is the client's to say; the server reports what it meets.
         super().__init__(dataset, **options, rank=0, last_batch="pad", faults=Faults(max_bad=1.0))
         self._orders: OrderedDict[int, Order] = OrderedDict()
+        self._ahead = None
+        if not all(isinstance(part.shards, ShardFiles) for part in self.source.parts):
+            plan = replace(self._plan, rank=0, world_size=1, last_batch="pad")
+            self._ahead = EpochAhead(self._maker.reader, plan)
+
+    def _make_buffers(self, shape: tuple[int, ...], dtype: torch.dtype) -> Buffers:
+        if self.augment.changes_pixels:  # what is decoded is not what is sent
+            return BatchBuffers(shape, dtype)
+        rest_bytes = self.batch_size * _LABEL_BYTES + self.target_bytes
+        return SharedBuffers(self._segments, rest_bytes, shape, dtype)
 
     @property
     def longest_lane(self) -> int:
@@ -91,30 +111,17 @@ class PlaceLoader(Loader):
 
         def each() -> Iterator[Step]:
             for place in places:
+                if self._ahead is not None:
+                    self._ahead.asked(place.epoch, place.taken)
                 steps.append(self._step(place))
                 yield steps[-1]
 
         for batch in self._run.batches(each()):
             yield batch, self._bad_of(steps.popleft(), batch)
 
-    def made_ahead(self, places: Sequence[Place]) -> Iterator[tuple[Batch, list[BadSample]]]:
-        """The same of all of some places, whose shards are fetched side by side from where they are."""
-        reader = self._maker.reader
-        reader.expect(lambda: (self._step(place, again=True).draws.samples for place in places))
-        try:
-            yield from self.made(places)
-        finally:
-            reader.shards.forget()
-
-    @cached_property
-    def is_local(self) -> bool:
-        """Whether all shards are read in place: none has to be fetched."""
-        return all(isinstance(part.shards, ShardFiles) for part in self.source.parts)
-
-    def _step(self, place: Place, *, again: bool = False) -> Step:
-        order = self._order(place.epoch)
+    def _step(self, place: Place) -> Step:
         return Step.of(
-            order.again() if again else order,
+            self._order(place.epoch),
             self.global_batch,
             place.taken,
             place.rank,
@@ -125,9 +132,7 @@ class PlaceLoader(Loader):
 
     def _order(self, epoch: int) -> Order:
         if epoch not in self._orders:
-            self._orders[epoch] = self.source.order(
-                self.seed, epoch, num_lanes=self.lanes, window=self.window, shuffle=self.shuffle
-            )
+            self._orders[epoch] = self._plan.order(epoch)
             while len(self._orders) > _ORDERS_KEPT:
                 self._orders.popitem(last=False)
         self._orders.move_to_end(epoch)
@@ -222,10 +227,7 @@ class RecipeMaker:
                 begun.append(asked)
                 yield asked[0]
 
-        if self.loader.is_local:
-            yield from self.loader.made(places())
-        else:
-            yield from self.loader.made_ahead(list(places()))
+        yield from self.loader.made(places())
 
     def close(self) -> None:
         """Stop after the batch that is under way, and let the shards go."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from .prometheus import sample_lines
 from .service_cache import CacheCounts
+from .service_protocol import ACTIONS
 
 
 class ServiceCounts:
@@ -22,7 +23,7 @@ class ServiceCounts:
 
     def answered(self, what: str, outcome: str) -> None:
         """A request was answered: `ok`, or the code of a Refusal."""
-        known = what if what in ("hello", "open", "count-classes", "batch") else "other"
+        known = what if what in (*ACTIONS, "batch") else "other"
         with self._lock:
             self._requests[known, outcome] += 1
 

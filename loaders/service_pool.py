@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..shards.errors import SoftshardError, UsageError
+from ..shards.stored_vocabulary import Vocabulary
 from .fetch_stats import FetchCounters
 from .service_client import AWAY, Connection, Server
 from .service_list import ServerList
@@ -33,6 +34,7 @@ from .service_protocol import (
     REFUSED,
     UNKNOWN_RECIPE,
     USAGE,
+    VOCABULARY,
     Refusal,
     ServiceError,
 )
@@ -197,15 +199,34 @@ class ServerPool:
             DataError: the file of classes is missing or damaged.
             ServiceError: no server answers.
         """
+        return self._say(COUNT_CLASSES, "a server that counts the classes")["counts"]
+
+    def vocabulary(self) -> Vocabulary:
+        """What tags mean; see Loader.vocabulary.
+
+        Raises:
+            DataError: the file of tags is damaged.
+            ServiceError: no server answers.
+        """
+        said = self._say(VOCABULARY, "a server that says what tags mean")
+        return Vocabulary(tuple(said["tags"]), tuple(said["images"]))
+
+    def _say(self, action: str, what: str) -> dict[str, Any]:
+        """What the first server that answers says of the recipe."""
         for server in self.servers:
-            try:
-                self._open(server)
-                return server.action(COUNT_CLASSES, {"recipe": self.facts["recipe"]})["counts"]
-            except Refusal as refusal:
-                server.did_badly(refusal)
-                if refusal.code in (USAGE, DATA):
-                    raise refusal.to_error() from None
-        raise self._nobody("a server that counts the classes")
+            for last in (False, True):
+                try:
+                    self._open(server)
+                    return server.action(action, {"recipe": self.facts["recipe"]})
+                except Refusal as refusal:
+                    if refusal.code == UNKNOWN_RECIPE and not last:
+                        server.forget()  # it was closed to make room, or the server was started anew
+                        continue
+                    server.did_badly(refusal)
+                    if refusal.code in (USAGE, DATA):
+                        raise refusal.to_error() from None
+                    break
+        raise self._nobody(what)
 
     def batches(self, places: Iterable[Place], ahead: int) -> Iterator[pa.RecordBatch]:
         """The rows of every place's batch, in turn, each once; ends early after `interrupt`.

@@ -5,6 +5,7 @@ Arrow Flight over gRPC carries everything:
     action hello            who the server is, what it serves, its pixel stack, and a proof of the same host
     action open             a recipe, as data -> what a loader with these options must know
     action count-classes    how often each class is drawn
+    action vocabulary       what tags mean
     DoGet                   a ticket (recipe, epoch, taken, rank) -> one batch: Arrow rows, or a handle of shared memory
 
 Requests are JSON objects of known fields; nothing in them names a path or a URL, or is run.
@@ -23,7 +24,8 @@ PROTOCOL = 1
 CLIENT_HEADER = "softshard-client"  # a number that a client drew for itself, in hex
 TOKEN_HEADER = "authorization"
 
-HELLO, OPEN, COUNT_CLASSES = "hello", "open", "count-classes"
+HELLO, OPEN, COUNT_CLASSES, VOCABULARY = "hello", "open", "count-classes", "vocabulary"
+ACTIONS = (HELLO, OPEN, COUNT_CLASSES, VOCABULARY)
 
 MAX_TICKET_BYTES = 4096
 _MAX_EPOCH = 2**32

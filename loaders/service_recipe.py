@@ -20,12 +20,13 @@ import numpy as np
 from ..shards.errors import UsageError
 from ..shards.files import canonical_json, sha256_hex
 from ..shards.relabel import Relabelling
+from ..shards.subset_file import ClassGroup, SubsetFile
 from ..shards.tree import LabelTree
 from .crops import Augment
 from .decode import MEAN, STD
 from .labels import LabelSource
 from .subset import Subset
-from .target_modes import LabelPooling
+from .target_modes import LabelPooling, Targets, each_target
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,19 @@ class Relabels:
 
 
 @dataclass(frozen=True)
+class ChosenClasses:
+    """The classes of a SubsetFile as data.
+
+    Attributes:
+        groups: see there.
+        source: name of the class list that they were chosen from, for messages.
+    """
+
+    groups: tuple[ClassGroup, ...]
+    source: str | None
+
+
+@dataclass(frozen=True)
 class LabelData:
     """What a data set is read with: exactly one of these.
 
@@ -63,11 +77,13 @@ class LabelData:
         tree: a LabelTree as JSON.
         class_names: names.
         relabels: a Relabelling.
+        chosen: classes of a SubsetFile.
     """
 
     tree: dict[str, Any] | None = None
     class_names: tuple[str, ...] | None = None
     relabels: Relabels | None = None
+    chosen: ChosenClasses | None = None
 
     @classmethod
     def of(cls, labels: LabelSource | None) -> LabelData | None:
@@ -87,21 +103,28 @@ class LabelData:
                     labels.without_source,
                 )
             )
+        if isinstance(labels, SubsetFile):
+            # What a group's members have in common decides nothing.
+            groups = tuple(ClassGroup(group.name, tuple(group.members)) for group in labels.groups)
+            source = labels.class_source.get("name")
+            return cls(chosen=ChosenClasses(groups, source if isinstance(source, str) else None))
         return cls(class_names=tuple(labels))
 
     def to_labels(self) -> LabelSource:
         """What a Loader takes.
 
         Raises:
-            DataError: no tree.
-            UsageError: not one of the three.
+            DataError: no tree, or groups that cannot be.
+            UsageError: not one of the four.
         """
-        if sum(part is not None for part in (self.tree, self.class_names, self.relabels)) != 1:
-            raise UsageError("recipe: labels: expected one of tree, class_names and relabels")
+        if sum(getattr(self, part.name) is not None for part in fields(self)) != 1:
+            raise UsageError("recipe: labels: expected one of tree, class_names, relabels and chosen")
         if self.tree is not None:
             return LabelTree.from_json(self.tree, where="recipe: labels")
         if self.class_names is not None:
             return self.class_names
+        if self.chosen is not None:
+            return SubsetFile(self.chosen.groups, {}, {"name": self.chosen.source})
         assert self.relabels is not None
         tree = self.relabels.tree
         return Relabelling(
@@ -130,7 +153,8 @@ class BatchRecipe:
     window: int = 1
     shuffle: bool = True
     seed: int = 0
-    targets: str | LabelPooling = "none"
+    targets: str | LabelPooling | tuple[str, ...] = "none"
+    keep_targets: int | None = None
     labels: LabelData | None = None
     teacher: bool = False
     subset: Subset | None = None
@@ -167,6 +191,14 @@ def wire_dtype(augment: Augment, dtype: str) -> str:
     bytes for float32.
     """
     return dtype if augment.changes_pixels or augment.mixup is not None else "uint8"
+
+
+def plain_targets(targets: Targets) -> str | LabelPooling | tuple[str, ...]:
+    """The same targets in one spelling: a name, several, or a pooling."""
+    each = each_target(targets)
+    if len(each) == 1:
+        return each[0]
+    return tuple(map(str, each))
 
 
 def plain_subset(subset: Subset | None) -> Subset | None:

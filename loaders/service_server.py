@@ -24,7 +24,7 @@ import pyarrow.flight as flight
 from ..shards.errors import DataError, SoftshardError, UsageError
 from .service_access import Admission, Caller, TokenCheck
 from .service_desk import Desk
-from .service_memory import HostProof, SegmentStore
+from .service_memory import HostProof
 from .service_metrics import ServiceCounts, ServiceStats
 from .service_protocol import (
     BUSY,
@@ -34,6 +34,7 @@ from .service_protocol import (
     INTERNAL,
     OPEN,
     PROTOCOL,
+    VOCABULARY,
     Refusal,
     Ticket,
     check_protocol,
@@ -79,7 +80,8 @@ class BatchServer(flight.FlightServerBase):
         self.scheme = "grpc" if tls is None else "grpc+tls"
         self._token_check = TokenCheck(token)
         self._proof = HostProof() if shared_memory else None
-        self._segments = SegmentStore(desk.limits.memory_bytes)
+        if not shared_memory:
+            desk.segments.max_bytes = 0
         self._counts = ServiceCounts()
         self._started = time.time()
         self._closed = threading.Event()
@@ -103,6 +105,7 @@ class BatchServer(flight.FlightServerBase):
             HELLO: self._hello,
             OPEN: self._open,
             COUNT_CLASSES: self._count_classes,
+            VOCABULARY: self._vocabulary,
         }
         with self._answering(action.type):
             if action.type not in answers:
@@ -143,6 +146,10 @@ class BatchServer(flight.FlightServerBase):
         recipe = read_object(content, _SMALL_BYTES, COUNT_CLASSES).get("recipe")
         return {"counts": self.desk.count_classes(str(recipe))}
 
+    def _vocabulary(self, content: bytes) -> dict[str, Any]:
+        recipe = read_object(content, _SMALL_BYTES, VOCABULARY).get("recipe")
+        return self.desk.vocabulary(str(recipe))
+
     def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.FlightDataStream:
         """One batch, or a handle of it."""
         with self._answering("batch"):
@@ -150,14 +157,14 @@ class BatchServer(flight.FlightServerBase):
             self.admission.enter(client)
             try:
                 made = self.desk.batch(asked, context.is_cancelled)
-                segment = None
+                handle = None
                 if asked.memory and self._proof is not None and self._proof.is_known(asked.memory):
-                    segment = made.segment(self._segments)
-                if segment is None:
+                    handle = made.handle(self.desk.segments)
+                if handle is None:
                     schema, rows = made.rows.schema, made.rows
                 else:
-                    schema, rows = meta_schema({"segment": segment.handle.to_json()}), None
-                self._counts.sent(made.num_bytes, in_memory=segment is not None)
+                    schema, rows = meta_schema({"segment": handle.to_json()}), None
+                self._counts.sent(made.num_bytes, in_memory=handle is not None)
                 sending = _Sending(rows, lambda: self.admission.leave(client))
             except BaseException:
                 self.admission.leave(client)
@@ -203,7 +210,7 @@ class BatchServer(flight.FlightServerBase):
             unauthenticated=self._token_check.num_refused,
             cache=self.desk.counts(),
             cache_limit=self.desk.limits.cache_bytes,
-            memory_bytes=self._segments.num_bytes,
+            memory_bytes=self.desk.segments.num_bytes,
             memory_limit=self.desk.limits.memory_bytes,
             requests=self._counts.requests(),
             sent_bytes=self._counts.sent_bytes(),

@@ -19,9 +19,11 @@ import torch
 from ..shards.errors import DataError
 from .batch import Batch, Mix, TeacherLevels
 from .faults import BadSample
+from .pooling import SparseTargets
 
 _META = b"softshard"
 _ROW = b"row"
+_MORE = "more_targets."
 _DTYPES = ("uint8", "bool", "int64", "float16", "float32")
 
 
@@ -64,11 +66,12 @@ def decode_batch(rows: pa.RecordBatch) -> tuple[Batch, list[BadSample]]:
             images=found["images"].permute(0, 3, 1, 2),
             classes=found["classes"],
             levels=found.get("levels"),
-            targets=found.get("targets"),
+            targets=_targets(found, "targets"),
             crops=found["crops"],
             flips=found["flips"],
             keys=keys,
             valid=found["valid"],
+            more_targets=_more_targets(found),
         )
     except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
         raise DataError(
@@ -98,15 +101,39 @@ def _tensors(batch: Batch) -> dict[str, torch.Tensor]:
         "images": batch.images.permute(0, 2, 3, 1),
         "classes": batch.classes,
         "levels": batch.levels,
-        "targets": batch.targets,
         "crops": batch.crops,
         "flips": batch.flips,
         "valid": batch.valid,
     }
-    for prefix, group in (("teacher", batch.teacher), ("mix", batch.mix)):
-        if group is not None:
+    more = {f"{_MORE}{name}": targets for name, targets in (batch.more_targets or {}).items()}
+    for prefix, group in {
+        "targets": batch.targets,
+        "teacher": batch.teacher,
+        "mix": batch.mix,
+        **more,
+    }.items():
+        if isinstance(group, SparseTargets | TeacherLevels | Mix):
             found |= {f"{prefix}.{name}": tensor for name, tensor in group._asdict().items()}
+        else:
+            found[prefix] = group
     return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _targets(found: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | SparseTargets | None:
+    """Dense or sparse targets, or none, of the columns that `_tensors` named."""
+    if f"{name}.values" in found:
+        return SparseTargets(found[f"{name}.values"], found[f"{name}.ids"])
+    return found.get(name)
+
+
+def _more_targets(found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | SparseTargets] | None:
+    """The targets beside the first, by name, in their order."""
+    more = {}
+    for column in found:
+        if column.startswith(_MORE):
+            name = column.removeprefix(_MORE).partition(".")[0]
+            more[name] = _targets(found, f"{_MORE}{name}")
+    return more or None
 
 
 class _Lent:

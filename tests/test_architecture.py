@@ -1,6 +1,7 @@
 """The packages import only to their left."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -43,6 +44,12 @@ def test_there_are_modules_to_look_at():
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_module_imports_only_from_packages_to_its_left(path):
     assert list(forbidden(path)) == []
+
+
+@pytest.mark.parametrize("package", ["loaders", "training"])
+def test_no_name_of_a_lazy_package_is_that_of_a_module_which_would_hide_it(package):
+    names = importlib.import_module(f"softshard.{package}").__all__
+    assert [name for name in names if (ROOT / package / f"{name}.py").exists()] == []
 
 
 @pytest.mark.parametrize(

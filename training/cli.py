@@ -9,12 +9,17 @@ import argparse
 import dataclasses
 import os
 import shutil
-from typing import TYPE_CHECKING
 
-from ..loaders.service_address import is_service
 from ..shards.errors import UsageError
 from .cli_maps import add_maps
-from .cli_process import EXIT_SIGNAL, needs_extra, process_of_torchrun, torch_device
+from .cli_process import (
+    EXIT_SIGNAL,
+    add_connection,
+    connection_of,
+    needs_extra,
+    process_of_torchrun,
+    torch_device,
+)
 from .cli_pseudo import add_pseudo
 from .cli_subset import add_subset
 from .cli_tags import add_tags
@@ -23,9 +28,6 @@ from .cli_use import add_evaluate, add_predict
 from .recipe_list import RECIPES
 from .recipe_presets import PRESETS, with_settings
 from .recipes import PRECISIONS, Recipe
-
-if TYPE_CHECKING:
-    from ..loaders.service_client import Connection
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -74,12 +76,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--out", required=True, metavar="DIR", help="folder for the checkpoint, metrics and weights"
     )
-    command.add_argument(
-        "--token-file", metavar="FILE", help="with grpc:// or grpc+tls://: file of the servers' token"
-    )
-    command.add_argument(
-        "--tls-ca", metavar="FILE", help="with grpc+tls://: PEM file of who signed the servers' certificates"
-    )
+    add_connection(command)
     command.add_argument("--val", metavar="DATASET", help="data set to evaluate on after every epoch")
     command.add_argument(
         "--labels",
@@ -237,7 +234,7 @@ def _run_train(args: argparse.Namespace) -> int:
         labels=args.labels,
         subset=args.subset,
         side=args.side,
-        connection=_connection(args),
+        connection=connection_of(args, args.dataset, args.val),
         pretrained=args.pretrained,
         init_from=args.init_from,
         teacher=args.teacher,
@@ -254,15 +251,6 @@ def _run_train(args: argparse.Namespace) -> int:
         checkpoint_steps=args.checkpoint_steps,
     )
     return 0 if result.stopped_by is None else EXIT_SIGNAL + result.stopped_by
-
-
-def _connection(args: argparse.Namespace) -> Connection | None:
-    """How to speak to servers; None for data sets that are read here."""
-    if not (is_service(args.dataset) or is_service(args.val)):
-        return None
-    with needs_extra("softshard train grpc://...", extra="service"):
-        from ..loaders.service_client import Connection
-    return Connection(token_file=args.token_file, tls_ca=args.tls_ca)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE
 from ..shards.errors import UsageError
-from .cli_process import needs_extra, process_of_torchrun, torch_device
+from .cli_process import add_connection, connection_of, needs_extra, process_of_torchrun, torch_device
 
 if TYPE_CHECKING:
     from .predict import Guess, Prediction
@@ -30,8 +30,12 @@ def add_evaluate(subparsers: argparse._SubParsersAction) -> None:
         "timm:resnet50.a1_in1k, whose images are prepared as timm says, as far as the stored ones allow (`differs`)",
     )
     command.add_argument(
-        "dataset", metavar="DATASET", help="folder or fsspec URL of a data set with the same classes"
+        "dataset",
+        metavar="DATASET",
+        help="folder or fsspec URL of a data set with the same classes; of a checkpoint also servers of softshard serve: "
+        "grpc://HOST:PORT/NAME, several with commas between",
     )
+    add_connection(command)
     command.add_argument(
         "--labels",
         metavar="FILE|LIST",
@@ -128,6 +132,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         "num_threads": args.threads,
         "progress": rank == 0,
     }
+    connection = connection_of(args, args.dataset)
     checkpoints = [args.checkpoint, *args.ensemble]
     if args.ensemble and any(name.startswith(PREFIX) for name in checkpoints):
         raise UsageError(
@@ -135,13 +140,18 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         )
     if args.checkpoint.startswith(PREFIX):
         name = args.checkpoint.removeprefix(PREFIX)
+        if connection is not None:
+            raise UsageError(
+                f"evaluate: expected the folder or URL of a data set for {args.checkpoint}, found {args.dataset}: "
+                "images are prepared by its own manifest"
+            )
         numbers = evaluate_timm(name, args.dataset, weights=args.weights, **options)
     elif args.weights is not None:
         raise UsageError(f"--weights: expected timm:NAME, which they are for, found {args.checkpoint}")
     elif args.ensemble:
-        numbers = evaluate_ensemble(checkpoints, args.dataset, **options)
+        numbers = evaluate_ensemble(checkpoints, args.dataset, connection=connection, **options)
     else:
-        numbers = evaluate(args.checkpoint, args.dataset, **options)
+        numbers = evaluate(args.checkpoint, args.dataset, connection=connection, **options)
     if rank == 0:
         print(json.dumps(numbers, indent=1) if args.json else _table(numbers))
     return EXIT_FINE

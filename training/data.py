@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..loaders.either_loader import open_loader
 from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
-from ..loaders.open_loader import open_loader
 from ..loaders.subset import Subset
 from ..shards.subset_file import SubsetFile, load_subset
 from .checks import check_data, check_same_classes

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ from .label_space import LabelSpace
 from .models import load_trained_model
 from .recipes import TREE_LOSSES, Recipe
 from .step import model_input
+
+if TYPE_CHECKING:
+    from ..loaders.service_client import Connection
 
 
 class MeanProbability:
@@ -126,6 +129,7 @@ def evaluate_ensemble(
     *,
     labels: str | Path | LabelSource | None = None,
     label_sets: str | Path | None = None,
+    connection: Connection | None = None,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
     rank: int = 0,
@@ -139,7 +143,8 @@ def evaluate_ensemble(
         checkpoints: files that `train` wrote, for the same classes (and tree); architectures, image sizes and
             recipes may differ, and each member sees images as it would alone. Of models with outputs for keywords, too,
             the classes alone count, unless all have them.
-        dataset, labels, label_sets, batch_size, device, rank, world_size, num_threads, progress: as in `evaluate`.
+        dataset, labels, label_sets, connection, batch_size, device, rank, world_size, num_threads, progress: as in
+            `evaluate`.
 
     Returns:
         The numbers of `evaluate_model`, and lists of `model`, `recipe`, `step` and `weights`, one for each member;
@@ -169,6 +174,7 @@ def evaluate_ensemble(
                     saved.recipe,
                     dataset,
                     labels=load_labels(labels),
+                    connection=connection,
                     batch_size=batch_size,
                     device=device,
                     rank=rank,

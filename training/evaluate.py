@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..loaders.batch import Batch
+from ..loaders.either_loader import open_loader
 from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
-from ..loaders.open_loader import open_loader
 from ..loaders.subset import Subset
 from ..shards.errors import DataError, UsageError
-from ..shards.manifest import Manifest
 from ..shards.progress import progress_bar
-from ..shards.shard_files import dataset_path
 from ..shards.storage import public_name
 from ..shards.tree import LabelTree
 from .ancestors import leaf_classes
@@ -48,6 +47,7 @@ def evaluate(
     *,
     labels: str | Path | LabelSource | None = None,
     label_sets: str | Path | None = None,
+    connection: Connection | None = None,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
     rank: int = 0,
@@ -62,6 +62,7 @@ def evaluate(
         dataset: a local folder or any fsspec URL, with the class list (and tree) of the checkpoint.
         labels: read the data set with these instead of its own, as in `train`; they must then be the checkpoint's.
         label_sets: several right classes for an image, in addition: `real` or a file (see LabelSets).
+        connection: how to speak to servers, where the data set is theirs (`grpc://host:port/NAME`).
         batch_size: samples per step of each process; it does not change the result.
         device: where the model runs.
         rank: this process, in [0, world_size).
@@ -80,6 +81,7 @@ def evaluate(
         checkpoint,
         dataset,
         labels=labels,
+        connection=connection,
         batch_size=batch_size,
         device=device,
         rank=rank,
@@ -114,6 +116,7 @@ def open_checkpoint(
     *,
     labels: str | Path | LabelSource | None = None,
     subset: Subset | None = None,
+    connection: Connection | None = None,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
     rank: int = 0,
@@ -127,6 +130,7 @@ def open_checkpoint(
     Args:
         subset: the part of the data set to look at; None for all of it.
         faults: what the loader puts up with; None for nothing.
+        connection: how to speak to servers.
         with_tags: of a model with outputs for classes and for keywords, keep both; else those of the classes, and a
             model of keywords alone is refused.
 
@@ -146,6 +150,7 @@ def open_checkpoint(
             dataset,
             labels=load_labels(labels),
             subset=subset,
+            connection=connection,
             batch_size=batch_size,
             device=device,
             rank=rank,
@@ -331,13 +336,10 @@ def evaluation_loader(
     It brings the keywords of a data set that has some, for a model that has outputs for them; one that has no other
     outputs cannot do without; `with_tags=False` leaves them out, for predictions alone.
     """
-    has_tags = recipe.loss == "joint" and Manifest.load(dataset_path(dataset)).vocabulary_sha256 is not None
-    wants_tags = with_tags and (recipe.loss == "weakly-tagged" or has_tags)
-    return open_loader(
+    make = partial(
+        open_loader,
         dataset,
         connection=connection,
-        targets="tags" if wants_tags else "none",
-        keep_targets=recipe.keep_targets if wants_tags else None,
         labels=labels,
         subset=subset,
         batch_size=batch_size,
@@ -352,6 +354,13 @@ def evaluation_loader(
         num_threads=num_threads,
         num_epochs=1,
     )
+    if with_tags and recipe.loss == "weakly-tagged":
+        return make(targets="tags", keep_targets=recipe.keep_targets)
+    loader = make()
+    if with_tags and recipe.loss == "joint" and loader.manifest.vocabulary_sha256 is not None:
+        loader.close()
+        return make(targets="tags", keep_targets=recipe.keep_targets)
+    return loader
 
 
 def named_batches(loader: Loader) -> Iterator[Batch]:

@@ -110,11 +110,21 @@ def assert_same_batches(found, expected):
 def assert_same_batch(mine, other):
     assert mine.keys == other.keys
     for name, value in other.to_dict().items():
-        got = getattr(mine, name)
-        if isinstance(value, torch.Tensor):
-            assert (got.dtype, got.shape, got.stride()) == (value.dtype, value.shape, value.stride()), name
-            assert torch.equal(got, value), name
-        elif isinstance(value, tuple):
-            assert all(torch.equal(a, b) for a, b in zip(got, value, strict=True)), name
-        else:
-            assert got == value, name
+        assert_same_values(getattr(mine, name), value, name)
+
+
+def assert_same_values(got, value, name):
+    """Tensors bit by bit, alone, in named tuples and in dicts; all else by its equality."""
+    assert type(got) is type(value), name
+    if isinstance(value, torch.Tensor):
+        assert (got.dtype, got.shape, got.stride()) == (value.dtype, value.shape, value.stride()), name
+        assert torch.equal(got, value), name
+    elif isinstance(value, tuple):
+        for mine, other in zip(got, value, strict=True):
+            assert_same_values(mine, other, name)
+    elif isinstance(value, dict):
+        assert list(got) == list(value), name
+        for part, other in value.items():
+            assert_same_values(got[part], other, f"{name} {part}")
+    else:
+        assert got == value, name

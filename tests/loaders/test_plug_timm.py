@@ -5,6 +5,7 @@ Its script is not in timm's wheel. What it asks of a loader: `len`, pairs (input
 to them itself.
 """
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -15,7 +16,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 
-from softshard.loaders import Augment, Loader, as_tuples
+from softshard.loaders import Augment, Loader, as_tuples, open_loader
 
 
 def train_one_epoch(epoch, model, loader, optimizer, loss_fn, scheduler, mixup_fn, accum_steps=2):
@@ -81,13 +82,34 @@ def one_thread():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_model_of_timms_learns_in_the_loop_of_train_py(packed, mode):
+    losses = train_py(packed, mode)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_against_servers_the_loop_gives_the_same_losses(packed, mode):
+    pytest.importorskip("pyarrow")
+    from softshard.loaders.service_desk import Desk, ServedSet
+    from softshard.loaders.service_server import BatchServer
+
+    server = BatchServer(Desk({"train": ServedSet(packed)}, num_threads=1))
+    try:
+        there = train_py(f"{server.address}/train", mode)
+    finally:
+        server.close(5)
+    assert there == train_py(packed, mode)
+
+
+def train_py(dataset, mode):
+    """Three epochs, each followed by a pass over all images; the mean loss of each."""
     targets, labels, loss_fn, mixup = MODES[mode]
     torch.manual_seed(0)
+    np.random.seed(0)  # timm's Mixup draws from it  # noqa: NPY002
     options = {"batch_size": 16, "num_threads": 1}
     with (
-        Loader(packed, augment=Augment(size=32), targets=targets, **options) as train_source,
-        Loader(
-            packed, augment=Augment.evaluation(32), shuffle=False, last_batch="pad", **options
+        open_loader(dataset, augment=Augment(size=32), targets=targets, **options) as train_source,
+        open_loader(
+            dataset, augment=Augment.evaluation(32), shuffle=False, last_batch="pad", **options
         ) as val_source,
     ):
         loader_train = as_tuples(train_source, labels, device="cpu")
@@ -111,7 +133,7 @@ def test_a_model_of_timms_learns_in_the_loop_of_train_py(packed, mode):
             )
             _, num = validate(model, loader_eval)
             assert num == 105  # each image once
-        assert losses[-1] < losses[0]
+        return losses
 
 
 def test_timms_prefetcher_makes_of_bytes_what_the_loader_makes(packed):

@@ -29,10 +29,17 @@ def make(servers, connection):
     return RemoteLoader(servers, connection=connection, **OPTIONS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def expected(packed):
     with Loader(packed, **OPTIONS) as local:
         return list(local)
+
+
+@pytest.fixture(scope="module")
+def pair(packed):
+    """Two servers, for tests that leave both as they were: a start costs more than most of them."""
+    with serving_two(packed) as servers:
+        yield servers
 
 
 def test_a_server_that_is_killed_in_an_epoch_costs_no_batch(packed, expected):
@@ -66,9 +73,10 @@ def test_a_server_that_is_killed_and_started_anew_is_asked_again(packed, expecte
             assert_same_batches(found, expected)
 
 
-def test_a_server_that_hangs_is_left_for_another(packed, expected, within):
+def test_a_server_that_hangs_is_left_for_another(pair, expected, within):
+    one, other = pair
     connection = Connection(connect_s=20, request_s=1, deadline_s=60, hedge=None)
-    with serving_two(packed) as (one, other), make([one.url, other.url], connection) as remote:
+    with make([one.url, other.url], connection) as remote:
         found, batches = [], iter(remote)
         found.append(next(batches))
         one.send(signal.SIGSTOP)
@@ -77,29 +85,28 @@ def test_a_server_that_hangs_is_left_for_another(packed, expected, within):
         assert_same_batches(found, expected)
 
 
-def test_a_second_server_is_asked_where_the_first_is_slower_than_usual(packed, within):
-    with serving_two(packed) as (one, other):
-        connection = Connection(connect_s=20, request_s=20, deadline_s=60, hedge=0.9)
-        with RemoteLoader([one.url, other.url], connection=connection, **OPTIONS) as remote:
-            for batch in remote:  # so that it is known what is usual
-                assert len(batch)
-            before = remote._pool.num_hedged
-            one.send(signal.SIGSTOP)
-            found = within(lambda: list(itertools.islice(remote, 4)), 15)  # request_s is longer
-            one.send(signal.SIGCONT)
-            assert remote._pool.num_hedged > before
-            assert_same_batches(found, list_of_epoch(packed, 1)[:4])
+def test_a_second_server_is_asked_where_the_first_is_slower_than_usual(pair, packed, within):
+    one, other = pair
+    connection = Connection(connect_s=20, request_s=20, deadline_s=60, hedge=0.9)
+    with make([one.url, other.url], connection) as remote:
+        for batch in remote:  # so that it is known what is usual
+            assert len(batch)
+        before = remote._pool.num_hedged
+        one.send(signal.SIGSTOP)
+        found = within(lambda: list(itertools.islice(remote, 4)), 15)  # request_s is longer
+        one.send(signal.SIGCONT)
+        assert remote._pool.num_hedged > before
+        assert_same_batches(found, list_of_epoch(packed, 1)[:4])
 
 
-def test_an_interrupted_loop_does_not_wait_for_a_server_that_hangs(packed, within):
-    with serving(packed) as server:
-        connection = Connection(connect_s=20, request_s=4, deadline_s=60)
-        remote = RemoteLoader(server.url, connection=connection, **OPTIONS)
-        batches = iter(remote)
-        next(batches)
-        server.send(signal.SIGSTOP)
-        within(remote.close, 3)
-        server.send(signal.SIGCONT)
+def test_an_interrupted_loop_does_not_wait_for_a_server_that_hangs(pair, within):
+    server, _ = pair
+    remote = make(server.url, Connection(connect_s=20, request_s=4, deadline_s=60))
+    batches = iter(remote)
+    next(batches)
+    server.send(signal.SIGSTOP)
+    within(remote.close, 3)
+    server.send(signal.SIGCONT)
 
 
 def test_where_all_servers_are_gone_the_error_names_them(packed, within):
@@ -121,8 +128,8 @@ def test_no_server_at_all_is_an_error_that_says_what_to_run():
         RemoteLoader("grpc://127.0.0.1:9", connection=Connection(connect_s=0.5), **OPTIONS)
 
 
-def test_one_server_that_is_away_at_the_start_is_done_without(packed, expected):
-    with serving(packed) as server, make([server.url, AWAY], QUICK) as remote:
+def test_one_server_that_is_away_at_the_start_is_done_without(pair, expected):
+    with make([pair[0].url, AWAY], QUICK) as remote:
         assert_same_batches(remote, expected)
 
 

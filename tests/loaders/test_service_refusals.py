@@ -75,7 +75,11 @@ def open_recipe(server, recipe=RECIPE, **changes):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("format-disk", {}, "expected an action of hello, open, count-classes, found 'format-disk'"),
+        (
+            "format-disk",
+            {},
+            "expected an action of hello, open, count-classes, vocabulary, found 'format-disk'",
+        ),
         ("hello", b"\xff\x00", r"hello: expected a JSON object, found b'\\xff\\x00'"),
         ("hello", b"[" * 5000, "hello: expected at most 4,096 bytes, found 5,000"),
         ("hello", {"protocol": 2}, "client: expected protocol 1 of the data service"),
@@ -110,14 +114,21 @@ def test_requests_that_are_none_are_refused_with_what_was_expected(server, name,
         ),
         ({"dataset": "/etc"}, "expected the name of a data set, found '/etc'"),
         ({"dataset": "s3://bucket/set"}, "expected the name of a data set"),
-        ({"targets": "weights"}, "loader: expected targets of"),
+        ({"targets": "hopes"}, "loader: expected targets of"),
+        ({"targets": ["tags", "hopes"]}, "loader: expected targets of"),
+        ({"targets": ["tags", 1]}, "recipe: targets: expected one of"),
+        ({"targets": "relabel", "keep_targets": -1}, "loader: expected keep_targets from 1"),
+        ({"targets": "weights"}, "expected samples with 'weights' for targets='weights', found none"),
         ({"dtype": "float64"}, "loader: expected dtype of"),
         ({"balance": "all"}, "recipe: balance: expected one of float, None, found 'all'"),
         (
-            {"labels": {"tree": None, "class_names": None, "relabels": None}},
+            {"labels": {"tree": None, "class_names": None, "relabels": None, "chosen": None}},
             "expected one of tree, class_names",
         ),
-        ({"labels": {"tree": {"classes": 1}, "class_names": None, "relabels": None}}, "recipe: labels"),
+        (
+            {"labels": {"tree": {"classes": 1}, "class_names": None, "relabels": None, "chosen": None}},
+            "recipe: labels",
+        ),
         (
             {"subset": {"classes": None, "fraction": 1.0, "seed": 0, "keys": "/etc/passwd"}},
             "recipe: subset: keys: expected one of tuple, None, found '/etc/passwd'",

@@ -1,5 +1,7 @@
 """Servers of data sets behind a URL, and of side shards."""
 
+import time
+
 import fsspec
 import pytest
 from service_processes import SMALL, assert_same_batches
@@ -30,6 +32,53 @@ def test_a_data_set_behind_a_url_is_fetched_by_the_server(packed, serve, tmp_pat
     with RemoteLoader(address, **SMALL) as remote, Loader(packed, **SMALL) as local:
         for _ in range(2):
             assert_same_batches(remote, local)
+
+
+def fetched(server):
+    """Shards that the server has fetched for the one recipe that is open."""
+    ((maker, _),) = server.desk._makers.values()
+    return maker.loader.fetch_stats().shards_fetched
+
+
+def test_shards_of_coming_steps_are_fetched_before_they_are_asked_for(packed, tmp_path):
+    fsspec.filesystem("memory").put(str(packed), "/ahead/train", recursive=True)
+    cache = Cache(folder=tmp_path / "cache", ahead=9, num_fetchers=2)
+    server = BatchServer(Desk({"set": ServedSet("memory://ahead/train")}, num_threads=1, cache=cache))
+    # In order: a batch of four is in one shard of 13.
+    options = SMALL | {"batch_size": 4, "prefetch": 1, "shuffle": False}
+    try:
+        with RemoteLoader(server.address, **options) as remote, Loader(packed, **options) as local:
+            expected, found = list(local), []
+            batches = iter(remote)
+            found.append(next(batches))
+            deadline = time.monotonic() + 20
+            while fetched(server) < 9 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert fetched(server) == 9  # all, and at most three batches were asked for
+            assert server.desk.totals()["images"] <= 12
+            found += batches
+            assert_same_batches(found, expected)
+            assert fetched(server) == 9
+            assert_same_batches(remote, local)
+            assert server.desk.totals()["bad_samples"] == 0
+    finally:
+        server.close(5)
+
+
+def test_trainers_at_different_places_of_different_epochs_get_what_they_ask_for(packed, serve, tmp_path):
+    fsspec.filesystem("memory").put(str(packed), "/apart/train", recursive=True)
+    address = serve(ServedSet("memory://apart/train"), Cache(folder=tmp_path / "cache", ahead=1))
+    options = SMALL | {"batch_size": 4, "window": 7}
+    with (
+        RemoteLoader(address, **options) as one,
+        RemoteLoader(address, **options) as other,
+        Loader(packed, **options) as local,
+    ):
+        other.set_epoch(3)
+        pairs = list(zip(one, other, strict=True))
+        assert_same_batches([mine for mine, _ in pairs], local)
+        local.set_epoch(3)
+        assert_same_batches([its for _, its in pairs], local)
 
 
 def test_side_shards_are_joined_where_targets_pool_label_maps(packed, serve, tmp_path):

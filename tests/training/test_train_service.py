@@ -1,16 +1,19 @@
 """Training from servers of the data service: one argument is another, and every number is the same."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
-from service_processes import serving
+from service_processes import assert_same_batches, serving
+from test_soft_targets import make_set
 
 from softshard.loaders import Augment, Loader, RemoteLoader, as_tuples
 from softshard.shards.cli import main
 from softshard.shards.errors import UsageError
-from softshard.training import semantic_softmax
+from softshard.training import joint, semantic_softmax
 from softshard.training.checkpoint import load_checkpoint, save_checkpoint
+from softshard.training.evaluate import evaluation_loader
 from softshard.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,7 +28,7 @@ def server(shards):
 def run(dataset, val, out, **options):
     recipe = dataclasses.replace(semantic_softmax(), epochs=2, global_batch=8, image_size=32)
     options = {"model": "test_resnet", "log_steps": 1, "log": lambda line: None, **options}
-    return train(recipe, str(dataset), val=str(val), out=out, **options)
+    return train(recipe, str(dataset), val=val and str(val), out=out, **options)
 
 
 def test_a_run_on_servers_gives_the_weights_and_numbers_of_a_local_one(server, shards, tmp_path):
@@ -65,6 +68,37 @@ def test_the_command_takes_servers_where_it_takes_a_folder(server, tmp_path):
     command += ["--preset", "small", "--model", "test_resnet", "--out", str(tmp_path), "--epochs", "1"]
     assert main([*command, "--global-batch", "16", "--image-size", "32", "--device", "cpu"]) == 0
     assert (tmp_path / "model.safetensors").exists()
+
+
+def test_a_checkpoint_is_measured_on_servers_as_on_a_folder(server, shards, tmp_path, capsys):
+    run(shards / "train", None, tmp_path, epochs=1)
+    checkpoint = str(tmp_path / "checkpoint.pt")
+    said = []
+    for dataset in (str(shards / "val"), f"{server.url}/val"):
+        for ensemble in ([], ["--ensemble", checkpoint]):
+            command = ["evaluate", checkpoint, dataset, *ensemble, "--batch-size", "8", "--device", "cpu"]
+            assert main([*command, "--json"]) == 0
+            said.append(json.loads(capsys.readouterr().out) | {"dataset": None})
+    assert said[:2] == said[2:]
+    assert main(["evaluate", "timm:resnet18.a1_in1k", f"{server.url}/val"]) == 2
+    assert "expected the folder or URL of a data set" in capsys.readouterr().err
+
+
+def test_keywords_behind_servers_are_judged_as_those_here_are(tmp_path):
+    web = make_set(tmp_path / "web", 5)
+    recipe = dataclasses.replace(joint(), image_size=32)
+    with serving(f"web={web}", threads=1) as server:
+        loaders = [
+            evaluation_loader(recipe, str(dataset), batch_size=8, device="cpu", with_tags=with_tags)
+            for dataset in (web, f"{server.url}/web")
+            for with_tags in (True, False)
+        ]
+        assert [loader.targets for loader in loaders] == ["tags", "none", "tags", "none"]
+        assert loaders[0].vocabulary == loaders[2].vocabulary
+        for here, there in (loaders[::2], loaders[1::2]):
+            assert_same_batches(there, here)
+        for loader in loaders:
+            loader.close()
 
 
 def test_side_shards_are_the_servers(server, shards, tmp_path):
