@@ -32,11 +32,11 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to see processes"),
 ]
 
-PATIENT = Connection(connect_s=60, request_s=30, deadline_s=120)
+PATIENT = Connection(connect_s=120, request_s=30, deadline_s=240)
 OPTIONS = SMALL | {"dtype": "uint8", "batch_size": 4}
 
 
-def wait_until(condition, seconds=120):
+def wait_until(condition, seconds=240):
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline
