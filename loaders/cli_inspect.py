@@ -51,7 +51,7 @@ def add_inspect(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--targets", choices=TARGETS, help="(default: relabel with label maps, none without)"
     )
-    command.add_argument("--top", type=int, default=5, metavar="N", help="classes of a target (default: 5)")
+    command.add_argument("--top", type=int, default=5, metavar="K", help="classes of a target (default: 5)")
     command.add_argument(
         "--size", type=int, default=224, metavar="PX", help="side of the loader's images (default: 224)"
     )

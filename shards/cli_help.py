@@ -15,7 +15,7 @@ TASKS = {
     "make data sets": ("tree", "pack", "reshard", "tags", "subset"),
     "look at them": ("verify", "stats", "inspect"),
     "soft labels": ("maps", "teacher", "pseudo"),
-    "load": ("bench", "replay"),
+    "load": ("bench", "replay", "serve"),
     "train": ("train", "evaluate", "predict"),
 }
 EXAMPLES = {

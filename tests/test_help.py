@@ -19,7 +19,7 @@ LATE_DEFAULTS = (None, False, [], "")
 # What these name is another thing in another command.
 SEVERAL = {
     *("--classes", "--images", "--json", "--labels", "--model", "--num-classes", "--out", "--output"),
-    *("--subset", "--teacher", "--threshold", "--tree", "--weights"),
+    *("--side", "--subset", "--teacher", "--threshold", "--tree", "--weights"),
 }
 
 
