@@ -1,15 +1,12 @@
 # make demo   the main job from end to end (makes .venv first)
 # make test   all tests
-# make lint   ruff, pyright, hadolint, and the site with every warning an error
+# make lint   ruff, pyright, hadolint, the schema of compose, and the site with every warning an error
 # make docs   the site, into site/
 # make bench  the benchmarks, results into benchmarks/results; make bench-losses: one of them. For every row of every table:
 #             make bench PHOTOS=DIR AGAINST=webdataset,dali,ffcv=/opt/ffcv/bin/python,... IMG2DATASET=/opt/i2d/bin/python
-# make lint   ruff, pyright, hadolint
-# make lint   ruff, pyright, hadolint, the schema of compose
-# make bench  the benchmarks, results into benchmarks/results
+# make soak   an hour of loaders over bad storage: memory and descriptors must stay flat
 # make dist   wheel and source distribution, checked, into dist
 # make test-oldest  all tests with the oldest versions that pyproject.toml promises (tests/oldest.txt), in .venv-oldest
-# make soak   an hour of loaders over bad storage: memory and descriptors must stay flat
 # make fuzz   every parser with damaged files for MINUTES=15; findings into tests/fuzz-findings
 # make audit  known vulnerabilities of the installed packages (asks pypi.org)
 # make setup  .venv with everything above
@@ -26,9 +23,7 @@ DEV    := $(VENV)/.ready-dev
 PIP     = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .NOTPARALLEL:
-.PHONY: setup demo test lint format docs bench soak clean
-.PHONY: setup demo test test-oldest lint format bench dist soak clean
-.PHONY: setup demo test lint format bench soak fuzz audit clean
+.PHONY: setup demo test test-oldest lint format docs bench dist soak fuzz audit clean
 
 setup: $(DEV)
 
@@ -52,7 +47,6 @@ demo: $(READY)
 test: $(DEV)
 	$(BIN)/python -m pytest
 
-lint: $(DEV) docs
 test-oldest: $(OLDEST)/.ready
 	$(OLDEST)/bin/python -m pytest
 
@@ -69,7 +63,7 @@ dist: $(DEV)
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python -m pytest tests/test_distribution.py
 
-lint: $(DEV)
+lint: $(DEV) docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -86,7 +80,7 @@ format: $(DEV)
 
 # One script a table, in turn: they are not to disturb each other.
 BENCHMARKS = peers augment_cpu label_maps sharder plan_scale order_scale streaming exactness kill_pack faults \
-             confusion_groups losses semantic_losses relabel tags
+             confusion_groups losses semantic_losses relabel tags soft_targets service service_kill
 
 # As the tables of benchmarks/README.md were made. PHOTOS: folders of photographs named by wnid, for the four that used such.
 OPTIONS_peers            = --repeats 3 --steps 15 $(if $(AGAINST),--against $(AGAINST))
@@ -99,6 +93,7 @@ OPTIONS_losses           = --repeats 15
 OPTIONS_semantic_losses  = $(PHOTO_OPTION)
 OPTIONS_relabel          = --live-seeds 1 $(PHOTO_OPTION)
 OPTIONS_tags             = $(if $(NLTK_DATA),,--no-nltk-tagger)
+OPTIONS_service_kill     = --minutes 10
 PHOTO_OPTION             = $(if $(PHOTOS),--photos $(abspath $(PHOTOS)))
 
 bench: $(BENCHMARKS:%=bench-%)
@@ -115,24 +110,6 @@ build/benchmarks/maps.npz: $(DEV)
 	mkdir -p $(@D)
 	$(BIN)/python benchmarks/teacher_maps.py --photos $(PHOTOS) -o $@
 endif
-bench: $(DEV)
-	cd benchmarks && ../$(BIN)/python peers.py
-	cd benchmarks && ../$(BIN)/python augment_cpu.py
-	cd benchmarks && ../$(BIN)/python label_maps.py
-	cd benchmarks && ../$(BIN)/python sharder.py
-	cd benchmarks && ../$(BIN)/python plan_scale.py
-	cd benchmarks && ../$(BIN)/python order_scale.py
-	cd benchmarks && ../$(BIN)/python exactness.py
-	cd benchmarks && ../$(BIN)/python kill_pack.py
-	cd benchmarks && ../$(BIN)/python faults.py
-	cd benchmarks && ../$(BIN)/python confusion_groups.py
-	cd benchmarks && ../$(BIN)/python losses.py
-	cd benchmarks && ../$(BIN)/python semantic_losses.py
-	cd benchmarks && ../$(BIN)/python relabel.py
-	cd benchmarks && ../$(BIN)/python service.py
-	cd benchmarks && ../$(BIN)/python service_kill.py --minutes 10
-	cd benchmarks && ../$(BIN)/python tags.py --no-nltk-tagger
-
 soak: $(DEV)
 	cd benchmarks && ../$(BIN)/python soak.py --minutes 60
 
@@ -144,5 +121,4 @@ audit: $(DEV)
 	$(BIN)/python -m pip_audit --local --skip-editable --progress-spinner off
 
 clean:
-	rm -rf $(VENV) build dist site demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis
-	rm -rf $(VENV) $(OLDEST) build dist demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist site demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -13,8 +13,8 @@ SECTIONS = {
     title.partition(".py")[0].strip("`"): body
     for title, body in re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
 }
-# Not questions of their own: what all of them share, and an input of label_maps.
-PARTS = {"harness", "teacher_maps"}
+# Not questions of their own: what all of them share, servers for two of them, and an input of label_maps.
+PARTS = {"harness", "serving", "teacher_maps"}
 SCRIPTS = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - PARTS
 
 
