@@ -18,8 +18,8 @@ from softshard.shards.information_content import load_counts
 from softshard.shards.json_lines import read_json_lines
 from softshard.shards.score_file import read_scores, score_header, score_line
 from softshard.shards.sources import open_source
+from softshard.shards.stored_vocabulary import Vocabulary
 from softshard.shards.tags_source import open_text_source
-from softshard.shards.tags_vocabulary import load_vocabulary
 from softshard.shards.tree_sources import read_pairs, read_wordnet_list
 from softshard.training.curves import read_curves
 from softshard.training.label_sets import _read_sets
@@ -162,7 +162,7 @@ def targets() -> list[Target]:
         Target("difficulty", in_file("hard.csv", lambda path: read_difficulty(path, "f")),
                (b"key,score,half,trained_on\na,0.5,0,1\nb,1,1,0\n",), TEXT, "hard.csv"),
         Target("counts of words", in_file("ic.dat", load_counts), (counts,), TEXT, "ic.dat"),
-        Target("vocabulary of tags", in_file("vocabulary.tsv", load_vocabulary),
+        Target("vocabulary of tags", in_file("vocabulary.tsv", Vocabulary.load),
             (b"tag\timages\nbig cat\t7\nfish\t3\n",), TEXT,
                "vocabulary.tsv"),
         Target("accuracy curves", in_file("curves.csv", lambda path: read_curves([path])),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from softshard.loaders.against import parse_peers
+from softshard.loaders.augment_text import parse_augment
 from softshard.loaders.state import bad_samples, check_state
 from softshard.loaders.tar_index import TarIndex, index_tar, split_braces
 from softshard.shards.destination import open_destination
@@ -24,7 +25,6 @@ from softshard.shards.similarities import Measures
 from softshard.shards.sources import open_source
 from softshard.shards.storage import is_remote, open_storage, public_name
 from softshard.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from softshard.training.recipe_augment import parse_augment
 from softshard.training.recipe_presets import with_settings
 from softshard.training.recipes import relabel
 

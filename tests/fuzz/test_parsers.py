@@ -25,8 +25,8 @@ from softshard.shards.labelmap_published import read_published_map
 from softshard.shards.score_file import read_scores
 from softshard.shards.sources import open_source
 from softshard.shards.storage import open_storage
+from softshard.shards.stored_vocabulary import Vocabulary
 from softshard.shards.subset_file import SubsetFile
-from softshard.shards.tags_vocabulary import load_vocabulary
 from softshard.shards.webvision_info import read_meta
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.label_sets import _read_sets
@@ -174,7 +174,7 @@ def test_scores_of_a_class_beyond_any_list_are_refused(tmp_path):
 def test_a_vocabulary_with_thousands_of_digits_is_refused(tmp_path):
     (tmp_path / "vocabulary.tsv").write_text("tag\timages\ncat\t" + "9" * 5000 + "\n")
     with pytest.raises(DataError, match="line 2: expected a tag, a tab and a number"):
-        load_vocabulary(tmp_path / "vocabulary.tsv")
+        Vocabulary.load(tmp_path / "vocabulary.tsv")
 
 
 def test_a_narrow_confusion_matrix_of_many_lines_takes_no_square_of_them(tmp_path):
