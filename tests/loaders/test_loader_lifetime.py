@@ -30,6 +30,12 @@ def open_tars():
     return [link for link in links if os.path.lexists(link) and str(os.readlink(link)).endswith(".tar")]
 
 
+@pytest.fixture(autouse=True)
+def nothing_of_other_tests():
+    """What tests before left in reference cycles goes now, and not in the middle of one here."""
+    gc.collect()
+
+
 def threads(name="softshard"):
     return [thread for thread in threading.enumerate() if thread.name.startswith(name)]
 

@@ -223,7 +223,7 @@ def test_a_state_of_another_data_set_is_refused_with_both_fingerprints(packed, p
         ({"taken": 1.0}, "found 0 and 1.0"),
         ({"taken": None}, "found 0 and None"),
         ({"epoch": None}, "found None and 0"),
-        ({"epoch": -1}, r"expected epoch as an int from 0 to 2\*\*32 - 1, found -1"),
+        ({"epoch": -1}, "found -1 and 0"),
     ],
 )
 def test_a_state_that_cannot_be_is_refused(packed, change, message):
