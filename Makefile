@@ -44,11 +44,12 @@ $(DEV): $(READY)
 demo: $(READY)
 	$(BIN)/softshard demo --out demo-out
 
+# A process for each core, of which many tests take a share only: they wait for processes and servers.
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 $(OLDEST)/.ready: pyproject.toml tests/oldest.txt
 	$(OLD_PYTHON) -m venv $(OLDEST)

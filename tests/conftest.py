@@ -1,6 +1,8 @@
+import fcntl
 import itertools
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,14 @@ def shared_data() -> Path:
     if not (SHARED / "photos").is_dir():
         pytest.skip(f"needs the photographs and lists of {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def one_ray_at_a_time():
+    """Two Rays that start on one machine at the same moment may take each other's ports."""
+    with open(Path(tempfile.gettempdir()) / "softshard-tests-ray.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ from softshard.shards.cli import main
 from softshard.shards.errors import SoftshardError, UsageError
 
 pytestmark = [
+    pytest.mark.usefixtures("one_ray_at_a_time"),
     pytest.mark.skipif(find_spec("ray") is None, reason="needs ray: pip install '.[ray]'"),
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to see processes"),
 ]

@@ -289,6 +289,7 @@ def test_tags_travel_into_shards_and_paths_lead_from_the_new_list_to_the_images(
         assert meta["metadata"]["tags"] == [Path(meta["path"]).parent.name, "sea"]
 
 
+@pytest.mark.usefixtures("one_ray_at_a_time")
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install '.[ray]'")
 def test_ray_writes_the_same_bytes(tmp_path):
     for engine in ("local", "ray"):

@@ -289,6 +289,7 @@ def test_two_processes_make_the_same_bytes_as_one(dataset, checkpoint, tmp_path,
     assert "manifest.json" in one
 
 
+@pytest.mark.usefixtures("one_ray_at_a_time")
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs ray: pip install '.[ray]'")
 def test_ray_makes_the_same_bytes_in_two_processes_and_brings_their_errors(
     dataset, checkpoint, tmp_path, own_ray
