@@ -8,7 +8,7 @@
 # make dist   wheel and source distribution, checked, into dist
 # make test-oldest  all tests with the oldest versions that pyproject.toml promises (tests/oldest.txt), in .venv-oldest
 # make fuzz   every parser with damaged files for MINUTES=15; findings into tests/fuzz-findings
-# make audit  known vulnerabilities of the installed packages (asks pypi.org)
+# make audit  known vulnerabilities of the installed packages, asked over the network
 # make setup  .venv with everything above
 #
 # The demo needs what a user needs; the tests and linters need a little more. A second file says that it is there.
