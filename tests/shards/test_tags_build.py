@@ -196,6 +196,15 @@ def test_a_ragged_csv_with_a_byte_order_mark_and_crlf(tmp_path):
     assert ["expected 4 cells as in the header, found 2" in reason for reason in reasons] == [True, False]
 
 
+def test_a_stray_quote_in_a_csv_costs_one_row(tmp_path):
+    lines = [f"{i}.jpg,dog,a big cat" for i in range(1000)]
+    lines[10] = '10.jpg,dog,"a big cat'
+    (tmp_path / "in.csv").write_text("path,label,title\n" + "\n".join(lines) + "\n")
+    report = build_tags(tmp_path / "in.csv", tmp_path / "out.jsonl", ALL, workers=1)
+    assert (report.read, report.images, report.bad_rows) == (1000, 999, 1)
+    assert "line 12: inside a quote up to line " in (tmp_path / "out.bad.jsonl").read_text()
+
+
 def test_long_captions_are_cut_and_counted(tmp_path):
     rows = [{"path": "1.jpg", "label": "dog", "description": "big cat " * 20_000 + "sea"}]
     report = build_tags(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", ALL, workers=1)
