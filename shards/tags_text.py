@@ -125,13 +125,14 @@ class TextTagger:
             if i < last:
                 after = words[i + 1]
                 num = longest.get(f"{word.lower} {after.lower}", 0)
-                if word.base is not word.lower or after.base is not after.lower:
-                    for pair in (
-                        f"{word.lower} {after.base}",
-                        f"{word.base} {after.lower}",
-                        f"{word.base} {after.base}",
-                    ):
-                        num = max(num, longest.get(pair, 0))
+                if (
+                    word.base is not word.lower
+                    or after.base is not after.lower
+                    or after.last is not after.lower
+                ):
+                    for first in (word.lower, word.base):
+                        for second in (after.lower, after.base, after.last, after.last_base):
+                            num = max(num, longest.get(f"{first} {second}", 0))
                 if num:
                     collocation, num_words = self._collocation(words[i : i + num])
                     if collocation:
@@ -145,15 +146,25 @@ class TextTagger:
 
     def _collocation(self, words: list[Word]) -> tuple[str, int]:
         """The longest collocation that the words begin with, and its words; inflected are its last word, its first
-        (`beasts of prey`) or all.
+        (`beasts of prey`) or all. Only behind its last word may a sentence end.
         """
         collocations = self._table.collocations
         for num in range(len(words), 1, -1):
             lower = [word.lower for word in words[:num]]
             base = [word.base for word in words[:num]]
-            for form in (lower, [*lower[:-1], base[-1]], [base[0], *lower[1:]], base):
-                if found := collocations.get(" ".join(form)):
-                    return found, num
+            end = words[num - 1]
+            ends = [(end.lower, end.base)]
+            if end.last is not end.lower:
+                ends.append((end.last, end.last_base))
+            for last, last_base in ends:
+                for form in (
+                    [*lower[:-1], last],
+                    [*lower[:-1], last_base],
+                    [base[0], *lower[1:-1], last],
+                    [*base[:-1], last_base],
+                ):
+                    if found := collocations.get(" ".join(form)):
+                        return found, num
         return "", 1
 
     def _look_up(self, token: str) -> Word:
