@@ -28,6 +28,7 @@ from .progress import progress_bar
 from .similarities import COUNTS, Measures, Similarities
 from .source_lists import (
     LIST_SUFFIXES,
+    VALIDATION,
     bounded_lines,
     csv_rows,
     folder_of_list,
@@ -201,11 +202,13 @@ def text_of(row: dict[str, Any]) -> str:
 
 
 def _count_labels(lines: Iterator[JsonLine], class_names: Sequence[str]) -> np.ndarray:
-    """int64 [C], how often each class is a label."""
+    """int64 [C], how often each class is a label of a training image."""
     counts, index = np.zeros(len(class_names), np.int64), {name: i for i, name in enumerate(class_names)}
     for line in lines:
+        if line.row is None or line.row.get("split") == VALIDATION:
+            continue
         with suppress(DataError):  # told when it is weighed
-            counts[label_of(line.row or {}, index)] += 1
+            counts[label_of(line.row, index)] += 1
     return counts
 
 

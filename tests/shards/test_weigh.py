@@ -1,5 +1,6 @@
 """Weights of classes: what each measure says, what becomes of it, and the list that comes out."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -220,6 +221,28 @@ def test_the_same_call_gives_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         weigh_list(source, tmp_path / f"{name}.jsonl", CLASSES, measures)
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+
+
+def test_the_record_names_the_definitions_that_were_read(tmp_path):
+    file = tmp_path / "said.tsv"
+    file.write_text(f"{DOG}\ta dog\n")
+    source = write(tmp_path / "in.jsonl", ROWS)
+    weigh_list(source, tmp_path / "out.jsonl", CLASSES, Measures({"text": 1.0}, definitions=str(file)))
+    wanted = {"name": "said.tsv", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    assert load_how(tmp_path / "out.jsonl")["definitions"] == wanted
+    timms = Similarities(CLASSES, Measures({"text": 1.0})).to_json()["definitions"]
+    assert timms["name"] == "imagenet_synset_to_definition.txt"
+    assert len(timms["sha256"]) == 64
+    assert "definitions" not in Similarities(("a", "b"), Measures({"text": 1.0})).to_json()
+    assert "definitions" not in Similarities(CLASSES, WUP).to_json()
+
+
+def test_counts_leave_out_the_validation_part(tmp_path):
+    measures = Measures({"lin": 1.0}, information_content="counts")
+    validation = [{"path": "v.jpg", "label": OAK, "split": "val"}] * 50
+    weigh_list(write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl", CLASSES, measures)
+    weigh_list(write(tmp_path / "both.jsonl", ROWS + validation), tmp_path / "more.jsonl", CLASSES, measures)
+    assert read(tmp_path / "more.jsonl")[: len(ROWS)] == read(tmp_path / "out.jsonl")
 
 
 def test_counts_are_those_of_the_lists_labels(tmp_path):
