@@ -18,7 +18,7 @@ import numpy as np
 from .source_labels import is_index
 from .source_lists import VALIDATION, moved_path
 from .tags_source import Block, Record, TextSource
-from .tags_text import TextTagger, image_text, label_words
+from .tags_text import LONGEST_TEXT, TextTagger, image_text, label_words
 
 FALLBACKS = ("text", "query", "label")
 FEW_TAGS = 11  # the last column of the report's histogram: eleven or more
@@ -181,9 +181,11 @@ def _fallbacks(record: Record, settings: TagSettings) -> Iterable[tuple[str, str
         return
     query = record.fields.get("query")
     if isinstance(query, str):
-        yield "query", query
+        yield "query", query[:LONGEST_TEXT]
     words = record.fields.get("label_words")
-    yield "label", words if isinstance(words, str) else label_words(_class_name(record.label, settings))
+    if not isinstance(words, str):
+        words = label_words(_class_name(record.label, settings))
+    yield "label", words[:LONGEST_TEXT]
 
 
 def _class_name(label: str, settings: TagSettings) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from .tags_tokens import tokenize
+from .tags_tokens import LONGEST_TAG, tokenize
 from .tags_words import Word, WordTable, word_table
 from .wordnet import WNID_PATTERN, lemmas, wordnet
 
@@ -18,7 +18,6 @@ TEXT_FIELDS = ("title", "description", "tags")
 LONGEST_TEXT = 20_000  # characters of a field; who has more pasted a page
 TAGGERS = ("wordnet", "nltk")
 TOKENIZERS = ("softshard", "nltk")
-_LONGEST_TAG = 100  # characters
 _WORDS_REMEMBERED = 200_000
 _PAUSE = " , "  # between fields and tags, so that no collocation reaches across
 _MARKUP = re.compile(r"<[^<>]*>")
@@ -169,7 +168,7 @@ class TextTagger:
 
     def _look_up(self, token: str) -> Word:
         word = self._table.word(token)
-        if len(token) > _LONGEST_TAG:
+        if len(token) > LONGEST_TAG:
             return word
         if len(self._words) >= _WORDS_REMEMBERED:
             self._words.clear()

@@ -218,6 +218,16 @@ def test_a_stray_quote_in_a_csv_costs_one_row(tmp_path):
     assert "line 12: inside a quote up to line " in (tmp_path / "out.bad.jsonl").read_text()
 
 
+def test_a_query_and_a_label_without_end_are_cut_as_well(tmp_path):
+    rows = [
+        {"path": "1.jpg", "label": "dog", "query": "of " * 10_000 + "sea"},
+        {"path": "2.jpg", "label": "of_" * 10_000 + "oak"},
+    ]
+    report = build_tags(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", ALL, workers=1)
+    assert [row["tags"] for row in read_rows(tmp_path / "out.jsonl")] == [["dog"], []]
+    assert report.stats.by_source == {"label": 1, "none": 1}
+
+
 def test_long_captions_are_cut_and_counted(tmp_path):
     rows = [{"path": "1.jpg", "label": "dog", "description": "big cat " * 20_000 + "sea"}]
     report = build_tags(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", ALL, workers=1)
