@@ -26,7 +26,7 @@ def add_weigh(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "-o", "--output", type=local_path, required=True, metavar="OUT.jsonl", help="list to write"
     )
-    _add_measures(command)
+    _add_measures(command, top=20)
     command.add_argument(
         "--max-bad",
         type=float,
@@ -47,7 +47,7 @@ def add_weigh(subparsers: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_run_show)
 
 
-def _add_measures(command: argparse.ArgumentParser, top: int | None = None) -> None:
+def _add_measures(command: argparse.ArgumentParser, top: int) -> None:
     classes = command.add_mutually_exclusive_group(required=True)
     classes.add_argument("--classes", metavar="LIST", help="class list; its hierarchy is WordNet's")
     classes.add_argument(
@@ -81,10 +81,10 @@ def _add_measures(command: argparse.ArgumentParser, top: int | None = None) -> N
     )
     weights.add_argument(
         "--top",
-        type=int,
+        type=_top,
         default=top,
         metavar="K",
-        help=f"classes of an image at most (default: {top or 'all'})",
+        help=f"classes of an image at most; 0 or all: every one (default: {top})",
     )
     weights.add_argument(
         "--temperature",
@@ -96,6 +96,16 @@ def _add_measures(command: argparse.ArgumentParser, top: int | None = None) -> N
     weights.add_argument(
         "--normalise", choices=("none", "max", "sum"), default="none", help="(default: none)"
     )
+
+
+def _top(text: str) -> int | None:
+    """A number of classes, for argparse; None for all of them."""
+    if text.strip().lower() in ("0", "all"):
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number of classes, or all, found {text!r}") from error
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

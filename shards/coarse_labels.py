@@ -1,7 +1,8 @@
 """Fewer classes by a table of coarse labels (METHODS' fifth way; Gao 2021), made fewer or more by merging or splitting.
 
 A table says a class a row (`synset,categories`), or a coarse label a row with its classes beside it (`category,labels`).
-A name that could be one class or another is never guessed: it is an error that says how to choose.
+A name of two classes of the list is an error that says how to choose; so is one that two classes of ImageNet-1K are known
+to share (`SHARED_NAMES`) where the list has only one of them. Any other name means the one class of the list that has it.
 """
 
 from __future__ import annotations

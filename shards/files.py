@@ -17,6 +17,7 @@ from .storage import is_remote, open_storage, public_name
 
 TEMPORARY_SUFFIX = ".part"
 _PIECE_BYTES = 1 << 20
+_MOST_HASHED = 2**33  # bytes; whoever read the file had a limit of its own
 
 
 def canonical_json(value: object) -> bytes:
@@ -58,6 +59,12 @@ def read_limited(url: str, limit: int) -> bytes:
             f"{public_name(url)}: expected at most {limit} bytes, found more; is it another file?"
         )
     return data
+
+
+def file_record(url: str) -> dict[str, str]:
+    """Name and SHA-256 of a file that something was made by."""
+    name = public_name(url).rstrip("/").rpartition("/")[2]
+    return {"name": name, "sha256": sha256_hex(read_limited(url, _MOST_HASHED))}
 
 
 def _read_up_to(file: Any, most: int) -> bytes:

@@ -19,7 +19,7 @@ from .coarse_labels import adjust_number, read_coarse_labels
 from .confusion_file import load_confusion
 from .difficulty import Difficulty, read_difficulty
 from .errors import DataError, UsageError
-from .files import read_limited, sha256_hex
+from .files import file_record
 from .manifest import Manifest
 from .merge_siblings import ancestor_tree, merge_siblings
 from .philox import check_seed
@@ -34,7 +34,6 @@ from .tree import LabelTree
 CLASS_METHODS = ("random", "groups", "siblings", "confusion", "coarse", "file")
 IMAGE_METHODS = ("random", "stratified", "difficulty")
 CAPS = ("class", "set")
-_MAX_FILE_BYTES = 2**33  # of what is hashed; whoever read it had a limit of its own
 
 
 @dataclass(frozen=True)
@@ -281,15 +280,6 @@ def count_validation(dataset: str | Path, subset: SubsetFile) -> int:
     manifest = Manifest.load(folder)
     class_map = subset.relabelling(manifest.class_names).class_map
     return int((class_map[sample_classes(folder, manifest)] >= 0).sum())
-
-
-def file_record(url: str) -> dict[str, str]:
-    """Name and SHA-256 of a file that a choice was made by."""
-    return {"name": _file_name(url), "sha256": sha256_hex(read_limited(url, _MAX_FILE_BYTES))}
-
-
-def _file_name(url: str) -> str:
-    return public_name(url).rstrip("/").rpartition("/")[2]
 
 
 def _probabilities(folder: str | Path, manifest: Manifest, scores: Difficulty, where: str) -> np.ndarray:

@@ -26,7 +26,7 @@ from .classes import class_list_sha256, resolve_wnid
 from .concept_graph import ConceptGraph, contents_of_counts, contents_of_file, tree_graph, wordnet_graph
 from .confusion_file import load_confusion
 from .errors import DataError, UsageError
-from .files import read_text, sha256_hex
+from .files import file_record, read_text, sha256_hex
 from .information_content import load_counts
 from .schema import MIB
 from .storage import public_name
@@ -95,7 +95,7 @@ class Measures:
         return cls(shares, **options)
 
     def to_json(self) -> dict[str, Any]:
-        """What decides the values; files by their hash."""
+        """What decides the values; files by their hash. Which definitions are read is for the classes to say."""
         files = {"information_content": self.information_content, "confusion": self.confusion}
         found = {name: value for name, value in files.items() if value is not None}
         hashes = {
@@ -132,6 +132,7 @@ class Similarities:
     ) -> None:
         self.class_names, self.measures = tuple(class_names), measures
         self.graph, self.contents, self._confusion, self._text = None, None, None, None
+        self._definitions: dict[str, Any] = {}
         if any(name in measures.shares for name in GRAPH_MEASURES):
             self.graph = tree_graph(tree) if tree is not None else wordnet_graph(_wnids(self.class_names))
         if measures.information_content is not None and self.graph is not None:
@@ -141,6 +142,8 @@ class Similarities:
         if "text" in measures.shares:
             names, definitions = class_words(self.class_names, tree, measures.definitions)
             self._text = TextOverlap(names, definitions)
+            if file := definitions_file(self.class_names, measures.definitions):
+                self._definitions = {"definitions": file_record(file)}
         num_rows = max(1, _ROWS_BYTES // (4 * len(self.class_names)))
         # Each row of the [C, C] matrix is made once, however many images have the label.
         self._of_label = lru_cache(num_rows)(self._measure_label)
@@ -204,7 +207,11 @@ class Similarities:
 
     def to_json(self) -> dict[str, Any]:
         """What decides the scores."""
-        return {**self.measures.to_json(), "classes": class_list_sha256(self.class_names)}
+        return {
+            **self.measures.to_json(),
+            **self._definitions,
+            "classes": class_list_sha256(self.class_names),
+        }
 
 
 def _wnids(class_names: Sequence[str]) -> list[str]:
@@ -244,6 +251,17 @@ def _relative(confusion: np.ndarray) -> np.ndarray:
     return shares
 
 
+def definitions_file(class_names: Sequence[str], definitions: str | None = None) -> str | None:
+    """The file of definitions that is read: the one given, else timm's, where classes are wnids and timm is installed."""
+    if definitions is not None:
+        return definitions
+    found = importlib.util.find_spec("timm")
+    places = list(found.submodule_search_locations or ()) if found else []
+    if not places or not any(map(WNID_PATTERN.fullmatch, class_names)):
+        return None
+    return str(Path(places[0]) / "data" / "_info" / "imagenet_synset_to_definition.txt")
+
+
 def class_words(
     class_names: Sequence[str], tree: LabelTree | None = None, definitions: str | None = None
 ) -> tuple[list[tuple[str, ...]], dict[int, str]]:
@@ -260,12 +278,9 @@ def class_words(
         else:
             names.append(tuple(dict.fromkeys((name.replace("_", " "), shown.get(name, name)))))
     index = {name: i for i, name in enumerate(class_names)}
+    definitions = definitions_file(class_names, definitions)
     if definitions is None:
-        found = importlib.util.find_spec("timm")
-        places = list(found.submodule_search_locations or ()) if found else []
-        if not places or not any(map(WNID_PATTERN.fullmatch, class_names)):
-            return names, {}
-        definitions = str(Path(places[0]) / "data" / "_info" / "imagenet_synset_to_definition.txt")
+        return names, {}
     text, where = read_text(definitions, _MAX_DEFINITIONS_BYTES), public_name(definitions)
     said = {}
     for number, line in enumerate(text.split("\n"), 1):

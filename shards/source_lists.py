@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -162,22 +163,54 @@ def text_lines(
             )
 
 
+class _Lines:
+    """Texts of numbered lines for a reader of rows, which may take several lines for one.
+
+    Attributes:
+        row: the lines taken since it was last emptied.
+    """
+
+    def __init__(self, lines: Iterator[tuple[int, str]]) -> None:
+        self._lines, self._again = lines, deque[tuple[int, str]]()
+        self.row: list[tuple[int, str]] = []
+        self._length = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self._length > _MAX_LINE_BYTES:
+            raise csv.Error(f"a row of more than {_MAX_LINE_BYTES} characters")
+        self.row.append(self._again.popleft() if self._again else next(self._lines))
+        self._length += len(self.row[-1][1])
+        return self.row[-1][1]
+
+    def begin(self) -> None:
+        """Begin another row."""
+        self.row.clear()
+        self._length = 0
+
+    def again(self) -> None:
+        """Take the row for its first line alone, and read the others again."""
+        self._again.extendleft(reversed(self.row[1:]))
+
+
 def csv_rows(lines: Iterator[tuple[int, str]], where: str, problems: list[str]) -> Iterator[Row]:
-    """Rows of comma- or tab-separated values below a header; those that are none are among the problems."""
-    at = 0
+    """Rows of comma- or tab-separated values below a header; those that are none are among the problems.
 
-    def texts() -> Iterator[str]:
-        nonlocal at
-        for at, text in lines:  # noqa: B007 - the reader may take several lines for a row
-            yield text
-
-    reader = csv.reader(texts(), delimiter="\t" if where.lower().endswith(".tsv") else ",", strict=True)
+    A quoted cell may go on over several lines. Where that makes no row, a quote stands by mistake: only the line that it
+    is on is a bad one, and those behind are read as rows of their own.
+    """
+    texts = _Lines(lines)
+    reader = csv.reader(texts, delimiter="\t" if where.lower().endswith(".tsv") else ",", strict=True)
     header: list[str] | None = None
     while True:
+        texts.begin()
         try:
             row = next(reader, None)
         except csv.Error as error:
-            problems.append(f"{where}: line {at}: expected comma-separated values, found: {error}")
+            problems.append(f"{_taken(texts, where)}: expected comma-separated values, found: {error}")
+            texts.again()
             continue
         if row is None:
             return
@@ -186,16 +219,25 @@ def csv_rows(lines: Iterator[tuple[int, str]], where: str, problems: list[str]) 
         if header is None:
             header = [cell.strip() for cell in row]
             if len(set(header)) < len(header) or not {"path", "label"} <= set(header):
-                problems.append(f"{where}: line {at}: expected a header with path and label, found {header}")
+                problems.append(
+                    f"{_taken(texts, where)}: expected a header with path and label, found {header}"
+                )
                 return
             continue
         if len(row) != len(header):
             problems.append(
-                f"{where}: line {at}: expected {len(header)} cells as in the header, found {len(row)}"
+                f"{_taken(texts, where)}: expected {len(header)} cells as in the header, found {len(row)}"
             )
+            texts.again()
             continue
         cells = dict(zip(header, row, strict=True))
-        yield at, cells.pop("path"), cells.pop("label").strip(), cells
+        yield texts.row[-1][0], cells.pop("path"), cells.pop("label").strip(), cells
+
+
+def _taken(texts: _Lines, where: str) -> str:
+    """Where a row begins, and ends if that is another line."""
+    first, last = texts.row[0][0], texts.row[-1][0]
+    return f"{where}: line {first}" + (f": inside a quote up to line {last}" if last > first else "")
 
 
 def json_rows(lines: Iterator[tuple[int, str]], where: str, problems: list[str]) -> Iterator[Row]:

@@ -128,16 +128,18 @@ def build_tags(
         _check_bad(opened, first, options.max_bad, total)
         repeats = _repeats(first.hashes, first.sizes)
         first.hashes = np.empty(0, np.uint64)
+        num_training = total - first.num_validation
         if given is None and repeats:
             tasks = (CountTask(block, repeats[i]) for i, block in enumerate(opened.blocks()) if i in repeats)
             for result in over_blocks(count_block, (opened, settings, True), tasks):
                 counts.add({term: -count for term, count in result.images.items()})
+                num_training -= len(result.hashes) - result.num_validation
         num_repeats = sum(map(len, repeats.values()))
         chosen = None
         if given is None:
             chosen = choose_vocabulary(
                 counts.items(),
-                num_images=total - num_repeats,
+                num_images=num_training,
                 size=options.vocabulary_size,
                 min_images=options.min_images,
                 max_share=options.max_share,
@@ -229,6 +231,7 @@ class _FirstPass:
 
     sizes: np.ndarray
     hashes: np.ndarray
+    num_validation: int
     num_problems: int
     num_textless: int
     examples: list[str]
@@ -244,12 +247,13 @@ def _count(
 ) -> _FirstPass:
     sizes: list[int] = []
     hashes: list[np.ndarray] = []
-    first = _FirstPass(np.empty(0, np.int64), np.empty(0, np.uint64), 0, 0, [])
+    first = _FirstPass(np.empty(0, np.int64), np.empty(0, np.uint64), 0, 0, 0, [])
     tasks = (CountTask(block) for block in source.blocks())
     for result in over_blocks(count_block, (source, settings, with_tags), tasks):
         counts.add(result.images)
         sizes.append(len(result.hashes))
         hashes.append(result.hashes)
+        first.num_validation += result.num_validation
         first.num_problems += result.num_problems
         first.num_textless += result.num_textless
         first.examples += result.examples[: _EXAMPLES - len(first.examples)]

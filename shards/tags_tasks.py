@@ -18,7 +18,7 @@ import numpy as np
 from .source_labels import is_index
 from .source_lists import VALIDATION, moved_path
 from .tags_source import Block, Record, TextSource
-from .tags_text import TextTagger, image_text, label_words
+from .tags_text import LONGEST_TEXT, TextTagger, image_text, label_words
 
 FALLBACKS = ("text", "query", "label")
 FEW_TAGS = 11  # the last column of the report's histogram: eleven or more
@@ -60,6 +60,7 @@ class BlockCounts(NamedTuple):
     Attributes:
         images: candidate tag to images of the block that have it.
         hashes: uint64, one a record, of path and label.
+        num_validation: records of the validation part, whose tags are not counted.
         num_problems: rows that cannot be used.
         num_textless: images whose text is missing or damaged.
         examples: the first few problems.
@@ -67,6 +68,7 @@ class BlockCounts(NamedTuple):
 
     images: dict[str, int]
     hashes: np.ndarray
+    num_validation: int
     num_problems: int
     num_textless: int
     examples: list[str]
@@ -136,20 +138,30 @@ def tagger_of(tokenizer: str, tagger: str) -> TextTagger:
 
 
 def count_block(shared: tuple[TextSource, TagSettings, bool], task: CountTask) -> BlockCounts:
-    """Count candidate tags, each once an image; or, where the last of `shared` is False, only look for problems."""
+    """Count candidate tags, each once a training image; or, where the last of `shared` is False, only look for problems."""
     source, settings, with_tags = shared
     records, problems = source.read(task.block)
     textless = [record.problem for record in records if record.problem]
     if task.only is not None:
         records = [records[i] for i in task.only]
     images: Counter[str] = Counter()
+    training = [record for record in records if not _is_validation(record)]
     if with_tags:
-        for record in records:
+        for record in training:
             images.update(candidates(record, settings)[0])
     hashes = np.array([_hash(record) for record in records], np.uint64)
     return BlockCounts(
-        dict(images), hashes, len(problems), len(textless), [*problems, *dict.fromkeys(textless)][:5]
+        dict(images),
+        hashes,
+        len(records) - len(training),
+        len(problems),
+        len(textless),
+        [*problems, *dict.fromkeys(textless)][:5],
     )
+
+
+def _is_validation(record: Record) -> bool:
+    return record.fields.get("split") == VALIDATION
 
 
 def candidates(record: Record, settings: TagSettings) -> tuple[list[str], str, int]:
@@ -169,9 +181,11 @@ def _fallbacks(record: Record, settings: TagSettings) -> Iterable[tuple[str, str
         return
     query = record.fields.get("query")
     if isinstance(query, str):
-        yield "query", query
+        yield "query", query[:LONGEST_TEXT]
     words = record.fields.get("label_words")
-    yield "label", words if isinstance(words, str) else label_words(_class_name(record.label, settings))
+    if not isinstance(words, str):
+        words = label_words(_class_name(record.label, settings))
+    yield "label", words[:LONGEST_TEXT]
 
 
 def _class_name(label: str, settings: TagSettings) -> str:
@@ -202,7 +216,7 @@ def write_block(shared: tuple[TextSource, TagSettings, Mapping[str, int]], task:
         stats.by_number[min(len(tags), FEW_TAGS)] += 1
         stats.by_source[origin] += 1
         kept = {name: record.fields[name] for name in settings.keep if name in record.fields}
-        if record.fields.get("split") == VALIDATION:
+        if _is_validation(record):
             kept["split"] = VALIDATION
         lines.append(list_line(record.path, record.label, settings.path_prefix, **kept, tags=tags))
     return BlockLines(_json_lines(lines), _json_lines(map(json.dumps, ledger)), stats)

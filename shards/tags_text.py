@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from .tags_tokens import tokenize
+from .tags_tokens import LONGEST_TAG, tokenize
 from .tags_words import Word, WordTable, word_table
 from .wordnet import WNID_PATTERN, lemmas, wordnet
 
@@ -18,7 +18,6 @@ TEXT_FIELDS = ("title", "description", "tags")
 LONGEST_TEXT = 20_000  # characters of a field; who has more pasted a page
 TAGGERS = ("wordnet", "nltk")
 TOKENIZERS = ("softshard", "nltk")
-_LONGEST_TAG = 100  # characters
 _WORDS_REMEMBERED = 200_000
 _PAUSE = " , "  # between fields and tags, so that no collocation reaches across
 _MARKUP = re.compile(r"<[^<>]*>")
@@ -125,13 +124,14 @@ class TextTagger:
             if i < last:
                 after = words[i + 1]
                 num = longest.get(f"{word.lower} {after.lower}", 0)
-                if word.base is not word.lower or after.base is not after.lower:
-                    for pair in (
-                        f"{word.lower} {after.base}",
-                        f"{word.base} {after.lower}",
-                        f"{word.base} {after.base}",
-                    ):
-                        num = max(num, longest.get(pair, 0))
+                if (
+                    word.base is not word.lower
+                    or after.base is not after.lower
+                    or after.last is not after.lower
+                ):
+                    for first in (word.lower, word.base):
+                        for second in (after.lower, after.base, after.last, after.last_base):
+                            num = max(num, longest.get(f"{first} {second}", 0))
                 if num:
                     collocation, num_words = self._collocation(words[i : i + num])
                     if collocation:
@@ -145,20 +145,30 @@ class TextTagger:
 
     def _collocation(self, words: list[Word]) -> tuple[str, int]:
         """The longest collocation that the words begin with, and its words; inflected are its last word, its first
-        (`beasts of prey`) or all.
+        (`beasts of prey`) or all. Only behind its last word may a sentence end.
         """
         collocations = self._table.collocations
         for num in range(len(words), 1, -1):
             lower = [word.lower for word in words[:num]]
             base = [word.base for word in words[:num]]
-            for form in (lower, [*lower[:-1], base[-1]], [base[0], *lower[1:]], base):
-                if found := collocations.get(" ".join(form)):
-                    return found, num
+            end = words[num - 1]
+            ends = [(end.lower, end.base)]
+            if end.last is not end.lower:
+                ends.append((end.last, end.last_base))
+            for last, last_base in ends:
+                for form in (
+                    [*lower[:-1], last],
+                    [*lower[:-1], last_base],
+                    [base[0], *lower[1:-1], last],
+                    [*base[:-1], last_base],
+                ):
+                    if found := collocations.get(" ".join(form)):
+                        return found, num
         return "", 1
 
     def _look_up(self, token: str) -> Word:
         word = self._table.word(token)
-        if len(token) > _LONGEST_TAG:
+        if len(token) > LONGEST_TAG:
             return word
         if len(self._words) >= _WORDS_REMEMBERED:
             self._words.clear()

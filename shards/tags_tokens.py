@@ -21,6 +21,7 @@ _INNER = re.compile(r"[,:](?!\d)|\.{2,}|--|''")
 _JOINED = re.compile(
     r"\b(can)(not)\b|\b(gim|lem)(me)\b|\b(gon)(na)\b|\b(wan)(na)$|\b(got)(ta)\b", re.IGNORECASE
 )
+LONGEST_TAG = 100  # characters; what is longer is no word
 _RUNS_REMEMBERED = 200_000
 _LONGEST_REMEMBERED = 40  # characters; longer ones are addresses and the like, seen once
 
@@ -61,6 +62,9 @@ def _cut(run: str) -> tuple[str, ...]:
 
 def _cut_piece(piece: str) -> Iterator[str]:
     for word in _INNER.sub(lambda match: f" {match[0]} ", piece).split():
+        if len(word) > LONGEST_TAG:  # one clitic at a time, its end would be looked at again and again
+            yield word
+            continue
         clitics: list[str] = []
         while match := _CLITIC.search(word):
             clitics.insert(0, match[1])

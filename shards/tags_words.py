@@ -64,6 +64,8 @@ class Word(NamedTuple):
         noun: the base form where the word may be a noun, else empty.
         adjective: the base form where it may be an adjective, else empty.
         tag: the tag that it becomes where WordNet decides the part of speech, else empty.
+        last: what stands for `lower` at the end of a collocation: the same, without a period that ends a sentence.
+        last_base: what stands for `base` there.
     """
 
     lower: str
@@ -71,6 +73,8 @@ class Word(NamedTuple):
     noun: str
     adjective: str
     tag: str
+    last: str
+    last_base: str
 
 
 class WordTable:
@@ -136,18 +140,20 @@ class WordTable:
         """What is known of a token."""
         lower = token.lower()
         if not lower[:1].isalpha() or len(lower) < 2:  # numbers, marks, letters: WordNet has them all
-            return Word(lower, lower, "", "", "")
+            last = lower.rstrip(".") or lower  # `World War 2.`
+            return Word(lower, lower, "", "", "", last, last)
         form = lower
         if form.endswith(".") and form not in self.nouns:  # the last word of a sentence, or `St.`
             form = form.rstrip(".")
         noun, adjective = self.noun_base(form), self.adjective_base(form)
-        base = noun or form
+        base = last_base = noun or form
         if form is not lower and lower not in _ABBREVIATIONS:
-            base = lower  # no collocation goes on in the next sentence
+            base = lower  # a collocation may end here, and none goes on in the next sentence
         if form in FUNCTION_WORDS or len(form) < 2:
-            return Word(lower, base, "", "", "")
+            return Word(lower, base, "", "", "", form, last_base)
         tag = noun or adjective
-        return Word(lower, base, noun, adjective, "" if tag in self._seldom or form in self._seldom else tag)
+        tag = "" if tag in self._seldom or form in self._seldom else tag
+        return Word(lower, base, noun, adjective, tag, form, last_base)
 
 
 def _base(

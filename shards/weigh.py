@@ -28,6 +28,7 @@ from .progress import progress_bar
 from .similarities import COUNTS, Measures, Similarities
 from .source_lists import (
     LIST_SUFFIXES,
+    VALIDATION,
     bounded_lines,
     csv_rows,
     folder_of_list,
@@ -41,7 +42,7 @@ from .tree import LabelTree
 
 NORMALISE = ("none", "max", "sum")
 TEXT_COLUMNS = ("title", "description", "tags", "text")
-_DIGITS = 6  # of a weight in the list: more than a float32 distinguishes is of no use
+_DIGITS = 7  # significant ones of a weight in the list: more than a float32 distinguishes is of no use
 _KEPT_LABELS = 65_536  # whose weights are remembered, where texts do not matter
 
 
@@ -52,14 +53,14 @@ class WeighOptions:
     Attributes:
         temperature: T: scores are raised to 1 / T; below 1 the largest stand out more.
         threshold: scores below it are left out.
-        top: classes that are kept at most, the largest first; None for all.
+        top: classes that are kept at most, the largest first; None for all: C weights an image.
         normalise: `max` makes the largest weight of an image 1, `sum` makes them sum to 1.
         max_bad: share of bad lines that stops the run; ten are always allowed, with 0 none.
     """
 
     temperature: float = 1.0
     threshold: float = 0.0
-    top: int | None = None
+    top: int | None = 20
     normalise: str = "none"
     max_bad: float = 0.001
 
@@ -185,9 +186,8 @@ class Weigher:
         if not len(classes):
             self.label_only += 1
             return {names[label]: 1.0}
-        # Not `np.round`, which leaves digits behind the sixth.
         rows = zip(classes.tolist(), weights.tolist(), strict=True)
-        return {names[i]: weight for i, value in rows if (weight := round(value, _DIGITS)) > 0}
+        return {names[i]: float(f"{value:.{_DIGITS}g}") for i, value in rows if value > 0}
 
 
 def text_of(row: dict[str, Any]) -> str:
@@ -201,11 +201,13 @@ def text_of(row: dict[str, Any]) -> str:
 
 
 def _count_labels(lines: Iterator[JsonLine], class_names: Sequence[str]) -> np.ndarray:
-    """int64 [C], how often each class is a label."""
+    """int64 [C], how often each class is a label of a training image."""
     counts, index = np.zeros(len(class_names), np.int64), {name: i for i, name in enumerate(class_names)}
     for line in lines:
+        if line.row is None or line.row.get("split") == VALIDATION:
+            continue
         with suppress(DataError):  # told when it is weighed
-            counts[label_of(line.row or {}, index)] += 1
+            counts[label_of(line.row, index)] += 1
     return counts
 
 

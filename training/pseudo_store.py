@@ -21,7 +21,7 @@ from ..loaders.cache import Cache
 from ..loaders.samples import Place, read_classes
 from ..shards.added_component import check_sidecars
 from ..shards.destination import open_destination
-from ..shards.errors import UsageError
+from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest, load_tree
 from ..shards.pseudo_labels import pseudo_component
 from ..shards.schema import CLS
@@ -139,7 +139,14 @@ def make_pseudo_labels(
         dtype = None if options.amp is None else getattr(torch, options.amp)
         with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
             logits = [teacher(images.float() / 255) for teacher in teachers]
-        probabilities = torch.stack([each.double().softmax(dim=1) for each in logits]).mean(dim=0)
+        said = [each.double().softmax(dim=1) for each in logits]
+        for path, each in zip(checkpoints, said, strict=True):
+            if not each.isfinite().all():
+                raise DataError(
+                    f"{path}: expected finite probabilities, found others; the model's weights or outputs are not finite. "
+                    f"Give another model{', or compute in float32: without --amp' if options.amp else ''}"
+                )
+        probabilities = torch.stack(said).mean(dim=0)
         own = read_classes(places, [shard.member(i, column) for shard, i in places], source.num_classes)
         values, ids, sure = (part.cpu().numpy() for part in best_classes(probabilities, options))
         if labelled is not None:

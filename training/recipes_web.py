@@ -12,7 +12,8 @@ import dataclasses
 
 from .recipes import Recipe, relabel
 
-# Of an image's keywords, or weighted classes; texts with more are rare, and `--set keep_targets=none` keeps all.
+# Of an image's keywords, or weighted classes, the largest. Texts with more are rare, and `softshard tags weigh` keeps 20
+# classes unless it is told otherwise (`--top`); `--set keep_targets=none` keeps all.
 MOST_TARGETS = 100
 
 

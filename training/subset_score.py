@@ -279,6 +279,12 @@ def _score_half(
             classes = batch.classes.to(logits.device)[valid]
             right = logits[valid].double().softmax(dim=1).gather(1, classes[:, None])[:, 0]
             keys = [key for key, own in zip(batch.keys, batch.valid.tolist(), strict=True) if own]
+            if wrong := [i for i, finite in enumerate(right.isfinite().tolist()) if not finite]:
+                raise DataError(
+                    f"{checkpoint}: expected a finite probability for {keys[wrong[0]]!r}, found "
+                    f"{float(right[wrong[0]])}; the model's weights or outputs are not finite. Remove {checkpoint.parent} "
+                    "and score again, with a lower learning rate"
+                )
             rows = zip(keys, classes.tolist(), right.tolist(), strict=True)
             file.writelines(score_line(key, index, probability, half) for key, index, probability in rows)
     replace_durably(temporary, path)

@@ -7,6 +7,7 @@ import msgpack
 import pytest
 
 from softshard.shards import DataError, Manifest, pack, read_shard
+from softshard.shards.source_lists import csv_rows
 from softshard.shards.sources import open_source
 
 
@@ -182,3 +183,45 @@ def test_a_line_of_many_megabytes_is_read_past_and_named(tmp_path):
     assert str(raised.value).count("expected at most 1048576 bytes, found more") == 2
     assert "line 1: " in str(raised.value)
     assert "line 3: " in str(raised.value)
+
+
+def rows_with_a_stray_quote(at, num=1000):
+    rows = [f"{i}.jpg,dog,seen on a walk" for i in range(num)]
+    for i in at:
+        rows[i] = f'{i}.jpg,dog,"seen on a walk'
+    return "path,label,title\n" + "\n".join(rows) + "\n"
+
+
+@pytest.mark.parametrize("at", [(10,), (10, 500), (10, 11, 12), (999,)])
+def test_a_stray_quote_costs_the_row_that_it_is_in_and_no_other(at):
+    problems: list[str] = []
+    lines = enumerate(rows_with_a_stray_quote(at).splitlines(keepends=True), 1)
+    found = list(csv_rows(lines, "l.csv", problems))
+    assert [line for line, *_ in found] == [i + 2 for i in range(1000) if i not in at]
+    assert all(path == f"{line - 2}.jpg" for line, path, *_ in found)
+    assert [problem.split(": ")[1] for problem in problems] == [f"line {i + 2}" for i in at]
+
+
+def test_a_quote_that_never_ends_is_read_past_without_holding_the_file():
+    rows = "".join(f"{i}.jpg,dog\n" for i in range(200_000))
+    problems: list[str] = []
+    lines = enumerate(f'path,label\n"a.jpg,dog\n{rows}'.splitlines(keepends=True), 1)
+    assert sum(1 for _ in csv_rows(lines, "l.csv", problems)) == 200_000
+    assert len(problems) == 1
+    assert "line 2: inside a quote up to line " in problems[0]
+    cells = "".join(f'{i}","' + "x" * 60_000 + "\n" for i in range(40))
+    lines = enumerate(f'path,label\n"{cells}'.splitlines(keepends=True), 1)
+    problems.clear()
+    assert list(csv_rows(lines, "l.csv", problems)) == []
+    assert "a row of more than 1048576 characters" in problems[0]
+
+
+def test_a_quoted_cell_may_go_on_over_several_lines():
+    problems: list[str] = []
+    text = 'path,label,title\n1.jpg,dog,"a dog,\nand ""another"" one\n\nof them"\n2.jpg,cat,\n'
+    found = list(csv_rows(enumerate(text.splitlines(keepends=True), 1), "l.csv", problems))
+    assert found == [
+        (5, "1.jpg", "dog", {"title": 'a dog,\nand "another" one\n\nof them'}),
+        (6, "2.jpg", "cat", {"title": ""}),
+    ]
+    assert not problems

@@ -95,6 +95,19 @@ def test_rows_of_the_validation_part_stay_there(tmp_path):
     assert [row.get("split") for row in read_rows(tmp_path / "out.jsonl")] == [None, "val", None]
 
 
+def test_the_validation_part_counts_neither_for_the_vocabulary_nor_for_shares(tmp_path):
+    train = [{"path": f"{i}.jpg", "label": "dog", "title": "cat" if i < 5 else "sea"} for i in range(10)]
+    val = [{"path": f"v{i}.jpg", "label": "dog", "title": "oak", "split": "val"} for i in range(30)]
+    options = TagOptions(min_images=1, max_share=0.4)  # of 40 images 5 were few enough
+    source = write_rows(tmp_path / "in.jsonl", [*train, {**train[0], "title": "sun"}, val[0], *val])
+    with pytest.raises(DataError, match="of 2 terms 0 are in fewer than 1 images and 2 in more than"):
+        build_tags(source, tmp_path / "out.jsonl", options, workers=1)
+    build_tags(source, tmp_path / "out.jsonl", ALL, workers=1)
+    assert (tmp_path / "out.vocabulary.tsv").read_text() == "tag\timages\ncat\t5\nsea\t5\n"
+    rows = read_rows(tmp_path / "out.jsonl")
+    assert [row.get("split") for row in rows] == [None] * 10 + ["val"] * 30
+
+
 def test_numbers_as_labels_are_named_by_the_class_list(tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"path": "1.jpg", "label": 1}, {"path": "2.jpg", "label": 7}])
     options = TagOptions(
@@ -194,6 +207,25 @@ def test_a_ragged_csv_with_a_byte_order_mark_and_crlf(tmp_path):
     ]
     reasons = [row["reason"] for row in read_rows(tmp_path / "out.bad.jsonl")]
     assert ["expected 4 cells as in the header, found 2" in reason for reason in reasons] == [True, False]
+
+
+def test_a_stray_quote_in_a_csv_costs_one_row(tmp_path):
+    lines = [f"{i}.jpg,dog,a big cat" for i in range(1000)]
+    lines[10] = '10.jpg,dog,"a big cat'
+    (tmp_path / "in.csv").write_text("path,label,title\n" + "\n".join(lines) + "\n")
+    report = build_tags(tmp_path / "in.csv", tmp_path / "out.jsonl", ALL, workers=1)
+    assert (report.read, report.images, report.bad_rows) == (1000, 999, 1)
+    assert "line 12: inside a quote up to line " in (tmp_path / "out.bad.jsonl").read_text()
+
+
+def test_a_query_and_a_label_without_end_are_cut_as_well(tmp_path):
+    rows = [
+        {"path": "1.jpg", "label": "dog", "query": "of " * 10_000 + "sea"},
+        {"path": "2.jpg", "label": "of_" * 10_000 + "oak"},
+    ]
+    report = build_tags(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", ALL, workers=1)
+    assert [row["tags"] for row in read_rows(tmp_path / "out.jsonl")] == [["dog"], []]
+    assert report.stats.by_source == {"label": 1, "none": 1}
 
 
 def test_long_captions_are_cut_and_counted(tmp_path):

@@ -47,6 +47,30 @@ def test_the_longest_collocation_wins(tagger):
     assert tagger("great white") == ["great", "white"]
 
 
+@pytest.mark.parametrize(
+    ("text", "tags"),
+    [
+        ("A photo of a big cat. It lives in a zoo.", ["photo", "big cat", "life", "zoo"]),
+        ("San Francisco. Dog.", ["san francisco", "dog"]),
+        ("Big cats. Beasts of prey. Birds", ["big cat", "beast of prey", "bird"]),
+        (
+            "World War 2. Vitamin C. Mt. St. Helens. St. Bernard. Sea",
+            ["world war 2", "vitamin c", "mt. st. helens", "st bernard", "sea"],
+        ),
+        ("great white. Shark", ["great", "white", "shark"]),
+        ("beast of. Prey big.", ["beast", "prey", "big"]),
+        ("golden gate. Bridge", ["golden gate", "bridge"]),
+    ],
+)
+def test_a_collocation_may_end_a_sentence_and_none_goes_on_over_its_end(tagger, text, tags):
+    assert tagger(text) == tags
+
+
+def test_a_collocation_may_end_a_field(tagger):
+    record = {"title": "A big cat.", "description": "San Francisco.", "tags": ["great white shark."]}
+    assert tagger(image_text(record).text) == ["big cat", "san francisco", "great white shark"]
+
+
 def test_a_given_part_of_speech_decides():
     tags = {"duck": "VB", "green": "JJ", "see": "NN", "dogs": "NNS", "the": "DT"}
     tagger = TextTagger(parts_of_speech=lambda tokens: [tags[token] for token in tokens])

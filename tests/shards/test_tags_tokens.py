@@ -107,6 +107,12 @@ def test_the_same_run_is_cut_alike_again():
     assert tokenize("dog's") == tokenize("dog's")
 
 
+def test_a_word_too_long_for_a_tag_is_left_as_it_is():
+    assert tokenize("x" + "'s" * 2_000_000 + " dog's") == ["x" + "'s" * 2_000_000, "dog", "'s"]
+    assert tokenize("x" * 98 + "'s") == ["x" * 98, "'s"]
+    assert tokenize("x" * 99 + "'s") == ["x" * 99 + "'s"]
+
+
 def test_a_text_without_end_is_cut_in_one_go():
     assert len(tokenize("x" * 1_000_000 + " y" * 1000)) == 1001
     assert tokenize("." * 100_000)[-1].endswith(".")

@@ -1,5 +1,6 @@
 """Weights of classes: what each measure says, what becomes of it, and the list that comes out."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softshard.shards import DataError, ImageRecipe, LabelTree, Manifest, PackOptions, UsageError, pack
+from softshard.shards.classes import load_class_list
 from softshard.shards.cli import main
 from softshard.shards.information_content import load_counts
 from softshard.shards.json_lines import read_json_lines
@@ -220,6 +222,59 @@ def test_the_same_call_gives_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         weigh_list(source, tmp_path / f"{name}.jsonl", CLASSES, measures)
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+
+
+def test_small_weights_keep_their_digits(tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"path": "1.jpg", "label": DOG}])
+    measures = Measures({"wup": 1.0})
+    weigh_list(source, tmp_path / "out.jsonl", CLASSES, measures, WeighOptions(temperature=0.02))
+    (row,) = read(tmp_path / "out.jsonl")
+    wanted = Similarities(CLASSES, measures).scores(0) ** 50
+    assert 0 < wanted.min() < 5e-7
+    for name, value in zip(CLASSES, wanted, strict=True):
+        assert row["weights"][name] == pytest.approx(value, rel=1e-6)
+        assert row["weights"][name] == float(f"{value:.7g}")
+
+
+def test_twenty_classes_of_an_image_are_kept_unless_all_are_asked_for(tmp_path, capsys):
+    names = load_class_list("imagenet-1k")[:30]
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    source = write(tmp_path / "in.jsonl", [{"path": "1.jpg", "label": names[0]}])
+    out = tmp_path / "out.jsonl"
+    call = ["tags", "weigh", str(source), "-o", str(out), "--classes", str(tmp_path / "classes.txt")]
+    for more, num in (([], 20), (["--top", "0"], 30), (["--top", "all"], 30), (["--top", "3"], 3)):
+        assert main([*call, *more]) == 0
+        assert len(read(out)[0]["weights"]) == num
+    assert load_how(out)["top"] == 3
+    weigh_list(source, out, names, WUP)
+    assert len(read(out)[0]["weights"]) == 20
+    assert main([*call, "--top", "-1"]) == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*call, "--top", "few"])
+    assert "--top: expected a number of classes, or all, found 'few'" in capsys.readouterr().err
+
+
+def test_the_record_names_the_definitions_that_were_read(tmp_path):
+    file = tmp_path / "said.tsv"
+    file.write_text(f"{DOG}\ta dog\n")
+    source = write(tmp_path / "in.jsonl", ROWS)
+    weigh_list(source, tmp_path / "out.jsonl", CLASSES, Measures({"text": 1.0}, definitions=str(file)))
+    wanted = {"name": "said.tsv", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    assert load_how(tmp_path / "out.jsonl")["definitions"] == wanted
+    timms = Similarities(CLASSES, Measures({"text": 1.0})).to_json()["definitions"]
+    assert timms["name"] == "imagenet_synset_to_definition.txt"
+    assert len(timms["sha256"]) == 64
+    assert "definitions" not in Similarities(("a", "b"), Measures({"text": 1.0})).to_json()
+    assert "definitions" not in Similarities(CLASSES, WUP).to_json()
+
+
+def test_counts_leave_out_the_validation_part(tmp_path):
+    measures = Measures({"lin": 1.0}, information_content="counts")
+    validation = [{"path": "v.jpg", "label": OAK, "split": "val"}] * 50
+    weigh_list(write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl", CLASSES, measures)
+    weigh_list(write(tmp_path / "both.jsonl", ROWS + validation), tmp_path / "more.jsonl", CLASSES, measures)
+    assert read(tmp_path / "more.jsonl")[: len(ROWS)] == read(tmp_path / "out.jsonl")
 
 
 def test_counts_are_those_of_the_lists_labels(tmp_path):

@@ -1,7 +1,9 @@
 """Pseudo labels: what models say of a data set's images, stored, continued after a kill, and learned from."""
 
 import dataclasses
+import hashlib
 import json
+import re
 
 import msgpack
 import numpy as np
@@ -17,6 +19,7 @@ from softshard.training import joint, semantic_softmax, single_label, weakly_tag
 from softshard.training import pseudo as pseudo_recipe
 from softshard.training.predict import Predictor
 from softshard.training.pseudo_store import PseudoOptions, best_classes, make_pseudo_labels
+from softshard.training.teacher import Teacher
 from softshard.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -188,6 +191,21 @@ def test_the_command_labels_and_says_how_many(shards, checkpoints, tmp_path, cap
         json.loads((tmp_path / "dst" / "manifest.json").read_text())["soft_labels"]["pseudo"]["how"]["top"]
         == 2
     )
+
+
+def test_a_model_that_says_nothing_finite_is_named(shards, checkpoints, tmp_path, monkeypatch):
+    ask = Teacher.__call__
+
+    def spoiled(self, inputs):
+        logits = ask(self, inputs)
+        if self.sha256 == hashlib.sha256(checkpoints[1].read_bytes()).hexdigest():
+            logits[-1, 0] = float("nan")
+        return logits
+
+    monkeypatch.setattr(Teacher, "__call__", spoiled)
+    message = rf"^{re.escape(str(checkpoints[1]))}: expected finite probabilities, found others; .*Give another model$"
+    with pytest.raises(DataError, match=message):
+        make_pseudo_labels(str(shards / "train"), tmp_path / "dst", checkpoints)
 
 
 def test_the_command_tells_a_program_what_it_wrote(shards, checkpoints, tmp_path, capsys):

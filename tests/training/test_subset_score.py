@@ -23,6 +23,7 @@ from softshard.shards.shard_keys import each_shards_keys
 from softshard.shards.subset_file import ClassGroup, SubsetFile
 from softshard.training import semantic_softmax, single_label
 from softshard.training.checkpoint import load_checkpoint
+from softshard.training.evaluate import model_outputs
 from softshard.training.models import load_trained_model
 from softshard.training.subset_score import refuse_trained_on, score_data_set, split_halves
 from softshard.training.train import train
@@ -147,6 +148,22 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_scores(at, shards, scored, t
     second = score(shards, tmp_path / "s.jsonl")
     assert second.stopped_by is None
     assert second.path.read_bytes() == scored.read_bytes()
+
+
+def test_a_model_that_says_nothing_finite_is_named_and_scores_nothing(shards, tmp_path, monkeypatch):
+    def spoiled(*args, **options):
+        for batch, logits in model_outputs(*args, **options):
+            spoilt = logits.clone()
+            spoilt[0, 0] = float("inf")
+            yield batch, spoilt
+
+    monkeypatch.setattr("softshard.training.subset_score.model_outputs", spoiled)
+    with pytest.raises(
+        DataError, match=r"half-\d/checkpoint.pt: expected a finite probability for '.*', found nan"
+    ):
+        score(shards, tmp_path / "s.jsonl")
+    assert not (tmp_path / "s.jsonl").exists()
+    assert not list(tmp_path.glob("s.jsonl.runs/scores-?.jsonl"))
 
 
 def test_a_model_that_trained_on_the_images_is_refused(shards, scored, tmp_path):
