@@ -140,7 +140,8 @@ class Server:
         # Who opens it may wait for a server that hangs; who waits for that waits no longer than for an answer.
         if not self._opening.acquire(timeout=self._connection.request_s):
             raise Refusal(
-                AWAY, f"expected it to open the recipe within {self._connection.request_s:g} s, found no answer"
+                AWAY,
+                f"expected it to open the recipe within {self._connection.request_s:g} s, found no answer",
             )
         try:
             if (facts := self._facts) is None:
