@@ -29,6 +29,7 @@ from .order import Order
 from .pipeline import Step
 from .service_ahead import EpochAhead
 from .service_memory import Handle, SegmentStore, SharedBuffers
+from .service_protocol import UNKNOWN_RECIPE, Refusal
 from .service_wire import encode_batch
 
 _ORDERS_KEPT = 4  # epochs whose order stays in memory: trainers of a sweep are not far apart
@@ -176,11 +177,15 @@ class RecipeMaker:
         return len(self._asked)
 
     def submit(self, place: Place) -> Future[Made]:
-        """Begin to make a batch; returns at once. A future that is cancelled before its turn costs nothing."""
+        """Begin to make a batch; returns at once. A future that is cancelled before its turn costs nothing.
+
+        Raises:
+            Refusal: the recipe was closed.
+        """
         future: Future[Made] = Future()
         with self._wake:
             if self._closed:
-                raise UsageError("data service: expected an open recipe, found one that was closed")
+                raise Refusal(UNKNOWN_RECIPE, "expected an open recipe, found one that was closed")
             self._asked.append((place, future))
             self._wake.notify()
         return future

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from ..shards.errors import DataError, StallError, StorageError, UsageError
+from ..shards.errors import DataError, SoftshardError, StallError, StorageError, UsageError
 
 PROTOCOL = 1
 CLIENT_HEADER = "softshard-client"  # a number that a client drew for itself, in hex
@@ -40,7 +40,12 @@ USAGE = "usage"  # UsageError
 DATA = "data"  # DataError
 STORAGE = "storage"  # StorageError: another server may reach it
 INTERNAL = "internal"  # a bug there; its log says which
-_ERRORS: dict[str, type[Exception]] = {USAGE: UsageError, DATA: DataError, STORAGE: StorageError}
+_ERRORS: dict[str, type[SoftshardError]] = {
+    USAGE: UsageError,
+    REFUSED: UsageError,
+    DATA: DataError,
+    STORAGE: StorageError,
+}
 
 
 class ServiceError(StallError):
@@ -85,9 +90,9 @@ class Refusal(Exception):
                 return cls(code, str(error))
         raise TypeError(f"expected an error of softshard's, found {error!r}")
 
-    def to_error(self) -> Exception:
-        """The same, raised by a client."""
-        return _ERRORS.get(self.code, ServiceError)(self.message)
+    def to_error(self, where: str = "") -> SoftshardError:
+        """The same, raised by a client; names the server where one is given."""
+        return _ERRORS.get(self.code, ServiceError)(f"{where}: {self.message}" if where else self.message)
 
 
 @dataclass(frozen=True)

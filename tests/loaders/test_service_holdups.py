@@ -5,12 +5,14 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
-from softshard.loaders import Augment, Connection, LabelPooling
+from softshard.loaders import Augment, Connection, LabelPooling, service_pool
 from softshard.loaders.service_client import AWAY, Server
 from softshard.loaders.service_desk import Desk, Limits, ServedSet
-from softshard.loaders.service_protocol import BUSY, Refusal
+from softshard.loaders.service_maker import Place
+from softshard.loaders.service_protocol import BUSY, REFUSED, USAGE, Refusal
 from softshard.loaders.service_recipe import BatchRecipe
 from softshard.shards.errors import UsageError
 
@@ -45,6 +47,62 @@ def test_a_server_that_hangs_while_it_is_opened_holds_up_nobody_else(monkeypatch
         let_go.set()
         opening.join(60)
         server.close()
+
+
+class Answers:
+    """A server of a pool without the network: gives rows, or raises what it was told to."""
+
+    def __init__(self, address, connection, client, stack):
+        self.address, self.raises, self.rows = address, None, pa.record_batch({"n": [1]})
+        self.ask_after, self.latencies, self.last_error, self.num_asked = 0.0, [], None, 0
+
+    def open(self, recipe):
+        return dict.fromkeys(
+            ("fingerprint", "num_samples", "labels", "mixture", "class_names", "recipe"), "same"
+        )
+
+    def ask(self, recipe, epoch, taken, rank):
+        self.num_asked += 1
+        if self.raises is not None:
+            raise self.raises
+        return self.rows, False
+
+    def action(self, name, content):
+        if self.raises is not None:
+            raise self.raises
+        return {"counts": [1, 2]}
+
+    def did_well(self, latency_s):
+        pass
+
+    def did_badly(self, refusal):
+        self.last_error = refusal
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    monkeypatch.setattr(service_pool, "Server", Answers)
+    return service_pool.ServerPool(["grpc://a:1", "grpc://b:1"], {}, Connection(deadline_s=20), {}, 1)
+
+
+PLACES = [Place(0, taken, 0) for taken in range(6)]
+
+
+@pytest.mark.parametrize("code", [USAGE, REFUSED])
+def test_one_server_that_says_no_is_asked_no_more_and_the_others_are(pool, code, within):
+    one, other = pool.servers
+    one.raises = Refusal(code, "expected something else")
+    assert pool.count_classes() == [1, 2]
+    assert len(within(lambda: list(pool.batches(PLACES, 1)))) == 6
+    assert (one.num_asked, other.num_asked) == (1, 6)
+    other.raises = Refusal(code, "expected another thing")
+    with pytest.raises(UsageError, match=r"grpc://b:1: expected another thing"):
+        within(lambda: list(pool.batches(PLACES, 1)))
+    with pytest.raises(UsageError, match=r"grpc://b:1: expected another thing"):
+        pool.count_classes()
 
 
 @contextmanager
