@@ -23,7 +23,7 @@ from .data_set import open_data_set
 from .decode import DTYPES, usable_device
 from .mixture import Mixture
 from .service_cache import CacheCounts, RecentItems
-from .service_maker import Made, Place, PlaceLoader, RecipeMaker
+from .service_maker import CLOSE_PATIENCE_S, Made, Place, PlaceLoader, RecipeMaker
 from .service_memory import SegmentStore
 from .service_protocol import BUSY, UNKNOWN_RECIPE, Refusal, Ticket
 from .service_recipe import BatchRecipe, NamedMixture
@@ -369,14 +369,17 @@ class Desk:
         waiting = sum(maker.num_waiting for maker in makers)
         return {"recipes": len(makers), "waiting": waiting, "images": images, "bad_samples": bad}
 
-    def close(self) -> None:
-        """Stop making batches, and let everything go."""
+    def close(self, patience_s: float = CLOSE_PATIENCE_S) -> bool:
+        """Stop making batches, and let everything go; whether what was under way was done within so many seconds."""
         with self._lock:
             self._closed = True
             makers, self._makers = [maker for maker, _ in self._makers.values()], OrderedDict()
         for maker in makers:
-            maker.close()
+            maker.stop()
+        give_up = time.monotonic() + patience_s
+        done = [maker.close(max(0.0, give_up - time.monotonic())) for maker in makers]
         self._recent.clear()
+        return all(done)
 
 
 def _check_targets(num_bytes: int, limit: int) -> None:

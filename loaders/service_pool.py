@@ -392,7 +392,9 @@ class ServerPool:
         """What the last server said that was asked no more, where none is left; None where one is."""
         if not all(server in self._excluded for server in self.servers):
             return None
-        return next((error for server, error in reversed(self._excluded.items()) if server in self.servers), None)
+        return next(
+            (error for server, error in reversed(self._excluded.items()) if server in self.servers), None
+        )
 
     @staticmethod
     def _has_failed(refusals: Sequence[Refusal]) -> bool:

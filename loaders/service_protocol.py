@@ -132,8 +132,8 @@ class Ticket:
             if type(found[name]) is not int or not 0 <= found[name] < limit:
                 raise UsageError(f"ticket: expected {name} from 0 to {limit - 1}, found {found[name]!r:.80}")
         for name in ("recipe", "memory"):
-            if not isinstance(found[name], str):
-                raise UsageError(f"ticket: expected {name} as text, found {found[name]!r:.80}")
+            if not (isinstance(found[name], str) and found[name].isascii()):
+                raise UsageError(f"ticket: expected {name} as text of ASCII, found {found[name]!r:.80}")
         return cls(**found)
 
 

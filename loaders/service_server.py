@@ -85,7 +85,7 @@ class BatchServer(flight.FlightServerBase):
         self._counts = ServiceCounts()
         self._started = time.time()
         self._closed = threading.Event()
-        self.hangs = False  # closed, and gRPC still waits for clients
+        self.hangs = False  # closed, and threads still wait: gRPC's for clients, or a recipe's for its shards
         shown = f"[{host}]" if ":" in host else host
         try:
             super().__init__(
@@ -197,7 +197,9 @@ class BatchServer(flight.FlightServerBase):
             extra={"facts": {"request": what, "code": refusal.code, "message": refusal.message}},
         )
         kind = flight.FlightUnavailableError if refusal.code in (BUSY, DRAINING) else flight.FlightServerError
-        raise kind(refusal.message, refusal.to_bytes())
+        # Half of a surrogate pair, which JSON may hold, cannot be sent as it is.
+        shown = refusal.message.encode("utf-8", "backslashreplace").decode()
+        raise kind(shown, refusal.to_bytes())
 
     def stats(self) -> ServiceStats:
         """What the server has done, and does."""
@@ -227,8 +229,8 @@ class BatchServer(flight.FlightServerBase):
         stopping = threading.Thread(target=self.shutdown, name="softshard-shutdown", daemon=True)
         stopping.start()
         stopping.join(_SHUTDOWN_PATIENCE_S)
-        self.hangs = stopping.is_alive()
-        self.desk.close()
+        # Also where a batch that is under way waits for a storage that hangs.
+        self.hangs = not self.desk.close() or stopping.is_alive()
         if self._proof is not None:
             self._proof.close()
         return done

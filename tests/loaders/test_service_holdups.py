@@ -2,19 +2,20 @@
 
 import threading
 import time
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 
-from softshard.loaders import Augment, Connection, LabelPooling, service_pool
+from softshard.loaders import Augment, Connection, LabelPooling, service_maker, service_pool
 from softshard.loaders.service_client import AWAY, Server
 from softshard.loaders.service_desk import Desk, Limits, ServedSet
-from softshard.loaders.service_maker import Place
-from softshard.loaders.service_protocol import BUSY, REFUSED, USAGE, Refusal
+from softshard.loaders.service_maker import Place, RecipeMaker
+from softshard.loaders.service_protocol import BUSY, REFUSED, UNKNOWN_RECIPE, USAGE, Refusal
 from softshard.loaders.service_recipe import BatchRecipe
-from softshard.shards.errors import UsageError
+from softshard.shards.errors import DataError, UsageError
 
 RECIPE = BatchRecipe("small", 4, augment=Augment(size=16))
 NOWHERE = "grpc://127.0.0.1:9"  # nothing listens there
@@ -153,3 +154,48 @@ def test_a_grid_beyond_all_numbers_is_refused_before_anything_is_opened(packed):
         desk._open_loader = None
         with pytest.raises(UsageError, match=r"expected targets of at most 536,870,912 bytes, found 295,"):
             desk.open(replace(RECIPE, targets=LabelPooling(grid=(2**32, 2**32))).to_json())
+
+
+class Hanging:
+    """A loader that begins two batches, and then waits for its storage."""
+
+    dataset = "small"
+
+    def __init__(self, fails):
+        self.fails, self.hangs, self.goes_on, self.closed = fails, *(threading.Event() for _ in range(3))
+
+    def made(self, places):
+        begun = [next(places), next(places)]
+        self.hangs.set()
+        assert self.goes_on.wait(60)
+        if self.fails:
+            raise DataError("the storage is gone")
+        yield from ((place, []) for place in (*begun, *places))
+
+    def close(self):
+        self.closed.set()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_closing_begins_nothing_more_and_waits_only_for_a_while(fails, monkeypatch, within):
+    monkeypatch.setattr(service_maker, "_sent", lambda batch, bad: batch)
+    loader = Hanging(fails)
+    maker = RecipeMaker(loader)
+    futures = []
+    with maker._wake:  # all at once
+        futures += [maker.submit(place) for place in PLACES]
+    assert loader.hangs.wait(60)
+    assert within(lambda: maker.close(0.1)) is False
+    assert not loader.closed.is_set()  # it is being read from
+    with pytest.raises(Refusal) as caught:
+        maker.submit(PLACES[0])
+    assert caught.value.code == UNKNOWN_RECIPE
+    loader.goes_on.set()
+    assert loader.closed.wait(60)
+    if fails:
+        assert isinstance(futures[0].exception(10), DataError)
+        assert isinstance(futures[1].exception(10), CancelledError)
+    else:
+        assert [future.result(10) for future in futures[:2]] == PLACES[:2]
+    assert all(future.cancelled() for future in futures[2:])
+    assert maker.close()
