@@ -27,7 +27,7 @@ from .service_maker import CLOSE_PATIENCE_S, Made, Place, PlaceLoader, RecipeMak
 from .service_memory import SegmentStore
 from .service_protocol import BUSY, UNKNOWN_RECIPE, Refusal, Ticket
 from .service_recipe import BatchRecipe, NamedMixture
-from .target_modes import TARGET_MODES, LabelPooling, each_target
+from .target_modes import LabelPooling, each_target, pools_maps
 
 _SAMPLE_BYTES = 4096  # that a sample takes at least, however small its image: key, class, crop
 _POLL_S = 0.5  # between two looks whether a waiting client is still there
@@ -295,9 +295,6 @@ class Desk:
 
     def _open_loader(self, recipe: BatchRecipe) -> PlaceLoader:
         dataset, side = self._find(recipe)
-        pools = any(
-            isinstance(each, LabelPooling) or each in TARGET_MODES for each in each_target(recipe.targets)
-        )
         loader = PlaceLoader(
             dataset,
             self.segments,
@@ -305,7 +302,7 @@ class Desk:
             device=self.device,
             targets=recipe.targets,
             keep_targets=recipe.keep_targets,
-            side=side if pools else None,
+            side=side if pools_maps(recipe.targets) else None,
             labels=None if recipe.labels is None else recipe.labels.to_labels(),
             teacher=recipe.teacher,
             subset=recipe.subset,

@@ -27,6 +27,7 @@ TOKEN_HEADER = "authorization"
 HELLO, OPEN, COUNT_CLASSES, VOCABULARY = "hello", "open", "count-classes", "vocabulary"
 ACTIONS = (HELLO, OPEN, COUNT_CLASSES, VOCABULARY)
 
+POOLING = "pooling"  # in a stack: what pools label maps
 MAX_TICKET_BYTES = 4096
 _MAX_EPOCH = 2**32
 _MAX_TAKEN = 2**62
@@ -172,11 +173,16 @@ def decode_stack(device_type: str) -> dict[str, str]:
 
     Args:
         device_type: `cpu` or `cuda`, which decodes.
+
+    Returns:
+        Versions by name; `pooling` decides only the targets of recipes that pool label maps.
     """
     import cv2
     import numpy as np
     import nvidia.dali
     import torch
+
+    from .pooling_compiled import pooling_engine
 
     return {
         "softshard": version("softshard"),
@@ -185,16 +191,23 @@ def decode_stack(device_type: str) -> dict[str, str]:
         "opencv": cv2.__version__,
         "numpy": np.__version__,
         "torch": torch.__version__.partition("+")[0],
+        POOLING: pooling_engine(),
     }
 
 
 def check_stack(expected: dict[str, str], found: dict[str, str], where: str) -> None:
-    """Refuse a server whose pixels may be others than this client's.
+    """Refuse a server whose pixels, or pooled targets, may be others than this client's.
+
+    Args:
+        expected: this client's stack, without `pooling` where it pools nothing.
+        found: the server's.
+        where: the server.
 
     Raises:
         UsageError: naming every version that differs, with both values.
     """
-    names = [name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)]
+    compared = {*expected, *found} - ({POOLING} - expected.keys())
+    names = [name for name in sorted(compared) if expected.get(name) != found.get(name)]
     if names:
         parts = ", ".join(
             f"{name} {expected.get(name, 'none')} here and {found.get(name, 'none')} there" for name in names
