@@ -41,6 +41,7 @@ class Limits:
         cache_bytes: of recent batches.
         memory_bytes: of batches in shared memory.
         batch_bytes: of one batch.
+        sending_bytes: of batches on their way through sockets, for all clients together; one alone may be larger.
         request_bytes: of one request; a recipe holds label trees and keys.
         recipes: that are open at a time; one that nobody used for `recipe_idle_s` makes room for another.
         recipe_idle_s: seconds.
@@ -53,6 +54,7 @@ class Limits:
     cache_bytes: int = 2 * 2**30
     memory_bytes: int = 2 * 2**30
     batch_bytes: int = 2**29
+    sending_bytes: int = 2**31
     request_bytes: int = 2**26
     recipes: int = 8
     recipe_idle_s: float = 10.0

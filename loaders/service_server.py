@@ -155,6 +155,7 @@ class BatchServer(flight.FlightServerBase):
         with self._answering("batch"):
             asked, client = Ticket.from_bytes(ticket.ticket), _client(context)
             self.admission.enter(client)
+            taken_bytes = 0
             try:
                 made = self.desk.batch(asked, context.is_cancelled)
                 handle = None
@@ -162,12 +163,14 @@ class BatchServer(flight.FlightServerBase):
                     handle = made.handle(self.desk.segments)
                 if handle is None:
                     schema, rows = made.rows.schema, made.rows
+                    self.admission.send(made.num_bytes)
+                    taken_bytes = made.num_bytes
                 else:
                     schema, rows = meta_schema({"segment": handle.to_json()}), None
                 self._counts.sent(made.num_bytes, in_memory=handle is not None)
-                sending = _Sending(rows, lambda: self.admission.leave(client))
+                sending = _Sending(rows, lambda: self.admission.leave(client, taken_bytes))
             except BaseException:
-                self.admission.leave(client)
+                self.admission.leave(client, taken_bytes)
                 raise
             return flight.GeneratorStream(schema, sending)
         raise AssertionError("unreachable: answering raises")

@@ -8,13 +8,24 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
+from service_processes import SMALL, assert_same_batches
 
-from softshard.loaders import Augment, Connection, LabelPooling, service_maker, service_pool
+from softshard.loaders import (
+    Augment,
+    Connection,
+    LabelPooling,
+    Loader,
+    RemoteLoader,
+    service_maker,
+    service_pool,
+)
+from softshard.loaders.service_access import Admission
 from softshard.loaders.service_client import AWAY, Server
 from softshard.loaders.service_desk import Desk, Limits, ServedSet
 from softshard.loaders.service_maker import Place, RecipeMaker
 from softshard.loaders.service_protocol import BUSY, REFUSED, UNKNOWN_RECIPE, USAGE, Refusal
 from softshard.loaders.service_recipe import BatchRecipe
+from softshard.loaders.service_server import BatchServer
 from softshard.shards.errors import DataError, UsageError
 
 RECIPE = BatchRecipe("small", 4, augment=Augment(size=16))
@@ -199,3 +210,35 @@ def test_closing_begins_nothing_more_and_waits_only_for_a_while(fails, monkeypat
         assert [future.result(10) for future in futures[:2]] == PLACES[:2]
     assert all(future.cancelled() for future in futures[2:])
     assert maker.close()
+
+
+def test_batches_that_are_being_sent_are_bounded_and_one_always_goes():
+    admission = Admission(Limits(sending_bytes=100))
+    for client in "abc":
+        admission.enter(client)
+    admission.send(150)  # nothing else is on its way
+    with pytest.raises(
+        Refusal, match="expected at most 100 bytes of batches that are being sent, found 10"
+    ) as caught:
+        admission.send(10)
+    assert caught.value.code == BUSY
+    admission.leave("a", 150)
+    admission.send(60)
+    admission.send(40)
+    with pytest.raises(Refusal):
+        admission.send(1)
+
+
+def test_trainers_share_what_may_be_sent_at_a_time_and_get_every_batch(packed):
+    server = BatchServer(
+        Desk({"small": ServedSet(packed)}, num_threads=1, limits=Limits(sending_bytes=1)), shared_memory=False
+    )
+    try:
+        with (
+            RemoteLoader(server.address, prefetch=4, **SMALL) as remote,
+            Loader(packed, **SMALL) as local,
+        ):
+            assert_same_batches(remote, local)
+        assert server.admission._sending == 0
+    finally:
+        server.close(5)
