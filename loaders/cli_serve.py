@@ -67,6 +67,7 @@ def add_serve(subparsers: argparse._SubParsersAction) -> None:
         ("cache-bytes", "2GiB", "recent batches that are kept for other trainers"),
         ("memory-bytes", "2GiB", "batches in shared memory"),
         ("max-batch-bytes", "512MiB", "of one batch"),
+        ("max-sending-bytes", "2GiB", "batches on their way through sockets, for all trainers together"),
         ("max-request-bytes", "64MiB", "of one request"),
     ):
         limits.add_argument(
@@ -165,6 +166,7 @@ def _limits(args: argparse.Namespace) -> Limits:
         cache_bytes=args.cache_bytes,
         memory_bytes=args.memory_bytes,
         batch_bytes=args.max_batch_bytes,
+        sending_bytes=args.max_sending_bytes,
         request_bytes=args.max_request_bytes,
         recipes=args.max_recipes,
         clients=args.max_clients,

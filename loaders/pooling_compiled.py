@@ -79,6 +79,20 @@ def load_kernels() -> Kernels | None:
         return None
 
 
+def pooling_engine() -> str:
+    """What pools label maps here: `numba` and its version, or `numpy`; compiles nothing.
+
+    What one gives and what the other gives agree to 1e-6, not in bits. A numba that is there and fails is known as soon as
+    something was pooled.
+    """
+    try:
+        import numba
+    except ImportError:
+        return "numpy"
+    failed = load_kernels.cache_info().currsize > 0 and load_kernels() is None
+    return "numpy" if numba.config.DISABLE_JIT or failed else f"numba {numba.__version__}"  # pyright: ignore
+
+
 def _kernels(pooling: Any, roialign: Any, checksum: Any) -> Kernels:
     """The functions of these modules."""
     return Kernels(

@@ -42,7 +42,7 @@ from .service_client import Connection
 from .service_list import find_servers
 from .service_maker import Place
 from .service_pool import ServerPool
-from .service_protocol import decode_stack
+from .service_protocol import POOLING, decode_stack
 from .service_recipe import (
     BatchRecipe,
     LabelData,
@@ -54,7 +54,7 @@ from .service_recipe import (
 from .service_wire import decode_batch
 from .stages import Stages
 from .subset import Subset, labels_and_subset
-from .target_modes import Targets
+from .target_modes import Targets, pools_maps
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,9 +210,10 @@ class RemoteLoader(Loader):
         check_keep(keep_targets, targets, self.augment.mixes)
         connection = connection or Connection()
         recipe = self._recipe(_named(dataset or name), labels, teacher)
-        self._pool = ServerPool(
-            addresses, recipe.to_json(), connection, decode_stack(connection.decoder), self._per_lane, listed
-        )
+        stack = decode_stack(connection.decoder)
+        if not pools_maps(targets):
+            del stack[POOLING]
+        self._pool = ServerPool(addresses, recipe.to_json(), connection, stack, self._per_lane, listed)
         self._side = None  # what a server joins is part of its fingerprint
         place = ",".join(addresses) + (f"/{self._pool.facts['dataset']}")
         source: Any = RemoteSource.of(place, self._pool)

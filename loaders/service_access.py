@@ -121,7 +121,7 @@ class Admission:
         self._wake = threading.Condition()
         self._calls: dict[str, int] = {}
         self._seen: OrderedDict[str, float] = OrderedDict()
-        self._num_calls = 0
+        self._num_calls = self._sending = 0
         self._draining = False
 
     @property
@@ -161,9 +161,15 @@ class Admission:
             self._calls[client] = mine + 1
             self._num_calls += 1
 
-    def leave(self, client: str) -> None:
-        """End a call."""
+    def leave(self, client: str, sent_bytes: int = 0) -> None:
+        """End a call.
+
+        Args:
+            client: that made it.
+            sent_bytes: that `send` took.
+        """
         with self._wake:
+            self._sending -= sent_bytes
             left = self._calls[client] - 1
             if left:
                 self._calls[client] = left
@@ -174,6 +180,23 @@ class Admission:
                 self._seen.move_to_end(client)
             self._num_calls -= 1
             self._wake.notify_all()
+
+    def send(self, num_bytes: int) -> None:
+        """Take room for an answer that is about to be sent; `leave` gives it back.
+
+        Raises:
+            Refusal: the answers being sent are too large together. One alone is not, however large.
+        """
+        limit = self._limits.sending_bytes
+        with self._wake:
+            if self._sending and self._sending + num_bytes > limit:
+                raise Refusal(
+                    BUSY,
+                    f"expected at most {limit:,} bytes of batches that are being sent, found {num_bytes:,} more. Start the "
+                    "server with a larger --max-sending-bytes",
+                    0.1,
+                )
+            self._sending += num_bytes
 
     @contextmanager
     def call(self, client: str) -> Iterator[None]:

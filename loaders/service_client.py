@@ -135,16 +135,26 @@ class Server:
             UsageError: another protocol or pixel stack.
             Refusal: it says no, or nothing.
         """
-        with self._opening:
-            if self._facts is None:
+        if (facts := self._facts) is not None:
+            return facts
+        # Who opens it may wait for a server that hangs; who waits for that waits no longer than for an answer.
+        if not self._opening.acquire(timeout=self._connection.request_s):
+            raise Refusal(
+                AWAY,
+                f"expected it to open the recipe within {self._connection.request_s:g} s, found no answer",
+            )
+        try:
+            if (facts := self._facts) is None:
                 hello = self._action(HELLO, {"protocol": PROTOCOL})
                 check_protocol(hello.get("protocol"), self.address)
                 check_stack(self._stack, hello["stack"], self.address)
                 self._secret = ""
                 if self._connection.shared_memory:
                     self._secret = read_proof(Handle.from_json(hello.get("memory")))
-                self._facts = self._action(OPEN, {"protocol": PROTOCOL, "recipe": recipe})
-            return self._facts
+                self._facts = facts = self._action(OPEN, {"protocol": PROTOCOL, "recipe": recipe})
+            return facts
+        finally:
+            self._opening.release()
 
     def ask(self, recipe: dict[str, Any], epoch: int, taken: int, rank: int) -> tuple[pa.RecordBatch, bool]:
         """The rows of one batch, and whether they came in shared memory; waits for them.
@@ -165,9 +175,8 @@ class Server:
         raise AssertionError("unreachable")
 
     def forget(self) -> None:
-        """Ask the server anew who it is and what it has."""
-        with self._opening:
-            self._facts = None
+        """Ask the server anew who it is and what it has; returns at once, also while it is being asked."""
+        self._facts = None
 
     def _rows(self, ticket: Ticket) -> tuple[pa.RecordBatch, bool]:
         reader = self._reader(ticket)

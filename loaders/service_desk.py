@@ -5,6 +5,7 @@ recipe -> RecipeMaker (one a recipe, least recently used closed first) -> Recent
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -15,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..shards.errors import UsageError
 from ..shards.soft_labels import TAGS
 from .cache import Cache
@@ -24,11 +23,11 @@ from .data_set import open_data_set
 from .decode import DTYPES, usable_device
 from .mixture import Mixture
 from .service_cache import CacheCounts, RecentItems
-from .service_maker import Made, Place, PlaceLoader, RecipeMaker
+from .service_maker import CLOSE_PATIENCE_S, Made, Place, PlaceLoader, RecipeMaker
 from .service_memory import SegmentStore
 from .service_protocol import BUSY, UNKNOWN_RECIPE, Refusal, Ticket
 from .service_recipe import BatchRecipe, NamedMixture
-from .target_modes import TARGET_MODES, LabelPooling, each_target
+from .target_modes import LabelPooling, each_target, pools_maps
 
 _SAMPLE_BYTES = 4096  # that a sample takes at least, however small its image: key, class, crop
 _POLL_S = 0.5  # between two looks whether a waiting client is still there
@@ -42,6 +41,7 @@ class Limits:
         cache_bytes: of recent batches.
         memory_bytes: of batches in shared memory.
         batch_bytes: of one batch.
+        sending_bytes: of batches on their way through sockets, for all clients together; one alone may be larger.
         request_bytes: of one request; a recipe holds label trees and keys.
         recipes: that are open at a time; one that nobody used for `recipe_idle_s` makes room for another.
         recipe_idle_s: seconds.
@@ -54,6 +54,7 @@ class Limits:
     cache_bytes: int = 2 * 2**30
     memory_bytes: int = 2 * 2**30
     batch_bytes: int = 2**29
+    sending_bytes: int = 2**31
     request_bytes: int = 2**26
     recipes: int = 8
     recipe_idle_s: float = 10.0
@@ -118,6 +119,7 @@ class Desk:
         self._lock = threading.Lock()
         self._opening: dict[str, threading.Lock] = {}
         self._makers: OrderedDict[str, tuple[RecipeMaker, float]] = OrderedDict()
+        self._num_opening = 0  # recipes for which there is room, and that are not in `_makers` yet
         self._recent: RecentItems[Made] = RecentItems(self.limits.cache_bytes)
         # Batches are made in it, so that one that is kept may be in the way of a new one.
         self.segments = SegmentStore(self.limits.memory_bytes, self._recent.drop_oldest)
@@ -230,9 +232,17 @@ class Desk:
 
     def _add(self, recipe: BatchRecipe) -> RecipeMaker:
         """Open a recipe that is not open."""
-        self._make_room()
-        maker = RecipeMaker(self._open_loader(recipe))
+        closed = self._make_room()
+        try:
+            for each in closed:  # before more memory is taken
+                each.close()
+            maker = RecipeMaker(self._open_loader(recipe))
+        except BaseException:
+            with self._lock:
+                self._num_opening -= 1
+            raise
         with self._lock:
+            self._num_opening -= 1
             # Who came while the lock of this recipe was given back may have opened it, too.
             there = self._makers.get(recipe.fingerprint)
             if there is None and not self._closed:
@@ -243,26 +253,31 @@ class Desk:
             raise Refusal(BUSY, "the server is stopping")
         return there[0]
 
-    def _make_room(self) -> None:
-        """Close the recipe that was used least recently, where there is one too many.
+    def _make_room(self) -> list[RecipeMaker]:
+        """Take the room of a recipe that is about to be opened, from those used least recently; returns those, to be closed.
 
         Raises:
             Refusal: all are in use.
         """
+        closed, limit = [], self.limits.recipes
         with self._lock:
-            if len(self._makers) < self.limits.recipes:
-                return
-            oldest, (maker, used) = next(iter(self._makers.items()))
-            idle_s = time.monotonic() - used
-            if idle_s < self.limits.recipe_idle_s or maker.num_waiting:
-                raise Refusal(
-                    BUSY,
-                    f"expected at most {self.limits.recipes} recipes in use, found another. Recipes differ by seed, batch "
-                    "size, world size, crops and so on; share one, or start the server with a larger --max-recipes",
-                    retry_s=max(0.1, self.limits.recipe_idle_s - idle_s),
-                )
-            del self._makers[oldest]
-        maker.close()
+            while len(self._makers) - len(closed) + self._num_opening >= limit:
+                idle_s, waits = 0.0, True  # where all are only being opened
+                if len(closed) < len(self._makers):
+                    maker, used = list(self._makers.values())[len(closed)]
+                    idle_s, waits = time.monotonic() - used, maker.num_waiting > 0
+                if idle_s < self.limits.recipe_idle_s or waits:
+                    raise Refusal(
+                        BUSY,
+                        f"expected at most {limit} recipes in use, found another. Recipes differ by seed, batch size, world "
+                        "size, crops and so on; share one, or start the server with a larger --max-recipes",
+                        retry_s=max(0.1, self.limits.recipe_idle_s - idle_s),
+                    )
+                closed.append(maker)
+            for _ in closed:
+                self._makers.popitem(last=False)
+            self._num_opening += 1
+        return closed
 
     def _check_size(self, recipe: BatchRecipe) -> None:
         """Refuse a batch that is too large, before anything is opened for it."""
@@ -275,12 +290,13 @@ class Desk:
                 f"{image_bytes:,} bytes for each of {recipe.world_size:,} processes. Use a smaller batch_size, "
                 "or start the server with a larger --max-batch-bytes"
             )
+        # Of at least one class; _open_loader knows of how many.
+        entry_bytes = 4 if recipe.keep_targets is None else 12
+        cells = sum(_cells(each) for each in each_target(recipe.targets) if each != "none")
+        _check_targets(recipe.batch_size * cells * entry_bytes, limit)
 
     def _open_loader(self, recipe: BatchRecipe) -> PlaceLoader:
         dataset, side = self._find(recipe)
-        pools = any(
-            isinstance(each, LabelPooling) or each in TARGET_MODES for each in each_target(recipe.targets)
-        )
         loader = PlaceLoader(
             dataset,
             self.segments,
@@ -288,7 +304,7 @@ class Desk:
             device=self.device,
             targets=recipe.targets,
             keep_targets=recipe.keep_targets,
-            side=side if pools else None,
+            side=side if pools_maps(recipe.targets) else None,
             labels=None if recipe.labels is None else recipe.labels.to_labels(),
             teacher=recipe.teacher,
             subset=recipe.subset,
@@ -305,12 +321,12 @@ class Desk:
             num_threads=self._num_threads,
             cache=self._cache,
         )
-        if (num_bytes := _target_bytes(recipe, loader)) > self.limits.batch_bytes:
+        try:
+            loader.target_bytes = _target_bytes(recipe, loader)
+            _check_targets(loader.target_bytes, self.limits.batch_bytes)
+        except BaseException:
             loader.close()
-            raise UsageError(
-                f"recipe: expected targets of at most {self.limits.batch_bytes:,} bytes, found {num_bytes:,}"
-            )
-        loader.target_bytes = num_bytes
+            raise
         return loader
 
     def _find(self, recipe: BatchRecipe) -> tuple[str | Path | Mixture, str | None]:
@@ -352,14 +368,28 @@ class Desk:
         waiting = sum(maker.num_waiting for maker in makers)
         return {"recipes": len(makers), "waiting": waiting, "images": images, "bad_samples": bad}
 
-    def close(self) -> None:
-        """Stop making batches, and let everything go."""
+    def close(self, patience_s: float = CLOSE_PATIENCE_S) -> bool:
+        """Stop making batches, and let everything go; whether what was under way was done within so many seconds."""
         with self._lock:
             self._closed = True
             makers, self._makers = [maker for maker, _ in self._makers.values()], OrderedDict()
         for maker in makers:
-            maker.close()
+            maker.stop()
+        give_up = time.monotonic() + patience_s
+        done = [maker.close(max(0.0, give_up - time.monotonic())) for maker in makers]
         self._recent.clear()
+        return all(done)
+
+
+def _check_targets(num_bytes: int, limit: int) -> None:
+    """Refuse targets that are too large."""
+    if num_bytes > limit:
+        raise UsageError(f"recipe: expected targets of at most {limit:,} bytes, found {num_bytes:,}")
+
+
+def _cells(target: Any) -> int:
+    """Targets of a sample: one, or one for each cell of a grid, whose sides may be any numbers."""
+    return math.prod(target.grid or (1,)) if isinstance(target, LabelPooling) else 1
 
 
 def _target_bytes(recipe: BatchRecipe, loader: PlaceLoader) -> int:
@@ -367,7 +397,7 @@ def _target_bytes(recipe: BatchRecipe, loader: PlaceLoader) -> int:
     soft, total = loader.manifest.soft_labels, 0
     for each in each_target(recipe.targets):
         width = soft.num_tags if each == TAGS and soft is not None else loader.num_classes
-        cells = int(np.prod(each.grid or 1)) if isinstance(each, LabelPooling) else 1
+        cells = _cells(each)
         # A sparse one's entries are a value and an int64.
         entry_bytes = 4 * width if recipe.keep_targets is None else 12 * min(recipe.keep_targets, width)
         total += 0 if each == "none" else recipe.batch_size * cells * entry_bytes

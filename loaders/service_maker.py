@@ -10,7 +10,7 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,8 +29,10 @@ from .order import Order
 from .pipeline import Step
 from .service_ahead import EpochAhead
 from .service_memory import Handle, SegmentStore, SharedBuffers
+from .service_protocol import UNKNOWN_RECIPE, Refusal
 from .service_wire import encode_batch
 
+CLOSE_PATIENCE_S = 10.0  # for a batch that is under way
 _ORDERS_KEPT = 4  # epochs whose order stays in memory: trainers of a sweep are not far apart
 
 _LABEL_BYTES = 4096  # of a sample: key, class, levels and so on, without its targets
@@ -166,7 +168,7 @@ class RecipeMaker:
         self.loader = loader
         self._wake = threading.Condition()
         self._asked: deque[tuple[Place, Future[Made]]] = deque()
-        self._closed = False
+        self._closed = self._ended = self._is_left = False
         self._thread = threading.Thread(target=self._work, name="softshard-serve", daemon=True)
         self._thread.start()
 
@@ -176,11 +178,15 @@ class RecipeMaker:
         return len(self._asked)
 
     def submit(self, place: Place) -> Future[Made]:
-        """Begin to make a batch; returns at once. A future that is cancelled before its turn costs nothing."""
+        """Begin to make a batch; returns at once. A future that is cancelled before its turn costs nothing.
+
+        Raises:
+            Refusal: the recipe was closed.
+        """
         future: Future[Made] = Future()
         with self._wake:
             if self._closed:
-                raise UsageError("data service: expected an open recipe, found one that was closed")
+                raise Refusal(UNKNOWN_RECIPE, "expected an open recipe, found one that was closed")
             self._asked.append((place, future))
             self._wake.notify()
         return future
@@ -188,7 +194,7 @@ class RecipeMaker:
     def _next(self) -> tuple[Place, Future[Made]] | None:
         """What is to be made next; None where nothing is asked for."""
         with self._wake:
-            while self._asked:
+            while self._asked and not self._closed:
                 place, future = self._asked.popleft()
                 if future.running() or future.set_running_or_notify_cancel():
                     return place, future
@@ -216,8 +222,12 @@ class RecipeMaker:
                 begun.clear()
         with self._wake:
             left, self._asked = list(self._asked), deque()
+            self._ended, closes = True, self._is_left
         for _, future in left:
-            future.cancel()
+            if not future.cancel():  # it was begun, and lost with the decoder
+                future.set_exception(CancelledError())
+        if closes:
+            self.loader.close()
 
     def _made(self, begun: deque[tuple[Place, Future[Made]]]) -> Iterator[tuple[Batch, list[BadSample]]]:
         """Batches as long as some are asked for; what is begun and not yet given stands in `begun`."""
@@ -229,13 +239,29 @@ class RecipeMaker:
 
         yield from self.loader.made(places())
 
-    def close(self) -> None:
-        """Stop after the batch that is under way, and let the shards go."""
+    def stop(self) -> None:
+        """Begin nothing more; returns at once. Whoever waits for what was not begun gets a CancelledError."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
+
+    def close(self, patience_s: float = CLOSE_PATIENCE_S) -> bool:
+        """Stop after the batches that are under way, and let the shards go; whether they were done in time.
+
+        Args:
+            patience_s: seconds for what is under way, such as a read from a storage that hangs; what takes longer is left
+                to the thread, which lets the shards go when it is done.
+        """
+        self.stop()
+        self._thread.join(patience_s)
+        with self._wake:
+            if not self._ended:
+                self._is_left = True
+                logger.warning("a batch of %s takes longer than the end may", self.loader.dataset)
+                return False
         self._thread.join()
         self.loader.close()
+        return True
 
 
 def _sent(batch: Batch, bad: list[BadSample]) -> Made:

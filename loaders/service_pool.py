@@ -144,11 +144,7 @@ class ServerPool:
                 thread.join()
             for server, error in list(outcomes.items()):
                 if isinstance(error, Refusal) and error.code in (USAGE, DATA, REFUSED):
-                    raise (
-                        UsageError(f"{server.address}: {error}")
-                        if error.code == REFUSED
-                        else error.to_error()
-                    )
+                    raise error.to_error(server.address if error.code == REFUSED else "")
                 if error is not None and not isinstance(error, Refusal):
                     raise error
             if self._reference is not None:
@@ -213,7 +209,10 @@ class ServerPool:
 
     def _say(self, action: str, what: str) -> dict[str, Any]:
         """What the first server that answers says of the recipe."""
+        wrong = None  # what one said that another need not say
         for server in self.servers:
+            if server in self._excluded:
+                continue
             for last in (False, True):
                 try:
                     self._open(server)
@@ -223,10 +222,13 @@ class ServerPool:
                         server.forget()  # it was closed to make room, or the server was started anew
                         continue
                     server.did_badly(refusal)
-                    if refusal.code in (USAGE, DATA):
-                        raise refusal.to_error() from None
+                    if refusal.code in (USAGE, DATA, REFUSED):
+                        wrong = refusal.to_error(server.address if refusal.code == REFUSED else "")
                     break
-        raise self._nobody(what)
+                except SoftshardError as error:  # it came back with another stack or data set
+                    self._exclude(server, error)
+                    break
+        raise wrong or self._excluded_by_all() or self._nobody(what)
 
     def batches(self, places: Iterable[Place], ahead: int) -> Iterator[pa.RecordBatch]:
         """The rows of every place's batch, in turn, each once; ends early after `interrupt`.
@@ -236,7 +238,7 @@ class ServerPool:
             ahead: batches that are asked for at a time.
 
         Raises:
-            UsageError, DataError: a server says so of a batch, after the batches before it.
+            UsageError, DataError: all servers say so of a batch, or are asked no more, after the batches before it.
             ServiceError: no server gave a batch in time.
         """
         self._interrupted = False
@@ -325,7 +327,7 @@ class ServerPool:
             wanted.hedged = True
             self.num_hedged += 1
         elif now > wanted.since + self._connection.deadline_s or not self._usable(wanted):
-            wanted.error = self._nobody("a batch")
+            wanted.error = self._excluded_by_all() or self._nobody("a batch")
             return
         if not (servers := self._others(wanted)):
             return
@@ -365,9 +367,7 @@ class ServerPool:
             return
         if not isinstance(error, Refusal):
             if isinstance(error, SoftshardError):  # it came back with another stack or data set
-                self._excluded[server] = error
-                server.last_error = Refusal(USAGE, str(error))
-                logger.warning("%s is asked no more: %s", server.address, error)
+                self._exclude(server, error)
                 return
             wanted.error = error  # a bug
             return
@@ -375,11 +375,26 @@ class ServerPool:
         server.did_badly(error)
         if error.code in (AWAY, BUSY, DRAINING, UNKNOWN_RECIPE):
             return
-        mine = wanted.refusals.setdefault(server.address, [])
-        mine.append(error)
-        failed = [self._has_failed(refusals) for refusals in wanted.refusals.values()]
-        if error.code in (USAGE, REFUSED) or (all(failed) and len(failed) == len(self._usable(wanted))):
+        if error.code in (USAGE, REFUSED):  # the others may know this recipe, or token
+            self._exclude(server, error.to_error(server.address))
+            return
+        wanted.refusals.setdefault(server.address, []).append(error)
+        if all(self._has_failed(wanted.refusals.get(each.address, ())) for each in self._usable(wanted)):
             wanted.error = self._nobody("a batch") if error.code == INTERNAL else error.to_error()
+
+    def _exclude(self, server: Server, error: SoftshardError) -> None:
+        """Ask a server no more: what it says now it would say again."""
+        self._excluded[server] = error
+        server.last_error = Refusal(USAGE, str(error))
+        logger.warning("%s is asked no more: %s", server.address, error)
+
+    def _excluded_by_all(self) -> SoftshardError | None:
+        """What the last server said that was asked no more, where none is left; None where one is."""
+        if not all(server in self._excluded for server in self.servers):
+            return None
+        return next(
+            (error for server, error in reversed(self._excluded.items()) if server in self.servers), None
+        )
 
     @staticmethod
     def _has_failed(refusals: Sequence[Refusal]) -> bool:

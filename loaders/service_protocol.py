@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from ..shards.errors import DataError, StallError, StorageError, UsageError
+from ..shards.errors import DataError, SoftshardError, StallError, StorageError, UsageError
 
 PROTOCOL = 1
 CLIENT_HEADER = "softshard-client"  # a number that a client drew for itself, in hex
@@ -27,6 +27,7 @@ TOKEN_HEADER = "authorization"
 HELLO, OPEN, COUNT_CLASSES, VOCABULARY = "hello", "open", "count-classes", "vocabulary"
 ACTIONS = (HELLO, OPEN, COUNT_CLASSES, VOCABULARY)
 
+POOLING = "pooling"  # in a stack: what pools label maps
 MAX_TICKET_BYTES = 4096
 _MAX_EPOCH = 2**32
 _MAX_TAKEN = 2**62
@@ -40,7 +41,12 @@ USAGE = "usage"  # UsageError
 DATA = "data"  # DataError
 STORAGE = "storage"  # StorageError: another server may reach it
 INTERNAL = "internal"  # a bug there; its log says which
-_ERRORS: dict[str, type[Exception]] = {USAGE: UsageError, DATA: DataError, STORAGE: StorageError}
+_ERRORS: dict[str, type[SoftshardError]] = {
+    USAGE: UsageError,
+    REFUSED: UsageError,
+    DATA: DataError,
+    STORAGE: StorageError,
+}
 
 
 class ServiceError(StallError):
@@ -85,9 +91,9 @@ class Refusal(Exception):
                 return cls(code, str(error))
         raise TypeError(f"expected an error of softshard's, found {error!r}")
 
-    def to_error(self) -> Exception:
-        """The same, raised by a client."""
-        return _ERRORS.get(self.code, ServiceError)(self.message)
+    def to_error(self, where: str = "") -> SoftshardError:
+        """The same, raised by a client; names the server where one is given."""
+        return _ERRORS.get(self.code, ServiceError)(f"{where}: {self.message}" if where else self.message)
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,8 @@ class Ticket:
             if type(found[name]) is not int or not 0 <= found[name] < limit:
                 raise UsageError(f"ticket: expected {name} from 0 to {limit - 1}, found {found[name]!r:.80}")
         for name in ("recipe", "memory"):
-            if not isinstance(found[name], str):
-                raise UsageError(f"ticket: expected {name} as text, found {found[name]!r:.80}")
+            if not (isinstance(found[name], str) and found[name].isascii()):
+                raise UsageError(f"ticket: expected {name} as text of ASCII, found {found[name]!r:.80}")
         return cls(**found)
 
 
@@ -167,11 +173,16 @@ def decode_stack(device_type: str) -> dict[str, str]:
 
     Args:
         device_type: `cpu` or `cuda`, which decodes.
+
+    Returns:
+        Versions by name; `pooling` decides only the targets of recipes that pool label maps.
     """
     import cv2
     import numpy as np
     import nvidia.dali
     import torch
+
+    from .pooling_compiled import pooling_engine
 
     return {
         "softshard": version("softshard"),
@@ -180,16 +191,23 @@ def decode_stack(device_type: str) -> dict[str, str]:
         "opencv": cv2.__version__,
         "numpy": np.__version__,
         "torch": torch.__version__.partition("+")[0],
+        POOLING: pooling_engine(),
     }
 
 
 def check_stack(expected: dict[str, str], found: dict[str, str], where: str) -> None:
-    """Refuse a server whose pixels may be others than this client's.
+    """Refuse a server whose pixels, or pooled targets, may be others than this client's.
+
+    Args:
+        expected: this client's stack, without `pooling` where it pools nothing.
+        found: the server's.
+        where: the server.
 
     Raises:
         UsageError: naming every version that differs, with both values.
     """
-    names = [name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)]
+    compared = {*expected, *found} - ({POOLING} - expected.keys())
+    names = [name for name in sorted(compared) if expected.get(name) != found.get(name)]
     if names:
         parts = ", ".join(
             f"{name} {expected.get(name, 'none')} here and {found.get(name, 'none')} there" for name in names

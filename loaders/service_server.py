@@ -85,7 +85,7 @@ class BatchServer(flight.FlightServerBase):
         self._counts = ServiceCounts()
         self._started = time.time()
         self._closed = threading.Event()
-        self.hangs = False  # closed, and gRPC still waits for clients
+        self.hangs = False  # closed, and threads still wait: gRPC's for clients, or a recipe's for its shards
         shown = f"[{host}]" if ":" in host else host
         try:
             super().__init__(
@@ -155,6 +155,7 @@ class BatchServer(flight.FlightServerBase):
         with self._answering("batch"):
             asked, client = Ticket.from_bytes(ticket.ticket), _client(context)
             self.admission.enter(client)
+            taken_bytes = 0
             try:
                 made = self.desk.batch(asked, context.is_cancelled)
                 handle = None
@@ -162,12 +163,14 @@ class BatchServer(flight.FlightServerBase):
                     handle = made.handle(self.desk.segments)
                 if handle is None:
                     schema, rows = made.rows.schema, made.rows
+                    self.admission.send(made.num_bytes)
+                    taken_bytes = made.num_bytes
                 else:
                     schema, rows = meta_schema({"segment": handle.to_json()}), None
                 self._counts.sent(made.num_bytes, in_memory=handle is not None)
-                sending = _Sending(rows, lambda: self.admission.leave(client))
+                sending = _Sending(rows, lambda: self.admission.leave(client, taken_bytes))
             except BaseException:
-                self.admission.leave(client)
+                self.admission.leave(client, taken_bytes)
                 raise
             return flight.GeneratorStream(schema, sending)
         raise AssertionError("unreachable: answering raises")
@@ -197,7 +200,9 @@ class BatchServer(flight.FlightServerBase):
             extra={"facts": {"request": what, "code": refusal.code, "message": refusal.message}},
         )
         kind = flight.FlightUnavailableError if refusal.code in (BUSY, DRAINING) else flight.FlightServerError
-        raise kind(refusal.message, refusal.to_bytes())
+        # Half of a surrogate pair, which JSON may hold, cannot be sent as it is.
+        shown = refusal.message.encode("utf-8", "backslashreplace").decode()
+        raise kind(shown, refusal.to_bytes())
 
     def stats(self) -> ServiceStats:
         """What the server has done, and does."""
@@ -227,8 +232,8 @@ class BatchServer(flight.FlightServerBase):
         stopping = threading.Thread(target=self.shutdown, name="softshard-shutdown", daemon=True)
         stopping.start()
         stopping.join(_SHUTDOWN_PATIENCE_S)
-        self.hangs = stopping.is_alive()
-        self.desk.close()
+        # Also where a batch that is under way waits for a storage that hangs.
+        self.hangs = not self.desk.close() or stopping.is_alive()
         if self._proof is not None:
             self._proof.close()
         return done

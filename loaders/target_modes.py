@@ -89,3 +89,8 @@ def each_target(targets: Targets) -> tuple[str | LabelPooling, ...]:
     if not names or len(set(names)) < len(names) or (len(names) > 1 and "none" in names):
         raise UsageError(f"loader: expected targets as distinct names without 'none', found {targets!r}")
     return names
+
+
+def pools_maps(targets: Targets) -> bool:
+    """Whether any of these targets is pooled from a label map."""
+    return any(isinstance(each, LabelPooling) or each in TARGET_MODES for each in each_target(targets))

@@ -3,9 +3,10 @@
     python -m softshard.training.timm_script train.py --data-dir DATASET --no-prefetcher --model resnet50 ...
 
 The script (of timm's repository; it is not in the wheel) asks `timm.data.create_dataset` and `create_loader` for its data.
-Here both are replaced before it runs: DATASET is what `softshard pack` makes, with DATASET/train and DATASET/val, and
-batches come from a Loader. Everything else is the script's, Mixup and CutMix included. Options that would change the data
-and that the Loader has no equal of are refused; those that tell timm's workers what to do mean nothing and are ignored.
+Here both are replaced before it runs: DATASET is what `softshard pack` makes, with DATASET/train and DATASET/val, or
+`grpc://host:port` (several with commas between), servers that want no token and have both by these names. Batches come
+from a Loader. Everything else is the script's, Mixup and CutMix included. Options that would change the data and
+that the Loader has no equal of are refused; those that tell timm's workers what to do mean nothing and are ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import torch
 from ..loaders.adapters import Batches, as_tuples
 from ..loaders.augment_options import Erasing
 from ..loaders.crops import Augment
-from ..loaders.loader import Loader
+from ..loaders.either_loader import open_loader
+from ..loaders.service_address import is_service
 from ..shards.cli_values import EXIT_BAD_DATA, EXIT_WRONG_CALL
 from ..shards.errors import DataError, SoftshardError, UsageError
 
@@ -45,7 +47,7 @@ class Split:
     """What create_dataset gives: one part of a data set; the script chooses the epoch with it.
 
     Args:
-        place: folder or URL of the part.
+        place: folder or URL of the part, or addresses of its servers.
         seed: of order and crops.
     """
 
@@ -63,7 +65,16 @@ def create_dataset(name: str = "", root: str = "", split: str = "validation", **
     """In place of timm's: nothing is opened yet."""
     if not root:
         raise UsageError("timm: expected --data-dir with a data set of softshard pack, found none")
-    return Split(f"{str(root).rstrip('/')}/{SPLITS.get(split, split)}", int(options.get("seed", 42)))
+    return Split(_place(str(root), SPLITS.get(split, split)), int(options.get("seed", 42)))
+
+
+def _place(root: str, name: str) -> str:
+    """One part of a data set: its folder or URL, or its name at every server."""
+    if not is_service(root):
+        return f"{root.rstrip('/')}/{name}"
+    if root.startswith("file://"):
+        return f"{root}#{name}"
+    return ",".join(f"{each.strip().rstrip('/')}/{name}" for each in root.split(","))
 
 
 def create_loader(dataset: Split, **options: Any) -> Batches[Any]:
@@ -76,7 +87,7 @@ def create_loader(dataset: Split, **options: Any) -> Batches[Any]:
     _check_options(options)
     size, is_training = options["input_size"][-1], options.get("is_training", False)
     is_distributed = options.get("distributed", False)
-    loader = Loader(
+    loader = open_loader(
         dataset.place,
         batch_size=options["batch_size"],
         augment=_augment(size, options)

@@ -155,7 +155,7 @@ def test_a_server_that_comes_back_with_another_data_set_is_asked_no_more(packed,
             one.stop(signal.SIGKILL)
             with (
                 serving(f"x={packed_plain}", listen=one.address),
-                pytest.raises(ServiceError, match=OTHER_SET),
+                pytest.raises(UsageError, match=OTHER_SET),
             ):
                 within(lambda: list(batches), 60)
 

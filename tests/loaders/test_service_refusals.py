@@ -153,6 +153,8 @@ def test_recipes_are_checked_field_by_field(server, changes, message):
         ({"taken": 105}, "small: expected below 105 samples taken of a lane"),
         ({"rank": 1}, "a rank below 1, found 0 and 1"),
         ({"memory": None}, "ticket: expected memory as text"),
+        ({"memory": "\ud800"}, "ticket: expected memory as text of ASCII, found '\\ud800'"),
+        ({"recipe": "\ud800"}, "ticket: expected recipe as text of ASCII, found '\\ud800'"),
         ({"path": "/etc/passwd"}, "ticket: expected recipe, epoch, taken, rank and memory"),
     ],
 )
@@ -161,6 +163,10 @@ def test_tickets_are_checked_field_by_field(server, change, message):
     code, said = get(server, json.dumps(ticket | change).encode())
     assert code == "usage"
     assert message in said or message.replace("small", "shards/train") in said
+
+
+def test_half_a_surrogate_pair_in_a_request_is_refused_as_any_other_name(server):
+    assert act(server, "count-classes", {"recipe": "\ud800"})[0] == "unknown-recipe"
 
 
 def test_a_large_ticket_and_one_of_no_recipe_are_refused(server):

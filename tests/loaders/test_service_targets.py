@@ -185,6 +185,16 @@ def test_states_with_a_balance_and_bad_samples_go_both_ways(server, packed):
         assert_same_batches(remote, batches)
 
 
+def test_what_pools_is_compared_where_label_maps_are_pooled_and_nowhere_else(server, monkeypatch):
+    real = __import__("softshard.loaders.remote_loader", fromlist=["decode_stack"]).decode_stack
+    monkeypatch.setattr(
+        "softshard.loaders.remote_loader.decode_stack", lambda kind: real(kind) | {"pooling": "abacus"}
+    )
+    with pytest.raises(UsageError, match="pooling abacus here and num"):
+        RemoteLoader(server.address, dataset="small", **SMALL | {"targets": "relabel"})
+    RemoteLoader(server.address, dataset="small", **SMALL).close()
+
+
 def test_targets_larger_than_a_batch_may_be_are_refused(packed):
     server = BatchServer(Desk({"small": ServedSet(packed)}, num_threads=1, limits=Limits(batch_bytes=25_000)))
     options = SMALL | {"batch_size": 5, "targets": LabelPooling(grid=(14, 14))}

@@ -85,6 +85,12 @@ def test_the_stacks_commands_pack_to_a_store_serve_from_it_and_train(
             server.communicate()
 
 
+def test_a_trainer_that_is_started_again_continues(stack):
+    trainer = stack["services"]["trainer"]
+    assert trainer["restart"].startswith("on-failure")
+    assert "--resume" in trainer["command"]
+
+
 def test_secrets_are_made_once_are_their_owners_alone_and_the_authoritys_key_is_not_kept(tmp_path):
     made = make_secrets(tmp_path / "secrets", ["server-1", "10.0.0.7"])
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "secrets").iterdir()} == {0o600}

@@ -98,6 +98,25 @@ def test_a_script_that_asks_timm_for_its_data_gets_the_loaders(shards, script, a
     assert first.split("first")[1] != second.split("first")[1]  # another order
 
 
+def test_batches_come_from_servers_where_the_data_set_is_their_address(shards, script):
+    pytest.importorskip("pyarrow")
+    from softshard.loaders.service_desk import Desk, ServedSet
+    from softshard.loaders.service_server import BatchServer
+
+    servers = [
+        BatchServer(Desk({name: ServedSet(shards / name) for name in ("train", "val")}, num_threads=1))
+        for _ in range(2)
+    ]
+    try:
+        done = run(script, ",".join(server.address for server in servers), "--no-prefetcher")
+        assert sum(server.desk.totals()["images"] for server in servers) > 0
+    finally:
+        for server in servers:
+            server.close(5)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == run(script, shards, "--no-prefetcher").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
