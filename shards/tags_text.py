@@ -129,8 +129,9 @@ class TextTagger:
                     or after.base is not after.lower
                     or after.last is not after.lower
                 ):
-                    for first in (word.lower, word.base):
-                        for second in (after.lower, after.base, after.last, after.last_base):
+                    seconds = {after.lower, after.base, after.last, after.last_base}
+                    for first in {word.lower, word.base}:
+                        for second in seconds:
                             num = max(num, longest.get(f"{first} {second}", 0))
                 if num:
                     collocation, num_words = self._collocation(words[i : i + num])

@@ -108,7 +108,7 @@ def test_the_same_run_is_cut_alike_again():
 
 
 def test_a_word_too_long_for_a_tag_is_left_as_it_is():
-    assert tokenize("x" + "'s" * 2_000_000 + " dog's") == ["x" + "'s" * 2_000_000, "dog", "'s"]
+    assert tokenize("x" + "'s" * 8000 + " dog's") == ["x" + "'s" * 8000, "dog", "'s"]
     assert tokenize("x" * 98 + "'s") == ["x" * 98, "'s"]
     assert tokenize("x" * 99 + "'s") == ["x" * 99 + "'s"]
 
