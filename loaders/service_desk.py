@@ -368,13 +368,19 @@ class Desk:
         waiting = sum(maker.num_waiting for maker in makers)
         return {"recipes": len(makers), "waiting": waiting, "images": images, "bad_samples": bad}
 
-    def close(self, patience_s: float = CLOSE_PATIENCE_S) -> bool:
-        """Stop making batches, and let everything go; whether what was under way was done within so many seconds."""
+    def stop(self) -> None:
+        """Begin no batch more; returns at once. Who waits for one that was not begun gets a CancelledError."""
         with self._lock:
             self._closed = True
-            makers, self._makers = [maker for maker, _ in self._makers.values()], OrderedDict()
+            makers = [maker for maker, _ in self._makers.values()]
         for maker in makers:
             maker.stop()
+
+    def close(self, patience_s: float = CLOSE_PATIENCE_S) -> bool:
+        """Stop making batches, and let everything go; whether what was under way was done within so many seconds."""
+        self.stop()
+        with self._lock:
+            makers, self._makers = [maker for maker, _ in self._makers.values()], OrderedDict()
         give_up = time.monotonic() + patience_s
         done = [maker.close(max(0.0, give_up - time.monotonic())) for maker in makers]
         self._recent.clear()
