@@ -261,12 +261,11 @@ class Desk:
         """
         closed, limit = [], self.limits.recipes
         with self._lock:
+            oldest, now = iter(self._makers.values()), time.monotonic()
             while len(self._makers) - len(closed) + self._num_opening >= limit:
-                idle_s, waits = 0.0, True  # where all are only being opened
-                if len(closed) < len(self._makers):
-                    maker, used = list(self._makers.values())[len(closed)]
-                    idle_s, waits = time.monotonic() - used, maker.num_waiting > 0
-                if idle_s < self.limits.recipe_idle_s or waits:
+                maker, used = next(oldest, (None, now))  # None: the others are only being opened
+                idle_s = now - used
+                if maker is None or idle_s < self.limits.recipe_idle_s or maker.num_waiting:
                     raise Refusal(
                         BUSY,
                         f"expected at most {limit} recipes in use, found another. Recipes differ by seed, batch size, world "
