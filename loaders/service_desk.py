@@ -261,12 +261,11 @@ class Desk:
         """
         closed, limit = [], self.limits.recipes
         with self._lock:
+            oldest, now = iter(self._makers.values()), time.monotonic()
             while len(self._makers) - len(closed) + self._num_opening >= limit:
-                idle_s, waits = 0.0, True  # where all are only being opened
-                if len(closed) < len(self._makers):
-                    maker, used = list(self._makers.values())[len(closed)]
-                    idle_s, waits = time.monotonic() - used, maker.num_waiting > 0
-                if idle_s < self.limits.recipe_idle_s or waits:
+                maker, used = next(oldest, (None, now))  # None: the others are only being opened
+                idle_s = now - used
+                if maker is None or idle_s < self.limits.recipe_idle_s or maker.num_waiting:
                     raise Refusal(
                         BUSY,
                         f"expected at most {limit} recipes in use, found another. Recipes differ by seed, batch size, world "
@@ -368,13 +367,19 @@ class Desk:
         waiting = sum(maker.num_waiting for maker in makers)
         return {"recipes": len(makers), "waiting": waiting, "images": images, "bad_samples": bad}
 
-    def close(self, patience_s: float = CLOSE_PATIENCE_S) -> bool:
-        """Stop making batches, and let everything go; whether what was under way was done within so many seconds."""
+    def stop(self) -> None:
+        """Begin no batch more; returns at once. Who waits for one that was not begun gets a CancelledError."""
         with self._lock:
             self._closed = True
-            makers, self._makers = [maker for maker, _ in self._makers.values()], OrderedDict()
+            makers = [maker for maker, _ in self._makers.values()]
         for maker in makers:
             maker.stop()
+
+    def close(self, patience_s: float = CLOSE_PATIENCE_S) -> bool:
+        """Stop making batches, and let everything go; whether what was under way was done within so many seconds."""
+        self.stop()
+        with self._lock:
+            makers, self._makers = [maker for maker, _ in self._makers.values()], OrderedDict()
         give_up = time.monotonic() + patience_s
         done = [maker.close(max(0.0, give_up - time.monotonic())) for maker in makers]
         self._recent.clear()

@@ -228,6 +228,7 @@ class BatchServer(flight.FlightServerBase):
             return True
         self._closed.set()
         done = self.admission.drain(patience_s)
+        self.desk.stop()  # so that those who still wait get an answer, and gRPC can end
         # gRPC waits for every client that does not read on, or never spoke; whoever ends the process does not.
         stopping = threading.Thread(target=self.shutdown, name="softshard-shutdown", daemon=True)
         stopping.start()

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.flight as flight
 import pytest
 from service_processes import SMALL, assert_same_batches
 
@@ -23,7 +24,7 @@ from softshard.loaders.service_access import Admission
 from softshard.loaders.service_client import AWAY, Server
 from softshard.loaders.service_desk import Desk, Limits, ServedSet
 from softshard.loaders.service_maker import Place, RecipeMaker
-from softshard.loaders.service_protocol import BUSY, REFUSED, UNKNOWN_RECIPE, USAGE, Refusal
+from softshard.loaders.service_protocol import BUSY, REFUSED, UNKNOWN_RECIPE, USAGE, Refusal, Ticket
 from softshard.loaders.service_recipe import BatchRecipe
 from softshard.loaders.service_server import BatchServer
 from softshard.shards.errors import DataError, UsageError
@@ -124,6 +125,35 @@ def desk_of(packed, limits=None):
         yield desk
     finally:
         desk.close()
+
+
+def test_a_server_that_ends_does_not_make_all_that_was_asked_for(packed, within):
+    server = BatchServer(Desk({"small": ServedSet(packed)}, num_threads=1), shared_memory=False)
+    recipe = server.desk.open(RECIPE.to_json())["recipe"]
+    maker = server.desk._makers[recipe][0]
+    real, says = maker.loader._step, []
+    maker.loader._step = lambda place: (time.sleep(0.5), real(place))[1]
+
+    def ask(taken):
+        with flight.FlightClient(server.address) as client:
+            try:
+                client.do_get(flight.Ticket(Ticket(recipe, 0, taken, 0).to_bytes())).read_all()
+                says.append("ok")
+            except flight.FlightError as error:
+                says.append(Refusal.from_bytes(bytes(error.extra_info)).code)
+
+    threads = [threading.Thread(target=ask, args=(4 * number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    while server.admission.num_calls < 20:
+        time.sleep(0.01)
+    assert within(lambda: server.close(0.2), 20) is False
+    for thread in threads:
+        thread.join(60)
+    assert not server.hangs
+    assert len(says) == 20
+    assert set(says) == {"ok", BUSY}
+    assert says.count("ok") < 10
 
 
 def test_recipes_that_are_opened_at_a_time_are_no_more_than_are_allowed(packed, within):
