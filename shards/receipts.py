@@ -23,11 +23,17 @@ def check_free(destination: Destination) -> None:
     Raises:
         UsageError: it is not empty and no run has begun there, or another process is writing there.
     """
-    if not destination.has(PLAN_NAME) and (others := destination.foreign()):
+    if not destination.has(PLAN_NAME) and (others := _unexpected(destination)):
         raise UsageError(f"{destination.name}: expected an empty or new folder, found {some(others)}")
     if destination.has(LOCK_NAME):  # nobody holds a lock that is not there, and a folder may stay as it is
         with destination.hold():
             pass
+
+
+def _unexpected(destination: Destination) -> Sequence[str]:
+    """What stands in a folder without a plan; nothing where another run has just written the plan."""
+    others = destination.foreign()
+    return [] if others and destination.has(PLAN_NAME) else others
 
 
 def settle_plan(destination: Destination, make_plan: Callable[[], bytes]) -> bytes | None:
@@ -46,7 +52,7 @@ def settle_plan(destination: Destination, make_plan: Callable[[], bytes]) -> byt
             return destination.read(PLAN_NAME, MAX_PLAN_BYTES)
         except FileNotFoundError:
             pass
-        if unexpected := destination.foreign():
+        if unexpected := _unexpected(destination):
             raise UsageError(f"{destination.name}: expected an empty or new folder, found {some(unexpected)}")
         plan = plan or make_plan()
         if destination.create(PLAN_NAME, plan):

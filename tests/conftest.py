@@ -1,6 +1,7 @@
 import fcntl
 import itertools
 import os
+import secrets
 import signal
 import tempfile
 from pathlib import Path
@@ -23,6 +24,8 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("new", deadline=None)
 settings.load_profile(os.environ.get("SOFTSHARD_EXAMPLES", "same"))
 
+RAY_TOKEN = secrets.token_hex(16)
+
 # Beside the repository, not in it: photographs and lists whose licences keep them out of the project.
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -37,9 +40,17 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="module")
 def one_ray_at_a_time():
-    """Two Rays that start on one machine at the same moment may take each other's ports."""
-    with open(Path(tempfile.gettempdir()) / "softshard-tests-ray.lock", "w") as file:
+    """Two Rays that start on one machine at the same moment may take each other's ports.
+
+    As in a new installation they want a token, but not one in the home folder. A process keeps the first that it read.
+    """
+    with (
+        open(Path(tempfile.gettempdir()) / "softshard-tests-ray.lock", "w") as file,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         fcntl.flock(file, fcntl.LOCK_EX)
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", RAY_TOKEN)
         yield
 
 

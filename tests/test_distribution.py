@@ -260,14 +260,19 @@ def test_the_extra_loaders_loads(shards):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_extra_training_has_all_names_of_all_packages():
+def test_the_extras_training_and_service_have_all_names_of_all_packages():
     code = (
         "import importlib\n"
         "for name in ('shards', 'loaders', 'training'):\n"
         "    package = importlib.import_module(f'softshard.{name}')\n"
-        "    assert [getattr(package, one) for one in package.__all__]\n"
-        "import softshard.training.train, softshard.training.evaluate, softshard.training.predict"
+        "    assert [getattr(package, one) for one in package.__all__]"
     )
+    done = run(("training", "service"), code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_extra_training_trains():
+    code = "import softshard.training.train, softshard.training.evaluate, softshard.training.predict"
     done = run(("training",), code)
     assert done.returncode == 0, done.stderr
 

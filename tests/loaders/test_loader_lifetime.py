@@ -24,16 +24,25 @@ def make(dataset, **options):
     )
 
 
+others = set()  # descriptors of shards that are other tests'
+
+
 def open_tars():
-    """Shards that this process has open (a mapping holds a descriptor of its file)."""
+    """Shards that this process has opened since a test here began (a mapping holds a descriptor of its file)."""
     links = [Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd")]
-    return [link for link in links if os.path.lexists(link) and str(os.readlink(link)).endswith(".tar")]
+    return [
+        link
+        for link in links
+        if os.path.lexists(link) and str(os.readlink(link)).endswith(".tar") and link not in others
+    ]
 
 
 @pytest.fixture(autouse=True)
 def nothing_of_other_tests():
     """What tests before left in reference cycles goes now, and not in the middle of one here."""
     gc.collect()
+    others.clear()
+    others.update(open_tars())
 
 
 def threads(name="softshard"):

@@ -5,7 +5,6 @@ All tests but one share a Ray of this module's; what Ray runs is known by the fo
 
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -57,14 +56,12 @@ def ray_processes(folder):
 
 
 @pytest.fixture(scope="module")
-def ray_folder():
+def ray_folder(one_ray_at_a_time):
     """What Ray is told by the environment, here and in the processes started here."""
     # Not tmp_path: Ray's sockets lie below it, and their names have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="ss", dir="/tmp"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(folder))
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         yield folder

@@ -7,7 +7,6 @@ environment, and every one is gone at the end.
 import os
 import pickle
 import random
-import secrets
 import shutil
 import signal
 import socket
@@ -92,14 +91,11 @@ def remove_ray_folder(folder):
 
 
 @pytest.fixture(scope="module")
-def ray_folder():
+def ray_folder(one_ray_at_a_time):
     """What Ray is told by the environment, here and in the processes started here."""
     folder = make_ray_folder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(folder))
-        # As in a new installation, but without a token in the home folder.
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         yield folder
