@@ -111,6 +111,7 @@ build/benchmarks/maps.npz: $(DEV)
 	mkdir -p $(@D)
 	$(BIN)/python benchmarks/teacher_maps.py --photos $(PHOTOS) -o $@
 endif
+
 soak: $(DEV)
 	cd benchmarks && ../$(BIN)/python soak.py --minutes 60
 
