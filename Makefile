@@ -81,7 +81,7 @@ format: $(DEV)
 
 # One script a table, in turn: they are not to disturb each other.
 BENCHMARKS = peers augment_cpu label_maps sharder plan_scale order_scale streaming exactness kill_pack faults \
-             confusion_groups losses semantic_losses relabel tags soft_targets service service_kill
+             confusion_groups losses semantic_losses relabel tags soft_targets service service_kill gpu
 
 # As the tables of benchmarks/README.md were made. PHOTOS: folders of photographs named by wnid, for the four that used such.
 OPTIONS_peers            = --repeats 3 --steps 15 $(if $(AGAINST),--against $(AGAINST))

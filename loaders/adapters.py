@@ -17,6 +17,7 @@ import torch
 
 from ..shards.errors import UsageError
 from .batch import Batch, map_tensors
+from .batch_stream import used_on
 from .decode import usable_device
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Batches(Generic[Item]):
                 stream = torch.cuda.current_stream(self.device)
                 stream.wait_event(copied)
                 # The memory belongs to the stream of the copies, which must not reuse it before this one is done.
-                map_tensors(item, lambda tensor, stream=stream: _used_on(tensor, stream))
+                map_tensors(item, lambda tensor, stream=stream: used_on(tensor, stream))
             yield item
         self._state = None
 
@@ -126,12 +127,6 @@ class Batches(Generic[Item]):
                 copied = torch.cuda.Event()
                 copied.record(stream)
             yield item, self.loader.state_dict(), copied
-
-
-def _used_on(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
-    if tensor.is_cuda:
-        tensor.record_stream(stream)
-    return tensor
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:

@@ -42,6 +42,9 @@ types: Any = nvidia.dali.types
 # ImageNet's channel means and standard deviations, in units of 0 to 1.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+# Share of a batch that the GPU's JPEG engines decode, where it has any: DALI's own default. Not measured yet;
+# benchmarks/gpu.py sweeps it.
+HW_DECODER_LOAD = 0.65
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -153,7 +156,7 @@ class Decoder(ABC):
         del self._pipe
 
 
-def _decoded_windows(device: str) -> Any:
+def _decoded_windows(device: str, **options: Any) -> Any:
     """How both pipelines begin: from JPEG bytes, where each window begins and how large it is, to its pixels."""
     return fn.decoders.image_slice(
         fn.external_source(name="jpegs", dtype=types.UINT8, ndim=1, no_copy=True),
@@ -163,6 +166,7 @@ def _decoded_windows(device: str) -> Any:
         axes=(0, 1),
         output_type=types.RGB,
         adjust_orientation=False,
+        **options,
     )
 
 
@@ -298,6 +302,7 @@ class GpuDecoder(Decoder):
         std: channel standard deviations.
         num_threads: host threads of the decoder.
         device: a CUDA device with its number.
+        hw_decoder_load: share of a batch for the GPU's JPEG engines, 0 to 1.
     """
 
     def __init__(
@@ -309,6 +314,7 @@ class GpuDecoder(Decoder):
         std: Sequence[float],
         num_threads: int,
         device: torch.device,
+        hw_decoder_load: float = HW_DECODER_LOAD,
     ) -> None:
         self._size, self._dtype, self._device = size, DTYPES[dtype], device
         pipe = Pipeline(
@@ -316,9 +322,8 @@ class GpuDecoder(Decoder):
         )
         with pipe:
             flips = fn.external_source(name="flips", dtype=types.INT32, ndim=0)
-            images = fn.resize(
-                _decoded_windows("mixed"), size=(size, size), interp_type=types.INTERP_LINEAR, antialias=True
-            )
+            windows = _decoded_windows("mixed", hw_decoder_load=hw_decoder_load)
+            images = fn.resize(windows, size=(size, size), interp_type=types.INTERP_LINEAR, antialias=True)
             if dtype == "uint8":
                 images = fn.flip(images, horizontal=flips)
             else:
@@ -346,11 +351,13 @@ class GpuDecoder(Decoder):
         if len(slots):
             images = torch.from_dlpack(self._pipe.share_outputs()[0].as_tensor())
             try:
-                # Copied out: DALI takes its buffer back on release.
+                # Copied out, within the device: memory of torch's allocator may be used on any stream
+                # (BatchStream), DALI's would have to be given back at the right moment of the training loop's.
                 if len(slots) == num_slots:
                     out.copy_(images)
                 else:
                     out[torch.from_numpy(slots).to(self._device)] = images
+                # Of the thread that makes batches, which has a stream of its own: the training step is not waited for.
                 torch.cuda.current_stream(self._device).synchronize()
             finally:
                 self._pipe.release_outputs()

@@ -247,7 +247,7 @@ class BatchMaker:
 
         every = [(name, own) for name, (own, _) in made.items() if own is not None]
         with self._stages("copy"):
-            batch = Batch(
+            return Batch(
                 images=images,
                 classes=tensor(begun.classes),
                 levels=None if begun.levels is None else tensor(begun.levels),
@@ -260,10 +260,6 @@ class BatchMaker:
                 mix=None if plan is None else Mix(*map(tensor, (plan.partners, plan.shares, plan.boxes))),
                 more_targets=dict(every[1:]) or None,
             )
-            if self._device.type == "cuda":
-                # The copies run on this thread's stream; whoever takes the batch may be on another.
-                torch.cuda.current_stream(self._device).synchronize()
-        return batch
 
     @property
     def pools(self) -> bool:

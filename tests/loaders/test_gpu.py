@@ -78,3 +78,44 @@ def test_tags_and_weights_are_the_same_on_both(tmp_path):
                     assert other.values.device.type == "cuda"
                     assert torch.equal(one.values, other.values.cpu())
                     assert torch.equal(one.ids, other.ids.cpu())
+
+
+def test_batches_that_are_kept_do_not_change_while_others_are_made(packed):
+    # Made on a stream of their own: memory that the loop still uses must not be given to a later batch.
+    options = {
+        "batch_size": 8,
+        "augment": Augment(size=32),
+        "last_batch": "pad",
+        "seed": 3,
+        "targets": "relabel",
+    }
+    with Loader(packed, device="cuda", **options) as loader:
+        kept = []
+        for batch in loader:
+            busy = torch.randn(2048, 2048, device="cuda")
+            for _ in range(20):
+                busy = busy @ busy.T / 2048
+            kept.append((batch.images.clone(), batch.targets.clone(), batch))
+            assert torch.isfinite(busy).all()
+        for images, targets, batch in kept:
+            assert torch.equal(images, batch.images)
+            assert torch.equal(targets, batch.targets)
+    for host, (images, targets, _) in zip(
+        epoch(packed, "cpu", **{**options, "dtype": "float32"}), kept, strict=True
+    ):
+        assert psnr(host.images, images.cpu(), 4.4) > 30
+        torch.testing.assert_close(host.targets, targets.cpu(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_loop_on_a_stream_of_its_own_sees_whole_batches(packed):
+    mine = torch.cuda.Stream()
+    with torch.cuda.stream(mine):
+        seen = [(batch.images.float().mean().item(), batch.keys) for batch in epoch_of(packed)]
+    assert seen == [(batch.images.float().mean().item(), batch.keys) for batch in epoch_of(packed)]
+
+
+def epoch_of(packed):
+    with Loader(
+        packed, device="cuda", batch_size=8, augment=Augment(size=32), dtype="uint8", seed=3
+    ) as loader:
+        yield from loader
