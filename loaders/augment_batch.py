@@ -9,9 +9,8 @@ stay in cache from one operation to the next, and nothing can depend on what els
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 
 import numpy as np
 import torch
@@ -25,8 +24,7 @@ from .crops import Augment
 from .decode import DTYPES
 from .mixing import MixPlan, blend, mix_images_, mix_pair_
 from .normalize import normalization
-
-_setting_threads = threading.Lock()
+from .one_thread import one_thread_each
 
 
 class AugmentStage:
@@ -62,12 +60,7 @@ class AugmentStage:
         self._num_threads = num_threads
         self._pool = None
         if device.type == "cpu":
-            self._pool = ThreadPoolExecutor(
-                num_threads, thread_name_prefix="softshard-augment", initializer=_use_one_thread
-            )
-            # All of them begin here and now: torch's setting is the process's own again when this returns.
-            started = threading.Barrier(num_threads)
-            wait([self._pool.submit(started.wait) for _ in range(num_threads)])
+            self._pool = one_thread_each(num_threads, "softshard-augment")
 
     @property
     def decode_dtype(self) -> str:
@@ -213,20 +206,6 @@ class AugmentStage:
         """Stop the threads."""
         if self._pool is not None:
             self._pool.shutdown(wait=True)
-
-
-def _use_one_thread() -> None:
-    """Keep torch's operations in this thread: threads of theirs would fight those that decode.
-
-    torch's setting is the calling thread's and, besides, what threads begin with later on. The second is given
-    back, by a thread that ends.
-    """
-    with _setting_threads:
-        others = torch.get_num_threads()
-        torch.set_num_threads(1)
-        restore = threading.Thread(target=torch.set_num_threads, args=(others,))
-        restore.start()
-        restore.join()
 
 
 def _noise_field(seed: int, size: int) -> Tensor:

@@ -3,7 +3,7 @@
 Both paths get bytes, windows and flips from outside through DALI's `external_source`; DALI holds no state
 that a batch depends on. Work is submitted a batch ahead: DALI decodes one while the one before is finished.
 
-    CPU   DALI image_slice (decodes the window only) -> OpenCV resample, flip, normalise, into the batch
+    CPU   DALI image_slice (decodes the window only) -> resize, flip, normalise, into the batch
     GPU   DALI image_slice mixed -> resize -> crop-mirror-normalise, on the device
 """
 
@@ -16,7 +16,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
@@ -29,10 +29,11 @@ import torch
 from nvidia.dali.pipeline import Pipeline
 
 from ..shards.errors import DataError, UsageError
-from ..shards.images import resample
 from ..shards.schema import JPG
 from .batch_buffers import BatchBuffers
 from .normalize import normalizer
+from .one_thread import one_thread_each
+from .resize import resize
 from .samples import Place
 
 # DALI's stubs know neither its data types nor what its operators return.
@@ -221,7 +222,7 @@ class CpuDecoder(Decoder):
         self._size, self._dtype, self._pin_memory = size, DTYPES[dtype], pin_memory
         self._buffers = make_buffers((batch_size, size, size, 3), DTYPES[dtype])
         self._num_threads = num_threads
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="softshard-resample")
+        self._pool = one_thread_each(num_threads, "softshard-resample")
         self._normalize = None if dtype == "uint8" else normalizer(mean, std, size)
         self._scratch = _Scratch(size)
         pipe = Pipeline(
@@ -272,13 +273,11 @@ class CpuDecoder(Decoder):
 
     def _finish(self, pixels: np.ndarray, flip: bool, out: np.ndarray) -> None:
         """Resample, flip and normalise one image into its slot."""
-        size, scratch = self._size, self._scratch
-        # What is not the result goes into memory that stays: nothing is allocated for an image.
-        image = resample(pixels, size, size, out if self._normalize is None else scratch.pixels)
-        if flip:
-            cv2.flip(image, 1, dst=image)
         if self._normalize is None:
+            resize(pixels, out, flip=flip)
             return
+        scratch = self._scratch  # what is not the result goes into memory that stays
+        image = resize(pixels, scratch.pixels, flip=flip)
         if out.dtype == np.float32:
             self._normalize(image, out)
         else:

@@ -183,10 +183,12 @@ def decode_stack(device_type: str) -> dict[str, str]:
     import torch
 
     from .pooling_compiled import pooling_engine
+    from .resize import FILTER
 
     return {
         "softshard": version("softshard"),
         "decoder": device_type,
+        "filter": FILTER,
         "dali": nvidia.dali.__version__,
         "opencv": cv2.__version__,
         "numpy": np.__version__,

@@ -11,9 +11,9 @@ from softshard.loaders import Augment, Loader, fetch
 from softshard.loaders.crops import crop_fractions, draw_crops
 from softshard.loaders.decode import MEAN, STD
 from softshard.loaders.order import EpochOrder, num_steps, rank_slots
+from softshard.loaders.resize import resize
 from softshard.shards import Manifest, UsageError, decode_label_map
 from softshard.shards.components import decode_class, decode_levels
-from softshard.shards.images import resample
 
 SIZE = 32
 
@@ -53,10 +53,10 @@ def assert_same(found, expected):
 
 
 def plain_image(jpeg, tlhw, flip):
-    """Decode all of it, cut, resample, flip: uint8 [S, S, 3]."""
+    """Decode all of it, cut, resize, flip: uint8 [S, S, 3]."""
     top, left, height, width = tlhw
     window = simplejpeg.decode_jpeg(jpeg, "RGB")[top : top + height, left : left + width]
-    image = resample(np.ascontiguousarray(window), SIZE, SIZE)
+    image = resize(np.ascontiguousarray(window), np.empty((SIZE, SIZE, 3), np.uint8))
     return image[:, ::-1] if flip else image
 
 

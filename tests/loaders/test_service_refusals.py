@@ -16,7 +16,7 @@ from softshard.loaders import Augment, Connection, Loader, RemoteLoader, Subset
 from softshard.loaders.service_access import check_listen, read_token
 from softshard.loaders.service_address import split_address, split_servers
 from softshard.loaders.service_desk import Desk, Limits, ServedSet
-from softshard.loaders.service_protocol import Refusal, Ticket
+from softshard.loaders.service_protocol import Refusal, Ticket, check_stack, decode_stack
 from softshard.loaders.service_recipe import BatchRecipe, wire_dtype, write_value
 from softshard.loaders.service_server import BatchServer
 from softshard.shards.cli import main
@@ -249,6 +249,13 @@ def test_another_pixel_stack_is_refused_and_both_are_named(server, monkeypatch):
         UsageError, match=r"expected this trainer's pixel stack, found another: opencv 1\.2\.3 here and"
     ):
         RemoteLoader(server.address, **SMALL)
+
+
+def test_a_server_from_before_the_filter_had_a_name_is_refused():
+    mine = decode_stack("cpu")
+    older = {name: value for name, value in mine.items() if name != "filter"}
+    with pytest.raises(UsageError, match="filter triangle here and none there"):
+        check_stack(mine, older, "grpc://a:1")
 
 
 def test_servers_that_decode_elsewhere_than_expected_are_refused(server):
