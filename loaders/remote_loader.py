@@ -36,7 +36,7 @@ from .loader_stats import LoaderStats, LoopClock
 from .mixing import check_mixing
 from .mixture import Mixture
 from .normalize import normalization, normalizer
-from .options import check_choices, check_keep, check_normalisation, check_numbers
+from .options import check_choices, check_enough, check_keep, check_normalisation, check_numbers
 from .order import DEFAULT_WINDOW, check_geometry
 from .service_client import Connection
 from .service_list import find_servers
@@ -147,6 +147,7 @@ class RemoteLoader(Loader):
         ServiceError: no server answers.
     """
 
+    # The options stand here again: behind **options, help() and the pages of the API would not show what can be said.
     def __init__(
         self,
         servers: str | Sequence[str],
@@ -233,7 +234,7 @@ class RemoteLoader(Loader):
         self._latest: Background[Batch] | None = None
         self._closed = False
         try:
-            self._check_enough()
+            check_enough(self.dataset, self.num_samples, lanes, batch_size * world_size, last_batch)
         except UsageError:
             self.close()
             raise
