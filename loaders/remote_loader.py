@@ -365,24 +365,25 @@ class _Normaliser:
             return out
         out = self._buffers.take()
         pixels, found = images.permute(0, 2, 3, 1).numpy(), out.numpy()
-
-        def some(first: int) -> None:
-            floats = None if found.dtype == np.float32 else np.empty(found.shape[1:], np.float32)
-            for slot in range(first, len(found), self._num_threads):
-                if not keys[slot]:
-                    found[slot] = 0
-                elif floats is None:
-                    self._normalise(pixels[slot], found[slot])
-                else:
-                    self._normalise(pixels[slot], floats)
-                    found[slot] = floats
-
         if self._pool is None:
-            some(0)
+            self._normalise_some(pixels, found)
         else:
-            for done in [self._pool.submit(some, first) for first in range(self._num_threads)]:
+            parts = zip(*(np.array_split(each, self._num_threads) for each in (pixels, found)), strict=True)
+            for done in [self._pool.submit(self._normalise_some, *part) for part in parts]:
                 done.result()
+        found[empty] = 0
         return out.permute(0, 3, 1, 2)
+
+    def _normalise_some(self, pixels: np.ndarray, out: np.ndarray) -> None:
+        """Images [M, S, S, 3] side by side, as one that is M times as high: a call costs as much as a small image."""
+        width = pixels.shape[2]
+        if out.dtype == np.float32:
+            self._normalise(pixels.reshape(-1, width, 3), out.reshape(-1, width, 3))
+            return
+        floats = np.empty(pixels.shape[1:], np.float32)
+        for image, found in zip(pixels, out, strict=True):
+            self._normalise(image, floats)
+            found[...] = floats
 
     def close(self) -> None:
         """Stop the threads."""
