@@ -12,20 +12,22 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 _READY_S = 120.0
-_TICKS = os.sysconf("SC_CLK_TCK")
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["softshard.loaders.service_run", "softshard.shards.cli"])
 
 
-def run_serve(arguments: list[str], said: Connection, log: str) -> None:
+def run_serve(arguments: list[str], cores: Collection[int] | None, said: Connection, log: str) -> None:
     """The command; in the server's process."""
+    if cores is not None:
+        os.sched_setaffinity(0, cores)  # first of all: its threads begin where it is
     sys.stdout = os.fdopen(said.fileno(), "w", closefd=False)
     with open(log, "a") as file:
         os.dup2(file.fileno(), 2)
@@ -40,10 +42,13 @@ class ServerProcess:
     Args:
         arguments: of the command: data sets and options.
         log: file for what it logs; None for nowhere.
+        cores: that it may use; None for those of this process.
     """
 
-    def __init__(self, *arguments: str | Path, log: Path | None = None) -> None:
-        self._arguments = [*map(str, arguments)]
+    def __init__(
+        self, *arguments: str | Path, log: Path | None = None, cores: Collection[int] | None = None
+    ) -> None:
+        self._arguments, self._cores = [*map(str, arguments)], cores
         self._log = os.devnull if log is None else str(log)
         self._listen = "127.0.0.1:0"
         self.url = self.http = ""
@@ -54,7 +59,7 @@ class ServerProcess:
         self.ready = ready = threading.Event()
         heard, said = _FORKS.Pipe(duplex=False)
         arguments = [*self._arguments, "--listen", self._listen, "--http", "127.0.0.1:0"]
-        self.process = _FORKS.Process(target=run_serve, args=(arguments, said, self._log))
+        self.process = _FORKS.Process(target=run_serve, args=(arguments, self._cores, said, self._log))
         self.process.start()
         said.close()
         threading.Thread(target=self._read, args=(heard, ready), daemon=True).start()
@@ -86,15 +91,19 @@ class ServerProcess:
 
     def cpu_s(self) -> float:
         """Seconds of CPU time that it has used, in user and kernel mode, over all its threads."""
-        with open(f"/proc/{self.process.pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        assert self.process.pid is not None
+        return time.clock_gettime(~self.process.pid << 3 | 2)  # its clock, as clock_getcpuclockid(3) names it
 
 
 @contextlib.contextmanager
-def serving(num: int, *arguments: str | Path, log: Path | None = None) -> Iterator[list[ServerProcess]]:
-    """Some servers of the same data sets, which are gone at the end."""
-    servers = [ServerProcess(*arguments, log=log) for _ in range(num)]
+def serving(
+    num: int,
+    *arguments: str | Path,
+    log: Path | None = None,
+    cores: Sequence[Collection[int] | None] | None = None,
+) -> Iterator[list[ServerProcess]]:
+    """Some servers of the same data sets, each on its cores, which are gone at the end."""
+    servers = [ServerProcess(*arguments, log=log, cores=each) for each in cores or [None] * num]
     try:
         yield [server.wait() for server in servers]
     finally:

@@ -46,7 +46,7 @@ from .memory import give_back_memory
 from .mixed_source import open_source
 from .mixing import check_mixing
 from .mixture import Mixture
-from .options import check_choices, check_keep, check_normalisation, check_numbers, check_side
+from .options import check_choices, check_enough, check_keep, check_normalisation, check_numbers, check_side
 from .order import DEFAULT_WINDOW, check_geometry
 from .pipeline import BatchRun
 from .side_maps import SideFiles
@@ -189,7 +189,7 @@ class Loader(LoaderData):
             self.source, seed, lanes, window, shuffle, batch_size * world_size, rank, world_size, last_batch
         )
         self._per_lane = self._plan.per_lane
-        self._check_enough()
+        check_enough(self.dataset, self.num_samples, lanes, batch_size * world_size, last_batch)
         check_mixing(self.augment, targets, batch_size, world_size, lanes)
         check_keep(keep_targets, targets, self.augment.mixes)
         self._side = None
@@ -224,13 +224,6 @@ class Loader(LoaderData):
         self._closed = False
         # Between two epochs the next one's shards are fetched, in threads that know nothing of this loader.
         weakref.finalize(self, self._maker.reader.shards.abandon).atexit = False
-
-    def _check_enough(self) -> None:
-        if self.last_batch == "drop" and self.num_samples // self.lanes < self._per_lane:
-            raise UsageError(
-                f"{self.dataset}: expected a global batch of samples, which is {self.global_batch} on {self.lanes} lanes, "
-                f"found {self.num_samples}. Use a smaller batch_size, or last_batch='pad'"
-            )
 
     @property
     def global_batch(self) -> int:

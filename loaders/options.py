@@ -1,4 +1,4 @@
-"""Refuses a loader's options that cannot be, before anything is opened."""
+"""Refuses a loader's options that cannot be, before anything is read."""
 
 from __future__ import annotations
 
@@ -71,6 +71,19 @@ def check_keep(keep: int | None, targets: Targets, mixes: bool) -> None:
     if mixes:
         raise UsageError(
             f"loader: expected dense targets for mixup and cutmix, found keep_targets={keep}. Leave one of them out"
+        )
+
+
+def check_enough(dataset: str, num_samples: int, lanes: int, global_batch: int, last_batch: str) -> None:
+    """Refuse an epoch that has no whole step, where nothing else is served.
+
+    Raises:
+        UsageError: with both numbers.
+    """
+    if last_batch == "drop" and num_samples // lanes < global_batch // lanes:
+        raise UsageError(
+            f"{dataset}: expected a global batch of samples, which is {global_batch} on {lanes} lanes, found "
+            f"{num_samples}. Use a smaller batch_size, or last_batch='pad'"
         )
 
 

@@ -36,7 +36,7 @@ from .loader_stats import LoaderStats, LoopClock
 from .mixing import check_mixing
 from .mixture import Mixture
 from .normalize import normalization, normalizer
-from .options import check_choices, check_keep, check_normalisation, check_numbers
+from .options import check_choices, check_enough, check_keep, check_normalisation, check_numbers
 from .order import DEFAULT_WINDOW, check_geometry
 from .service_client import Connection
 from .service_list import find_servers
@@ -147,6 +147,7 @@ class RemoteLoader(Loader):
         ServiceError: no server answers.
     """
 
+    # The options stand here again: behind **options, help() and the pages of the API would not show what can be said.
     def __init__(
         self,
         servers: str | Sequence[str],
@@ -233,7 +234,7 @@ class RemoteLoader(Loader):
         self._latest: Background[Batch] | None = None
         self._closed = False
         try:
-            self._check_enough()
+            check_enough(self.dataset, self.num_samples, lanes, batch_size * world_size, last_batch)
         except UsageError:
             self.close()
             raise
@@ -364,24 +365,25 @@ class _Normaliser:
             return out
         out = self._buffers.take()
         pixels, found = images.permute(0, 2, 3, 1).numpy(), out.numpy()
-
-        def some(first: int) -> None:
-            floats = None if found.dtype == np.float32 else np.empty(found.shape[1:], np.float32)
-            for slot in range(first, len(found), self._num_threads):
-                if not keys[slot]:
-                    found[slot] = 0
-                elif floats is None:
-                    self._normalise(pixels[slot], found[slot])
-                else:
-                    self._normalise(pixels[slot], floats)
-                    found[slot] = floats
-
         if self._pool is None:
-            some(0)
+            self._normalise_some(pixels, found)
         else:
-            for done in [self._pool.submit(some, first) for first in range(self._num_threads)]:
+            parts = zip(*(np.array_split(each, self._num_threads) for each in (pixels, found)), strict=True)
+            for done in [self._pool.submit(self._normalise_some, *part) for part in parts]:
                 done.result()
+        found[empty] = 0
         return out.permute(0, 3, 1, 2)
+
+    def _normalise_some(self, pixels: np.ndarray, out: np.ndarray) -> None:
+        """Images [M, S, S, 3] side by side, as one that is M times as high: a call costs as much as a small image."""
+        width = pixels.shape[2]
+        if out.dtype == np.float32:
+            self._normalise(pixels.reshape(-1, width, 3), out.reshape(-1, width, 3))
+            return
+        floats = np.empty(pixels.shape[1:], np.float32)
+        for image, found in zip(pixels, out, strict=True):
+            self._normalise(image, floats)
+            found[...] = floats
 
     def close(self) -> None:
         """Stop the threads."""

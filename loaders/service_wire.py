@@ -8,8 +8,10 @@ of this batch that could not be read.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -55,7 +57,7 @@ def decode_batch(rows: pa.RecordBatch) -> tuple[Batch, list[BadSample]]:
     try:
         bad = [BadSample(**sample) for sample in read_meta(rows.schema)["bad"]]
         found = {
-            field.name: _tensor(rows.column(i), json.loads(field.metadata[_ROW]))
+            field.name: _tensor(rows.column(i), *_row(field.metadata[_ROW]))
             for i, field in enumerate(rows.schema)
             if field.name != "keys"
         }
@@ -150,15 +152,20 @@ class _Lent:
         }
 
 
-def _tensor(column: pa.Array, row: list[Any]) -> torch.Tensor:
-    """[N, ...] over the memory of a column."""
-    name, shape = row
+@lru_cache(maxsize=64)
+def _row(said: bytes) -> tuple[np.dtype, tuple[int, ...]]:
+    """dtype and shape of a row, as its field says them; the same in every batch of a loader."""
+    name, shape = json.loads(said)
     if name not in _DTYPES:
         raise ValueError(f"dtype {name!r}")
-    dtype, full = np.dtype(name), (len(column), *map(int, shape))
-    row_bytes = column.type.byte_width
-    if int(np.prod(full[1:])) * dtype.itemsize != row_bytes:
-        raise ValueError(f"{row_bytes} bytes for {name} {shape}")
+    return np.dtype(name), tuple(map(int, shape))
+
+
+def _tensor(column: pa.Array, dtype: np.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """[N, ...] over the memory of a column."""
+    full, row_bytes = (len(column), *shape), column.type.byte_width
+    if math.prod(shape) * dtype.itemsize != row_bytes:
+        raise ValueError(f"{row_bytes} bytes for {dtype} {shape}")
     buffer = column.buffers()[1]
     if buffer is None or not len(column) or not row_bytes:
         return torch.from_numpy(np.zeros(full, dtype))

@@ -65,6 +65,11 @@ def check_call(
         problems.append(
             f"recipe {recipe.name!r}: expected a teacher, since it distils, found none. Give --teacher"
         )
+    if recipe.global_batch % recipe.lanes:
+        problems.append(
+            f"lanes: expected a divisor of the global batch {recipe.global_batch}, found {recipe.lanes}. Give --lanes the "
+            "number of machines, or another --global-batch"
+        )
     if log_steps < 1:
         problems.append(f"log_steps: expected at least 1, found {log_steps}")
     if checkpoint_steps is not None and checkpoint_steps < 1:

@@ -145,6 +145,13 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         metavar="N",
         help="samples per step over all processes, instead of the recipe's",
     )
+    command.add_argument(
+        "--lanes",
+        type=int,
+        metavar="K",
+        help="parts of an epoch that are read side by side; as many as there are machines, so that each fetches the shards "
+        "of its own part only (default: 1). They decide the order: --resume wants the same again",
+    )
     command.add_argument("--lr", type=float, help="highest learning rate, instead of the recipe's")
     command.add_argument("--image-size", type=int, metavar="PX", help="instead of the recipe's")
     command.add_argument(
@@ -259,6 +266,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     overrides = {
         "epochs": args.epochs,
         "global_batch": args.global_batch,
+        "lanes": args.lanes,
         "lr": args.lr,
         "image_size": args.image_size,
         "class_balance": args.class_balance,

@@ -83,6 +83,7 @@ def open_loaders(
         seed=seed,
         rank=rank,
         world_size=world_size,
+        lanes=recipe.lanes,
         num_threads=num_threads,
         num_epochs=recipe.epochs,
         faults=faults,

@@ -9,7 +9,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..loaders.loader import Loader
 from ..loaders.loader_stats import WAITING_SHARE
+from .label_space import LabelSpace
+from .recipes import Recipe
 from .steplog import LogLine
 
 LINE_EVERY_S = 60.0
@@ -73,6 +76,16 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def run_line(recipe: Recipe, loader: Loader, labels: LabelSpace) -> str:
+    """What a run is going to do, in a line: steps, samples, labels, and how a step is taken."""
+    processes, steps = loader.world_size, len(loader)
+    return (
+        f"{recipe.name}: global batch {recipe.global_batch} ({recipe.global_batch // processes} on each of {processes} "
+        f"processes), {steps} steps an epoch from {loader.num_samples} samples ({loader.num_left_out} samples left out of "
+        f"each epoch by drop), {recipe.epochs} epochs, {recipe.epochs * steps} steps; {labels.shown}; {recipe.how()}"
+    )
 
 
 def epoch_line(entry: dict[str, Any]) -> str:

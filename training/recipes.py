@@ -88,6 +88,7 @@ class Recipe:
         warmup_from: learning rate of the first step, as a share of `lr`.
         epochs: passes over the data set.
         global_batch: samples per step over all ranks, not per device.
+        lanes: contiguous parts of an epoch that are read side by side: the loader's `lanes`, which divide `global_batch`.
         image_size: pixels of both sides.
         crop_scale: (least, most) area of the random crop as a share of the image; None: no crop, the whole
             image is squished.
@@ -153,6 +154,7 @@ class Recipe:
     class_balance: float = 0.0
     keep_targets: int | None = None
     tag_weight: float = 1.0
+    lanes: int = 1
 
     def __post_init__(self) -> None:
         problems = []
@@ -165,7 +167,7 @@ class Recipe:
             numbers = value if isinstance(value, tuple) else (value,)
             if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
                 problems.append(f"{name}: expected finite numbers, found {value}")
-        for field in ("epochs", "global_batch", "image_size", "accumulate", "step_epochs"):
+        for field in ("epochs", "global_batch", "image_size", "accumulate", "step_epochs", "lanes"):
             if getattr(self, field) < 1:
                 problems.append(f"{field}: expected at least 1, found {getattr(self, field)}")
         for field in ("smoothing", "warmup"):
@@ -273,6 +275,8 @@ class Recipe:
             parts.append(f"augmented by {self.augment}")
         if self.mix_off_epochs:
             parts.append(f"nothing mixed in the last {self.mix_off_epochs} epochs")
+        if self.lanes > 1:
+            parts.append(f"{self.lanes} lanes")
         if self.accumulate > 1:
             parts.append(f"{self.accumulate} micro-batches a step")
         if self.ema_decay is not None:

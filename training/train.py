@@ -48,7 +48,7 @@ from .processes import (
     stop_signal,
     sum_over_ranks,
 )
-from .progress import Progress, epoch_line, print_to_stderr, say_nothing
+from .progress import Progress, epoch_line, print_to_stderr, run_line, say_nothing
 from .recipes import Recipe
 from .results import (
     BAD_NAME,
@@ -203,12 +203,7 @@ def train(
         steps_per_epoch = len(loader)
         total_steps = recipe.epochs * steps_per_epoch
         label_space = LabelSpace.of_loader(loader, recipe.loss)
-        say(
-            f"{recipe.name}: global batch {recipe.global_batch} ({recipe.global_batch // world_size} on each "
-            f"of {world_size} processes), {steps_per_epoch} steps an epoch from {loader.num_samples} "
-            f"samples ({loader.num_left_out} samples left out of each epoch by drop), {recipe.epochs} epochs, "
-            f"{total_steps} steps; {label_space.shown}; {recipe.how()}"
-        )
+        say(run_line(recipe, loader, label_space))
 
         # 3. Model: the same on every rank. From here on the ranks draw different numbers for their dropout.
         saved = load_checkpoint(checkpoint_path) if resume and checkpoint_path.exists() else None

@@ -1,5 +1,6 @@
 """A RemoteLoader gives what a Loader gives, bit by bit."""
 
+import inspect
 import json
 import shutil
 
@@ -32,6 +33,15 @@ def servers(packed, packed_all_paths):
     sets = f"small={packed}", f"paths={packed_all_paths}"
     with serving_two(*sets) as (one, other):
         yield [one.url, other.url]
+
+
+def test_a_remote_loader_takes_the_options_of_a_loader_with_the_same_defaults():
+    here, there = (inspect.signature(kind).parameters for kind in (Loader, RemoteLoader))
+    # Shards are the servers': what they are joined with, and where they are kept.
+    shared = {
+        name: option.default for name, option in here.items() if name not in ("dataset", "side", "cache")
+    }
+    assert shared.items() <= {name: option.default for name, option in there.items()}.items()
 
 
 OPTIONS = {

@@ -223,6 +223,7 @@ def test_wrong_settings_are_all_named():
     [
         ({"precision": "float8"}, "precision: expected one of"),
         ({"accumulate": 0}, "accumulate: expected at least 1"),
+        ({"lanes": 0}, "lanes: expected at least 1"),
         ({"ema_decay": 1.0}, r"ema_decay: expected a number in \[0, 1\)"),
         ({"clip_norm": 0.0}, "clip_norm: expected more than 0"),
     ],

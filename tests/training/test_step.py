@@ -93,6 +93,11 @@ def test_micro_batches_of_unequal_size_are_refused(shards, tmp_path):
         run(tiny(single_label(), accumulate=3), shards, tmp_path)
 
 
+def test_lanes_that_do_not_divide_the_global_batch_are_refused(shards, tmp_path):
+    with pytest.raises(UsageError, match="lanes: expected a divisor of the global batch 8, found 3"):
+        run(tiny(single_label(), lanes=3), shards, tmp_path)
+
+
 def test_micro_batches_of_one_sample_are_refused_where_batch_norm_needs_more(shards, tmp_path):
     with pytest.raises(
         UsageError, match="expected micro-batches of two samples or more for a model with batch norm"

@@ -141,7 +141,7 @@ def kill_at_step(monkeypatch, step):
 @pytest.mark.parametrize(
     ("killed_at", "changes"),
     [
-        (3, {}),
+        (3, {"lanes": 2}),
         (6, {}),
         (7, {}),
         (9, {}),
@@ -155,7 +155,8 @@ def test_a_killed_run_continues_bit_for_bit(killed_at, changes, shards, tmp_path
         kill_at_step(patch, killed_at)
         with pytest.raises(Killed):
             run(recipe, shards, tmp_path / "parts", checkpoint_steps=2)
-    assert load_checkpoint(tmp_path / "parts" / "checkpoint.pt").step == (killed_at - 1) // 2 * 2
+    saved = load_checkpoint(tmp_path / "parts" / "checkpoint.pt")
+    assert (saved.step, saved.loader["lanes"]) == ((killed_at - 1) // 2 * 2, recipe.lanes)
     parts = run(recipe, shards, tmp_path / "parts", resume=True)
     assert parts.history == whole.history
     for name, tensor in weights(tmp_path / "whole").items():
@@ -238,8 +239,10 @@ def test_resume_begins_where_there_is_no_checkpoint(shards, tmp_path):
 
 def test_resume_with_other_options_is_refused(shards, tmp_path):
     run(tiny(single_label(), epochs=1), shards, tmp_path)
-    with pytest.raises(UsageError, match=r"epochs: 1, not 2.*model: 'test_resnet', not 'test_vit'"):
-        run(tiny(single_label(), epochs=2), shards, tmp_path, resume=True, model="test_vit")
+    with pytest.raises(
+        UsageError, match=r"lanes: 1, not 2.*epochs: 1, not 2.*model: 'test_resnet', not 'test_vit'"
+    ):
+        run(tiny(single_label(), epochs=2, lanes=2), shards, tmp_path, resume=True, model="test_vit")
 
 
 def test_a_schedule_that_knows_its_end_cannot_be_given_more_epochs(shards, tmp_path):
@@ -433,7 +436,8 @@ def test_train_command_changes_the_recipe_as_it_is_told(shards, tmp_path, capsys
     code = main([
         "train", "transfer", str(shards / "train"), "--model", "test_resnet", "--out", str(out), "--device", "cpu",
         "--init-from", str(tmp_path / "weights.pt"), "--preset", "small", "--epochs", "1", "--global-batch", "8",
-        "--precision", "bfloat16", "--accumulate", "2", "--freeze", "--set", "clip_norm=2", "--set", "ema_decay=none",
+        "--precision", "bfloat16", "--lanes", "4", "--accumulate", "2", "--freeze", "--set", "clip_norm=2",
+        "--set", "ema_decay=none",
     ])  # fmt: skip
     assert code == 0
     recipe = load_checkpoint(out / "checkpoint.pt").recipe
@@ -451,7 +455,10 @@ def test_train_command_changes_the_recipe_as_it_is_told(shards, tmp_path, capsys
     )
     assert (recipe.clip_norm, recipe.ema_decay) == (2.0, None)
     shown = capsys.readouterr().err
-    assert "bfloat16, 2 micro-batches a step, gradients clipped to norm 2.0, only the head trains" in shown
+    assert (
+        "bfloat16, 4 lanes, 2 micro-batches a step, gradients clipped to norm 2.0, only the head trains"
+        in shown
+    )
     assert "new: fc.weight" in shown
 
 
