@@ -25,13 +25,14 @@ import torch
 
 from ..shards.errors import UsageError
 from ..shards.labelmap import GROUP_ELEMENTS, MapGroup, decode_group, decode_map_groups
-from ..shards.labelmap_header import check_sums
+from ..shards.labelmap_header import check_sums, read_headers
 from .pooling_compiled import (
     COMPILED_GROUP_ELEMENTS,
     EncodedGroup,
     compiled_axis_weights,
     compiled_check_sums,
     compiled_decode,
+    compiled_read_headers,
     load_kernels,
     num_shares,
     pool_compiled,
@@ -153,6 +154,8 @@ class _Path(NamedTuple):
     shares: int = 1
     group_elements: int = GROUP_ELEMENTS
     check: Callable[..., None] = check_sums
+    read: Callable[..., np.ndarray] = read_headers
+    crops_fit: Callable[[np.ndarray], bool] = lambda _: False
 
 
 def _path(
@@ -178,6 +181,8 @@ def _path(
         num_shares(num, threads),
         COMPILED_GROUP_ELEMENTS,
         compiled_check_sums(kernels),
+        compiled_read_headers(kernels),
+        kernels.crops_fit,
     )
 
 
@@ -213,9 +218,10 @@ def _prepare(
             decode=path.decode,
             group_elements=path.group_elements,
             check=path.check,
+            read=path.read,
         )
         num = len(maps)
-    regions = _checked_crops(crops, (num, *shape))
+    regions = _checked_crops(crops, (num, *shape), path.crops_fit)
     if not pooling.local:
         regions = np.tile(WHOLE_IMAGE, (num, 1, 1))
     if regions.shape[1] > 1 and pooling.grid is not None:
@@ -280,8 +286,10 @@ def _as_groups(scores: np.ndarray, ids: np.ndarray, shares: int) -> list[Iterato
     return [groups(start, stop) for start, stop in pairwise(ends)]
 
 
-def _checked_crops(crops: np.ndarray | torch.Tensor, shape: Sequence[int]) -> np.ndarray:
-    """Crops for maps [N, K, P, Q] as float32 [N, R, 4]."""
+def _checked_crops(
+    crops: np.ndarray | torch.Tensor, shape: Sequence[int], fit: Callable[[np.ndarray], bool]
+) -> np.ndarray:
+    """Crops for maps [N, K, P, Q] as float32 [N, R, 4]; `fit` may know of [N, 4] that nothing is wrong with them."""
     if isinstance(crops, torch.Tensor):
         crops = crops.detach().cpu().numpy()
     crops = np.ascontiguousarray(crops, np.float32)
@@ -290,6 +298,8 @@ def _checked_crops(crops: np.ndarray | torch.Tensor, shape: Sequence[int]) -> np
         raise ValueError(
             f"label pooling: expected crops [{shape[0]}, 4] for maps {list(shape)}, found {list(crops.shape)}"
         )
+    if regions.shape[1] == 1 and fit(regions[:, 0]):
+        return regions
     x0, y0, x1, y1 = np.moveaxis(regions, 2, 0)
     within = (x0 >= 0) & (y0 >= 0) & (x1 <= 1) & (y1 <= 1) & (x0 <= x1) & (y0 <= y1)  # False for NaN
     fine = within.all(axis=1) & ((x0 < x1) & (y0 < y1)).any(axis=1)

@@ -24,18 +24,24 @@ import torch
 from ..shards.labelmap import MapGroup, decode_group, decode_map_groups, encode_label_map
 from ..shards.labelmap_header import (
     HEADER,
+    HEADER_DTYPE,
+    IDS_PALETTE_DIFFERENCES,
     IDS_UINT16,
+    MAGIC,
     MAX_PALETTE,
+    RANK_DIFFERENCES,
+    SCORES_UINT8,
     JoinedMaps,
     check_sums,
+    gather,
+    read_headers,
 )
 from .pooling_job import PoolingJob, check_ids
 
 COMPILED_GROUP_ELEMENTS = 288_000  # of a group: what Python does for each counts for little
 _CACHED_ELEMENTS = 32_000  # that are decoded before they are pooled, 256 kB
-MAPS_PER_SHARE = (
-    128  # a share takes as long as ten maps before the first is pooled, partly under Python's lock
-)
+# Of a thread, at least: it takes as long as twenty maps before the first is pooled, partly under Python's lock.
+MAPS_PER_SHARE = 256
 
 _KINDS = {"logits": 0, "softmax": 1, "one-hot": 2}
 _NO_TABLES = np.empty((0, 0), np.uint16)
@@ -43,13 +49,16 @@ _NO_CLASSES = np.empty(0, np.int64)
 
 
 class Kernels(NamedTuple):
-    """The functions of pooling_kernels.py, roialign_kernel.py and checksum_kernel.py, compiled."""
+    """The functions of pooling_kernels.py and of the *_kernel.py beside it that pooling needs, compiled."""
 
     decode_maps: Any
     pool_maps: Any
     decode_and_pool: Any
     weigh_axis: Any
     first_wrong: Any
+    pool_coded: Any
+    headers_fit: Any
+    crops_fit: Any
 
 
 @lru_cache(maxsize=1)
@@ -61,16 +70,18 @@ def load_kernels() -> Kernels | None:
         return None
     if numba.config.DISABLE_JIT:  # pyright: ignore
         return None
-    from . import checksum_kernel, pooling_kernels, roialign_kernel
+    from . import checks_kernel, checksum_kernel, coded_kernel, pooling_kernels, roialign_kernel
+
+    modules = pooling_kernels, roialign_kernel, checksum_kernel, coded_kernel, checks_kernel
 
     # Where numba can write to no folder, or what lies there is damaged, the error may be any.
     with suppress(Exception):
-        kernels = _kernels(pooling_kernels, roialign_kernel, checksum_kernel)
+        kernels = _kernels(*modules)
         for kernel in kernels:
             kernel.enable_caching()
         return _tried(kernels)
     try:  # without the cache: what was defined anew knows of none
-        return _tried(_kernels(reload(pooling_kernels), reload(roialign_kernel), reload(checksum_kernel)))
+        return _tried(_kernels(*map(reload, modules)))
     except Exception as error:
         warnings.warn(
             f"label pooling: expected numba to compile it, found: {error!r}; it runs in numpy, three times as slowly",
@@ -93,7 +104,7 @@ def pooling_engine() -> str:
     return "numpy" if numba.config.DISABLE_JIT or failed else f"numba {numba.__version__}"  # pyright: ignore
 
 
-def _kernels(pooling: Any, roialign: Any, checksum: Any) -> Kernels:
+def _kernels(pooling: Any, roialign: Any, checksum: Any, coded: Any, checks: Any) -> Kernels:
     """The functions of these modules."""
     return Kernels(
         pooling.decode_maps,
@@ -101,20 +112,27 @@ def _kernels(pooling: Any, roialign: Any, checksum: Any) -> Kernels:
         pooling.decode_and_pool,
         roialign.weigh_axis,
         checksum.first_wrong,
+        coded.pool_coded,
+        checks.headers_fit,
+        checks.crops_fit,
     )
 
 
 def _tried(kernels: Kernels) -> Kernels:
-    """The same, having pooled one map, which compiles them."""
-    one = encode_label_map(np.ones((1, 1, 1)), np.zeros((1, 1, 1), np.int64), num_classes=1)
-    _, ((group,),) = decode_map_groups([one], decode=EncodedGroup, check=compiled_check_sums(kernels))
-    crop = np.array([[0, 1]], np.float32)
-    weights = compiled_axis_weights(kernels)(crop[:, 0], crop[:, 1], 1)
-    job = PoolingJob(1, weights, weights, 1, "softmax", False, 0.0, None, None)
-    for form in (group, group.decoded(kernels)):
-        (target,) = pool_compiled([[form]], job, kernels, 1)
-        if target.item() != 1:
-            raise RuntimeError("numba's kernels pool another target")
+    """The same, having pooled a map of each kind in each way, which compiles them."""
+    ones, zeros = np.ones((1, 1, 3), np.float32), np.zeros((1, 1, 3), np.int64)
+    maps = [
+        encode_label_map(ones, zeros, num_classes=1, score_encoding=kind) for kind in ("float16", "uint8")
+    ]
+    compiled = {"check": compiled_check_sums(kernels), "read": compiled_read_headers(kernels)}
+    _, (groups,) = decode_map_groups(maps, decode=EncodedGroup, **compiled)
+    encoded = list(groups)
+    weigh, start, end = compiled_axis_weights(kernels), np.zeros(2, np.float32), np.ones(2, np.float32)
+    job = PoolingJob(1, weigh(start, end, 1), weigh(start, end, 3), 1, "softmax", False, 0.0, None, None)
+    for forms in (encoded, [group.decoded(kernels) for group in encoded]):
+        (targets,) = pool_compiled([forms], job, kernels, 1)
+        if not ((targets == 1).all() and kernels.crops_fit(np.array([[0, 0, 1, 1]], np.float32))):
+            raise RuntimeError("numba's kernels pool other targets")
     return kernels
 
 
@@ -122,12 +140,6 @@ def _tried(kernels: Kernels) -> Kernels:
 def _halves() -> np.ndarray:
     """float32 [65536], what the bits of a float16 stand for."""
     return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
-
-
-def _arrays(shape: tuple[int, ...], *, tabled: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(scores, places, tables) of a group [n, K, P, Q], to be filled."""
-    tables = np.empty((shape[0], MAX_PALETTE), np.uint16) if tabled else _NO_TABLES
-    return np.empty(shape, np.float32), np.empty(shape, np.uint32), tables
 
 
 class EncodedGroup(NamedTuple):
@@ -160,6 +172,12 @@ class EncodedGroup(NamedTuple):
         tabled = self.heads["ids"][self.members[0]] != IDS_UINT16
         tables = np.empty((num, MAX_PALETTE), np.uint16) if tabled else _NO_TABLES
         return np.empty((num, *self.shape), np.float32), np.empty((num, *self.shape), np.uint32), tables
+
+    @property
+    def coded(self) -> bool:
+        """Whether these are what `pool_coded` takes."""
+        first = self.heads[self.members[0]]
+        return first["scores"] == SCORES_UINT8 + RANK_DIFFERENCES and first["ids"] == IDS_PALETTE_DIFFERENCES
 
     @property
     def sizes(self) -> np.ndarray:
@@ -205,6 +223,18 @@ def compiled_check_sums(kernels: Kernels) -> Callable[..., None]:
     return compare
 
 
+def compiled_read_headers(kernels: Kernels) -> Callable[..., np.ndarray]:
+    """`labelmap_header.read_headers`, checked by a compiled loop."""
+    magic = np.frombuffer(MAGIC, np.uint8)
+
+    def read(maps: JoinedMaps, where: Callable[[int], str]) -> np.ndarray:
+        if kernels.headers_fit(np.frombuffer(maps.data, np.uint8), maps.starts[:-1], magic):
+            return gather(maps.data, maps.starts[:-1], HEADER_DTYPE)
+        return read_headers(maps, where)  # raises, and says which
+
+    return read
+
+
 def compiled_axis_weights(kernels: Kernels) -> Callable[..., np.ndarray]:
     """`roialign.axis_weights` by compiled loops; the same bits."""
 
@@ -231,6 +261,9 @@ def pool_compiled(
     own = _NO_CLASSES if job.own is None else job.own
     rows, columns = (np.ascontiguousarray(weights) for weights in (job.rows, job.columns))
     kind, original = _KINDS[job.kind], float(job.original)
+    plain = (
+        job.kind == "softmax" and job.keep is None and not (job.floor or original) and job.shape[1:] == (1, 1)
+    )
 
     def pool(groups: Iterable[MapGroup | EncodedGroup]) -> None:
         for group in groups:
@@ -249,10 +282,16 @@ def pool_compiled(
                 ids,
             )
             if isinstance(group, EncodedGroup):
+                limits = np.minimum(group.field("classes"), job.num_classes)
+                if plain and group.coded:
+                    raw, starts, *_ = group.source
+                    if kernels.pool_coded(
+                        raw, starts, sizes, limits, group.members, job.top, rows, columns, dense
+                    ):
+                        continue
                 few = group.arrays(
                     max(1, min(len(group.members), _CACHED_ELEMENTS // math.prod(group.shape)))
                 )
-                limits = np.minimum(group.field("classes"), job.num_classes)
                 if kernels.decode_and_pool(*group.source, limits, _halves(), group.members, *few, *targets):
                     continue
                 group = group.decoded(kernels)  # raises for a damaged map

@@ -130,6 +130,7 @@ def decode_map_groups(
     decode: Callable[..., Any] | None = None,
     group_elements: int = GROUP_ELEMENTS,
     check: Callable[..., None] = check_sums,
+    read: Callable[..., np.ndarray] = read_headers,
 ) -> tuple[tuple[int, int, int], list[Iterator[Any]]]:
     """Decode N label maps of one shape, a few of one encoding at a time.
 
@@ -140,6 +141,7 @@ def decode_map_groups(
         decode: what makes a group of its arguments, in the stead of `decode_group`.
         group_elements: K * P * Q times the maps of a group, at most.
         check: what compares checksums, in the stead of `check_sums`.
+        read: what reads headers, in the stead of `read_headers`.
 
     Returns:
         ((K, P, Q), shares of the groups). Headers have been checked; every map is in one of the groups, which are
@@ -153,7 +155,7 @@ def decode_map_groups(
     if not maps:
         raise DataError("label maps: expected at least one, found none")
     joined = join_maps(maps, where)
-    heads = read_headers(joined, where)
+    heads = read(joined, where)
     top, rows, columns = (heads[name] for name in ("top", "rows", "columns"))
     shape = int(top[0]), int(rows[0]), int(columns[0])
     other = (top != shape[0]) | (rows != shape[1]) | (columns != shape[2])
