@@ -155,7 +155,7 @@ def _run_weigh(args: argparse.Namespace) -> int:
 def _run_show(args: argparse.Namespace) -> int:
     from .errors import UsageError
     from .similarities import COUNTS, Similarities
-    from .weigh_page import neighbours, weights_page
+    from .weigh_page import FELL_BACK, neighbours, weights_page
 
     given = _options(args)
     tree, options = given["tree"], given["options"]
@@ -169,8 +169,9 @@ def _run_show(args: argparse.Namespace) -> int:
         print(f"{args.output}: {', '.join(args.label)}")
         return EXIT_FINE
     for label in args.label:
-        print(label)
-        for each in neighbours(similarities, label, options, text=args.text, tree=tree):
+        found = neighbours(similarities, label, options, text=args.text, tree=tree)
+        print(f"{label}: {FELL_BACK}" if found[0].fell_back else label)
+        for each in found:
             said = "  ".join(f"{name} {value:.3f}" for name, value in each.measures.items())
             print(
                 f"  {each.weight:.4f}  {each.name} {each.words if each.words != each.name else ''}  {said}".rstrip()
