@@ -133,6 +133,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_weigh(args: argparse.Namespace) -> int:
+    from .pack_soft import load_how
+    from .soft_labels import TAGS
     from .weigh import weigh_list
 
     summary = weigh_list(args.source, args.output, **_options(args))
@@ -148,7 +150,8 @@ def _run_weigh(args: argparse.Namespace) -> int:
     if summary.bad:
         print(f"  bad lines, with reasons: {args.output.with_suffix('.bad.jsonl')}")
     given = f"--tree {args.tree}" if args.tree else f"--classes {args.classes}"
-    print(f"Run: softshard pack {args.output} DST {given} --weights")
+    tags = " --vocabulary FILE" if load_how(args.output, TAGS) else ""
+    print(f"Run: softshard pack {args.output} DST {given} --weights{tags}")
     return EXIT_FINE
 
 

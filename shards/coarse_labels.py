@@ -93,7 +93,7 @@ def read_coarse_labels(
                     f"{earlier.line} already, with {earlier.label!r}"
                 )
     if problems:
-        raise DataError("\n".join(dict.fromkeys(problems)))  # a name that stands twice on a line has one
+        raise DataError("\n".join(problems))
     if unused := meanings.keys() - {row.name for row in rows}:
         raise UsageError(
             f"{where}: expected names of the table, found meanings of {sorted(unused)}, which it does not have"

@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -33,13 +34,18 @@ class Difficulty:
         hashes: uint64 [n], 64 bits of each key's SHA-256, ascending.
         probabilities: float64 [n] of the right label, in the same order.
         says_halves: whether the file says that no image was scored by a model trained on it.
-        labels: fingerprint of what the data set was read with for the scores; None for its own classes, or not said.
+        header: what the file says of itself; empty where it is a table.
     """
 
     hashes: np.ndarray
     probabilities: np.ndarray
     says_halves: bool
-    labels: str | None = None
+    header: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> str | None:
+        """Fingerprint of what the data set was read with for the scores; None for its own classes, or not said."""
+        return self.header.get("labels")
 
     @classmethod
     def of_keys(cls, keys: Sequence[str], probabilities: np.ndarray, says_halves: bool) -> Difficulty:
@@ -84,7 +90,7 @@ def read_difficulty(url: str, fingerprint: str, labels: str | None = None) -> Di
                 f"{of_labels!s:.12}: what is difficult among these need not be so among others. Give as --classes what "
                 "the scores were made with as --labels, or score again: softshard subset score"
             )
-        return replace(Difficulty.of_keys(scores.keys, scores.probability, True), labels=of_labels)
+        return replace(Difficulty.of_keys(scores.keys, scores.probability, True), header=scores.header)
     if suffix not in (".csv", ".tsv"):
         raise UsageError(f"{where}: expected scores (.jsonl, .csv or .tsv), found the ending {suffix!r}")
     return _read_table(read_text(url, _MAX_BYTES), where, "\t" if suffix == ".tsv" else ",")

@@ -255,7 +255,8 @@ def make_image_subset(
         bins = percents(np.nan_to_num(probabilities))
         method |= {
             "cap": choice.cap,
-            "scores": file_record(choice.scores),
+            "scores": file_record(choice.scores)
+            | {name: scores.header[name] for name in ("model", "seed", "labels") if name in scores.header},
         }
         if unscored.any():
             notes.append(f"{int(unscored.sum()):,} images without a score were not chosen from")
