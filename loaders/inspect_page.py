@@ -11,6 +11,7 @@ from ..shards.html import Page
 from ..shards.links import Inline
 from ..shards.schema import HIER, KD, LMAP
 from ..shards.shard_files import dataset_name
+from ..shards.soft_labels import soft_labels_text
 from .crops import Augment
 from .inspect_figures import ClassNames
 from .inspect_links import Places
@@ -100,6 +101,8 @@ def data_set_facts(found: Inspection) -> dict[str, Inline]:
             f"the {maps.top} best of {maps.num_classes:,} classes in {maps.rows} rows x {maps.columns} columns of cells"
         )
         facts["teacher"] = _teacher_text(maps.teacher)
+    if manifest.soft_labels is not None:
+        facts.update(soft_labels_text(manifest.soft_labels.to_json()))
     return facts
 
 

@@ -218,6 +218,7 @@ def _run_pack(args: argparse.Namespace) -> int:
     from .pack import PackOptions, pack
     from .pack_soft import load_how
     from .preview import preview
+    from .soft_labels import TAGS, WEIGHTS
     from .storage import public_name
     from .stored_vocabulary import Vocabulary
     from .subset_file import SubsetFile
@@ -239,7 +240,8 @@ def _run_pack(args: argparse.Namespace) -> int:
         folders=args.folders,
         subset=SubsetFile.load(args.subset) if args.subset else None,
         vocabulary=Vocabulary.load(args.vocabulary) if args.vocabulary else None,
-        weights=load_how(args.source) if args.weights else None,
+        weights=load_how(args.source, WEIGHTS) if args.weights else None,
+        tags=load_how(args.source, TAGS) if args.vocabulary else None,
     )
     class_names = load_class_list(args.classes) if args.classes else None
     tree = LabelTree.load(args.tree) if args.tree else None

@@ -15,8 +15,9 @@ def add_build(subparsers: argparse._SubParsersAction) -> None:
         help="a list of images with tags, and their vocabulary",
         description="Find the nouns, adjectives and collocations in each image's title, description and tags, choose a "
         "vocabulary of the most frequent that are not too common, and write a list that `softshard pack` reads: a line an "
-        "image with path, label and tags. Beside OUT.jsonl come OUT.vocabulary.tsv, OUT.report.json, OUT.bad.jsonl with "
-        "whatever could not be used, and OUT.classes.txt where the source has a class list.",
+        "image with path, label and tags. Beside OUT.jsonl come OUT.vocabulary.tsv, OUT.tags.json, which says how they were "
+        "made, OUT.report.json, OUT.bad.jsonl with whatever could not be used, and OUT.classes.txt where the source has a "
+        "class list.",
     )
     command.add_argument(
         "source",
@@ -129,4 +130,6 @@ def _run_build(args: argparse.Namespace) -> int:
         print("  parts of speech: by WordNet alone (--tagger nltk reads sentences, slowly)")
     if report.bad_rows or report.duplicates or report.no_text:
         print(f"  bad rows, with reasons: {args.output.with_name(args.output.stem + '.bad.jsonl')}")
+    vocabulary = args.vocabulary or args.output.with_name(report.vocabulary_file)
+    print(f"Run: softshard pack {args.output} DST --vocabulary {vocabulary}")
     return EXIT_FINE

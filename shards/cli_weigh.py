@@ -133,6 +133,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_weigh(args: argparse.Namespace) -> int:
+    from .pack_soft import load_how
+    from .soft_labels import TAGS
     from .weigh import weigh_list
 
     summary = weigh_list(args.source, args.output, **_options(args))
@@ -148,14 +150,15 @@ def _run_weigh(args: argparse.Namespace) -> int:
     if summary.bad:
         print(f"  bad lines, with reasons: {args.output.with_suffix('.bad.jsonl')}")
     given = f"--tree {args.tree}" if args.tree else f"--classes {args.classes}"
-    print(f"Run: softshard pack {args.output} DST {given} --weights")
+    tags = " --vocabulary FILE" if load_how(args.output, TAGS) else ""
+    print(f"Run: softshard pack {args.output} DST {given} --weights{tags}")
     return EXIT_FINE
 
 
 def _run_show(args: argparse.Namespace) -> int:
     from .errors import UsageError
     from .similarities import COUNTS, Similarities
-    from .weigh_page import neighbours, weights_page
+    from .weigh_page import FELL_BACK, neighbours, weights_page
 
     given = _options(args)
     tree, options = given["tree"], given["options"]
@@ -169,8 +172,9 @@ def _run_show(args: argparse.Namespace) -> int:
         print(f"{args.output}: {', '.join(args.label)}")
         return EXIT_FINE
     for label in args.label:
-        print(label)
-        for each in neighbours(similarities, label, options, text=args.text, tree=tree):
+        found = neighbours(similarities, label, options, text=args.text, tree=tree)
+        print(f"{label}: {FELL_BACK}" if found[0].fell_back else label)
+        for each in found:
             said = "  ".join(f"{name} {value:.3f}" for name, value in each.measures.items())
             print(
                 f"  {each.weight:.4f}  {each.name} {each.words if each.words != each.name else ''}  {said}".rstrip()

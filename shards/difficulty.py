@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -33,11 +34,18 @@ class Difficulty:
         hashes: uint64 [n], 64 bits of each key's SHA-256, ascending.
         probabilities: float64 [n] of the right label, in the same order.
         says_halves: whether the file says that no image was scored by a model trained on it.
+        header: what the file says of itself; empty where it is a table.
     """
 
     hashes: np.ndarray
     probabilities: np.ndarray
     says_halves: bool
+    header: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> str | None:
+        """Fingerprint of what the data set was read with for the scores; None for its own classes, or not said."""
+        return self.header.get("labels")
 
     @classmethod
     def of_keys(cls, keys: Sequence[str], probabilities: np.ndarray, says_halves: bool) -> Difficulty:
@@ -53,18 +61,20 @@ class Difficulty:
         return np.where(self.hashes[at] == hashes, self.probabilities[at], np.nan)
 
 
-def read_difficulty(url: str, fingerprint: str) -> Difficulty:
+def read_difficulty(url: str, fingerprint: str, labels: str | None = None) -> Difficulty:
     """Read scores, of either form.
 
     Args:
         url: `.jsonl`, as `read_scores` takes it; or `.csv` and `.tsv` with the columns `key` and `score` (or
             `probability`), and maybe `half` and `trained_on`. A path or any fsspec URL.
         fingerprint: of the data set that the scores must be of, where the file says of which it is.
+        labels: fingerprint of the Relabelling into the classes that images are chosen of; None for the data set's own.
+            Scores must be of these classes, or of the data set's own, where the file says of which they are.
 
     Raises:
         UsageError: the file cannot be read, or has another ending.
-        DataError: scores of another data set, by a model that trained on the image, or outside 0 to 1; keys twice;
-            lines of another form. Up to twenty are named.
+        DataError: scores of another data set or of other classes, by a model that trained on the image, or outside 0 to
+            1; keys twice; lines of another form. Up to twenty are named.
     """
     where = public_name(url)
     suffix = PurePosixPath(where).suffix.lower()
@@ -72,7 +82,15 @@ def read_difficulty(url: str, fingerprint: str) -> Difficulty:
         scores = read_scores(url, fingerprint=fingerprint)
         if not scores.keys:
             raise DataError(f"{where}: expected a line for each image, found none")
-        return Difficulty.of_keys(scores.keys, scores.probability, True)
+        of_labels = scores.header.get("labels")
+        if of_labels not in (None, labels):
+            chosen = "" if labels is None else f" or of those of --classes, {labels[:12]}"
+            raise DataError(
+                f"{where}: expected scores of the data set's own classes{chosen}, found those of other labels, "
+                f"{of_labels!s:.12}: what is difficult among these need not be so among others. Give as --classes what "
+                "the scores were made with as --labels, or score again: softshard subset score"
+            )
+        return replace(Difficulty.of_keys(scores.keys, scores.probability, True), header=scores.header)
     if suffix not in (".csv", ".tsv"):
         raise UsageError(f"{where}: expected scores (.jsonl, .csv or .tsv), found the ending {suffix!r}")
     return _read_table(read_text(url, _MAX_BYTES), where, "\t" if suffix == ".tsv" else ",")

@@ -20,7 +20,7 @@ from .confusion_file import load_confusion
 from .difficulty import Difficulty, read_difficulty
 from .errors import DataError, UsageError
 from .files import file_record
-from .manifest import Manifest
+from .manifest import Manifest, load_tree
 from .merge_siblings import ancestor_tree, merge_siblings
 from .philox import check_seed
 from .shard_files import dataset_name, dataset_path
@@ -231,12 +231,14 @@ def make_image_subset(
     folder = dataset_path(training_set(dataset) or dataset)
     manifest = Manifest.load(folder)
     stored = sample_classes(folder, manifest)
+    were_chosen = classes is not None
     if classes is None:
         pool = Pool.open(folder)
         groups = tuple(ClassGroup.single(name) for name in pool.names)
         classes = SubsetFile(groups, {"name": "all"}, pool.source())
     classes = classes.without_keys()
-    group_of = classes.relabelling(manifest.class_names).class_map.astype(np.int64)[stored]
+    relabelling = classes.relabelling(manifest.class_names, load_tree(folder, manifest))
+    group_of = relabelling.class_map.astype(np.int64)[stored]
     method: dict[str, Any] = {
         "name": choice.method,
         "per_class": choice.per_class,
@@ -245,19 +247,26 @@ def make_image_subset(
     }
     notes, bins = list(classes.notes), None
     if choice.scores is not None:
-        scores = read_difficulty(choice.scores, manifest.fingerprint)
+        of_labels = relabelling.fingerprint if were_chosen else None
+        scores = read_difficulty(choice.scores, manifest.fingerprint, of_labels)
         probabilities = _probabilities(folder, manifest, scores, choice.scores)
         unscored = np.isnan(probabilities) & (group_of >= 0)
         group_of[unscored] = -1
         bins = percents(np.nan_to_num(probabilities))
         method |= {
             "cap": choice.cap,
-            "scores": file_record(choice.scores),
+            "scores": file_record(choice.scores)
+            | {name: scores.header[name] for name in ("model", "seed", "labels") if name in scores.header},
         }
         if unscored.any():
             notes.append(f"{int(unscored.sum()):,} images without a score were not chosen from")
         if not scores.says_halves:
             notes.append("the scores do not say whether a model scored images that it was trained on")
+        elif scores.labels is None and were_chosen and not relabelling.is_identity:
+            notes.append(
+                f"the scores are of the data set's own {manifest.num_classes:,} classes, not of the "
+                f"{len(classes.groups):,} of --classes"
+            )
     elif choice.method == "stratified":
         bins = stored
     numbers = choose_images(

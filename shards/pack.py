@@ -371,7 +371,7 @@ def _finish(
             pixel_stack=dict(job.pixel_stack),
             sidecar_sha256=save_sidecar(folder, np.concatenate(classes)),
             shards=tuple(records),
-            soft_labels=soft_info(options.vocabulary, options.weights),
+            soft_labels=soft_info(options.vocabulary, options.weights, options.tags),
         )
     write_ledger(destination, bad)
     destination.remove_leftovers()

@@ -54,6 +54,7 @@ class PackOptions:
         vocabulary: of the list's column `tags`, whose names are packed as indices into it; None leaves them metadata.
         weights: how the list's column `weights` was made ({} where nobody knows), whose class weights are packed; None
             leaves them metadata.
+        tags: how the tags were made, for the manifest; None where nobody knows.
     """
 
     image: ImageRecipe = field(default_factory=ImageRecipe)
@@ -69,6 +70,7 @@ class PackOptions:
     subset: SubsetFile | None = None
     vocabulary: Vocabulary | None = None
     weights: Mapping[str, Any] | None = None
+    tags: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -109,6 +111,7 @@ class PackOptions:
             **({} if self.subset is None else {"subset": self.subset.record()}),
             **({} if self.vocabulary is None else {"vocabulary": self.vocabulary.sha256}),
             **({} if self.weights is None else {"weights": dict(self.weights)}),
+            **({} if self.vocabulary is None or not self.tags else {"tags": dict(self.tags)}),
         }
 
 

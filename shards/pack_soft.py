@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError, ImageError, UsageError
-from .files import read_limited, split_url
+from .files import read_limited, split_url, write_atomically
 from .listing import Listing
 from .schema import MIB
 from .soft_labels import TAGS, WEIGHTS, SoftLabelInfo, weights_problem
@@ -134,12 +134,17 @@ def soft_columns(
     )
 
 
-def soft_info(vocabulary: Vocabulary | None, weights: Mapping[str, Any] | None) -> SoftLabelInfo | None:
-    """What the manifest says of it; None where there is nothing to say."""
+def soft_info(
+    vocabulary: Vocabulary | None,
+    weights: Mapping[str, Any] | None,
+    tags: Mapping[str, Any] | None = None,
+) -> SoftLabelInfo | None:
+    """What the manifest says of it, `weights` and `tags` being how they were made; None where there is nothing to say."""
     if vocabulary is None and weights is None:
         return None
-    tags = (0, None) if vocabulary is None else (len(vocabulary), vocabulary.sha256)
-    return SoftLabelInfo(*tags, weights=weights)
+    if vocabulary is None:
+        return SoftLabelInfo(weights=weights)
+    return SoftLabelInfo(len(vocabulary), vocabulary.sha256, weights=weights, tags=tags or None)
 
 
 def check_has_rows(listing: Listing) -> None:
@@ -156,19 +161,21 @@ def check_has_rows(listing: Listing) -> None:
         )
 
 
-def how_name(list_name: str) -> str:
-    """The file beside a list that says how its weights were made: `web.jsonl` has `web.weights.json`."""
-    return f"{list_name.rpartition('.')[0] or list_name}.weights.json"
+def how_name(list_name: str, kind: str) -> str:
+    """The file beside a list that says how its `tags` or `weights` were made: `web.jsonl` has `web.weights.json`."""
+    return f"{list_name.rpartition('.')[0] or list_name}.{kind}.json"
 
 
-def load_how(source: str | Path) -> dict[str, Any]:
-    """How the weights of a list were made, as `softshard tags weigh` wrote it beside the list; empty without such a file.
+def load_how(source: str | Path, kind: str) -> dict[str, Any]:
+    """How the tags or weights of a list were made, as `softshard tags build` or `tags weigh` wrote it beside the list.
+
+    Empty without such a file.
 
     Raises:
         DataError: the file is damaged, or its server is away.
     """
     folder, name = split_url(source)
-    url = f"{folder}/{how_name(name)}"
+    url = f"{folder}/{how_name(name, kind)}"
     try:
         how = json.loads(read_limited(url, MIB))
     except (FileNotFoundError, NotADirectoryError):
@@ -178,3 +185,18 @@ def load_how(source: str | Path) -> dict[str, Any]:
     if not isinstance(how, dict):
         raise DataError(f"{public_name(url)}: expected a JSON object, found {type(how).__name__}")
     return how
+
+
+def save_how(output: Path, kind: str, how: Mapping[str, Any]) -> None:
+    """Write beside a list how its tags or weights were made; what an earlier list of that name had goes.
+
+    Args:
+        output: the list.
+        kind: `tags` or `weights`.
+        how: empty where nobody knows, and then no file is written.
+    """
+    file = output.with_name(how_name(output.name, kind))
+    if how:
+        write_atomically(file, json.dumps(how, indent=1).encode("ascii"))
+    else:
+        file.unlink(missing_ok=True)

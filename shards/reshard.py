@@ -45,7 +45,7 @@ from .reshard_plan import (
 from .schema import HIER, KD, LMAP, PLAN_NAME, RECEIPTS_DIR, SOFT, TREE_NAME, VOCABULARY_NAME, sorted_suffixes
 from .shard_files import dataset_path
 from .shard_task import BadInput
-from .soft_labels import SoftLabelInfo
+from .soft_labels import KINDS, TAGS, WEIGHTS, SoftLabelInfo
 from .stored_vocabulary import load_vocabulary
 from .writer import ShardRecord, ShardWriter
 
@@ -182,30 +182,44 @@ def _check_added(
     if options.label_maps is not None:
         with progress_bar(len(kept), "check label maps", "map") as bar:
             maps = check_maps(options.label_maps, table, kept, len(class_names), workers, bar.update)
-    for file, vocabulary, how in (
-        (options.tags, options.vocabulary, None),
-        (options.weights, None, None if options.weights is None else load_how(options.weights)),
-    ):
-        columns, info = soft_columns(vocabulary, how, class_names), soft_info(vocabulary, how)
-        if file is not None and columns is not None and info is not None:
-            with progress_bar(None, f"check {columns.names[0]}", "B") as bar:
-                rows.append(join_rows(file, columns, info, table, kept, bar.update))
+    for file, kind in ((options.tags, TAGS), (options.weights, WEIGHTS)):
+        if file is None:
+            continue
+        how = load_how(file, kind)
+        vocabulary, weights = (options.vocabulary, None) if kind == TAGS else (None, how)
+        columns, info = soft_columns(vocabulary, weights, class_names), soft_info(vocabulary, weights, how)
+        assert columns is not None  # one of vocabulary and weights is given
+        assert info is not None
+        with progress_bar(None, f"check {kind}", "B") as bar:
+            rows.append(join_rows(file, columns, info, table, kept, bar.update))
     return Added(options.tree, maps, tuple(rows))
 
 
 def _soft_labels(run: _Run) -> SoftLabelInfo | None:
     """What the result's manifest says of tags, weights and pseudo labels."""
-    info = run.sources[0][1].soft_labels or SoftLabelInfo()
+    info = _common_soft_labels([manifest for _, manifest in run.sources])
     if SOFT.suffix not in run.suffixes:
         info = replace(info, pseudo=None)
     for rows in run.added.rows:
         new = rows.info
         info = (
             replace(info, weights=new.weights)
-            if rows.kind == "weights"
-            else replace(info, num_tags=new.num_tags, vocabulary_sha256=new.vocabulary_sha256)
+            if rows.kind == WEIGHTS
+            else replace(info, num_tags=new.num_tags, vocabulary_sha256=new.vocabulary_sha256, tags=new.tags)
         )
     return info if info.to_json() else None
+
+
+def _common_soft_labels(manifests: Sequence[Manifest]) -> SoftLabelInfo:
+    """What data sets say of their soft labels; where they were made in different ways, all of these in their order."""
+    infos = [manifest.soft_labels or SoftLabelInfo() for manifest in manifests]
+    first = infos[0]
+    hows: dict[str, Any] = {}
+    for kind in KINDS:
+        found = [getattr(info, kind) for info in infos]
+        if any(how != found[0] for how in found):
+            hows[kind] = {"sources": found}
+    return replace(first, **hows)
 
 
 def _write_missing(run: _Run, kept: np.ndarray) -> None:

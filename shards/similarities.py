@@ -26,7 +26,7 @@ from .classes import class_list_sha256, resolve_wnid
 from .concept_graph import ConceptGraph, contents_of_counts, contents_of_file, tree_graph, wordnet_graph
 from .confusion_file import load_confusion
 from .errors import DataError, UsageError
-from .files import file_record, read_text, sha256_hex
+from .files import file_record, read_text
 from .information_content import load_counts
 from .schema import MIB
 from .storage import public_name
@@ -97,14 +97,10 @@ class Measures:
     def to_json(self) -> dict[str, Any]:
         """What decides the values; files by their hash. Which definitions are read is for the classes to say."""
         files = {"information_content": self.information_content, "confusion": self.confusion}
-        found = {name: value for name, value in files.items() if value is not None}
         hashes = {
-            name: value
-            if value == COUNTS
-            else sha256_hex(Path(value).read_bytes())
-            if Path(value).is_file()
-            else public_name(value)
-            for name, value in found.items()
+            name: value if value == COUNTS else file_record(value)["sha256"]
+            for name, value in files.items()
+            if value is not None
         }
         return {"by": dict(self.shares), "combine": self.combine, **hashes}
 
@@ -153,8 +149,11 @@ class Similarities:
         """Whether scores depend on more than the label."""
         return self._text is not None
 
-    def measure(self, name: str, i: int) -> np.ndarray:
-        """float64 [C], what one measure of a label says, from 0 to 1; not `text`."""
+    def measure(self, name: str, i: int, text: str = "") -> np.ndarray:
+        """float64 [C], what one measure of a label, or `text` of an image's text, says, from 0 to 1."""
+        if name == "text":
+            assert self._text is not None
+            return self._text.scores(text)
         if name == "confusion":
             assert self._confusion is not None
             return self._confusion[i]

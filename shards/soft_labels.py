@@ -11,6 +11,7 @@ N samples, M entries of all of them, T tags, C classes.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +24,13 @@ import numpy as np
 from .components import decode_meta
 from .errors import DataError
 from .schema import META, SOFT, VOCABULARY_NAME
+from .text_limits import shortened
 
 TAGS, WEIGHTS = "tags", "weights"  # fields of `msgpack`
 KINDS = (TAGS, WEIGHTS, "pseudo")
 
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
+_MOST_SHOWN = 200  # characters of one value of `how`
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,14 @@ class SoftLabelInfo:
         vocabulary_sha256: of `vocabulary.tsv`; None without tags.
         weights: how the class weights were made; None where samples have none.
         pseudo: how the pseudo labels were made: model, threshold, top k; None where samples have none.
+        tags: how the tags were made: tokenizer, tagger, cuts; None where nobody said, or samples have none.
     """
 
     num_tags: int = 0
     vocabulary_sha256: str | None = None
     weights: Mapping[str, Any] | None = None
     pseudo: Mapping[str, Any] | None = field(default=None)
+    tags: Mapping[str, Any] | None = None
 
     def has(self, kind: str) -> bool:
         """Whether samples have soft labels of this kind, one of KINDS."""
@@ -54,6 +59,8 @@ class SoftLabelInfo:
         entries: dict[str, Any] = {}
         if self.vocabulary_sha256 is not None:
             entries[TAGS] = {"name": VOCABULARY_NAME, "size": self.num_tags, "sha256": self.vocabulary_sha256}
+            if self.tags is not None:
+                entries[TAGS]["how"] = dict(self.tags)
         for name in (WEIGHTS, "pseudo"):
             if (how := getattr(self, name)) is not None:
                 entries[name] = {"how": dict(how)}
@@ -68,6 +75,7 @@ class SoftLabelInfo:
             tags["sha256"] if tags else None,
             weights["how"] if weights else None,
             pseudo["how"] if pseudo else None,
+            tags.get("how") if tags else None,
         )
 
 
@@ -85,6 +93,7 @@ def soft_labels_problem(entry: object, components: object) -> str | None:
         and tags["size"] > 0
         and isinstance(tags.get("sha256"), str)
         and len(tags["sha256"]) == 64
+        and isinstance(tags.get("how", {}), dict)
     )
     for name in (WEIGHTS, "pseudo"):
         how = entries.get(name)
@@ -94,6 +103,30 @@ def soft_labels_problem(entry: object, components: object) -> str | None:
     if isinstance(components, list) and (SOFT.suffix in components) != (entries.get("pseudo") is not None):
         return f"expected pseudo labels described where samples have {SOFT.suffix!r}, and only there"
     return None
+
+
+def soft_labels_text(entries: Mapping[str, Any]) -> dict[str, str]:
+    """A manifest's entry `soft_labels` for people: what samples have, and how that was made, in a line each."""
+    lines = {}
+    for kind, title in (
+        (TAGS, "tags"),
+        (WEIGHTS, "class weights"),
+        ("pseudo", "pseudo labels"),
+    ):
+        if (entry := entries.get(kind)) is not None:
+            what = f"vocabulary of {entry['size']:,}, {entry['sha256'][:12]}; " if kind == TAGS else ""
+            lines[title] = what + _how_text(entry.get("how") or {})
+    return lines
+
+
+def _how_text(how: Mapping[str, Any]) -> str:
+    """Names and values, hashes cut short."""
+    shown = []
+    for name, value in how.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        is_hash = len(text) == 64 and not text.strip("0123456789abcdef")
+        shown.append(f"{name.replace('_', ' ')} {text[:12] if is_hash else shortened(text, _MOST_SHOWN)}")
+    return ", ".join(shown) or "how they were made is not recorded"
 
 
 class SparseLabels(NamedTuple):

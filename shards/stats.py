@@ -14,6 +14,7 @@ from .parallel import in_threads
 from .progress import progress_bar
 from .schema import KD
 from .shard_files import dataset_name, dataset_path, read_index
+from .soft_labels import soft_labels_text
 from .teacher_levels import num_kept
 from .writer import ShardRecord
 
@@ -80,6 +81,8 @@ def data_set_stats(folder: str | Path) -> dict[str, Any]:
         ]
     if manifest.label_maps is not None:
         result["label_maps"] = manifest.label_maps.to_json()
+    if manifest.soft_labels is not None:
+        result["soft_labels"] = manifest.soft_labels.to_json()
     if KD.suffix in manifest.components:
         kept = [] if tree is None else list(num_kept(tree.level_sizes[: tree.num_levels]))
         origin = None if manifest.teacher is None else manifest.teacher.to_json()
@@ -131,6 +134,8 @@ def format_stats(stats: dict[str, Any]) -> str:
     if "label_maps" in stats:
         maps = stats["label_maps"]
         lines.append(f"  label maps      top {maps['top']} on {maps['rows']} x {maps['columns']} cells")
+    for title, text in soft_labels_text(stats.get("soft_labels", {})).items():
+        lines.append(f"  {title:<15} {text}")
     if "teacher" in stats:
         kept, origin = stats["teacher"]["kept_per_level"], stats["teacher"]["origin"]
         who = (

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .html import Page
+from .soft_labels import soft_labels_text
 
 _ENDS = 10  # classes listed from either end
 _MOST_POINTS = 400  # of a curve; more would not show on a page
@@ -94,6 +95,8 @@ def _add_data_set(page: Page, stats: dict[str, Any]) -> None:
         page.paragraph(
             f"Label maps: the {maps['top']} best classes on {maps['rows']} x {maps['columns']} cells."
         )
+    for title, text in soft_labels_text(stats.get("soft_labels", {})).items():
+        page.paragraph(f"{title.capitalize()}: {text}.")
     if teacher := stats.get("teacher"):
         origin = teacher["origin"]
         page.paragraph(

@@ -1,7 +1,7 @@
 """Builds tags: two passes over the source, in parallel, with the same bytes for any number of processes.
 
     source -> blocks -> [ read, tokens, candidate tags ] -> images of each tag -> vocabulary
-           -> blocks -> [ the same, those of the vocabulary ] -> tags.jsonl, tags.bad.jsonl, tags.report.json
+           -> blocks -> [ the same, those of the vocabulary ] -> tags.jsonl, tags.tags.json, tags.bad.jsonl, tags.report.json
 
 Memory does not grow with the text: the counts of all tags spill to disk, and 8 bytes an image remain, the hash that
 tells images that come twice.
@@ -14,15 +14,19 @@ import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from .classes import class_list_sha256
 from .errors import DataError, UsageError
 from .files import TEMPORARY_SUFFIX, replace_durably, write_atomically
 from .ledger import bad_limit
+from .pack_soft import load_how, save_how
 from .progress import Progress, progress_bar
+from .soft_labels import TAGS, WEIGHTS
 from .source_lists import VALIDATION, path_prefix
 from .storage import is_remote
 from .stored_vocabulary import Vocabulary
@@ -92,7 +96,8 @@ def build_tags(
         source: list of path, label and text (.csv, .tsv, .jsonl; columns title, description, tags, query), or a WebVision
             folder; a path or any fsspec URL.
         output: the list to write (.jsonl), with a line an image: path, label, tags. Beside it come `.vocabulary.tsv`,
-            `.report.json`, `.bad.jsonl` where there is something bad, and `.classes.txt` where the source has a class list.
+            `.tags.json` (how they were made, for manifests), `.report.json`, `.bad.jsonl` where there is something bad,
+            and `.classes.txt` where the source has a class list.
         options: see TagOptions.
         vocabulary: one to use instead of choosing one, as an earlier build wrote it.
         workers: processes; by default one a core.
@@ -198,25 +203,37 @@ def build_tags(
             stats=stats,
             vocabulary_file=vocabulary_file.name,
         )
+        told = _told(options, given is not None)
         provenance = {
             "source": opened.storage.name,
-            "options": _told(options, given is not None),
+            "options": told,
             "vocabulary_sha256": kept.sha256,
             **report.to_json(),
         }
         write_atomically(_beside(output, ".report.json"), json.dumps(provenance, indent=1).encode() + b"\n")
+        # The name alone, not where it lies: the same source elsewhere makes the same data set.
+        name = opened.storage.name.rstrip("/").rpartition("/")[2]
+        how = {"source": name, **told, "vocabulary_sha256": kept.sha256, "images": report.images}
+        save_how(output, TAGS, how)
+        if WEIGHTS in options.settings.keep:
+            save_how(output, WEIGHTS, load_how(source, WEIGHTS))
         bad_lines.publish()
         lines.publish()  # last: where the list is, all is
     return report
 
 
 def _told(options: TagOptions, given: bool) -> dict[str, Any]:
-    """The options, for the report; not where files lie."""
+    """What decides the tags of a source, for report and manifest; not where files lie."""
     settings = asdict(options.settings)
-    del settings["path_prefix"], settings["class_names"]
+    class_names = settings.pop("class_names")
+    del settings["path_prefix"]
     settings["parts_of_speech_by"] = (
         "WordNet 3.0" if options.settings.tagger == "wordnet" else "NLTK's perceptron tagger"
     )
+    if class_names:
+        settings["classes"] = class_list_sha256(class_names)
+    if "nltk" in (options.settings.tokenizer, options.settings.tagger):
+        settings["nltk"] = version("nltk")
     cuts = {
         "vocabulary_size": options.vocabulary_size,
         "min_images": options.min_images,

@@ -20,12 +20,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .errors import DataError, UsageError
-from .files import TEMPORARY_SUFFIX, replace_durably, write_atomically
+from .files import TEMPORARY_SUFFIX, replace_durably
 from .json_lines import JsonLine, read_json_lines
 from .ledger import bad_limit
-from .pack_soft import how_name
+from .pack_soft import load_how, save_how
 from .progress import progress_bar
 from .similarities import COUNTS, Measures, Similarities
+from .soft_labels import TAGS, WEIGHTS
 from .source_lists import (
     LIST_SUFFIXES,
     VALIDATION,
@@ -181,13 +182,31 @@ class Weigher:
         return self._weigh(label, text_of(row))
 
     def _weigh(self, label: int, text: str) -> dict[str, float]:
-        classes, weights = weights_of(self._similarities.scores(label, text), self._options)
+        classes, weights, fell_back = image_weights(self._similarities, label, text, self._options)
         names = self._similarities.class_names
-        if not len(classes):
-            self.label_only += 1
-            return {names[label]: 1.0}
+        self.label_only += fell_back
         rows = zip(classes.tolist(), weights.tolist(), strict=True)
         return {names[i]: float(f"{value:.{_DIGITS}g}") for i, value in rows if value > 0}
+
+
+def image_weights(
+    similarities: Similarities, label: int, text: str, options: WeighOptions
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Which classes an image gives which weights.
+
+    Args:
+        similarities: of the classes.
+        label: the image's class.
+        text: of the image.
+        options: what becomes of scores.
+
+    Returns:
+        Classes and weights as of `weights_of`; and whether no class scored, so that the label alone has the weight 1.
+    """
+    classes, weights = weights_of(similarities.scores(label, text), options)
+    if len(classes):
+        return classes, weights, False
+    return np.array([label]), np.ones(1), True
 
 
 def text_of(row: dict[str, Any]) -> str:
@@ -256,7 +275,8 @@ def weigh_list(
     Paths lead from the new list to the images.
 
     Beside OUT.jsonl comes OUT.weights.json, which says how they were made, and OUT.bad.jsonl with the lines that were left
-    out. All appear when they are whole.
+    out. All appear when they are whole. What lies beside the source and says how its tags were made (`tags build`) is
+    written again beside OUT.jsonl.
 
     Args:
         source: list (.csv, .tsv, .jsonl) with a label each; a path or any fsspec URL.
@@ -328,7 +348,8 @@ def weigh_list(
                 f"{bad.num:,}; nothing has been written. Is it of another class list?"
             )
         how = {**similarities.to_json(), **options.to_json(), "tree": tree.fingerprint if tree else None}
-        write_atomically(output.with_name(how_name(output.name)), json.dumps(how, indent=1).encode("ascii"))
+        save_how(output, WEIGHTS, how)
+        save_how(output, TAGS, load_how(source, TAGS))
         replace_durably(temporary[1], bad_file)
         replace_durably(temporary[0], output)
     finally:

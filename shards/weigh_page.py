@@ -9,9 +9,10 @@ from .errors import UsageError
 from .html import Page
 from .similarities import Similarities, class_words, shown_how
 from .tree import LabelTree
-from .weigh import WeighOptions, weights_of
+from .weigh import WeighOptions, image_weights
 
 _MOST_BARS = 30
+FELL_BACK = "no class scores, so that an image with this label gets its label alone"
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,14 @@ class Neighbour:
         words: what it is called.
         weight: that an image of the label gets.
         measures: what each measure says by itself.
+        fell_back: whether no class scored, so that an image of the label gets its label alone.
     """
 
     name: str
     words: str
     weight: float
     measures: dict[str, float]
+    fell_back: bool = False
 
 
 def neighbours(
@@ -39,7 +42,7 @@ def neighbours(
     text: str = "",
     tree: LabelTree | None = None,
 ) -> list[Neighbour]:
-    """The classes that a label gives weight to, the largest first.
+    """The classes that a label gives weight to, the largest first; the label alone, with 1, where none scores.
 
     Args:
         similarities: of the classes.
@@ -56,11 +59,12 @@ def neighbours(
         raise UsageError(f"{label!r}: expected a class of the list, such as {names[0]!r}, found none")
     i = names.index(label)
     words = class_words(names, tree)[0]
-    classes, weights = weights_of(similarities.scores(i, text), options)
-    by = [name for name in similarities.measures.shares if name != "text"]
-    rows = {name: similarities.measure(name, i) for name in by}
+    classes, weights, fell_back = image_weights(similarities, i, text, options)
+    rows = {name: similarities.measure(name, i, text) for name in similarities.measures.shares}
     return [
-        Neighbour(names[j], words[j][0], weight, {name: float(row[j]) for name, row in rows.items()})
+        Neighbour(
+            names[j], words[j][0], weight, {name: float(row[j]) for name, row in rows.items()}, fell_back
+        )
         for j, weight in zip(classes.tolist(), weights.tolist(), strict=True)
     ]
 
@@ -94,7 +98,9 @@ def weights_page(
         words = class_words([label], None if tree is None else tree)[0][0][0]
         page.heading(label if words == label else f"{label} {words}")
         page.paragraph(
-            f"{len(found):,} classes get weight from an image with this label"
+            FELL_BACK.capitalize() + "."
+            if found[0].fell_back
+            else f"{len(found):,} classes get weight from an image with this label"
             + (f"; the first {_MOST_BARS} are shown." if len(found) > _MOST_BARS else ".")
         )
         shown = found[:_MOST_BARS]
@@ -104,7 +110,7 @@ def weights_page(
             for each in shown
         }
         page.bar_chart(f"Weights of {words}", bars, x_label="weight")
-        by = list(shown[0].measures) if shown else []
+        by = list(shown[0].measures)
         page.table(
             ["class", "called", "weight", *by],
             [[each.name, each.words, each.weight, *each.measures.values()] for each in shown],

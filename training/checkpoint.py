@@ -31,6 +31,7 @@ from .recipes import Recipe
 
 CHECKPOINT_NAME = "checkpoint.pt"
 CHECKPOINT_VERSION = 4
+_LATER_FIELDS = ("tag_names", "without")  # lists that files of this version may lack
 
 
 @dataclass(kw_only=True)
@@ -60,6 +61,7 @@ class Checkpoint:
         skipped: steps so far that overflowed in float16 and changed nothing.
         history: one dict per finished epoch: `epoch`, `loss` (mean over its steps) and the validation's
             numbers.
+        without: samples of the epoch's steps so far without soft labels, of each kind of the recipe's targets.
     """
 
     model_name: str
@@ -83,6 +85,7 @@ class Checkpoint:
     skipped: int
     history: list[dict[str, Any]]
     tag_names: list[str] = field(default_factory=list)  # files older than keywords have none
+    without: list[int] = field(default_factory=list)  # nor this, older ones
 
     @property
     def best_model(self) -> dict[str, torch.Tensor]:
@@ -161,7 +164,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: expected a checkpoint, found a file that torch cannot read ({reason}); it is cut short "
             "or damaged. Use an older copy, or start the run again without --resume"
         ) from error
-    names = {part.name for part in dataclasses.fields(Checkpoint)} - {"tag_names"}
+    names = {part.name for part in dataclasses.fields(Checkpoint)} - set(_LATER_FIELDS)
     # The version first: another one may have other fields.
     if isinstance(fields, dict) and "recipe" in fields and fields.get("version") != CHECKPOINT_VERSION:
         raise DataError(
@@ -182,13 +185,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: expected a recipe of this version of softshard, found another ({error}); "
             "the checkpoint was written by another version, or changed"
         ) from error
-    fields.setdefault("tag_names", [])
+    for name in _LATER_FIELDS:
+        fields.setdefault(name, [])
     if other := _other_types(fields):
         raise DataError(
             f"{path}: expected the fields of a checkpoint, found others in {', '.join(other)}; it was changed, or "
             "written by something else"
         )
-    return Checkpoint(**{name: fields[name] for name in (*names, "tag_names")})
+    return Checkpoint(**{name: fields[name] for name in (*names, *_LATER_FIELDS)})
 
 
 def _other_types(fields: Mapping[str, Any]) -> list[str]:

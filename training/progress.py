@@ -14,6 +14,7 @@ from ..loaders.loader_stats import WAITING_SHARE
 from .label_space import LabelSpace
 from .recipes import Recipe
 from .steplog import LogLine
+from .without_labels import WITHOUT_NAMES
 
 LINE_EVERY_S = 60.0
 
@@ -97,6 +98,8 @@ def epoch_line(entry: dict[str, Any]) -> str:
     loss = "-" if entry["loss"] is None else f"{entry['loss']:.4f}"
     if entry.get("num_bad"):
         shown.append(f"{entry['num_bad']:,} bad samples left out so far")
+    for name in filter(entry.get, WITHOUT_NAMES.values()):
+        shown.append(f"{entry[name]:,} samples {name.replace('_', ' ')}")
     return ", ".join([f"epoch {entry['epoch']}: loss {loss}", *shown])
 
 

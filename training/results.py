@@ -22,6 +22,7 @@ from .label_space import LabelSpace
 from .models import export_weights
 from .recipes import Recipe
 from .steplog import StepLog
+from .without_labels import WITHOUT_NAMES
 
 BAD_NAME = "bad_samples.jsonl"
 BOARD_NAME = "tensorboard"
@@ -33,7 +34,7 @@ WEIGHTS_NAME = "model.safetensors"
 
 
 # Of training: the epoch follows from the step, and the board has the loss step by step.
-_NOT_EVALUATED = ("epoch", "loss", "num_bad")
+_NOT_EVALUATED = ("epoch", "loss", "num_bad", *WITHOUT_NAMES.values())
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class TrainResult:
         weights: the exported weights, or None where the run was stopped before its end.
         steps: steps since the run began, those before a --resume included.
         history: one dict per finished epoch: `epoch`, `loss` (mean over its steps), `num_bad` (training samples that
-            could not be read since this process began, on all ranks together) and, with a validation set,
+            could not be read since this process began, on all ranks together), of a recipe of soft labels
+            `without_tags` and so on (samples of the epoch that have none) and, with a validation set,
             `weights` (`ema` or `model`: whose numbers follow) and the numbers of `evaluate_model`.
         stopped_by: number of the signal that stopped the run, or None where it finished.
         late_signal: number of a signal that came when no step was left to stop at, 0 for none: whoever has more runs to

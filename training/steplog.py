@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,6 +67,7 @@ class StepLog:
         skipped: steps so far that overflowed in float16.
         board: a SummaryWriter of torch's, which gets the same numbers, or None.
         replay: gives the command that makes a step's batch again, from epoch and step, or None.
+        without: samples of the current epoch so far without soft labels, of each kind (see without_labels.py).
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class StepLog:
         skipped: int = 0,
         board: Any = None,
         replay: Callable[[int, int], str | None] = lambda epoch, step: None,
+        without: Sequence[int] = (),
     ) -> None:
         self.path = path
         self.step = step
@@ -88,12 +90,14 @@ class StepLog:
         self.loss_sum = loss_sum
         self.loss_steps = loss_steps
         self.skipped = skipped
+        self.without = list(without)
         self._skipped_in_a_row = 0
         self._board = board
         self._replay = replay
         self._losses: list[Tensor] = []
         self._were_skipped: list[bool] = []
         self._keys: list[list[str]] = []
+        self._without: list[Tensor] = []
         self._waited_s = 0.0
         self._started: float | None = None
         if path is not None:
@@ -112,13 +116,16 @@ class StepLog:
             self._waited_s += time.perf_counter() - began
             yield batch
 
-    def add(self, loss: Tensor, keys: list[str], skipped: bool = False) -> None:
+    def add(
+        self, loss: Tensor, keys: list[str], skipped: bool = False, without: Tensor | None = None
+    ) -> None:
         """Note a step.
 
         Args:
             loss: this rank's part of the global loss, a detached scalar.
             keys: of its samples.
             skipped: whether float16 overflowed, on all ranks alike, so that the step changed nothing.
+            without: integer [kinds], how many of this rank's samples have no soft labels; None where there are none to have.
 
         Raises:
             DataError: too many steps in a row overflowed.
@@ -126,6 +133,8 @@ class StepLog:
         self._losses.append(loss)
         self._keys.append(keys)
         self._were_skipped.append(skipped)
+        if without is not None:
+            self._without.append(without)
         self.step += 1
         self.skipped += skipped
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
@@ -157,6 +166,7 @@ class StepLog:
         if self.world_size > 1:
             dist.all_reduce(total)
             dist.all_reduce(signals, op=dist.ReduceOp.MAX)
+        self._count_without()
         first_step, num_steps = self.step - len(total), len(total)
         losses = []
         for i, (loss, part) in enumerate(zip(total.tolist(), own.tolist(), strict=True)):
@@ -193,10 +203,30 @@ class StepLog:
             for name in METRICS_COLUMNS[2:]:  # step is the axis, and epoch follows from it
                 self._board.add_scalar(name, values[name], line.step)
 
+    def _count_without(self) -> None:
+        if not self._without:
+            return
+        counts = torch.stack(self._without).sum(dim=0)
+        if self.world_size > 1:
+            dist.all_reduce(counts)
+        earlier = self.without or [0] * len(counts)
+        self.without = [before + new for before, new in zip(earlier, counts.tolist(), strict=True)]
+        self._without = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: `step`, and of the current epoch `loss_sum`, `loss_steps` and `without`; `skipped`."""
+        return {
+            "step": self.step,
+            "loss_sum": self.loss_sum,
+            "loss_steps": self.loss_steps,
+            "skipped": self.skipped,
+            "without": self.without,
+        }
+
     def close_epoch(self) -> float | None:
         """Mean loss over the epoch's steps, and begin to count anew."""
         mean = self.loss_sum / self.loss_steps if self.loss_steps else None
-        self.loss_sum, self.loss_steps = 0.0, 0
+        self.loss_sum, self.loss_steps, self.without = 0.0, 0, []
         return mean
 
 

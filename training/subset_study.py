@@ -13,12 +13,14 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 
+from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource
 from ..loaders.subset import Subset
 from ..shards.errors import UsageError
@@ -26,6 +28,7 @@ from ..shards.files import hold_folder, write_atomically
 from ..shards.storage import public_name
 from ..shards.subset_file import SubsetFile
 from .curves import COLUMNS, FULL, IMAGE_COLUMNS, SUBSET
+from .data import open_loaders
 from .recipes import Recipe
 from .results import SUMMARY_NAME, TrainResult
 from .run_series import SeriesRun, train_series
@@ -152,12 +155,36 @@ def study_subset(
         write_atomically(path, _csv(rows))
 
     with hold_folder(folder):
+        for name, each in ((FULL, full), (SUBSET, subset)):
+            _check_fits(each, replace(recipe, epochs=epochs[name]), seed, device, num_threads)
         _settle(
             folder,
             {"recipe": asdict(recipe), "epochs": dict(epochs), "seed": seed}
             | {FULL: full.to_json(), SUBSET: subset.to_json()},
         )
         return StudyResult(path, train_series(runs(), folder, finished=finished, log=log))
+
+
+def _check_fits(each: StudySet, recipe: Recipe, seed: int, device: str, num_threads: int | None) -> None:
+    """Open a set as its first run will: what does not fit is told before the other set's run has taken days."""
+    with ExitStack() as stack:
+        open_loaders(
+            recipe,
+            each.dataset,
+            each.val,
+            labels=each.labels,
+            subset=each.subset,
+            connection=None,
+            side=None,
+            stored_teacher=False,
+            seed=seed,
+            device=device,
+            rank=0,
+            world_size=1,
+            num_threads=num_threads,
+            faults=Faults(),
+            opened=stack,
+        )
 
 
 def _check_models(models: Sequence[str]) -> None:

@@ -69,6 +69,7 @@ from .start import load_start, with_rate_of_start
 from .step import TrainStep
 from .steplog import StepLog, board_writer
 from .teacher import choose_teacher
+from .without_labels import count_without, without_entry
 
 if TYPE_CHECKING:
     from ..loaders.service_client import Connection
@@ -290,6 +291,7 @@ def train(
             replay=lambda epoch, step: replay_command(
                 loader, epoch, step - epoch * steps_per_epoch, labels_file
             ),
+            without=() if saved is None else saved.without,
         )
         progress = Progress(say, bar=on_terminal, total_steps=total_steps)
         stack.callback(progress.end_epoch)
@@ -305,16 +307,13 @@ def train(
                         recipe=recipe,
                         teacher=chosen.facts,
                         optimizer=optimizer.state_dict(),
-                        step=steps.step,
                         epoch=epoch,
                         loader=position,
                         **label_space.to_json(),
                         stored_images=stored_images(loader.manifest),
                         rng=rng,
-                        loss_sum=steps.loss_sum,
-                        loss_steps=steps.loss_steps,
-                        skipped=steps.skipped,
                         history=history,
+                        **steps.state_dict(),
                         **take_step.state_dict(),
                     ),
                 )
@@ -328,7 +327,7 @@ def train(
             for batch in steps.timed(named_batches(loader)):
                 schedule.step_update(steps.step)
                 loss, overflowed = take_step(batch)
-                steps.add(loss, batch.keys, overflowed)
+                steps.add(loss, batch.keys, overflowed, count_without(recipe, batch))
                 progress.advance()
 
                 checkpoint_due = checkpoint_steps is not None and steps.step % checkpoint_steps == 0
@@ -346,7 +345,8 @@ def train(
             progress.end_epoch()
             if stopped_by:
                 break
-            entry: dict[str, Any] = {"epoch": epoch, "loss": steps.close_epoch()}
+            without = without_entry(recipe, steps.without)
+            entry: dict[str, Any] = {"epoch": epoch, "loss": steps.close_epoch(), **without}
             entry["num_bad"] = sum_over_ranks(loader.num_bad, world_size, device)
             if val_loader is not None:
                 take_step.share_buffers()

@@ -202,7 +202,7 @@ def test_stratified_images_are_as_many_of_each_fine_class(tmp_path, packed, chos
 
 
 def write_scores(file, manifest, rows):
-    header = score_header(dataset="train", fingerprint=manifest.fingerprint, samples=len(rows))
+    header = score_header(dataset="train", fingerprint=manifest.fingerprint, seed=7, samples=len(rows))
     lines = [score_line(key, 0, value, 0) for key, value in rows]
     file.write_text(json.dumps(header) + "\n" + "".join(lines))
 
@@ -227,6 +227,8 @@ def test_difficulties_are_capped_as_in_the_example(tmp_path, packed, samples_of,
             found = SubsetFile.load(tmp_path / "s.json")
             assert Counter(percent[key] for key in found.keys) == expected
     assert found.image_method["scores"]["name"] == "scores.jsonl"
+    assert found.image_method["scores"]["seed"] == 7
+    assert "the scores are of the data set's own 5 classes, not of the 1 of --classes" in found.notes
     assert found.image_method["cap"] == "set"
     run("images", packed, *options, "-m", 8, "-o", tmp_path / "s.json")
     found = Counter(percent[key] for key in SubsetFile.load(tmp_path / "s.json").keys)

@@ -1,5 +1,7 @@
 """Difficulties from either form of file, and every kind of score that must not be used."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,19 @@ def test_scores_are_found_by_key(tmp_path, name, text, says_halves):
     scores = read_difficulty(str(tmp_path / name), FINGERPRINT)
     np.testing.assert_array_equal(scores.of(["b_2", "none", "a_1"]), [1, np.nan, 0.25])
     assert scores.says_halves == says_halves
+
+
+def test_scores_of_other_labels_are_refused(tmp_path):
+    """What is hard to tell among some groups may be easy among others; the data set's own classes do for any choice."""
+    for of, chosen in (("a" * 64, "a" * 64), (None, "b" * 64), (None, None)):
+        header = score_header(fingerprint=FINGERPRINT, samples=1, labels=of)
+        (tmp_path / "s.jsonl").write_text(json.dumps(header) + "\n" + score_line("a_1", 0, 0.25, 0))
+        assert read_difficulty(str(tmp_path / "s.jsonl"), FINGERPRINT, chosen).labels == of
+    header = score_header(fingerprint=FINGERPRINT, samples=1, labels="a" * 64)
+    (tmp_path / "s.jsonl").write_text(json.dumps(header) + "\n" + score_line("a_1", 0, 0.25, 0))
+    for chosen, shown in (("b" * 64, "or of those of --classes, bbbbbbbbbbbb"), (None, "own classes")):
+        with pytest.raises(DataError, match=rf"{shown}, found those of other labels, aaaaaaaaaaaa:"):
+            read_difficulty(str(tmp_path / "s.jsonl"), FINGERPRINT, chosen)
 
 
 @pytest.mark.parametrize(

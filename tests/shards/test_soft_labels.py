@@ -1,6 +1,7 @@
 """Tags, weights and pseudo labels: what is written is read; nothing else is."""
 
 import csv
+import dataclasses
 import json
 
 import msgpack
@@ -182,6 +183,7 @@ def test_a_vocabulary_that_is_none_is_refused(tmp_path, text, says):
         {"tags": {"name": "../x", "size": 1, "sha256": "0" * 64}},
         {"tags": {"name": "vocabulary.tsv", "size": 0, "sha256": "0" * 64}},
         {"tags": {"name": "vocabulary.tsv", "size": 1, "sha256": "0"}},
+        {"tags": {"name": "vocabulary.tsv", "size": 1, "sha256": "0" * 64, "how": "well"}},
         {"weights": {}},
         {"pseudo": {"how": 3}},
         {"pseudo": {"how": {}}},
@@ -193,8 +195,9 @@ def test_an_entry_of_a_manifest_that_is_none_is_told(entry):
 
 def test_what_a_manifest_says_is_read_back():
     info = SoftLabelInfo(4, VOCABULARY.sha256, {"by": "wup"}, {"model": "a"})
-    assert soft_labels_problem(info.to_json(), ["soft"]) is None
-    assert SoftLabelInfo.from_json(info.to_json()) == info
+    for told in (info, dataclasses.replace(info, tags={"tagger": "wordnet"})):
+        assert soft_labels_problem(told.to_json(), ["soft"]) is None
+        assert SoftLabelInfo.from_json(told.to_json()) == told
     assert soft_labels_problem(None, ["jpg"]) is None
     assert "'soft'" in str(soft_labels_problem(None, ["soft"]))
 
@@ -330,7 +333,9 @@ def test_another_vocabulary_is_another_plan(web, tmp_path):
 def test_the_command_packs_both_and_says_what_misses(web, tmp_path, capsys):
     file, _ = web
     file.with_name("web.weights.json").write_text('{"by": "lin"}')
-    assert load_how(file) == {"by": "lin"}
+    file.with_name("web.tags.json").write_text('{"tagger": "wordnet"}')
+    assert load_how(file, "weights") == {"by": "lin"}
+    assert load_how(file, "tags") == {"tagger": "wordnet"}
     command = [
         "pack",
         file,
@@ -345,7 +350,13 @@ def test_the_command_packs_both_and_says_what_misses(web, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "4 tags left out that the vocabulary lacks" in text
     assert "1 images without weights" in text
-    assert Manifest.load(tmp_path / "dst" / "train").soft_labels.weights == {"by": "lin"}
+    wanted = SoftLabelInfo(4, VOCABULARY.sha256, {"by": "lin"}, tags={"tagger": "wordnet"})
+    assert Manifest.load(tmp_path / "dst" / "train").soft_labels == wanted
+    assert main(["stats", str(tmp_path / "dst" / "train"), "--html", str(tmp_path / "stats.html")]) == 0
+    text = capsys.readouterr().out
+    assert f"  tags            vocabulary of 4, {VOCABULARY.sha256[:12]}; tagger wordnet\n" in text
+    assert "  class weights   by lin\n" in text
+    assert "Tags: vocabulary of 4" in (tmp_path / "stats.html").read_text()
 
 
 # Data sets that are made of others
@@ -511,6 +522,25 @@ def test_reshard_joins_a_list_by_path_to_what_packing_it_gives(web, plain, tmp_p
     assert made.soft_labels == Manifest.load(tmp_path / "dst" / "train").soft_labels
     assert load_vocabulary(tmp_path / "joined", VOCABULARY.sha256) == VOCABULARY
     assert verify(tmp_path / "joined", workers=1).problems == []
+
+
+def test_what_is_made_of_several_sets_says_how_each_was_made(web, plain, tmp_path):
+    _, rows = web
+    sets = []
+    for label, tagger in (("cat", "wordnet"), ("dog", "nltk")):
+        part = tmp_path / "web" / f"{label}.jsonl"
+        write_rows(part, [row for row in rows if row["label"] == label])
+        part.with_name(f"{label}.tags.json").write_text(json.dumps({"tagger": tagger}))
+        kept = ReshardOptions(classes=(label,), name=label)
+        reshard([plain], tmp_path / f"only-{label}", kept)
+        options = ReshardOptions(tags=part, vocabulary=VOCABULARY)
+        made = reshard([tmp_path / f"only-{label}"], tmp_path / f"with-{label}", options)
+        assert made.soft_labels.tags == {"tagger": tagger}
+        sets.append(tmp_path / f"with-{label}")
+    both = reshard(sets, tmp_path / "both")
+    assert both.soft_labels.tags == {"sources": [{"tagger": "wordnet"}, {"tagger": "nltk"}]}
+    assert both.soft_labels.num_tags == 4
+    assert reshard(sets[:1], tmp_path / "one").soft_labels.tags == {"tagger": "wordnet"}
 
 
 def test_reshard_joins_by_key_replaces_and_reports_each_image_without_a_row(soft, tmp_path):

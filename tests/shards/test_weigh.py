@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,9 +16,10 @@ from softshard.shards.information_content import load_counts
 from softshard.shards.json_lines import read_json_lines
 from softshard.shards.pack_soft import load_how
 from softshard.shards.similarities import Measures, Similarities
+from softshard.shards.tags_build import TagOptions, build_tags
 from softshard.shards.text_overlap import DEFINITION_SHARE, TextOverlap, words_of
 from softshard.shards.weigh import WeighOptions, weigh_list, weights_of
-from softshard.shards.weigh_page import neighbours
+from softshard.shards.weigh_page import FELL_BACK, neighbours
 
 DOG, CAT, OAK = "n02084071", "n02121620", "n12268246"
 CLASSES = (DOG, CAT, OAK)
@@ -210,7 +212,7 @@ def test_a_list_gets_weights_and_keeps_its_columns(tmp_path):
     assert out[0]["weights"] == {DOG: 1.0, CAT: pytest.approx(0.857143)}
     assert out[1]["weights"] == {CAT: 1.0, DOG: pytest.approx(0.857143)}
     assert next(iter(out[2]["weights"])) == OAK
-    how = load_how(tmp_path / "out.jsonl")
+    how = load_how(tmp_path / "out.jsonl", "weights")
     assert how["by"] == {"wup": 1.0}
     assert how["top"] == 2
     assert (tmp_path / "out.bad.jsonl").read_bytes() == b""
@@ -245,7 +247,7 @@ def test_twenty_classes_of_an_image_are_kept_unless_all_are_asked_for(tmp_path, 
     for more, num in (([], 20), (["--top", "0"], 30), (["--top", "all"], 30), (["--top", "3"], 3)):
         assert main([*call, *more]) == 0
         assert len(read(out)[0]["weights"]) == num
-    assert load_how(out)["top"] == 3
+    assert load_how(out, "weights")["top"] == 3
     weigh_list(source, out, names, WUP)
     assert len(read(out)[0]["weights"]) == 20
     assert main([*call, "--top", "-1"]) == 2
@@ -261,12 +263,43 @@ def test_the_record_names_the_definitions_that_were_read(tmp_path):
     source = write(tmp_path / "in.jsonl", ROWS)
     weigh_list(source, tmp_path / "out.jsonl", CLASSES, Measures({"text": 1.0}, definitions=str(file)))
     wanted = {"name": "said.tsv", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    assert load_how(tmp_path / "out.jsonl")["definitions"] == wanted
+    assert load_how(tmp_path / "out.jsonl", "weights")["definitions"] == wanted
     timms = Similarities(CLASSES, Measures({"text": 1.0})).to_json()["definitions"]
     assert timms["name"] == "imagenet_synset_to_definition.txt"
     assert len(timms["sha256"]) == 64
     assert "definitions" not in Similarities(("a", "b"), Measures({"text": 1.0})).to_json()
     assert "definitions" not in Similarities(CLASSES, WUP).to_json()
+
+
+def test_files_behind_urls_are_recorded_by_their_content(tmp_path):
+    content = b"class," + b",".join(name.encode() for name in CLASSES) + b"\n"
+    for i, name in enumerate(CLASSES):
+        row = ["9" if i == j else "1" for j in range(len(CLASSES))]
+        content += ",".join([name, *row]).encode() + b"\n"
+    fsspec.filesystem("memory").pipe("/weigh/confusion.csv", content)
+    measures = Measures({"confusion": 1.0}, confusion="memory://weigh/confusion.csv")
+    said = Similarities(CLASSES, measures).to_json()
+    assert said["confusion"] == hashlib.sha256(content).hexdigest()
+    (tmp_path / "confusion.csv").write_bytes(content)
+    assert (
+        Measures({"confusion": 1.0}, confusion=str(tmp_path / "confusion.csv")).to_json()
+        == measures.to_json()
+    )
+
+
+def test_how_tags_were_made_goes_with_the_list_that_gets_weights(tmp_path):
+    rows = [{"path": f"{i}.jpg", "label": DOG, "title": "a dog in the grass"} for i in range(2)]
+    source = write(tmp_path / "in.jsonl", rows)
+    build_tags(source, tmp_path / "tags.jsonl", TagOptions(max_share=1.0), workers=1)
+    how = load_how(tmp_path / "tags.jsonl", "tags")
+    assert (how["source"], how["tagger"], how["min_images"], how["images"]) == ("in.jsonl", "wordnet", 2, 2)
+    vocabulary = (tmp_path / "tags.vocabulary.tsv").read_bytes()
+    assert how["vocabulary_sha256"] == hashlib.sha256(vocabulary).hexdigest()
+    out = tmp_path / "out.jsonl"
+    weigh_list(tmp_path / "tags.jsonl", out, CLASSES, WUP)
+    assert load_how(out, "tags") == how
+    weigh_list(source, out, CLASSES, WUP)  # whose tags nobody made
+    assert load_how(out, "tags") == {}
 
 
 def test_counts_leave_out_the_validation_part(tmp_path):
@@ -416,7 +449,7 @@ def test_the_command_weighs_and_packing_takes_what_it_wrote(tmp_path, source_mak
     ]
     assert main([*map(str, command), "--by", "wup", "--temperature", "0.5"]) == 0
     assert "read 4 = written 4 + bad 0" in capsys.readouterr().out
-    options = PackOptions(image=ImageRecipe(resize="none"), shard_samples=4, weights=load_how(out))
+    options = PackOptions(image=ImageRecipe(resize="none"), shard_samples=4, weights=load_how(out, "weights"))
     pack(out, tmp_path / "dst", options, workers=1)
     assert Manifest.load(tmp_path / "dst" / "train").soft_labels.weights["temperature"] == 0.5
 
@@ -434,6 +467,26 @@ def test_show_prints_and_draws_the_nearest_concepts(tmp_path, capsys):
     assert CAT in page
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     assert main(["tags", "show", "wolf", *command[3:]]) == 2
+
+
+def test_show_says_where_an_image_gets_its_label_alone(tmp_path, capsys):
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    command = [
+        "tags",
+        "show",
+        DOG,
+        "--classes",
+        str(tmp_path / "classes.txt"),
+        "--by",
+        "text",
+        "--text",
+        "zzz",
+    ]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert text.splitlines() == [f"{DOG}: {FELL_BACK}", f"  1.0000  {DOG} dog  text 0.000"]
+    assert main([*command, "-o", str(tmp_path / "page.html")]) == 0
+    assert FELL_BACK.capitalize() in (tmp_path / "page.html").read_text()
 
 
 def test_neighbours_are_those_that_an_image_gets(tmp_path):

@@ -101,6 +101,20 @@ def test_a_study_that_cannot_be_is_refused(models, options, message, shards, key
         run(shards, keys_file, studied.parent, models=models, **options)
 
 
+def test_a_subset_that_does_not_fit_its_validation_set_is_told_before_any_run(shards, tmp_path):
+    full = StudySet(str(shards / "train"), str(shards / "val"))
+    (tmp_path / "two.txt").write_text("cat\nowl\n")
+    with pytest.raises(DataError, match="owl"):
+        study_subset(
+            full,
+            dataclasses.replace(full, labels=str(tmp_path / "two.txt")),
+            MODELS,
+            tmp_path / "out",
+            recipe=TINY,
+        )
+    assert not list((tmp_path / "out").glob("full-*"))
+
+
 def test_the_command_trains_evaluates_and_continues(shards, keys_file, studied, tmp_path, capsys):
     options = [part for setting in SETTINGS for part in ("--set", setting)]
     command = ["subset", "study", str(shards / "train"), str(keys_file), "--val", str(shards / "val")]

@@ -52,7 +52,7 @@ def test_photographs_with_english_text_become_tags_weights_shards_and_models(fol
     weigh = ["tags", "weigh", "tags.jsonl", "-o", "both.jsonl", "--classes", "classes.txt"]
     run(folder, monkeypatch, *weigh, "--by", "wup=0.7,text=0.3", "--top", "5")
     said = capsys.readouterr().out
-    assert "Run: softshard pack both.jsonl DST --classes classes.txt --weights" in said
+    assert "Run: softshard pack both.jsonl DST --classes classes.txt --weights --vocabulary FILE" in said
     show = ["tags", "show", "n01440764", "--classes", "classes.txt", "-o", "tench.html"]
     run(folder, monkeypatch, *show)
     assert "tench" in (folder / "tench.html").read_text()
@@ -61,6 +61,7 @@ def test_photographs_with_english_text_become_tags_weights_shards_and_models(fol
     run(folder, monkeypatch, "verify", "web", "--decode")
     info = Manifest.load(folder / "web" / "train").soft_labels
     assert info.num_tags == len((folder / "tags.vocabulary.tsv").read_text().splitlines()) - 1 > 5
+    assert info.tags["min_images"] == 1
     assert info.weights["by"] == {"text": pytest.approx(0.3), "wup": pytest.approx(0.7)}
 
     for recipe in ("weakly-tagged", "label-weighted", "joint"):

@@ -4,12 +4,14 @@ import csv
 import dataclasses
 import json
 
+import msgpack
 import numpy as np
 import pytest
 import torch
 from web_set import VOCABULARY, make_web_set
 
 from softshard.loaders import Loader
+from softshard.shards import Manifest, read_shard
 from softshard.shards.cli import main
 from softshard.shards.errors import DataError, UsageError
 from softshard.shards.stored_vocabulary import Vocabulary
@@ -41,7 +43,8 @@ def run(recipe, web, out, **options):
 
 
 def evaluated(entry):
-    return {name: value for name, value in entry.items() if name not in ("epoch", "loss", "num_bad")}
+    of_training = ("epoch", "loss", "num_bad", "without_tags", "without_weights")
+    return {name: value for name, value in entry.items() if name not in of_training}
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,25 @@ def test_a_model_learns_and_is_evaluated_on_what_it_has_outputs_for(recipe, outp
     assert ("top1" in last) == (recipe.loss != "weakly-tagged")
     numbers = evaluate(tmp_path / "checkpoint.pt", str(web / "val"), batch_size=5)
     assert {name: numbers[name] for name in evaluated(last)} == evaluated(last)
+
+
+@pytest.mark.parametrize("keep_targets", [None, 5])
+def test_samples_without_tags_are_counted_in_every_epoch(keep_targets, web, tmp_path):
+    metas = [
+        msgpack.unpackb(sample.parts["msgpack"])
+        for record in Manifest.load(web / "train").shards
+        for sample in read_shard(web / "train" / record.name)
+    ]
+    num = sum(not meta["tags"] for meta in metas)
+    assert 0 < num < 5
+    lines = []
+    recipe = tiny(joint(), epochs=2, keep_targets=keep_targets)
+    result = run(recipe, web, tmp_path, log=lines.append)
+    assert [(entry["without_tags"], entry["without_weights"]) for entry in result.history] == [(num, 0)] * 2
+    assert sum(f"{num} samples without tags" in line for line in lines) == 2
+    assert not any("without weights" in line for line in lines)
+    with (tmp_path / "epochs.csv").open(newline="") as file:
+        assert [row["without_tags"] for row in csv.DictReader(file)] == [str(num)] * 2
 
 
 def test_the_loss_of_a_step_is_the_sum_over_keywords(web, tmp_path):
