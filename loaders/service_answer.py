@@ -72,7 +72,7 @@ def check_fields(found: Mapping[str, Any], fields: Mapping[str, Any], where: str
     Raises:
         DataError: naming those that are missing or of another type.
     """
-    if wrong := [name for name, hint in fields.items() if not _fits(found.get(name), hint)]:
+    if wrong := [name for name, hint in fields.items() if name not in found or not _fits(found[name], hint)]:
         shown = ", ".join(f"{name} {found.get(name)!r:.80}" for name in wrong[:3])
         raise DataError(f"{where}: expected an answer of the data service, found {shown}. {_SAME_VERSION}")
 

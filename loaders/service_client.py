@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from ..shards.errors import UsageError
+from ..shards.errors import DataError, UsageError
 from .service_access import read_token
 from .service_address import is_loopback
 from .service_answer import HELLO_FIELDS, OPENED_FIELDS, check_fields, read_answer
@@ -167,13 +167,15 @@ class Server:
 
         Raises:
             UsageError: another protocol or pixel stack.
-            DataError: what it says makes no sense.
+            DataError: what it says, or sends, makes no sense.
             Refusal: it says no, or nothing.
         """
         opened = self.open(recipe)
         for last in (False, True):
             try:
                 return self._rows(Ticket(opened["recipe"], epoch, taken, rank, self._secret))
+            except DataError as error:
+                raise DataError(f"{self.address}: {error}") from error
             except Refusal as refusal:
                 if refusal.code != UNKNOWN_RECIPE or last:
                     raise

@@ -357,6 +357,7 @@ def read_rows(view: memoryview, stream: int) -> pa.RecordBatch:
         OverflowError,
         RecursionError,
         StopIteration,
+        OSError,  # Arrow's, of a damaged stream
         pa.ArrowException,
     ) as error:
         raise DataError(

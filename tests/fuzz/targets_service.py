@@ -128,6 +128,8 @@ def _rows(data: bytes, folder: Path) -> None:
         with pa.ipc.open_stream(pa.py_buffer(data)) as stream:
             read_meta(stream.schema)
             rows = stream.read_next_batch()
+    except DataError as error:
+        raise DataError(f"{WHERE}: {error}") from error
     except (pa.ArrowException, OSError, StopIteration):
         return
     _check()(rows, WHERE)
@@ -243,7 +245,7 @@ def targets() -> list[Target]:
         Target("counts of classes", _answer(dict(COUNTS_FIELDS)), (b'{"counts": [1, 2, 3]}',), JSON, WHERE),
         Target("answered vocabulary", _answer(dict(VOCABULARY_FIELDS)), (b'{"tags": ["a", "b"], "images": [1, 2]}',),
             JSON, WHERE),
-        Target("rows of a batch", _rows, (_streamed(_sent()),), BINARY, "data service"),
+        Target("rows of a batch", _rows, (_streamed(_sent()),), BINARY, WHERE),
         Target("rows in shared memory", _rows_in_memory, (_in_segment()[0],), BINARY, WHERE),
         Target("list of servers", in_file("servers.json", lambda path: ServerList(Path(path)).read()),
             (b'{"servers": ["grpc://10.0.0.7:41234", "grpc+tls://b:2"]}',), JSON, "servers.json"),
