@@ -39,8 +39,8 @@ class Faults:
         stall_s: seconds without a batch after which a warning says which stage works on what, and since when.
         give_up_s: seconds without a batch after which that is an error; None waits for ever.
         check_images: decode every image in full the first time that it is served, to find damage inside of JPEGs, which
-            decoders show as grey or wrong colours; see first_look.py. Costs a core 0.1 to 0.2 ms an image of 224 pixels,
-            in the first epoch.
+            decoders show as grey or wrong colours; see first_look.py. Costs a core 0.2 ms an image of 224 pixels, in the
+            first epoch.
     """
 
     max_bad: float = 0.001

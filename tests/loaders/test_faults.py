@@ -46,6 +46,11 @@ def broken_huffman_table(jpeg):
     return jpeg[:at] + b"\xff" * 16 + jpeg[at + 16 :]
 
 
+def other_pixels(jpeg):
+    at = len(jpeg) * 3 // 4
+    return jpeg[:at] + bytes(range(1, 65)) + jpeg[at + 64 :]
+
+
 DAMAGES = {
     "no JPEG": ("jpg", lambda data: bytes(len(data))),
     "bad Huffman table": ("jpg", broken_huffman_table),
@@ -71,6 +76,32 @@ def test_a_bad_sample_changes_its_own_slot_only(packed, damage, tmp_path, kind):
     assert (line["shard"], line["key"], line["sample"], line["epoch"], line["rank"]) == (shard, key, 31, 0, 0)
     assert line["step"] == slot // 8
     assert line["reason"].startswith(f"{shard}: sample '{key}', component '{DAMAGES[kind][0]}'")
+
+
+@pytest.mark.filterwarnings("ignore:.*tars without a manifest")
+@pytest.mark.parametrize("foreign", [False, True], ids=["with a manifest", "somebody's tars"])
+def test_damage_inside_an_image_is_found_where_that_is_asked_for(damage, foreign):
+    folder, _, key = damage(31, "jpg", other_pixels)
+    options = {"targets": "none"}
+    if foreign:
+        (folder / "manifest.json").unlink()
+        last = len(list(folder.glob("*.tar"))) - 1
+        folder = f"{folder}/train-{{000000..{last:06}}}.tar"
+    assert key in keys_of(epoch_of(folder, **options))
+    with make(folder, faults=Faults(check_images=True), **options) as loader:
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            batches = list(loader)
+            assert key not in keys_of(batches)
+            assert int(slots_of(batches, "valid").sum()) == loader.num_samples - 1
+            assert loader.num_bad == 1
+    with (
+        make(folder, faults=Faults(max_bad=0, check_images=True), **options) as loader,
+        pytest.raises(
+            DataError, match=f"'{key}', component 'jpg': expected a whole JPEG, found: .*verify --decode"
+        ),
+    ):
+        list(loader)
 
 
 def test_a_batch_begun_again_is_not_lost_with_the_one_behind_it(packed, damage, monkeypatch):
