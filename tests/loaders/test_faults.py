@@ -14,7 +14,7 @@ import torch
 
 from softshard.loaders import Augment, Faults, Loader
 from softshard.loaders.crops import draw_crops
-from softshard.loaders.faults import next_good
+from softshard.loaders.faults import BadSample, Quarantine, next_good
 from softshard.loaders.make_batch import BatchMaker
 from softshard.loaders.order import EpochOrder, rank_slots
 from softshard.shards import DataError, Manifest, UsageError
@@ -277,6 +277,20 @@ def test_bad_samples_are_logged(damage, caplog):
     with caplog.at_level(logging.WARNING, "softshard.loaders"):
         epoch_of(folder)
     assert f"left out {shard}: sample '{key}', component 'cls'" in caplog.text
+
+
+def test_thousands_of_bad_samples_flood_no_log(caplog):
+    quarantine = Quarantine(Faults(max_bad=1.0), 2000, rank=0)
+    with caplog.at_level(logging.WARNING, "softshard.loaders"):
+        for i in range(2000):
+            quarantine.add(BadSample(i, "a.tar", f"k{i}", f"k{i} is cut"), own=True, epoch=0, step=i)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[19] == "epoch 0, step 19: left out k19 is cut"
+    assert lines[20:] == [
+        f"epoch 0, step {n - 1}: left out {n} samples so far, now k{n - 1} is cut"
+        for n in (32, 64, 128, 256, 512, 1024)
+    ]
+    assert quarantine.num_bad == 2000
 
 
 def test_next_good_goes_round_and_skips_padding_and_bad_ones():
