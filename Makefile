@@ -119,8 +119,13 @@ MINUTES ?= 15
 fuzz: $(DEV)
 	cd tests && ../$(BIN)/python -m fuzz --minutes $(MINUTES)
 
+# Asked first whether anybody is there: pip-audit would try for minutes, and end as it does where it finds something.
+ADVISORIES = https://pypi.org/pypi/pip/json
 audit: $(DEV)
-	$(BIN)/python -m pip_audit --local --skip-editable --progress-spinner off
+	@$(BIN)/python -c 'import requests; requests.get("$(ADVISORIES)", timeout=10).raise_for_status()' 2> /dev/null || \
+	  { echo "make audit: expected an answer of $(ADVISORIES) within 10 s, found none: NOTHING WAS CHECKED. Run it where PyPI is" \
+	  "reached (a proxy: HTTPS_PROXY)" >&2; exit 1; }
+	$(BIN)/python -m pip_audit --local --skip-editable --progress-spinner off --timeout 10
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist site demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis

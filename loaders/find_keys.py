@@ -29,7 +29,7 @@ def find_keys(dataset: str | Path, manifest: Manifest, keys: Collection[str]) ->
         UsageError: keys of no sample; the first ten are named.
         DataError: an index is missing or is not the manifest's.
     """
-    wanted = {key.encode("utf-8", "surrogateescape") for key in keys}
+    wanted = {_stored(key) for key in keys}
     samples, first, missing = [], 0, set(wanted)
     for keys_of_shard in each_shards_keys(dataset, manifest):
         inside = [i for i, key in enumerate(keys_of_shard) if key in wanted]
@@ -44,3 +44,11 @@ def find_keys(dataset: str | Path, manifest: Manifest, keys: Collection[str]) ->
             "Keys stand in the shards' .idx files, and batches say theirs"
         )
     return np.concatenate(samples)
+
+
+def _stored(key: str) -> bytes:
+    """A key as an index holds it."""
+    try:
+        return key.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON may hold and no index does
+        return key.encode("utf-8", "surrogatepass")

@@ -217,6 +217,8 @@ class Loader(LoaderData):
         self._taken = 0  # samples that every lane has given in this epoch
         self._resume = False  # whether the next iteration starts there
         self.faults = faults or Faults()
+        if self.faults.check_images:
+            self._maker.reader.look_first()
         self._quarantine = Quarantine(self.faults, self.num_samples // world_size, rank)
         self._run = BatchRun(self._maker, self._quarantine)
         self._running: Background[Batch | MarkedBatch] | None = None

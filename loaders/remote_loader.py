@@ -38,6 +38,7 @@ from .mixture import Mixture
 from .normalize import normalization, normalizer
 from .options import check_choices, check_enough, check_keep, check_normalisation, check_numbers
 from .order import DEFAULT_WINDOW, check_geometry
+from .service_answer import AnswerCheck, remote_faults
 from .service_client import Connection
 from .service_list import find_servers
 from .service_maker import Place
@@ -219,13 +220,14 @@ class RemoteLoader(Loader):
         place = ",".join(addresses) + (f"/{self._pool.facts['dataset']}")
         source: Any = RemoteSource.of(place, self._pool)
         self.source = source
+        self._pool.check = AnswerCheck.of(recipe, source.labels, source.manifest)
         self.dataset = place
         self._plan = EpochPlan(  # of which only the number of steps is asked
             source, seed, lanes, window, shuffle, batch_size * world_size, rank, world_size, last_batch
         )
         self._taken = 0
         self._resume = False
-        self.faults = faults or Faults()
+        self.faults = remote_faults(faults)
         self._quarantine = Quarantine(self.faults, self.num_samples // world_size, rank)
         self._normaliser = None
         if dtype != recipe.dtype:

@@ -15,6 +15,7 @@ from ..shards.errors import DataError, UsageError
 from ..shards.schema import CLS, HIER, JPG, KD, LMAP
 from ..shards.teacher_levels import decode_teacher_levels, num_kept
 from .fetch import Following
+from .first_look import FirstLook
 from .mixed_shards import MixedShards, all_components
 from .samples import Place, read_classes, read_levels, read_sizes
 from .side_maps import SideFiles
@@ -81,6 +82,11 @@ class SampleReader:
         )
         self._shard_sources = np.repeat(np.arange(len(sources)), [len(shards) for shards in records])
         self.shards = MixedShards(sources, None if side is None else side.shards)
+        self._first_look: FirstLook | None = None
+
+    def look_first(self) -> None:
+        """From now on decode every image in full the first time that it is asked for, and refuse those that are damaged."""
+        self._first_look = FirstLook(int(self._starts[-1]))
 
     @property
     def reads_teacher(self) -> bool:
@@ -135,9 +141,14 @@ class SampleReader:
         """int64 [M, 2], stored height and width.
 
         Raises:
-            DataError: see `read_sizes`.
+            DataError: see `read_sizes`; damage inside an image, after `look_first`.
         """
-        return read_sizes(found.places, found.members[JPG.suffix])
+        sizes = read_sizes(found.places, found.members[JPG.suffix])
+        if self._first_look is not None:
+            inside = np.array([place for _, place in found.places], np.int64)
+            samples = self._starts[found.numbers] + inside
+            self._first_look.check(samples, found.places, found.members[JPG.suffix])
+        return sizes
 
     def classes(self, found: Found) -> np.ndarray:
         """int64 [M], classes of the label space; -1 for samples of somebody else's tars that have none.

@@ -67,7 +67,7 @@ def split_address(text: str) -> tuple[str, int]:
     """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port[:6]) > 65535:
         raise UsageError(f"expected an address such as 127.0.0.1:7070, found {text!r:.80}")
     return host, int(port)
 

@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from ..shards.errors import UsageError
+from ..shards.errors import DataError, UsageError
 from .service_access import read_token
 from .service_address import is_loopback
+from .service_answer import HELLO_FIELDS, OPENED_FIELDS, check_fields, read_answer
 from .service_memory import Handle, open_segment, read_proof, read_rows
 from .service_protocol import (
     CLIENT_HEADER,
@@ -133,6 +135,7 @@ class Server:
 
         Raises:
             UsageError: another protocol or pixel stack.
+            DataError: what it says makes no sense.
             Refusal: it says no, or nothing.
         """
         if (facts := self._facts) is not None:
@@ -145,13 +148,16 @@ class Server:
             )
         try:
             if (facts := self._facts) is None:
-                hello = self._action(HELLO, {"protocol": PROTOCOL})
+                hello = self.action(HELLO, {"protocol": PROTOCOL}, {})
                 check_protocol(hello.get("protocol"), self.address)
+                check_fields(hello, HELLO_FIELDS, f"{self.address}: {HELLO}")
                 check_stack(self._stack, hello["stack"], self.address)
                 self._secret = ""
                 if self._connection.shared_memory:
                     self._secret = read_proof(Handle.from_json(hello.get("memory")))
-                self._facts = facts = self._action(OPEN, {"protocol": PROTOCOL, "recipe": recipe})
+                self._facts = facts = self.action(
+                    OPEN, {"protocol": PROTOCOL, "recipe": recipe}, OPENED_FIELDS
+                )
             return facts
         finally:
             self._opening.release()
@@ -161,12 +167,15 @@ class Server:
 
         Raises:
             UsageError: another protocol or pixel stack.
+            DataError: what it says, or sends, makes no sense.
             Refusal: it says no, or nothing.
         """
         opened = self.open(recipe)
         for last in (False, True):
             try:
                 return self._rows(Ticket(opened["recipe"], epoch, taken, rank, self._secret))
+            except DataError as error:
+                raise DataError(f"{self.address}: {error}") from error
             except Refusal as refusal:
                 if refusal.code != UNKNOWN_RECIPE or last:
                     raise
@@ -181,36 +190,39 @@ class Server:
     def _rows(self, ticket: Ticket) -> tuple[pa.RecordBatch, bool]:
         reader = self._reader(ticket)
         with _refusals():
-            if "segment" not in (meta := read_meta(reader.schema)):
-                return reader.read_chunk().data, False
+            schema = reader.schema
+        if "segment" not in (meta := read_meta(schema)):
+            return _one_chunk(reader), False
         handle = Handle.from_json(meta["segment"])
         view = None if handle is None else open_segment(handle)
         if view is not None:
             assert handle is not None
             return read_rows(view, handle.stream), True
         # The server let it go in the meantime.
-        reader = self._reader(Ticket(ticket.recipe, ticket.epoch, ticket.taken, ticket.rank))
-        with _refusals():
-            return reader.read_chunk().data, False
+        return _one_chunk(self._reader(Ticket(ticket.recipe, ticket.epoch, ticket.taken, ticket.rank))), False
 
     def _reader(self, ticket: Ticket) -> flight.FlightStreamReader:
         with _refusals():
             return self._client.do_get(flight.Ticket(ticket.to_bytes()), self._options)
 
-    def action(self, name: str, content: dict[str, Any]) -> dict[str, Any]:
+    def action(self, name: str, content: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
         """One of the small requests; see service_protocol.py.
 
+        Args:
+            name: of the request.
+            content: of it.
+            fields: of the answer, see service_answer.py.
+
         Raises:
+            DataError: the answer is none.
             Refusal: the server says no, or nothing.
         """
-        return self._action(name, content)
-
-    def _action(self, name: str, content: dict[str, Any]) -> dict[str, Any]:
         with _refusals():
             (result,) = self._client.do_action(
                 flight.Action(name, json.dumps(content).encode()), self._options
             )
-            return json.loads(result.body.to_pybytes())
+            answer = result.body.to_pybytes()
+        return read_answer(answer, fields, f"{self.address}: {name}")
 
     def did_well(self, latency_s: float) -> None:
         """An answer came."""
@@ -231,6 +243,14 @@ class Server:
 
     def close(self) -> None:
         self._client.close()
+
+
+def _one_chunk(reader: flight.FlightStreamReader) -> pa.RecordBatch:
+    """The rows of an answer; one without any stands for no answer."""
+    with _refusals():
+        if (rows := reader.read_chunk().data) is None:
+            raise ValueError("expected the rows of a batch, found none")
+        return rows
 
 
 class _refusals:

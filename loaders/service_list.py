@@ -53,7 +53,7 @@ class ServerList:
             found = json.loads(content)
             servers = found["servers"]
             fits = isinstance(servers, list) and all(isinstance(server, str) for server in servers)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             servers, fits = [], False
         if not fits:
             raise UsageError(

@@ -21,6 +21,7 @@ import fcntl
 import json
 import mmap
 import os
+import re
 import resource
 import secrets
 import threading
@@ -35,6 +36,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from ..shards.errors import DataError
 from .batch_buffers import BatchBuffers
 
 _ALIGNED_BYTES = 64  # where Arrow's buffers begin
@@ -42,6 +44,7 @@ _IMAGES_AT = 4096
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _SEAL_FUTURE_WRITE = 0x10  # nobody but who has it mapped may write; Python has no name for it before 3.13
 _APART = b"apart"
+_ID = re.compile(r"[0-9a-f]{32}")
 _MOST_LEASED = 32  # segments that only clients use: beyond them, the oldest are left to their clients
 _DESCRIPTORS_PER_ONE = 8  # of those that a process may have, one in so many is a segment's
 
@@ -75,7 +78,8 @@ class Handle:
         numbers = [content[name] for name in ("pid", "descriptor", "size", "stream")]
         if not all(type(number) is int and number >= 0 for number in numbers):
             return None
-        return cls(**content) if isinstance(content["id"], str) and len(content["id"]) == 32 else None
+        identity = content["id"]
+        return cls(**content) if isinstance(identity, str) and _ID.fullmatch(identity) else None
 
 
 class Segment:
@@ -333,13 +337,33 @@ def _most_segments() -> int:
 
 
 def read_rows(view: memoryview, stream: int) -> pa.RecordBatch:
-    """The rows in a segment; they hold its memory."""
-    rest = pa.ipc.open_stream(pa.py_buffer(view[stream:])).read_next_batch()
-    column, field = json.loads(rest.schema.metadata[_APART])
-    kind = pa.binary(field["row_bytes"])
-    whole = pa.field("images", kind, metadata=field["metadata"])
-    images = pa.py_buffer(view[_IMAGES_AT : _IMAGES_AT + len(rest) * field["row_bytes"]])
-    return _with(rest, column, whole, images)
+    """The rows in a segment; they hold its memory.
+
+    Raises:
+        DataError: something else is there.
+    """
+    try:
+        rest = pa.ipc.open_stream(pa.py_buffer(view[stream:])).read_next_batch()
+        column, field = json.loads(rest.schema.metadata[_APART])
+        kind = pa.binary(field["row_bytes"])
+        whole = pa.field("images", kind, metadata=field["metadata"])
+        images = pa.py_buffer(view[_IMAGES_AT : _IMAGES_AT + len(rest) * field["row_bytes"]])
+        return _with(rest, column, whole, images)
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        StopIteration,
+        OSError,  # Arrow's, of a damaged stream
+        pa.ArrowException,
+    ) as error:
+        raise DataError(
+            f"data service: expected a batch in shared memory, found other bytes: {error!r:.200}. Install the same "
+            "softshard on servers and trainers"
+        ) from error
 
 
 def _without(rows: pa.RecordBatch, column: int) -> pa.RecordBatch:

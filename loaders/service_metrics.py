@@ -46,6 +46,27 @@ class ServiceCounts:
             return dict(self._bytes)
 
 
+class LineBudget:
+    """How many lines of one kind a log gets: so many a minute, whoever asks how often. For several threads.
+
+    Args:
+        per_minute: lines.
+    """
+
+    def __init__(self, per_minute: int = 30) -> None:
+        self._per_minute = per_minute
+        self._lock = threading.Lock()
+        self._ends, self._num = 0.0, 0
+
+    def take(self, now_s: float) -> bool:
+        """Whether one more line fits, at a time by the monotonic clock."""
+        with self._lock:
+            if now_s >= self._ends:
+                self._ends, self._num = now_s + 60, 0
+            self._num += 1
+            return self._num <= self._per_minute
+
+
 @dataclass(frozen=True)
 class ServiceStats:
     """What a server has done since it began, and does now.

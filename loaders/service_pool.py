@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ import pyarrow as pa
 from ..shards.errors import SoftshardError, UsageError
 from ..shards.stored_vocabulary import Vocabulary
 from .fetch_stats import FetchCounters
+from .service_answer import COUNTS_FIELDS, VOCABULARY_FIELDS, AnswerCheck, same_length
 from .service_client import AWAY, Connection, Server
 from .service_list import ServerList
 from .service_maker import Place
@@ -116,6 +117,7 @@ class ServerPool:
         self._excluded: dict[Server, SoftshardError] = {}
         self._lock = threading.Lock()
         self._reference: tuple[str, dict[str, Any]] | None = None
+        self.check: AnswerCheck | None = None  # of batches; known once a server has said what it has
         try:
             self.facts = self._open_all()
         except BaseException:
@@ -195,7 +197,8 @@ class ServerPool:
             DataError: the file of classes is missing or damaged.
             ServiceError: no server answers.
         """
-        return self._say(COUNT_CLASSES, "a server that counts the classes")["counts"]
+        counts = self._say(COUNT_CLASSES, "a server that counts the classes", COUNTS_FIELDS)["counts"]
+        return same_length(counts, self.facts["class_names"], "counts for every class")
 
     def vocabulary(self) -> Vocabulary:
         """What tags mean; see Loader.vocabulary.
@@ -204,10 +207,12 @@ class ServerPool:
             DataError: the file of tags is damaged.
             ServiceError: no server answers.
         """
-        said = self._say(VOCABULARY, "a server that says what tags mean")
-        return Vocabulary(tuple(said["tags"]), tuple(said["images"]))
+        said = self._say(VOCABULARY, "a server that says what tags mean", VOCABULARY_FIELDS)
+        return Vocabulary(
+            tuple(said["tags"]), tuple(same_length(said["images"], said["tags"], "images of tags"))
+        )
 
-    def _say(self, action: str, what: str) -> dict[str, Any]:
+    def _say(self, action: str, what: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """What the first server that answers says of the recipe."""
         wrong = None  # what one said that another need not say
         for server in self.servers:
@@ -216,7 +221,7 @@ class ServerPool:
             for last in (False, True):
                 try:
                     self._open(server)
-                    return server.action(action, {"recipe": self.facts["recipe"]})
+                    return server.action(action, {"recipe": self.facts["recipe"]}, fields)
                 except Refusal as refusal:
                     if refusal.code == UNKNOWN_RECIPE and not last:
                         server.forget()  # it was closed to make room, or the server was started anew
@@ -346,8 +351,10 @@ class ServerPool:
             self._open(server)
             place = wanted.place
             rows, in_memory = server.ask(self._recipe, place.epoch, place.taken, place.rank)
+            if self.check is not None:
+                self.check(rows, server.address)
         except Exception as caught:
-            error = caught
+            rows, error = None, caught
         self._answers.put(_Answer(wanted, server, time.monotonic() - begun, rows, in_memory, error))
 
     def _take(self, answer: _Answer) -> None:

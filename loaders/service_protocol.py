@@ -14,6 +14,7 @@ Requests are JSON objects of known fields; nothing in them names a path or a URL
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -31,6 +32,7 @@ POOLING = "pooling"  # in a stack: what pools label maps
 MAX_TICKET_BYTES = 4096
 _MAX_EPOCH = 2**32
 _MAX_TAKEN = 2**62
+_MAX_CODE, _MAX_MESSAGE, _MAX_RETRY_S = 40, 4000, 60.0  # of a refusal
 
 # What a refusal may be about, and what the client does then.
 BUSY = "busy"  # asks again later, or another server
@@ -76,12 +78,14 @@ class Refusal(Exception):
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Refusal | None:
-        """None where a server said something else."""
+        """None where a server said something else. It cannot say much, nor send anybody away for long."""
         try:
             found = json.loads(content)
-            return cls(str(found["code"]), str(found["message"]), float(found["retry_s"]))
-        except (ValueError, KeyError, TypeError):
+            retry_s = float(found["retry_s"])
+            code, message = str(found["code"])[:_MAX_CODE], str(found["message"])[:_MAX_MESSAGE]
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
+        return cls(code, message, min(max(retry_s, 0.0), _MAX_RETRY_S) if math.isfinite(retry_s) else 0.0)
 
     @classmethod
     def of(cls, error: Exception) -> Refusal:

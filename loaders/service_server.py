@@ -25,7 +25,7 @@ from ..shards.errors import DataError, SoftshardError, UsageError
 from .service_access import Admission, Caller, TokenCheck
 from .service_desk import Desk
 from .service_memory import HostProof
-from .service_metrics import ServiceCounts, ServiceStats
+from .service_metrics import LineBudget, ServiceCounts, ServiceStats
 from .service_protocol import (
     BUSY,
     COUNT_CLASSES,
@@ -82,7 +82,7 @@ class BatchServer(flight.FlightServerBase):
         self._proof = HostProof() if shared_memory else None
         if not shared_memory:
             desk.segments.max_bytes = 0
-        self._counts = ServiceCounts()
+        self._counts, self._refused_lines = ServiceCounts(), LineBudget()
         self._started = time.time()
         self._closed = threading.Event()
         self.hangs = False  # closed, and threads still wait: gRPC's for clients, or a recipe's for its shards
@@ -194,12 +194,13 @@ class BatchServer(flight.FlightServerBase):
             logger.exception("a request failed", extra={"facts": {"request": what}})
             refusal = Refusal(INTERNAL, "the server failed; its log says why")
         self._counts.answered(what, refusal.code)
+        is_usual = refusal.code in (BUSY, DRAINING)
         logger.log(
-            logging.DEBUG if refusal.code in (BUSY, DRAINING) else logging.WARNING,
+            logging.DEBUG if is_usual or not self._refused_lines.take(time.monotonic()) else logging.WARNING,
             "refused",
             extra={"facts": {"request": what, "code": refusal.code, "message": refusal.message}},
         )
-        kind = flight.FlightUnavailableError if refusal.code in (BUSY, DRAINING) else flight.FlightServerError
+        kind = flight.FlightUnavailableError if is_usual else flight.FlightServerError
         # Half of a surrogate pair, which JSON may hold, cannot be sent as it is.
         shown = refusal.message.encode("utf-8", "backslashreplace").decode()
         raise kind(shown, refusal.to_bytes())

@@ -26,6 +26,7 @@ from .pooling import SparseTargets
 _META = b"softshard"
 _ROW = b"row"
 _MORE = "more_targets."
+_SAME_VERSION = "Install the same softshard on servers and trainers"
 _DTYPES = ("uint8", "bool", "int64", "float16", "float32")
 
 
@@ -75,10 +76,19 @@ def decode_batch(rows: pa.RecordBatch) -> tuple[Batch, list[BadSample]]:
             valid=found["valid"],
             more_targets=_more_targets(found),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
+    except DataError:
+        raise
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RuntimeError,  # torch's, of dimensions; and JSON that nests too deep
+        pa.ArrowException,
+    ) as error:  # torch's, of dimensions
         raise DataError(
-            f"data service: expected the rows of a batch, found others: {error!r:.200}. Install the same softshard on "
-            "servers and trainers"
+            f"data service: expected the rows of a batch, found others: {error!r:.200}. {_SAME_VERSION}"
         ) from error
     if None not in teacher:
         batch.teacher = TeacherLevels(*teacher)  # pyright: ignore[reportArgumentType]
@@ -88,8 +98,18 @@ def decode_batch(rows: pa.RecordBatch) -> tuple[Batch, list[BadSample]]:
 
 
 def read_meta(schema: pa.Schema) -> dict[str, Any]:
-    """What a schema says for softshard: of a batch `bad`, of a handle `segment`."""
-    return json.loads((schema.metadata or {})[_META])
+    """What a schema says for softshard: of a batch `bad`, of a handle `segment`.
+
+    Raises:
+        DataError: nothing of the kind.
+    """
+    try:
+        found = json.loads((schema.metadata or {})[_META])
+    except (KeyError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(f"data service: expected rows that softshard sent, found others. {_SAME_VERSION}")
+    return found
 
 
 def meta_schema(content: Mapping[str, Any]) -> pa.Schema:
@@ -157,15 +177,16 @@ def _row(said: bytes) -> tuple[np.dtype, tuple[int, ...]]:
     """dtype and shape of a row, as its field says them; the same in every batch of a loader."""
     name, shape = json.loads(said)
     if name not in _DTYPES:
-        raise ValueError(f"dtype {name!r}")
+        raise ValueError(f"dtype {name!r:.80}")
     return np.dtype(name), tuple(map(int, shape))
 
 
 def _tensor(column: pa.Array, dtype: np.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     """[N, ...] over the memory of a column."""
     full, row_bytes = (len(column), *shape), column.type.byte_width
-    if math.prod(shape) * dtype.itemsize != row_bytes:
-        raise ValueError(f"{row_bytes} bytes for {dtype} {shape}")
+    # Python's product: NumPy's would come round to the right number for shapes beyond all memory.
+    if min(full) < 0 or math.prod(shape) * dtype.itemsize != row_bytes:
+        raise ValueError(f"{row_bytes} bytes for {dtype} {shape!r:.80}")
     buffer = column.buffers()[1]
     if buffer is None or not len(column) or not row_bytes:
         return torch.from_numpy(np.zeros(full, dtype))
@@ -173,5 +194,7 @@ def _tensor(column: pa.Array, dtype: np.dtype, shape: tuple[int, ...]) -> torch.
     if buffer.size < start + len(column) * row_bytes:
         raise ValueError(f"a buffer of {buffer.size} bytes")
     values = np.asarray(_Lent(buffer, start, dtype, full))
+    if dtype == np.bool_ and values.view(np.uint8).max() > 1:
+        raise ValueError("a bool that is neither 0 nor 1")
     aligned = not (buffer.address + start) % dtype.itemsize
     return torch.from_numpy(values if aligned else values.copy())  # gRPC's memory begins anywhere

@@ -99,7 +99,7 @@ def settle(target: Destination, content: dict[str, Any], source: Manifest) -> tu
         try:
             found = json.loads(earlier)
             other = {key for key in content if found.get(key) != json.loads(json.dumps(content[key]))}
-            found_sha256 = found["sha256"]
+            found_sha256 = str(found["sha256"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{target.name}/{PLAN_NAME}: expected the plan of an earlier run, found: {error!r}; it is damaged. "

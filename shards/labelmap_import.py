@@ -9,6 +9,7 @@ continues.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import secrets
 from collections.abc import Iterator, Sequence
@@ -263,7 +264,7 @@ def _settle(source: Path, destination: Path, names: Sequence[str], options: Impo
     if path.is_file():
         try:
             found = json.loads(path.read_bytes()[:MAX_PLAN_BYTES])
-            top, rows, columns = found["shape"]
+            top, rows, columns = map(operator.index, found["shape"])
             earlier = {key: found[key] for key in wanted}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(

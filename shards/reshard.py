@@ -256,7 +256,7 @@ def _settle_plan(run: _Run) -> str:
     earlier = settle_plan(run.destination, lambda: text)
     if earlier is not None:
         try:
-            found = json.loads(earlier)["sha256"]
+            found = str(json.loads(earlier)["sha256"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{where}/{PLAN_NAME}: expected the plan of an earlier run, found: {error!r}; it is damaged"

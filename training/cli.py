@@ -203,6 +203,12 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "bad_samples.jsonl",
     )
     command.add_argument(
+        "--check-images",
+        action="store_true",
+        help="decode each image in full the first time, to find damage that decoders show as grey (for tars without hashes; "
+        "slows the first epoch down)",
+    )
+    command.add_argument(
         "--log-steps",
         type=int,
         default=10,
@@ -252,6 +258,7 @@ def _run_train(args: argparse.Namespace) -> int:
         world_size=world_size,
         num_threads=args.threads,
         max_bad=args.max_bad,
+        check_images=args.check_images,
         compile=args.compile,
         tensorboard=args.tensorboard,
         log_steps=args.log_steps,

@@ -53,7 +53,7 @@ def begin(out: Path) -> None:
 def _is_demo(out: Path) -> bool:
     try:
         marker = json.loads((out / MARKER).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(marker, dict) and MARKED.items() <= marker.items()
 

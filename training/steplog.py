@@ -246,15 +246,27 @@ def board_writer() -> Callable[[Path, int], Any]:
 def _start_csv(path: Path, step: int) -> None:
     rows: list[list[str]] = []
     if step and path.exists():
-        with path.open(newline="") as file:
+        with path.open(newline="", errors="replace") as file:
             # A line that a killed run left half written has too few columns, or no number in front.
-            rows = [
-                row
-                for row in csv.reader(file)
-                if len(row) == len(METRICS_COLUMNS) and row[0].isdigit() and int(row[0]) <= step
-            ]
+            rows = [row for row in _rows(file) if len(row) == len(METRICS_COLUMNS) and _is_upto(row[0], step)]
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([METRICS_COLUMNS, *rows])
+
+
+def _rows(file: Iterable[str]) -> Iterator[list[str]]:
+    """The rows that can be read: a disk that fails may leave anything."""
+    rows = csv.reader(file)
+    while True:
+        try:
+            yield next(rows)
+        except csv.Error:
+            continue
+        except StopIteration:
+            return
+
+
+def _is_upto(cell: str, step: int) -> bool:
+    return cell.isascii() and cell.isdigit() and len(cell) < 19 and int(cell) <= step
 
 
 def _not_finite(

@@ -226,8 +226,8 @@ def _settle(folder: Path, header: dict[str, Any]) -> None:
         write_atomically(path, (json.dumps(header, indent=1) + "\n").encode())
         return
     try:
-        found = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
+        found = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path}: expected what an earlier run wrote, found: {error}. Remove {folder}"
         ) from error

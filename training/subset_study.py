@@ -23,7 +23,7 @@ import timm
 from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource
 from ..loaders.subset import Subset
-from ..shards.errors import UsageError
+from ..shards.errors import DataError, UsageError
 from ..shards.files import hold_folder, write_atomically
 from ..shards.storage import public_name
 from ..shards.subset_file import SubsetFile
@@ -202,7 +202,12 @@ def _settle(folder: Path, call: dict[str, Any]) -> None:
     path = folder / STUDY_NAME
     wanted = json.loads(json.dumps(call))  # as JSON has it: a tuple is a list
     if path.exists():
-        found = json.loads(path.read_text())
+        try:
+            found = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"{path}: expected what an earlier run wrote, found: {error}. Remove {folder}"
+            ) from error
         if other := sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)):
             raise UsageError(
                 f"{folder}: expected the runs of this call, found those of one with another {', '.join(other)}. Repeat "

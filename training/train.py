@@ -98,6 +98,7 @@ def train(
     world_size: int = 1,
     num_threads: int | None = None,
     max_bad: float = Faults.max_bad,
+    check_images: bool = False,
     compile: bool = False,
     tensorboard: bool = False,
     log_steps: int = 10,
@@ -130,7 +131,7 @@ def train(
         world_size: how many processes train together; with more than one, torch.distributed's rendezvous
             variables (MASTER_ADDR, MASTER_PORT) must be set, as torchrun does.
         num_threads: the loader's.
-        max_bad: share of the training samples that may be bad; see Faults.
+        max_bad: share of the training samples that may be bad; see Faults, as for `check_images`.
         compile: run the model through torch.compile, which needs a C++ compiler.
         tensorboard: write what `metrics.csv` and `epochs.csv` get for TensorBoard, too.
         log_steps: steps between two lines of `metrics.csv`. Between them the host does not wait for the
@@ -198,7 +199,7 @@ def train(
             rank=rank,
             world_size=world_size,
             num_threads=num_threads,
-            faults=Faults(max_bad, quarantine=checkpoint_path.with_name(BAD_NAME)),
+            faults=Faults(max_bad, checkpoint_path.with_name(BAD_NAME), check_images=check_images),
             opened=stack,
         )
         steps_per_epoch = len(loader)

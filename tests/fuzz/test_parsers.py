@@ -16,6 +16,7 @@ from fuzz.all_targets import all_targets
 from fuzz.judge import Target, bounds, judge
 from fuzz.mutate import BINARY, JSON, TEXT, mutated
 
+from softshard.loaders.service_address import split_address
 from softshard.loaders.state import check_state
 from softshard.shards import DataError, LabelTree, UsageError
 from softshard.shards.confusion_file import load_confusion
@@ -30,6 +31,7 @@ from softshard.shards.subset_file import SubsetFile
 from softshard.shards.webvision_info import read_meta
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.label_sets import _read_sets
+from softshard.training.steplog import METRICS_COLUMNS, _start_csv
 
 EXAMPLES = 60  # of each parser; `make fuzz` tries as many as fit into its minutes
 DEEP = "[" * 100_000
@@ -248,6 +250,31 @@ def test_json_that_nests_too_deep_is_refused(targets, tmp_path, name):
 @pytest.mark.parametrize("name", ["receipt", "kept listing"])
 def test_what_a_run_keeps_for_itself_is_made_again_where_it_nests_too_deep(targets, tmp_path, name):
     targets[name].parse(DEEP.encode(), tmp_path)
+
+
+def test_a_list_of_servers_that_nests_too_deep_is_refused(targets, tmp_path):
+    with pytest.raises(UsageError, match=r"servers\.json: expected"):
+        targets["list of servers"].parse(DEEP.encode(), tmp_path)
+
+
+def test_a_port_with_thousands_of_digits_is_none():
+    with pytest.raises(UsageError, match="expected an address such as"):
+        split_address("127.0.0.1:" + "7" * 5000)
+
+
+def test_rows_of_metrics_that_are_none_are_left_out(tmp_path):
+    path, end = tmp_path / "metrics.csv", ",0" * (len(METRICS_COLUMNS) - 1)
+    first = "\u00b2", "9" * 5000, "7", "1"
+    path.write_text("".join(f"{cell}{end}\n" for cell in first) + '"\0' + "x" * 200_000, "utf-8")
+    _start_csv(path, 5)
+    assert path.read_text().splitlines()[1:] == [f"1{end}"]
+
+
+@pytest.mark.parametrize("name", ["plan of scores", "plan of a study", "plan of a reshard", "import.json"])
+@pytest.mark.parametrize("content", [b"[", b"7", b'{"sha256": 7, "shape": ["a", 1, 2]}'])
+def test_what_an_earlier_run_left_is_refused_and_no_bug(targets, tmp_path, name, content):
+    with pytest.raises((DataError, UsageError)):
+        targets[name].parse(content, tmp_path)
 
 
 # The threats of docs/security.md that no other test shows.

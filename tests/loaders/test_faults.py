@@ -14,7 +14,7 @@ import torch
 
 from softshard.loaders import Augment, Faults, Loader
 from softshard.loaders.crops import draw_crops
-from softshard.loaders.faults import next_good
+from softshard.loaders.faults import BadSample, Quarantine, next_good
 from softshard.loaders.make_batch import BatchMaker
 from softshard.loaders.order import EpochOrder, rank_slots
 from softshard.shards import DataError, Manifest, UsageError
@@ -46,6 +46,11 @@ def broken_huffman_table(jpeg):
     return jpeg[:at] + b"\xff" * 16 + jpeg[at + 16 :]
 
 
+def other_pixels(jpeg):
+    at = len(jpeg) * 3 // 4
+    return jpeg[:at] + bytes(range(1, 65)) + jpeg[at + 64 :]
+
+
 DAMAGES = {
     "no JPEG": ("jpg", lambda data: bytes(len(data))),
     "bad Huffman table": ("jpg", broken_huffman_table),
@@ -71,6 +76,32 @@ def test_a_bad_sample_changes_its_own_slot_only(packed, damage, tmp_path, kind):
     assert (line["shard"], line["key"], line["sample"], line["epoch"], line["rank"]) == (shard, key, 31, 0, 0)
     assert line["step"] == slot // 8
     assert line["reason"].startswith(f"{shard}: sample '{key}', component '{DAMAGES[kind][0]}'")
+
+
+@pytest.mark.filterwarnings("ignore:.*tars without a manifest")
+@pytest.mark.parametrize("foreign", [False, True], ids=["with a manifest", "somebody's tars"])
+def test_damage_inside_an_image_is_found_where_that_is_asked_for(damage, foreign):
+    folder, _, key = damage(31, "jpg", other_pixels)
+    options = {"targets": "none"}
+    if foreign:
+        (folder / "manifest.json").unlink()
+        last = len(list(folder.glob("*.tar"))) - 1
+        folder = f"{folder}/train-{{000000..{last:06}}}.tar"
+    assert key in keys_of(epoch_of(folder, **options))
+    with make(folder, faults=Faults(check_images=True), **options) as loader:
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            batches = list(loader)
+            assert key not in keys_of(batches)
+            assert int(slots_of(batches, "valid").sum()) == loader.num_samples - 1
+            assert loader.num_bad == 1
+    with (
+        make(folder, faults=Faults(max_bad=0, check_images=True), **options) as loader,
+        pytest.raises(
+            DataError, match=f"'{key}', component 'jpg': expected a whole JPEG, found: .*verify --decode"
+        ),
+    ):
+        list(loader)
 
 
 def test_a_batch_begun_again_is_not_lost_with_the_one_behind_it(packed, damage, monkeypatch):
@@ -246,6 +277,20 @@ def test_bad_samples_are_logged(damage, caplog):
     with caplog.at_level(logging.WARNING, "softshard.loaders"):
         epoch_of(folder)
     assert f"left out {shard}: sample '{key}', component 'cls'" in caplog.text
+
+
+def test_thousands_of_bad_samples_flood_no_log(caplog):
+    quarantine = Quarantine(Faults(max_bad=1.0), 2000, rank=0)
+    with caplog.at_level(logging.WARNING, "softshard.loaders"):
+        for i in range(2000):
+            quarantine.add(BadSample(i, "a.tar", f"k{i}", f"k{i} is cut"), own=True, epoch=0, step=i)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[19] == "epoch 0, step 19: left out k19 is cut"
+    assert lines[20:] == [
+        f"epoch 0, step {n - 1}: left out {n} samples so far, now k{n - 1} is cut"
+        for n in (32, 64, 128, 256, 512, 1024)
+    ]
+    assert quarantine.num_bad == 2000
 
 
 def test_next_good_goes_round_and_skips_padding_and_bad_ones():

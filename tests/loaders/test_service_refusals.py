@@ -16,6 +16,7 @@ from softshard.loaders import Augment, Connection, Loader, RemoteLoader, Subset
 from softshard.loaders.service_access import check_listen, read_token
 from softshard.loaders.service_address import split_address, split_servers
 from softshard.loaders.service_desk import Desk, Limits, ServedSet
+from softshard.loaders.service_metrics import LineBudget
 from softshard.loaders.service_protocol import Refusal, Ticket, check_stack, decode_stack
 from softshard.loaders.service_recipe import BatchRecipe, wire_dtype, write_value
 from softshard.loaders.service_server import BatchServer
@@ -167,6 +168,23 @@ def test_tickets_are_checked_field_by_field(server, change, message):
 
 def test_half_a_surrogate_pair_in_a_request_is_refused_as_any_other_name(server):
     assert act(server, "count-classes", {"recipe": "\ud800"})[0] == "unknown-recipe"
+
+
+def test_a_client_that_asks_nonsense_does_not_flood_the_log(server, caplog):
+    for _ in range(40):
+        assert act(server, "count-classes", {"recipe": "none"})[0] == "unknown-recipe"
+    assert sum(record.getMessage() == "refused" for record in caplog.records) == 30
+    assert server.stats().requests["count-classes"]["unknown-recipe"] == 40
+    budget = LineBudget(2)
+    assert [budget.take(now) for now in (0, 1, 2, 59, 60, 61, 62)] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_a_large_ticket_and_one_of_no_recipe_are_refused(server):

@@ -142,6 +142,10 @@ def test_keys_of_no_sample_are_refused_and_the_first_ten_named(packed):
         UsageError, match=f"keys of its 105 samples, found 12 of 14 that it does not have: {named} and more"
     ):
         make(packed, subset=Subset(keys=keys))
+    with pytest.raises(
+        UsageError, match="found 1 of 1 that it does not have"
+    ):  # half of a pair, as JSON may hold
+        make(packed, subset=Subset(keys=["\ud800"]))
 
 
 def test_keys_of_an_index_that_is_not_the_manifests_are_refused(packed, tmp_path):
