@@ -119,19 +119,27 @@ class SoftTargets:
     def _sparse(self, labels: SparseLabels, keep: int) -> SparseTargets:
         if self._kernels is not None and keep <= MOST_KEPT:
             values, classes = keep_compiled(self._kernels.fill_largest, labels, self._num_slots, keep)
-            return SparseTargets(self._there(values), self._there(classes))
-        order = np.lexsort((labels.ids, -labels.weights, labels.rows))
-        rows, ids, weights = (part[order] for part in labels)
-        ranks = np.arange(len(rows)) - np.searchsorted(rows, rows)
-        some = ranks < keep
-        places = rows[some], ranks[some]
-        values = np.zeros((self._num_slots, keep), np.float32)
-        classes = np.zeros((self._num_slots, keep), np.int64)
-        values[places], classes[places] = weights[some], ids[some]
+        else:
+            values, classes = keep_largest(labels, self._num_slots, keep)
         return SparseTargets(self._there(values), self._there(classes))
 
     def _there(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def keep_largest(labels: SparseLabels, num_slots: int, keep: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `keep` largest entries of each slot: float32 and int64 [num_slots, keep], zeros where there are fewer.
+
+    The largest comes first, of equal ones that with the smaller id. `keep_compiled` agrees with it bit for bit.
+    """
+    order = np.lexsort((labels.ids, -labels.weights, labels.rows))
+    rows, ids, weights = (part[order] for part in labels)
+    ranks = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    some = ranks < keep
+    places = rows[some], ranks[some]
+    values, classes = np.zeros((num_slots, keep), np.float32), np.zeros((num_slots, keep), np.int64)
+    values[places], classes[places] = weights[some], ids[some]
+    return values, classes
 
 
 def _renamed(labels: SparseLabels, class_map: np.ndarray | None, num_classes: int) -> SparseLabels:
