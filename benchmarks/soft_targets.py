@@ -8,11 +8,12 @@ that difference is mostly noise, so that `make_ms`, the CPU time that the making
 does it, stands beside it, and `make_share`, its part of a batch without targets. `decode_ms` is what the plain decoder
 takes for 256 samples' `msgpack`, `find_ms` the compiled one.
 
-What came out, on two cores with a load of 18 (nine rounds of ten batches): 1,930 images for a CPU-second without targets, give
-or take 5 %, in which all shares lie (-5 % to +5 %). The making takes 0.7 ms a batch for tags (0.5 % of its CPU time), 0.9 ms for weights
-(0.7 %), 1.4 ms for both (1.1 %); dense, 1.0 ms (1,000 classes, 0.7 %) and 1.7 ms (35,000 tags, 36 MB of zeros a batch, 1.3 %).
-Without the compiled loops and with new memory for each batch it was 1.2, 3.3 and 2.1 ms, dense 2.1 and 17.6 ms and ten more for
-giving the memory back. Decoding alone: 1.6 ms for a batch's tags and weights, 0.4 ms compiled.
+What came out, on two cores with a load of 18 (nine rounds of ten batches): 1,930 images for a CPU-second without
+targets, give or take 5 %, in which all shares lie (-5 % to +5 %). The making takes 0.7 ms a batch for tags (0.5 % of its
+CPU time), 0.9 ms for weights (0.7 %), 1.4 ms for both (1.1 %); dense, 1.0 ms (1,000 classes, 0.7 %) and 1.7 ms (35,000
+tags, 36 MB of zeros a batch, 1.3 %). Without the compiled loops and with new memory for each batch it was 1.2, 3.3 and
+2.1 ms, dense 2.1 and 17.6 ms, and ten more for giving the memory back. Decoding alone: 1.6 ms for a batch's tags and
+weights, 0.4 ms compiled.
 
 Run: python benchmarks/soft_targets.py
 """
