@@ -1,7 +1,7 @@
 """What a build of tags has done so far, in a folder, so that a build that was killed goes on.
 
     OUT.tags-work/
-        key                     of source, options and version: a folder of another build is emptied
+        build-key               of source, options and version: a folder of another build is emptied
         count-000000.npz ...    what counting fifty blocks gave, each
         lines.part bad.part     lines of the result, and of the ledger, so far
         written.json            how many blocks are in them, and how long they were then
@@ -33,7 +33,10 @@ from .tags_tasks import BlockCounts, BlockLines, BlockStats
 WORK_SUFFIX = ".tags-work"
 BLOCKS_KEPT = 50  # 100,000 images, some seconds of a core: what a kill costs at most
 _EXAMPLES = 10
-_KEY, _WRITTEN = "key", "written.json"
+_KEY, _WRITTEN = "build-key", "written.json"
+_LINES = (f"lines{TEMPORARY_SUFFIX}", f"bad{TEMPORARY_SUFFIX}")
+# With what is left where a small file was being written. Nothing of a user's is called so.
+_OURS = ("count-??????.npz*", f"{_WRITTEN}*", f"{_KEY}*", *_LINES)
 
 
 @dataclass
@@ -99,8 +102,8 @@ class Counted:
             sizes, hashes, facts = (arrays[name] for name in ("sizes", "hashes", "facts"))
         if sizes.sum() != len(hashes):
             raise ValueError(f"expected {sizes.sum()} hashes, found {len(hashes)}")
-        images, numbers, examples = json.loads(facts.tobytes())
-        return cls(Counter(images), sizes.tolist(), [hashes], *numbers, examples)
+        images, (validation, problems, textless), examples = json.loads(facts.tobytes())
+        return cls(Counter(images), sizes.tolist(), [hashes], validation, problems, textless, examples)
 
 
 class TagsWork:
@@ -121,7 +124,7 @@ class TagsWork:
 
     def clear(self) -> None:
         """Drop all that is kept."""
-        for pattern in ("count-*", _WRITTEN, _KEY, f"*{TEMPORARY_SUFFIX}"):
+        for pattern in _OURS:
             for path in self.folder.glob(pattern):
                 path.unlink()
 
@@ -173,18 +176,14 @@ class WrittenLines:
         sizes = [0, 0]
         if key is not None and (kept := self._kept(key)) is not None:
             self.num_blocks, sizes, self.stats = kept
-        self.lines, self.bad = (
-            self._opened(name, size) for name, size in zip(self._names, sizes, strict=True)
-        )
-
-    _names = (f"lines{TEMPORARY_SUFFIX}", f"bad{TEMPORARY_SUFFIX}")
+        self.lines, self.bad = (self._opened(name, size) for name, size in zip(_LINES, sizes, strict=True))
 
     def _kept(self, key: str) -> tuple[int, list[int], BlockStats] | None:
         try:
             found = json.loads((self._folder / _WRITTEN).read_bytes())
             if found["key"] != key:
                 return None
-            lengths = [(self._folder / name).stat().st_size for name in self._names]
+            lengths = [(self._folder / name).stat().st_size for name in _LINES]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
         if any(length < size for length, size in zip(lengths, found["sizes"], strict=True)):
@@ -212,8 +211,8 @@ class WrittenLines:
     def publish(self, destination: Destination, lines_name: str, bad_name: str) -> None:
         """Give both their names, the result last; each appears whole, and an empty one does not."""
         for file, path, name in (
-            (self.bad, self._folder / self._names[1], bad_name),
-            (self.lines, self._folder / self._names[0], lines_name),
+            (self.bad, self._folder / _LINES[1], bad_name),
+            (self.lines, self._folder / _LINES[0], lines_name),
         ):
             if _flushed(file) == 0:
                 destination.remove(name)
