@@ -3,12 +3,17 @@
 The data set that `make_data_set` makes of photographs (256 pixels), with five tags of 35,000 and twenty class weights of
 1,000 in every sample's `msgpack`; random crops to 224 pixels, uint8 batches of 256, on the CPU. Contenders take turns:
 no targets, tags, weights, both; sparse ones (`keep_targets`) and dense ones. `cpu_s` are CPU-seconds of the process for
-the batches of a round, medians over rounds; `share` is what a contender adds to those of no targets. The decoding of 256
-samples' `msgpack` alone (`decode_ms`) is measured beside it.
+the batches of a round, medians over rounds; `share` is what a contender adds to those of no targets. On a busy machine
+that difference is mostly noise, so that `make_ms`, the CPU time that the making of a batch's targets takes the thread that
+does it, stands beside it, and `make_share`, its part of a batch without targets. `decode_ms` is what the plain decoder
+takes for 256 samples' `msgpack`, `find_ms` the compiled one.
 
-What came out, on two cores with a load of 30 (seven rounds of four batches): 2,220 images for a CPU-second without targets;
-tags cost 4 % more, weights 6 %, both 7 %; dense, 13 % (1,000 classes) and 29 % (35,000 tags: 36 MB of zeros a batch).
-Decoding alone takes 1.6 ms for a batch's tags and weights, 1.4 % of its CPU time.
+What came out, on two cores with a load of 18 (nine rounds of ten batches): 1,930 images for a CPU-second without
+targets, give or take 5 %, in which all shares lie (-5 % to +5 %). The making takes 0.7 ms a batch for tags (0.5 % of its
+CPU time), 0.9 ms for weights (0.7 %), 1.4 ms for both (1.1 %); dense, 1.0 ms (1,000 classes, 0.7 %) and 1.7 ms (35,000
+tags, 36 MB of zeros a batch, 1.3 %). Without the compiled loops and with new memory for each batch it was 1.2, 3.3 and
+2.1 ms, dense 2.1 and 17.6 ms, and ten more for giving the memory back. Decoding alone: 1.6 ms for a batch's tags and
+weights, 0.4 ms compiled.
 
 Run: python benchmarks/soft_targets.py
 """
@@ -17,7 +22,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,8 @@ import numpy as np
 from harness import RESULTS, arguments, make_data_set, write_result
 
 from softshard.loaders import Augment, Loader
+from softshard.loaders.soft_compiled import find_compiled, load_soft_kernels
+from softshard.loaders.soft_targets import SoftTargets
 from softshard.shards.components import decode_meta
 from softshard.shards.manifest import Manifest, save_sidecar
 from softshard.shards.reader import read_shard
@@ -96,17 +103,51 @@ def forever(loader: Loader) -> Generator[Any, None, None]:
         epoch += 1
 
 
+class TimedTargets:
+    """CPU-seconds that loaders' threads spend in making soft targets, and how many they make."""
+
+    def __init__(self) -> None:
+        self.cpu_s, self.made = 0.0, 0
+        make = SoftTargets.make
+
+        def timed(*args: Any) -> Any:
+            started = time.thread_time()
+            targets = make(*args)
+            self.cpu_s += time.thread_time() - started
+            self.made += 1
+            return targets
+
+        SoftTargets.make = timed
+
+    def take(self, kinds: int) -> float:
+        """Milliseconds for a batch with so many kinds of targets, since the last look."""
+        ms = self.cpu_s / max(1, self.made) * kinds * 1e3
+        self.cpu_s, self.made = 0.0, 0
+        return ms
+
+
+def cpu_ms(work: Callable[[], object], repeats: int = 20) -> float:
+    """Milliseconds of CPU for one call."""
+    work()
+    started = time.process_time()
+    for _ in range(repeats):
+        work()
+    return (time.process_time() - started) / repeats * 1e3
+
+
 def main() -> None:
     args = arguments(str(__doc__).splitlines()[0]).parse_args()
     plain = make_data_set(args.data, args.photos, size=256, samples=SAMPLES)
     dataset = with_soft_labels(plain, plain.with_name(f"{plain.name}-soft"))
     manifest = Manifest.load(dataset)
     members = [sample.parts["msgpack"] for sample in read_shard(dataset / manifest.shards[0].name)][:BATCH]
-    started = time.process_time()
-    for _ in range(20):
-        decode_soft_labels("tags", members, NUM_TAGS, str)
-        decode_soft_labels("weights", members, manifest.num_classes, str)
-    decode_ms = (time.process_time() - started) / 20 * 1e3
+    kinds = (("tags", NUM_TAGS), ("weights", manifest.num_classes))
+    decode_ms = cpu_ms(lambda: [decode_soft_labels(kind, members, num, str) for kind, num in kinds])
+    kernels = load_soft_kernels()
+    find_ms = kernels and cpu_ms(
+        lambda: [find_compiled(kernels.find_labels, kind, members, num) for kind, num in kinds]
+    )
+    timed = TimedTargets()
     loaders = {
         name: Loader(
             dataset,
@@ -119,6 +160,7 @@ def main() -> None:
         for name, options in CONTENDERS.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in loaders}
+    made: dict[str, list[float]] = {name: [] for name in loaders}
     for name, loader in loaders.items():
         batches = forever(loader)
         next(batches)
@@ -128,10 +170,12 @@ def main() -> None:
         for name, loader in loaders.items():
             batches = forever(loader)
             next(batches)
+            timed.take(1)
             started = time.process_time()
             for _ in range(args.steps):
                 next(batches)
             seconds[name].append(time.process_time() - started)
+            made[name].append(timed.take(2 if name.startswith("both") else 1))
             batches.close()
     for loader in loaders.values():
         loader.close()
@@ -140,11 +184,21 @@ def main() -> None:
     for name, values in seconds.items():
         median = statistics.median(values)
         images = args.steps * BATCH / median
+        make_ms = statistics.median(made[name])
         rows.append(
-            {"targets": name, "cpu_s": median, "images_per_cpu_s": images, "share": median / base - 1}
+            {
+                "targets": name,
+                "cpu_s": median,
+                "images_per_cpu_s": images,
+                "share": median / base - 1,
+                "make_ms": make_ms,
+                "make_share": make_ms * args.steps / 1e3 / base,
+            }
         )
         print(rows[-1])
-    print(f"decode alone: {decode_ms:.2f} ms of CPU for {BATCH} samples' tags and weights ({META.suffix})")
+    print(
+        f"decode alone: {decode_ms:.2f} ms of CPU, compiled {find_ms or 0:.2f}, for {BATCH} samples' {META.suffix}"
+    )
     write_result(
         args.out or RESULTS / "soft_targets.json",
         benchmark="soft_targets",
@@ -152,6 +206,7 @@ def main() -> None:
         swept={"targets": list(CONTENDERS)},
         rows=rows,
         decode_ms=decode_ms,
+        find_ms=find_ms,
         rounds=args.repeats,
         steps=args.steps,
     )

@@ -5,7 +5,7 @@ N slots, M entries of all of them, W the width of a target: T tags, or C classes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ import torch
 from ..shards.errors import UsageError
 from ..shards.schema import META, SOFT
 from ..shards.soft_labels import TAGS, WEIGHTS, SparseLabels, decode_soft_labels
+from .batch_buffers import BatchBuffers
 from .pooling import SparseTargets
 from .sample_reader import Found
 from .samples import Place
+from .soft_compiled import MOST_KEPT, find_compiled, keep_compiled, load_soft_kernels
 from .source import Source
 
 _ADVICE = {
@@ -53,6 +55,10 @@ class SoftTargets:
             self._num_stored = [source.manifest.num_classes for source in sources]
             self._class_maps = [source.labels.class_map for source in sources]
             self.width = sources[0].labels.num_classes
+        self._kernels = load_soft_kernels()
+        self._buffers = None
+        if keep is None and device.type == "cpu":
+            self._buffers = BatchBuffers((num_slots, self.width), torch.float32)
 
     def make(self, found: Found, slots: np.ndarray) -> torch.Tensor | SparseTargets:
         """The targets of a batch.
@@ -76,7 +82,7 @@ class SoftTargets:
                 return shard.sample(place)
 
             members = [found.members[self._suffix][row] for row in rows]
-            stored = decode_soft_labels(self._kind, members, self._num_stored[i], where)
+            stored = self._stored(members, self._num_stored[i], where)
             labels = _renamed(stored, self._class_maps[i], self.width)
             parts.append(labels._replace(rows=slots[rows][labels.rows]))
         if not parts:
@@ -84,29 +90,56 @@ class SoftTargets:
         every = SparseLabels(*map(np.concatenate, zip(*parts, strict=True)))
         if self._keep is not None:
             return self._sparse(every, self._keep)
-        if self._device.type == "cpu":
+        if self._buffers is not None:
             # Not by torch, whose threads would take the cores that decode: a third of loading for nothing.
-            dense = np.zeros((self._num_slots, self.width), np.float32)
-            dense[every.rows, every.ids] = every.weights
-            return torch.from_numpy(dense)
+            dense = self._buffers.take()
+            self._fill(dense.numpy(), every)
+            return dense
         targets = torch.zeros(self._num_slots, self.width, device=self._device)
         # No entry twice, so that the order in which a GPU writes them does not matter.
         targets.view(-1)[self._there(every.rows * self.width + every.ids)] = self._there(every.weights)
         return targets
 
+    def _stored(
+        self, members: Sequence[memoryview], num_ids: int, where: Callable[[int], str]
+    ) -> SparseLabels:
+        if self._kernels is not None:
+            found = find_compiled(self._kernels.find_labels, self._kind, members, num_ids)
+            if found is not None:
+                return found
+        return decode_soft_labels(self._kind, members, num_ids, where)
+
+    def _fill(self, dense: np.ndarray, labels: SparseLabels) -> None:
+        if self._kernels is not None:
+            self._kernels.fill_dense(dense, *labels)
+            return
+        dense.fill(0)
+        dense[labels.rows, labels.ids] = labels.weights
+
     def _sparse(self, labels: SparseLabels, keep: int) -> SparseTargets:
-        order = np.lexsort((labels.ids, -labels.weights, labels.rows))
-        rows, ids, weights = (part[order] for part in labels)
-        ranks = np.arange(len(rows)) - np.searchsorted(rows, rows)
-        some = ranks < keep
-        places = rows[some], ranks[some]
-        values = np.zeros((self._num_slots, keep), np.float32)
-        classes = np.zeros((self._num_slots, keep), np.int64)
-        values[places], classes[places] = weights[some], ids[some]
+        if self._kernels is not None and keep <= MOST_KEPT:
+            values, classes = keep_compiled(self._kernels.fill_largest, labels, self._num_slots, keep)
+        else:
+            values, classes = keep_largest(labels, self._num_slots, keep)
         return SparseTargets(self._there(values), self._there(classes))
 
     def _there(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def keep_largest(labels: SparseLabels, num_slots: int, keep: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `keep` largest entries of each slot: float32 and int64 [num_slots, keep], zeros where there are fewer.
+
+    The largest comes first, of equal ones that with the smaller id. `keep_compiled` agrees with it bit for bit.
+    """
+    order = np.lexsort((labels.ids, -labels.weights, labels.rows))
+    rows, ids, weights = (part[order] for part in labels)
+    ranks = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    some = ranks < keep
+    places = rows[some], ranks[some]
+    values, classes = np.zeros((num_slots, keep), np.float32), np.zeros((num_slots, keep), np.int64)
+    values[places], classes[places] = weights[some], ids[some]
+    return values, classes
 
 
 def _renamed(labels: SparseLabels, class_map: np.ndarray | None, num_classes: int) -> SparseLabels:

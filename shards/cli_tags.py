@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .cli_values import EXIT_FINE, actions_of, local_path, print_json
+from .storage import public_name
 
 
 def add_build(subparsers: argparse._SubParsersAction) -> None:
@@ -26,7 +27,11 @@ def add_build(subparsers: argparse._SubParsersAction) -> None:
         "folder; a path or any fsspec URL",
     )
     command.add_argument(
-        "-o", "--output", type=local_path, required=True, metavar="OUT.jsonl", help="list to write"
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT.jsonl",
+        help="list to write; a path, or the URL of an object in a bucket",
     )
     vocabulary = command.add_argument_group("vocabulary")
     vocabulary.add_argument(
@@ -85,6 +90,13 @@ def add_build(subparsers: argparse._SubParsersAction) -> None:
         "--engine", default="local", choices=("local", "ray"), help="as in `softshard pack` (default: local)"
     )
     run.add_argument(
+        "--work",
+        type=local_path,
+        metavar="DIR",
+        help="keep here what is done, so that the same command goes on after a kill (default: OUT.tags-work beside a "
+        "local list, gone with the run; for a bucket nothing is kept)",
+    )
+    run.add_argument(
         "--max-bad",
         type=float,
         default=0.001,
@@ -121,6 +133,7 @@ def _run_build(args: argparse.Namespace) -> int:
         vocabulary=args.vocabulary,
         workers=args.workers,
         engine=args.engine,
+        work=args.work,
     )
     if args.json:
         print_json(report.to_json())
@@ -129,7 +142,7 @@ def _run_build(args: argparse.Namespace) -> int:
     if args.tagger == "wordnet":
         print("  parts of speech: by WordNet alone (--tagger nltk reads sentences, slowly)")
     if report.bad_rows or report.duplicates or report.no_text:
-        print(f"  bad rows, with reasons: {args.output.with_name(args.output.stem + '.bad.jsonl')}")
-    vocabulary = args.vocabulary or args.output.with_name(report.vocabulary_file)
-    print(f"Run: softshard pack {args.output} DST --vocabulary {vocabulary}")
+        print(f"  bad rows, with reasons: {public_name(args.output).rpartition('.')[0]}.bad.jsonl")
+    vocabulary = args.vocabulary or f"{str(args.output).rpartition('.')[0]}.vocabulary.tsv"
+    print(f"Run: softshard pack {public_name(args.output)} DST --vocabulary {public_name(vocabulary)}")
     return EXIT_FINE

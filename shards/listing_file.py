@@ -117,7 +117,15 @@ def source_stamp(storage: Storage) -> str | None:
     if storage.is_folder():
         names = {entry.name for entry in storage.entries() if entry.is_folder}
         folders = ["", *(name for name in ("train", "val") if name in names)]
-    stamps = [stamp for folder in folders for stamp in _stamps(storage, folder)]
+    return _digest(storage, [stamp for folder in folders for stamp in _stamps(storage, folder, ".tar")])
+
+
+def folder_stamp(storage: Storage, folder: str) -> str | None:
+    """What changes when a file in a folder of a source does; None where a time is not known."""
+    return _digest(storage, _stamps(storage, folder, ""))
+
+
+def _digest(storage: Storage, stamps: list[str | None]) -> str | None:
     if not stamps or None in stamps:
         return None
     return hashlib.sha256(
@@ -125,19 +133,21 @@ def source_stamp(storage: Storage) -> str | None:
     ).hexdigest()
 
 
-def _stamps(storage: Storage, folder: str | None) -> list[str | None]:
-    """Name, size and time of every tar in a folder, or with None of the source, a file; None where a time is missing."""
+def _stamps(storage: Storage, folder: str | None, suffix: str) -> list[str | None]:
+    """Name, size and time of every file in a folder whose name ends so, or with None of the source, a file; None where a
+    time is missing.
+    """
     if isinstance(storage, LocalStorage):
         paths = [storage.root]
         if folder is not None:
             entries = os.scandir(os.path.join(storage.root, folder))
-            paths = sorted(entry.path for entry in entries if entry.name.endswith(".tar"))
+            paths = sorted(entry.path for entry in entries if entry.name.endswith(suffix))
         found = [(path, os.stat(path)) for path in paths]
         return [f"{path} {status.st_size} {status.st_mtime_ns}" for path, status in found]
     assert isinstance(storage, RemoteStorage)
     details = storage.details(folder)
     if folder is not None:
-        details = [info for info in details if str(info["name"]).endswith(".tar")]
+        details = [info for info in details if str(info["name"]).endswith(suffix)]
     stamps: list[str | None] = []
     for info in sorted(details, key=lambda info: str(info["name"])):
         time = next((info[key] for key in _TIMES if info.get(key)), None)

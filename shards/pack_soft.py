@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .destination import open_destination
 from .errors import DataError, ImageError, UsageError
-from .files import read_limited, split_url, write_atomically
+from .files import read_limited, split_url
 from .listing import Listing
 from .schema import MIB
 from .soft_labels import TAGS, WEIGHTS, SoftLabelInfo, weights_problem
@@ -187,16 +188,17 @@ def load_how(source: str | Path, kind: str) -> dict[str, Any]:
     return how
 
 
-def save_how(output: Path, kind: str, how: Mapping[str, Any]) -> None:
+def save_how(output: str | Path, kind: str, how: Mapping[str, Any]) -> None:
     """Write beside a list how its tags or weights were made; what an earlier list of that name had goes.
 
     Args:
-        output: the list.
+        output: the list, a path or the URL of an object in a bucket.
         kind: `tags` or `weights`.
         how: empty where nobody knows, and then no file is written.
     """
-    file = output.with_name(how_name(output.name, kind))
+    folder, name = split_url(output)
+    destination = open_destination(folder)
     if how:
-        write_atomically(file, json.dumps(how, indent=1).encode("ascii"))
+        destination.write(how_name(name, kind), json.dumps(how, indent=1).encode("ascii"))
     else:
-        file.unlink(missing_ok=True)
+        destination.remove(how_name(name, kind))

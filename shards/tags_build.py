@@ -4,37 +4,37 @@
            -> blocks -> [ the same, those of the vocabulary ] -> tags.jsonl, tags.tags.json, tags.bad.jsonl, tags.report.json
 
 Memory does not grow with the text: the counts of all tags spill to disk, and 8 bytes an image remain, the hash that
-tells images that come twice.
+tells images that come twice. What is done is kept (tags_work.py), so that a build that was killed goes on.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from .classes import class_list_sha256
+from .destination import Destination, open_destination
 from .errors import DataError, UsageError
-from .files import TEMPORARY_SUFFIX, replace_durably, write_atomically
+from .files import TEMPORARY_SUFFIX, canonical_json, sha256_hex, split_url
 from .ledger import bad_limit
 from .pack_soft import load_how, save_how
 from .progress import Progress, progress_bar
 from .soft_labels import TAGS, WEIGHTS
 from .source_lists import VALIDATION, path_prefix
-from .storage import is_remote
+from .storage import is_remote, public_name
 from .stored_vocabulary import Vocabulary
 from .tags_engine import run_in_order
 from .tags_report import TagsReport
-from .tags_source import TextSource, open_text_source
+from .tags_source import BLOCK_RECORDS, TextSource, open_text_source
 from .tags_tasks import (
-    BlockStats,
     CountTask,
     TagSettings,
     WriteTask,
@@ -44,9 +44,8 @@ from .tags_tasks import (
     write_block,
 )
 from .tags_text import TAGGERS, TOKENIZERS
-from .tags_vocabulary import DocumentCounts, check_cuts, choose_vocabulary
-
-_EXAMPLES = 10
+from .tags_vocabulary import Chosen, DocumentCounts, check_cuts, choose_vocabulary
+from .tags_work import BLOCKS_KEPT, WORK_SUFFIX, Counted, TagsWork, WrittenLines, hold_work
 
 
 @dataclass(frozen=True)
@@ -83,143 +82,151 @@ class TagOptions:
 
 def build_tags(
     source: str | Path,
-    output: Path,
+    output: str | Path,
     options: TagOptions | None = None,
     *,
     vocabulary: str | Path | None = None,
     workers: int | None = None,
     engine: str = "local",
+    work: Path | None = None,
 ) -> TagsReport:
     """Tag the images of a source by their own text.
 
     Args:
         source: list of path, label and text (.csv, .tsv, .jsonl; columns title, description, tags, query), or a WebVision
             folder; a path or any fsspec URL.
-        output: the list to write (.jsonl), with a line an image: path, label, tags. Beside it come `.vocabulary.tsv`,
-            `.tags.json` (how they were made, for manifests), `.report.json`, `.bad.jsonl` where there is something bad,
-            and `.classes.txt` where the source has a class list.
+        output: the list to write (.jsonl), a path or the URL of an object in a bucket, with a line an image: path, label,
+            tags. Beside it come `.vocabulary.tsv`, `.tags.json` (how they were made, for manifests), `.report.json`,
+            `.bad.jsonl` where there is something bad, and `.classes.txt` where the source has a class list. It appears
+            last, whole or not at all.
         options: see TagOptions.
         vocabulary: one to use instead of choosing one, as an earlier build wrote it.
         workers: processes; by default one a core.
         engine: `local` or `ray`.
+        work: folder that keeps what is done, so that the same call goes on after a kill; by default one beside a local
+            output, and for a bucket none that stays.
 
     Raises:
         DataError: too many bad rows, nothing to tag, or a source that changed meanwhile.
-        UsageError: a wrong call, or NLTK's data are missing where they are asked for.
+        UsageError: a wrong call, another build of the same output, or NLTK's data are missing where they are asked for.
         MissingExtraError: NLTK or Ray is asked for and not installed.
     """
     options = options or TagOptions()
-    if output.suffix.lower() not in (".jsonl", ".ndjson"):
-        raise UsageError(f"{output}: expected a name that ends with .jsonl, so that pack knows it for a list")
-    if not output.absolute().parent.is_dir():
-        raise UsageError(
-            f"{output}: expected a folder that is there, found none. Run: mkdir -p {output.parent}"
-        )
-    if not is_remote(source) and os.path.realpath(source) == os.path.realpath(output):
-        raise UsageError(f"{output}: expected another file than the source")
+    destination, name = _destination_of(output, source)
     settings = options.settings
     tagger_of(settings.tokenizer, settings.tagger)  # what is missing is told before any work
     opened = open_text_source(source)
-    settings = replace(settings, path_prefix=path_prefix(opened.folder, output))
+    settings = replace(settings, path_prefix=_prefix(opened, output, destination))
     given = Vocabulary.load(vocabulary) if vocabulary is not None else None
-
-    def over_blocks(function: Any, shared: Any, tasks: Iterator[Any]) -> Iterator[Any]:
-        return run_in_order(function, shared, tasks, workers=workers, engine=engine)
-
-    with DocumentCounts() as counts:
-        with progress_bar(None, "count", "img") as bar:
-            first = _count(opened, settings, given is None, counts, over_blocks, bar)
-        total = int(first.sizes.sum())
-        _check_bad(opened, first, options.max_bad, total)
-        repeats = _repeats(first.hashes, first.sizes)
-        first.hashes = np.empty(0, np.uint64)
-        num_training = total - first.num_validation
-        if given is None and repeats:
-            tasks = (CountTask(block, repeats[i]) for i, block in enumerate(opened.blocks()) if i in repeats)
-            for result in over_blocks(count_block, (opened, settings, True), tasks):
-                counts.add({term: -count for term, count in result.images.items()})
-                num_training -= len(result.hashes) - result.num_validation
-        num_repeats = sum(map(len, repeats.values()))
-        chosen = None
-        if given is None:
-            chosen = choose_vocabulary(
-                counts.items(),
-                num_images=num_training,
-                size=options.vocabulary_size,
-                min_images=options.min_images,
-                max_share=options.max_share,
+    if work is None and not destination.remote:
+        work = Path(destination.at(_beside(name, WORK_SUFFIX)))
+    with hold_work(work, _key(opened, settings, given is None)) as kept:
+        build = _Build(opened, settings, options, kept, workers, engine)
+        first, repeats, chosen = build.count(given)
+        tags = given
+        if tags is None:
+            assert chosen is not None
+            tags = Vocabulary(tuple(chosen.images), tuple(chosen.images.values()))
+        total, num_repeats = first.num_images, sum(map(len, repeats.values()))
+        with kept.writing(f"{tags.sha256} {total} {num_repeats}") as written:
+            build.write(tags, repeats, written, total)
+            if written.stats.images != total - num_repeats:
+                raise DataError(
+                    f"{opened.storage.name}: expected {total - num_repeats:,} images as on the first pass, found "
+                    f"{written.stats.images:,}; the source changed meanwhile. Run it again"
+                )
+            num_validation = 0
+            for path, label in opened.validation():
+                line = list_line(path, label, settings.path_prefix, split=VALIDATION, tags=[])
+                written.lines.write(f"{line}\n".encode("ascii"))
+                num_validation += 1
+            vocabulary_name = _beside(name, ".vocabulary.tsv")
+            if given is None:
+                destination.write(vocabulary_name, tags.to_bytes())
+            else:
+                vocabulary_name = split_url(public_name(str(vocabulary)))[1]
+            if opened.fixed_classes:
+                names = "".join(f"{name}\n" for name in opened.fixed_classes)
+                destination.write(_beside(name, ".classes.txt"), names.encode())
+            report = TagsReport(
+                read=total + first.num_problems,
+                images=written.stats.images,
+                duplicates=num_repeats,
+                bad_rows=first.num_problems,
+                no_text=first.num_textless,
+                validation=num_validation,
+                fields_cut=written.stats.fields_cut,
+                vocabulary=len(tags),
+                chosen=chosen,
+                stats=written.stats,
+                vocabulary_file=vocabulary_name,
             )
-    if chosen is not None and not chosen.images:
-        raise DataError(
-            f"{opened.storage.name}: expected tags, found none: of {chosen.num_terms} terms {chosen.num_too_rare} are in "
-            f"fewer than {options.min_images} images and {chosen.num_too_common} in more than a share of "
-            f"{options.max_share}; use other --min-images and --max-share"
-        )
-    if chosen is None:
-        assert given is not None
-        kept = given
-    else:
-        kept = Vocabulary(tuple(chosen.images), tuple(chosen.images.values()))
-    tags = dict(zip(kept.tags, kept.images, strict=True))
-    stats = BlockStats()
-    ledger = _beside(output, ".bad.jsonl")
-    with (
-        _Output(output) as lines,
-        _Output(ledger) as bad_lines,
-        progress_bar(total, "tag", "img") as bar,
-    ):
-        tasks = (WriteTask(block, repeats.get(i, ())) for i, block in enumerate(opened.blocks()))
-        for result in over_blocks(write_block, (opened, settings, tags), tasks):
-            lines.file.write(result.lines)
-            bad_lines.file.write(result.ledger)
-            stats.add(result.stats)
-            bar.update(result.stats.images)
-        if stats.images != total - num_repeats:
-            raise DataError(
-                f"{opened.storage.name}: expected {total - num_repeats:,} images as on the first pass, found "
-                f"{stats.images:,}; the source changed meanwhile. Run it again"
-            )
-        num_validation = 0
-        for path, label in opened.validation():
-            line = list_line(path, label, settings.path_prefix, split=VALIDATION, tags=[])
-            lines.file.write(f"{line}\n".encode("ascii"))
-            num_validation += 1
-        vocabulary_file = Path(vocabulary) if vocabulary is not None else _beside(output, ".vocabulary.tsv")
-        if chosen is not None:
-            write_atomically(vocabulary_file, kept.to_bytes())
-        if opened.fixed_classes:
-            names = "".join(f"{name}\n" for name in opened.fixed_classes)
-            write_atomically(_beside(output, ".classes.txt"), names.encode())
-        report = TagsReport(
-            read=total + first.num_problems,
-            images=stats.images,
-            duplicates=num_repeats,
-            bad_rows=first.num_problems,
-            no_text=first.num_textless,
-            validation=num_validation,
-            fields_cut=stats.fields_cut,
-            vocabulary=len(tags),
-            chosen=chosen,
-            stats=stats,
-            vocabulary_file=vocabulary_file.name,
-        )
-        told = _told(options, given is not None)
-        provenance = {
-            "source": opened.storage.name,
-            "options": told,
-            "vocabulary_sha256": kept.sha256,
-            **report.to_json(),
-        }
-        write_atomically(_beside(output, ".report.json"), json.dumps(provenance, indent=1).encode() + b"\n")
-        # The name alone, not where it lies: the same source elsewhere makes the same data set.
-        name = opened.storage.name.rstrip("/").rpartition("/")[2]
-        how = {"source": name, **told, "vocabulary_sha256": kept.sha256, "images": report.images}
-        save_how(output, TAGS, how)
-        if WEIGHTS in options.settings.keep:
-            save_how(output, WEIGHTS, load_how(source, WEIGHTS))
-        bad_lines.publish()
-        lines.publish()  # last: where the list is, all is
+            told = _told(options, given is not None)
+            provenance = {
+                "source": opened.storage.name,
+                "options": told,
+                "vocabulary_sha256": tags.sha256,
+                **report.to_json(),
+            }
+            # The name alone, not where it lies: the same source elsewhere makes the same data set.
+            source_name = opened.storage.name.rstrip("/").rpartition("/")[2]
+            how = {"source": source_name, **told, "vocabulary_sha256": tags.sha256, "images": report.images}
+            save_how(output, TAGS, how)
+            if WEIGHTS in options.settings.keep:
+                save_how(output, WEIGHTS, load_how(source, WEIGHTS))
+            content = json.dumps(provenance, indent=1).encode() + b"\n"
+            destination.write(_beside(name, ".report.json"), content)
+            # The list last: where it is, all is.
+            written.publish(destination, name, _beside(name, ".bad.jsonl"))
     return report
+
+
+def _destination_of(output: str | Path, source: str | Path) -> tuple[Destination, str]:
+    """Where the list is written, and its name there.
+
+    Raises:
+        UsageError: no name of a list, a folder or bucket that is not there, or the source itself.
+    """
+    shown = public_name(str(output))
+    folder, name = split_url(str(output))
+    if not name.lower().endswith((".jsonl", ".ndjson")):
+        raise UsageError(f"{shown}: expected a name that ends with .jsonl, so that pack knows it for a list")
+    destination = open_destination(folder)
+    if destination.remote:
+        same = str(source) == str(output)
+    else:
+        if not Path(destination.at("")).absolute().is_dir():
+            raise UsageError(f"{shown}: expected a folder that is there, found none. Run: mkdir -p {folder}")
+        same = not is_remote(source) and os.path.realpath(source) == os.path.realpath(destination.at(name))
+    if same:
+        raise UsageError(f"{shown}: expected another file than the source")
+    if destination.remote:  # a bucket that is not there, or only read from, is told before any work
+        probe = f"{name}{TEMPORARY_SUFFIX}"
+        destination.write(probe, b"")
+        destination.remove(probe)
+    return destination, name
+
+
+def _prefix(source: TextSource, output: str | Path, destination: Destination) -> str:
+    """What leads from the new list to the source's images.
+
+    In a bucket a list cannot name files of this machine: those of a local source keep their paths, as of images that lie
+    beside the list there as they do here.
+    """
+    if not destination.remote:
+        return path_prefix(source.folder, Path(destination.at(split_url(str(output))[1])))
+    if not source.folder.remote or public_name(source.folder.root).rstrip("/") == destination.name:
+        return ""
+    return f"{public_name(source.folder.root).rstrip('/')}/"
+
+
+def _key(source: TextSource, settings: TagSettings, with_tags: bool) -> str | None:
+    """What kept work is of; None where the source has no time or tag that tells whether it changed."""
+    stamp = source.stamp()
+    if stamp is None:
+        return None
+    of = [version("softshard"), stamp, asdict(settings), with_tags, BLOCKS_KEPT, BLOCK_RECORDS]
+    return sha256_hex(canonical_json(of))
 
 
 def _told(options: TagOptions, given: bool) -> dict[str, Any]:
@@ -242,45 +249,103 @@ def _told(options: TagOptions, given: bool) -> dict[str, Any]:
     return {**settings, **({} if given else cuts)}
 
 
-@dataclass
-class _FirstPass:
-    """What counting gave besides the counts."""
+class _Build:
+    """Both passes over one source.
 
-    sizes: np.ndarray
-    hashes: np.ndarray
-    num_validation: int
-    num_problems: int
-    num_textless: int
-    examples: list[str]
+    Args:
+        source: to read.
+        settings: what decides an image's tags, given the vocabulary.
+        options: see TagOptions.
+        work: what earlier runs have done.
+        workers: see `build_tags`.
+        engine: see `build_tags`.
+    """
+
+    def __init__(
+        self,
+        source: TextSource,
+        settings: TagSettings,
+        options: TagOptions,
+        work: TagsWork,
+        workers: int | None,
+        engine: str,
+    ) -> None:
+        self._source, self._settings, self._options, self._work = source, settings, options, work
+        self._workers, self._engine = workers, engine
+
+    def _over_blocks(self, function: Any, last: Any, tasks: Iterator[Any]) -> Iterator[Any]:
+        shared = (self._source, self._settings, last)
+        return run_in_order(function, shared, tasks, workers=self._workers, engine=self._engine)
+
+    def count(self, given: Vocabulary | None) -> tuple[Counted, dict[int, tuple[int, ...]], Chosen | None]:
+        """What counting gave, see `_repeats`, and the vocabulary unless one is given."""
+        options, source = self._options, self._source
+        with DocumentCounts() as counts:
+            with progress_bar(None, "count", "img") as bar:
+                first = self._count_all(given is None, counts, bar)
+            _check_bad(source, first, options.max_bad, first.num_images)
+            repeats = _repeats(first.joined_hashes(), np.array(first.sizes, np.int64))
+            first.hashes.clear()
+            num_training = first.num_images - first.num_validation
+            if given is not None:
+                return first, repeats, None
+            if repeats:
+                tasks = (
+                    CountTask(block, repeats[i]) for i, block in enumerate(source.blocks()) if i in repeats
+                )
+                for result in self._over_blocks(count_block, True, tasks):
+                    counts.add({term: -count for term, count in result.images.items()})
+                    num_training -= len(result.hashes) - result.num_validation
+            chosen = choose_vocabulary(
+                counts.items(),
+                num_images=num_training,
+                size=options.vocabulary_size,
+                min_images=options.min_images,
+                max_share=options.max_share,
+            )
+        if not chosen.images:
+            raise DataError(
+                f"{source.storage.name}: expected tags, found none: of {chosen.num_terms} terms {chosen.num_too_rare} are "
+                f"in fewer than {options.min_images} images and {chosen.num_too_common} in more than a share of "
+                f"{options.max_share}; use other --min-images and --max-share"
+            )
+        return first, repeats, chosen
+
+    def _count_all(self, with_tags: bool, counts: DocumentCounts, bar: Progress) -> Counted:
+        first, number = Counted(), 0
+        for part in self._work.counted():
+            counts.add(part.images)
+            first.add_part(part)
+            bar.update(part.num_images)
+            number += 1
+        part = Counted()
+        tasks = (CountTask(block) for block in islice(self._source.blocks(), len(first.sizes), None))
+        for result in self._over_blocks(count_block, with_tags, tasks):
+            part.add_block(result)
+            bar.update(len(result.hashes))
+            if len(part.sizes) == BLOCKS_KEPT:
+                self._work.keep_counted(number, part)
+                counts.add(part.images)
+                first.add_part(part)
+                part, number = Counted(), number + 1
+        counts.add(part.images)
+        first.add_part(part)
+        return first
+
+    def write(
+        self, vocabulary: Vocabulary, repeats: dict[int, tuple[int, ...]], written: WrittenLines, total: int
+    ) -> None:
+        """Write the lines that an earlier run has not written."""
+        tags = dict(zip(vocabulary.tags, vocabulary.images, strict=True))
+        blocks = islice(enumerate(self._source.blocks()), written.num_blocks, None)
+        tasks = (WriteTask(block, repeats.get(i, ())) for i, block in blocks)
+        with progress_bar(total, "tag", "img", written.stats.images) as bar:
+            for result in self._over_blocks(write_block, tags, tasks):
+                written.add(result)
+                bar.update(result.stats.images)
 
 
-def _count(
-    source: TextSource,
-    settings: TagSettings,
-    with_tags: bool,
-    counts: DocumentCounts,
-    over_blocks: Any,
-    bar: Progress,
-) -> _FirstPass:
-    sizes: list[int] = []
-    hashes: list[np.ndarray] = []
-    first = _FirstPass(np.empty(0, np.int64), np.empty(0, np.uint64), 0, 0, 0, [])
-    tasks = (CountTask(block) for block in source.blocks())
-    for result in over_blocks(count_block, (source, settings, with_tags), tasks):
-        counts.add(result.images)
-        sizes.append(len(result.hashes))
-        hashes.append(result.hashes)
-        first.num_validation += result.num_validation
-        first.num_problems += result.num_problems
-        first.num_textless += result.num_textless
-        first.examples += result.examples[: _EXAMPLES - len(first.examples)]
-        bar.update(len(result.hashes))
-    first.sizes = np.array(sizes, np.int64)
-    first.hashes = np.concatenate([np.empty(0, np.uint64), *hashes])
-    return first
-
-
-def _check_bad(source: TextSource, first: _FirstPass, max_bad: float, total: int) -> None:
+def _check_bad(source: TextSource, first: Counted, max_bad: float, total: int) -> None:
     """Refuse a source that is mostly bad, or empty."""
     examples = "\n".join(first.examples)
     num_bad = first.num_problems + first.num_textless
@@ -314,30 +379,6 @@ def _repeats(hashes: np.ndarray, sizes: np.ndarray) -> dict[int, tuple[int, ...]
     return {block: tuple(places) for block, places in repeats.items()}
 
 
-def _beside(output: Path, suffix: str) -> Path:
-    return output.with_name(output.stem + suffix)
-
-
-class _Output:
-    """A file that appears whole or not at all; an empty one does not appear, and one of an earlier run goes."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-
-    def __enter__(self) -> _Output:
-        self.file: BinaryIO = open(self._temporary, "wb")
-        return self
-
-    def publish(self) -> None:
-        empty = self.file.tell() == 0
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        if empty:
-            self._path.unlink(missing_ok=True)
-        else:
-            replace_durably(self._temporary, self._path)
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-        self._temporary.unlink(missing_ok=True)
+def _beside(name: str, suffix: str) -> str:
+    """The name of a file beside the list."""
+    return name.rpartition(".")[0] + suffix

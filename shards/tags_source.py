@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from .errors import DataError, UsageError
 from .listing import every_problem
+from .listing_file import folder_stamp, source_stamp
 from .source_lists import (
     LIST_SUFFIXES,
     Row,
@@ -80,6 +81,12 @@ class TextSource:
     def folder(self) -> Storage:
         """What relative paths begin at."""
         return self.storage if self.webvision else folder_of_list(self.storage)
+
+    def stamp(self) -> str | None:
+        """What changes when the list does, or WebVision's info folder (its texts are not looked at); None where sizes
+        and times are not known.
+        """
+        return folder_stamp(self.storage, "info") if self.webvision else source_stamp(self.storage)
 
     def blocks(self) -> Iterator[Block]:
         """All of the source, in order."""

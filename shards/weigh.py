@@ -337,14 +337,19 @@ def weigh_list(
                 if isinstance(path := row.get("path"), str):
                     row["path"] = moved_path(path, prefix)
                 good.write(json.dumps(row).encode("ascii") + b"\n")
-        if bad.num > bad_limit(options.max_bad, read) or bad.num == read:
+        if not read:
+            raise DataError(
+                f"{storage.name}: expected lines with a label, found none; nothing has been written"
+            )
+        most_bad = min(bad_limit(options.max_bad, read), read - 1)  # one has to be good
+        if bad.num > most_bad:
             more = (
                 f"\n{storage.name}: and {bad.num - len(bad.first):,} more" if bad.num > len(bad.first) else ""
             )
             raise DataError(
                 "\n".join(bad.first)
                 + more
-                + f"\n{storage.name}: expected at most {bad_limit(options.max_bad, read):,} bad lines of {read:,}, found "
+                + f"\n{storage.name}: expected at most {most_bad:,} bad lines of {read:,}, found "
                 f"{bad.num:,}; nothing has been written. Is it of another class list?"
             )
         how = {**similarities.to_json(), **options.to_json(), "tree": tree.fingerprint if tree else None}

@@ -19,6 +19,7 @@ from softshard.loaders import pool_label_maps
 from softshard.loaders.fetch import checked_index
 from softshard.loaders.pooling_compiled import load_kernels
 from softshard.loaders.samples import read_size
+from softshard.loaders.soft_compiled import find_compiled, load_soft_kernels
 from softshard.shards import LabelTree, Manifest, decode_label_map
 from softshard.shards.components import decode_class, decode_levels, decode_meta
 from softshard.shards.errors import DataError
@@ -152,7 +153,17 @@ def _teacher_with_checksum(data: bytes, folder: Path) -> None:
 
 
 def _soft(kind: str) -> Callable[[bytes, Path], Any]:
-    return lambda data, folder: decode_soft_labels(kind, [data], 10, lambda _: WHERE)
+    def run(data: bytes, folder: Path) -> None:
+        kernels = load_soft_kernels()
+        fast = None if kernels is None else find_compiled(kernels.find_labels, kind, [data], 10)
+        try:
+            found = decode_soft_labels(kind, [data], 10, lambda _: WHERE)
+        except DataError:
+            assert fast is None, f"the compiled loops take {data!r}"
+            raise
+        assert fast is None or all(map(np.array_equal, fast, found)), f"two readings of {data!r}"
+
+    return run
 
 
 def _published(path: str) -> None:

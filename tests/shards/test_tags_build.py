@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgpack
 import pytest
+from tag_lists import ALL, ROWS, definitions, files, read_rows, write_rows
 
 from softshard.shards import Manifest, pack, read_shard
 from softshard.shards.cli import main
@@ -14,28 +15,6 @@ from softshard.shards.errors import DataError, UsageError
 from softshard.shards.tags_build import TagOptions, build_tags
 from softshard.shards.tags_tasks import TagSettings
 from softshard.shards.tags_text import TextTagger, image_text
-
-ALL = TagOptions(min_images=1, max_share=1.0)
-ROWS = [
-    {"path": "1.jpg", "label": "dog", "title": "A big cat", "description": "green grass", "tags": ["sea"]},
-    {"path": "2.jpg", "label": "dog", "title": "Cats on the sea", "tags": "grass|big cat"},
-    {"path": "3.jpg", "label": "oak tree", "title": "the of", "query": "oak"},
-    {"path": "4.jpg", "label": "oak_tree", "title": "", "description": None},
-    {"path": "5.jpg", "label": "zzz"},
-]
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read_rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def files(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_a_list_with_tags_comes_out_that_pack_reads(tmp_path):
@@ -115,15 +94,6 @@ def test_numbers_as_labels_are_named_by_the_class_list(tmp_path):
     )
     build_tags(source, tmp_path / "out.jsonl", options, workers=1)
     assert [row["tags"] for row in read_rows(tmp_path / "out.jsonl")] == [["big cat"], []]
-
-
-def definitions(num):
-    folder = Path(importlib.util.find_spec("timm").submodule_search_locations[0]) / "data" / "_info"
-    lines = (folder / "imagenet_synset_to_definition.txt").read_text("utf-8").splitlines()[:num]
-    return [
-        {"path": f"{i}.jpg", "label": wnid, "description": text}
-        for i, (wnid, _, text) in enumerate(line.partition("\t") for line in lines)
-    ]
 
 
 def test_the_bytes_are_the_same_for_any_number_of_processes_and_those_of_a_plain_loop(tmp_path):

@@ -361,8 +361,10 @@ def test_too_many_bad_lines_write_nothing(tmp_path):
     with pytest.raises(DataError, match=r"line 4: expected a label of the 3 classes, found 'wolf'"):
         weigh_list(source, tmp_path / "out.jsonl", CLASSES, WUP, WeighOptions(max_bad=0))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.jsonl"]
-    with pytest.raises(DataError, match="Is it of another class list"):
+    with pytest.raises(DataError, match=r"at most 0 bad lines of 1, found 1; .* Is it of another class list"):
         weigh_list(write(source, [{"label": "wolf"}]), tmp_path / "out.jsonl", CLASSES, WUP)
+    with pytest.raises(DataError, match="expected lines with a label, found none"):
+        weigh_list(write(source, []), tmp_path / "out.jsonl", CLASSES, WUP)
 
 
 def test_the_source_is_not_written_over(tmp_path):

@@ -1,0 +1,38 @@
+"""Small lists of web images with text, for tests of `softshard tags build`."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+from softshard.shards.tags_build import TagOptions
+
+ALL = TagOptions(min_images=1, max_share=1.0)
+ROWS = [
+    {"path": "1.jpg", "label": "dog", "title": "A big cat", "description": "green grass", "tags": ["sea"]},
+    {"path": "2.jpg", "label": "dog", "title": "Cats on the sea", "tags": "grass|big cat"},
+    {"path": "3.jpg", "label": "oak tree", "title": "the of", "query": "oak"},
+    {"path": "4.jpg", "label": "oak_tree", "title": "", "description": None},
+    {"path": "5.jpg", "label": "zzz"},
+]
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def definitions(num):
+    folder = Path(importlib.util.find_spec("timm").submodule_search_locations[0]) / "data" / "_info"
+    lines = (folder / "imagenet_synset_to_definition.txt").read_text("utf-8").splitlines()[:num]
+    return [
+        {"path": f"{i}.jpg", "label": wnid, "description": text}
+        for i, (wnid, _, text) in enumerate(line.partition("\t") for line in lines)
+    ]
