@@ -7,6 +7,8 @@ import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +126,9 @@ class Server:
         self._secret = ""
         self._failures = 0
         self.ask_after = 0.0  # by the monotonic clock
-        self.asked = 0  # answers that are waited for
+        self._in_use = threading.Lock()
+        self._num_asked = 0  # answers that are waited for
+        self._is_retired = False
         self.last_error: Refusal | None = None
         self.latencies: deque[float] = deque(maxlen=_MOST_LATENCIES)
 
@@ -137,6 +141,10 @@ class Server:
         """
         if (facts := self._facts) is not None:
             return facts
+        with self._asking():
+            return self._open(recipe)
+
+    def _open(self, recipe: dict[str, Any]) -> dict[str, Any]:
         # Who opens it may wait for a server that hangs; who waits for that waits no longer than for an answer.
         if not self._opening.acquire(timeout=self._connection.request_s):
             raise Refusal(
@@ -163,6 +171,10 @@ class Server:
             UsageError: another protocol or pixel stack.
             Refusal: it says no, or nothing.
         """
+        with self._asking():
+            return self._ask(recipe, epoch, taken, rank)
+
+    def _ask(self, recipe: dict[str, Any], epoch: int, taken: int, rank: int) -> tuple[pa.RecordBatch, bool]:
         opened = self.open(recipe)
         for last in (False, True):
             try:
@@ -203,7 +215,8 @@ class Server:
         Raises:
             Refusal: the server says no, or nothing.
         """
-        return self._action(name, content)
+        with self._asking():
+            return self._action(name, content)
 
     def _action(self, name: str, content: dict[str, Any]) -> dict[str, Any]:
         with _refusals():
@@ -229,7 +242,30 @@ class Server:
         )  # so that clients of one server do not come back together
         self.ask_after = time.monotonic() + max(refusal.retry_s, pause) * jitter
 
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Around a request: the connection is there until it has ended."""
+        with self._in_use:
+            self._num_asked += 1
+        try:
+            yield
+        finally:
+            with self._in_use:
+                self._num_asked -= 1
+                is_last = self._is_retired and not self._num_asked
+            if is_last:
+                self.close()
+
+    def retire(self) -> None:
+        """Nothing more will be asked: let the connection go when no answer is under way any more."""
+        with self._in_use:
+            self._is_retired = True
+            is_idle = not self._num_asked
+        if is_idle:
+            self.close()
+
     def close(self) -> None:
+        """Let the connection go."""
         self._client.close()
 
 

@@ -22,7 +22,8 @@ from softshard.loaders import (
 )
 from softshard.loaders.service_access import Admission
 from softshard.loaders.service_client import AWAY, Server
-from softshard.loaders.service_desk import Desk, Limits, ServedSet
+from softshard.loaders.service_desk import Desk, ServedSet
+from softshard.loaders.service_limits import Limits
 from softshard.loaders.service_maker import Place, RecipeMaker
 from softshard.loaders.service_protocol import BUSY, REFUSED, UNKNOWN_RECIPE, USAGE, Refusal, Ticket
 from softshard.loaders.service_recipe import BatchRecipe

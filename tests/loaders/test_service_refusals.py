@@ -15,7 +15,8 @@ from service_processes import SMALL, assert_same_batches
 from softshard.loaders import Augment, Connection, Loader, RemoteLoader, Subset
 from softshard.loaders.service_access import check_listen, read_token
 from softshard.loaders.service_address import split_address, split_servers
-from softshard.loaders.service_desk import Desk, Limits, ServedSet
+from softshard.loaders.service_desk import Desk, ServedSet
+from softshard.loaders.service_limits import Limits
 from softshard.loaders.service_protocol import Refusal, Ticket
 from softshard.loaders.service_recipe import BatchRecipe, wire_dtype, write_value
 from softshard.loaders.service_server import BatchServer
