@@ -27,13 +27,14 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 _LOOK_S = 0.1
-_LOOKING_SHARE = 0.05  # of a processor, at most, however many connections there are
+_LOOKING_SHARE = 0.03  # of a processor, at most, however many connections there are
 _ASIDE_BYTES = 2**20  # of a connection beside its requests: the handshake of TLS, settings, pings
 _HEADER_BYTES = 2**14  # of a request beside its message; gRPC takes no more than that of headers
 _ECHO_SHARE = 0.02  # of what a client is sent: what HTTP/2 sends back for it, in records of TLS
 _REQUESTS_AT_ONCE = 4  # of the largest size, for all connections together
 _FILES_SHARE = 0.5  # of the process's, for connections
-_TCP_INFO_BYTES = struct.Struct("=120xQQ")  # struct tcp_info: tcpi_bytes_acked, tcpi_bytes_received
+_TCP_INFO = struct.Struct("=B119xQQ")  # of struct tcp_info: tcpi_state, tcpi_bytes_acked, tcpi_bytes_received
+_ESTABLISHED = 1
 
 TOO_LARGE, TOO_MANY = "too-large", "too-many"
 
@@ -118,13 +119,15 @@ class ConnectionGuard:
     def look(self) -> None:
         """Look once, and shut what is too much."""
         connections = list(self._connections())
-        self.num_connections = len(connections)
-        for connection in self._too_large(connections):
-            self._shut_one(connection, TOO_LARGE)
-        left = len(connections) - self.max_connections
-        if left > 0:
-            for connection in sorted(connections, key=self._importance)[:left]:
-                self._shut_one(connection, TOO_MANY)
+        too_large = self._too_large(connections)
+        kept = [each for each in connections if each not in too_large]
+        num_over = max(0, len(kept) - self.max_connections)
+        too_many = sorted(kept, key=self._importance)[:num_over]
+        for each in too_large:
+            self._shut_one(each, TOO_LARGE)
+        for each in too_many:
+            self._shut_one(each, TOO_MANY)
+        self.num_connections = len(kept) - num_over
         with self._lock:
             there = {connection.peer for connection in connections}
             now = time.monotonic()
@@ -157,10 +160,12 @@ class ConnectionGuard:
             with suppress(OSError), _borrowed(int(name)) as found:
                 if (peer := self._peer_of(found)) is None:
                     continue
-                info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES.size)
-                if len(info) < _TCP_INFO_BYTES.size:  # a kernel before 4.1
+                info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+                if len(info) < _TCP_INFO.size:  # a kernel before 4.1
                     continue
-                sent_bytes, received_bytes = _TCP_INFO_BYTES.unpack(info)
+                state, sent_bytes, received_bytes = _TCP_INFO.unpack(info)
+                if state != _ESTABLISHED:  # one end has let it go
+                    continue
                 asked = self._asked.get(peer)
                 whole = 0 if asked is None else asked.num_bytes
                 waiting = received_bytes - whole - int(sent_bytes * _ECHO_SHARE)

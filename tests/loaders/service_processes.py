@@ -45,7 +45,7 @@ class ServerProcess:
     """`softshard serve`; begins at once, and can be asked when it is `ready`."""
 
     def __init__(self, *arguments, listen="127.0.0.1:0", threads=1):
-        self._log = tempfile.NamedTemporaryFile("r", prefix="softshard-serve-", suffix=".log")
+        self._log = tempfile.NamedTemporaryFile("r", suffix=".log")  # noqa: SIM115 (it goes with this)
         heard, said = _FORKS.Pipe(duplex=False)
         command = [*map(str, arguments), "--listen", listen, "--http", "127.0.0.1:0"]
         command += ["--threads", str(threads), "--max-recipes", "64"]
