@@ -7,9 +7,10 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ..loaders.cli_connection import add_connection, connection_of
 from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE
 from ..shards.errors import UsageError
-from .cli_process import add_connection, connection_of, needs_extra, process_of_torchrun, torch_device
+from .cli_process import needs_extra, process_of_torchrun, torch_device
 
 if TYPE_CHECKING:
     from .predict import Guess, Prediction

@@ -23,12 +23,12 @@ import torch
 
 from ..loaders.adapters import Batches, as_tuples
 from ..loaders.augment_options import Erasing
+from ..loaders.cli_connection import add_connection, connection_of
 from ..loaders.crops import Augment
 from ..loaders.either_loader import open_loader
 from ..loaders.service_address import is_service
 from ..shards.cli_values import EXIT_BAD_DATA, EXIT_WRONG_CALL
 from ..shards.errors import DataError, SoftshardError, UsageError
-from .cli_process import add_connection, connection_of
 
 SPLITS = {"validation": "val"}  # train.py's names -> folders that softshard pack writes
 # Parameters of timm's create_loader.
