@@ -199,7 +199,7 @@ def format_bench(result: dict[str, Any]) -> str:
         f"{options['size']} pixels, targets {options['targets']}, {options['device']}",
     ]
     for name, values in result["results"].items():
-        lines.append(_rate_line(name, values))
+        lines.append(rate_line(name, values))
     lines.append(f"  the loader reaches {result['ratio_to_decode_only']:.2f} of decoding alone")
     for name, peer in result["peers"].items():
         lines.append(f"  it is {peer['loader_is_times']:.2f} times as fast as {name} {peer['version']}")
@@ -209,11 +209,12 @@ def format_bench(result: dict[str, Any]) -> str:
             f"  {'fetch':<12} {fetched['images_per_s']:>9,.0f} images/s  ({fetched['shards']} shards, "
             f"{fetched['mb_per_s']:,.0f} MB/s, once)"
         )
-    lines.extend(_rate_line(name, values) for name, values in result["ceilings"].items())
+    lines.extend(rate_line(name, values) for name, values in result["ceilings"].items())
     return "\n".join([*lines, result["verdict"]["text"]])
 
 
-def _rate_line(name: str, values: dict[str, Any]) -> str:
+def rate_line(name: str, values: dict[str, Any]) -> str:
+    """Images per second of one contender, for a terminal."""
     return (
         f"  {name:<12} {values['images_per_s']:>9,.0f} images/s  ({values['low']:,.0f} to {values['high']:,.0f} in "
         f"{values['repeats']} runs), {values['images_per_cpu_s']:,.0f} a CPU-second"

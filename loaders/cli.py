@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 
 from ..shards.cli_values import local_path
+from ..shards.errors import UsageError
+from .cli_connection import add_connection, connection_of
 from .cli_doctor import add_doctor
 from .cli_inspect import add_inspect
 from .cli_order import add_order
 from .cli_serve import add_serve
+from .service_address import is_service
 from .target_modes import TARGETS
 
 
@@ -32,8 +35,12 @@ def _add_bench(subparsers: argparse._SubParsersAction) -> None:
         "and the one setting to change.",
     )
     bench.add_argument(
-        "dataset", metavar="DATASET", help="folder or URL of a data set, or somebody else's tars"
+        "dataset",
+        metavar="DATASET",
+        help="folder or URL of a data set, or somebody else's tars; or servers of one, which are measured as a trainer sees "
+        "them: grpc://HOST:PORT/NAME, several with commas between",
     )
+    add_connection(bench)
     bench.add_argument("--batch-size", type=int, default=128, metavar="N", help="(default: 128)")
     bench.add_argument("--targets", default="none", choices=TARGETS, help="(default: none)")
     bench.add_argument(
@@ -73,6 +80,8 @@ def _add_bench(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run_bench(args: argparse.Namespace) -> int:
+    if is_service(args.dataset):
+        return _run_bench_service(args)
     try:
         from .against import parse_peers
         from .bench import bench, format_bench
@@ -104,4 +113,35 @@ def _run_bench(args: argparse.Namespace) -> int:
         args.csv.write_text(bench_csv(result))
     if args.html:
         bench_page(result).write(args.html)
+    return 0
+
+
+def _run_bench_service(args: argparse.Namespace) -> int:
+    connection = connection_of(args, args.dataset)
+    from .bench_page import bench_csv
+    from .bench_service import bench_service, format_bench_service
+
+    for name in ("side", "against", "work", "html"):
+        if getattr(args, name) is not None:
+            raise UsageError(
+                f"bench: expected --{name} with the folder or URL of a data set, found {args.dataset}. Run it where the "
+                "shards are"
+            )
+    result = bench_service(
+        args.dataset,
+        connection=connection,
+        batch_size=args.batch_size,
+        targets=args.targets,
+        device=args.device,
+        dtype=args.dtype,
+        size=args.size,
+        num_threads=args.threads,
+        steps=args.steps,
+        repeats=args.repeats,
+    )
+    print(format_bench_service(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if args.csv:
+        args.csv.write_text(bench_csv(result))
     return 0

@@ -11,7 +11,8 @@ from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE, byte_size, local_path
 from ..shards.errors import UsageError
 
 if TYPE_CHECKING:
-    from .service_desk import Limits, ServedSet
+    from .service_desk import ServedSet
+    from .service_limits import Limits
 
 DEFAULT_LISTEN, DEFAULT_HTTP = "127.0.0.1:7070", "127.0.0.1:7071"
 
@@ -77,6 +78,13 @@ def add_serve(subparsers: argparse._SubParsersAction) -> None:
             metavar="BYTES",
             help=f"{text} (default: {default})",
         )
+    limits.add_argument(
+        "--max-connections",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="whether they ask for anything or not; beyond it those that never did are shut (default: 1024)",
+    )
     limits.add_argument(
         "--max-recipes", type=int, default=8, metavar="N", help="sets of options in use (default: 8)"
     )
@@ -160,7 +168,7 @@ def _run_serve(args: argparse.Namespace) -> int:
 
 
 def _limits(args: argparse.Namespace) -> Limits:
-    from .service_desk import Limits
+    from .service_limits import Limits
 
     return Limits(
         cache_bytes=args.cache_bytes,
@@ -168,6 +176,7 @@ def _limits(args: argparse.Namespace) -> Limits:
         batch_bytes=args.max_batch_bytes,
         sending_bytes=args.max_sending_bytes,
         request_bytes=args.max_request_bytes,
+        connections=args.max_connections,
         recipes=args.max_recipes,
         clients=args.max_clients,
         calls=args.max_calls,

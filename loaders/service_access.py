@@ -20,7 +20,7 @@ import pyarrow.flight as flight
 
 from ..shards.errors import UsageError
 from .service_address import is_loopback
-from .service_desk import Limits
+from .service_limits import Limits
 from .service_protocol import BUSY, CLIENT_HEADER, DRAINING, REFUSED, TOKEN_HEADER, Refusal
 
 _MIN_TOKEN_CHARACTERS = 16

@@ -7,7 +7,8 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,9 @@ class Server:
         self._secret = ""
         self._failures = 0
         self.ask_after = 0.0  # by the monotonic clock
-        self.asked = 0  # answers that are waited for
+        self._in_use = threading.Lock()
+        self._num_asked = 0  # answers that are waited for
+        self._is_retired = False
         self.last_error: Refusal | None = None
         self.latencies: deque[float] = deque(maxlen=_MOST_LATENCIES)
 
@@ -140,6 +143,10 @@ class Server:
         """
         if (facts := self._facts) is not None:
             return facts
+        with self._asking():
+            return self._open(recipe)
+
+    def _open(self, recipe: dict[str, Any]) -> dict[str, Any]:
         # Who opens it may wait for a server that hangs; who waits for that waits no longer than for an answer.
         if not self._opening.acquire(timeout=self._connection.request_s):
             raise Refusal(
@@ -148,14 +155,14 @@ class Server:
             )
         try:
             if (facts := self._facts) is None:
-                hello = self.action(HELLO, {"protocol": PROTOCOL}, {})
+                hello = self._action(HELLO, {"protocol": PROTOCOL}, {})
                 check_protocol(hello.get("protocol"), self.address)
                 check_fields(hello, HELLO_FIELDS, f"{self.address}: {HELLO}")
                 check_stack(self._stack, hello["stack"], self.address)
                 self._secret = ""
                 if self._connection.shared_memory:
                     self._secret = read_proof(Handle.from_json(hello.get("memory")))
-                self._facts = facts = self.action(
+                self._facts = facts = self._action(
                     OPEN, {"protocol": PROTOCOL, "recipe": recipe}, OPENED_FIELDS
                 )
             return facts
@@ -170,6 +177,10 @@ class Server:
             DataError: what it says, or sends, makes no sense.
             Refusal: it says no, or nothing.
         """
+        with self._asking():
+            return self._ask(recipe, epoch, taken, rank)
+
+    def _ask(self, recipe: dict[str, Any], epoch: int, taken: int, rank: int) -> tuple[pa.RecordBatch, bool]:
         opened = self.open(recipe)
         for last in (False, True):
             try:
@@ -217,6 +228,10 @@ class Server:
             DataError: the answer is none.
             Refusal: the server says no, or nothing.
         """
+        with self._asking():
+            return self._action(name, content, fields)
+
+    def _action(self, name: str, content: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
         with _refusals():
             (result,) = self._client.do_action(
                 flight.Action(name, json.dumps(content).encode()), self._options
@@ -241,7 +256,30 @@ class Server:
         )  # so that clients of one server do not come back together
         self.ask_after = time.monotonic() + max(refusal.retry_s, pause) * jitter
 
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Around a request: the connection is there until it has ended."""
+        with self._in_use:
+            self._num_asked += 1
+        try:
+            yield
+        finally:
+            with self._in_use:
+                self._num_asked -= 1
+                is_last = self._is_retired and not self._num_asked
+            if is_last:
+                self.close()
+
+    def retire(self) -> None:
+        """Nothing more will be asked: let the connection go when no answer is under way any more."""
+        with self._in_use:
+            self._is_retired = True
+            is_idle = not self._num_asked
+        if is_idle:
+            self.close()
+
     def close(self) -> None:
+        """Let the connection go."""
         self._client.close()
 
 

@@ -5,7 +5,6 @@ recipe -> RecipeMaker (one a recipe, least recently used closed first) -> Recent
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import OrderedDict
@@ -17,56 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from ..shards.errors import UsageError
-from ..shards.soft_labels import TAGS
 from .cache import Cache
 from .data_set import open_data_set
-from .decode import DTYPES, usable_device
+from .decode import usable_device
 from .mixture import Mixture
 from .service_cache import CacheCounts, RecentItems
+from .service_limits import Limits, check_size, check_targets, target_bytes
 from .service_maker import CLOSE_PATIENCE_S, Made, Place, PlaceLoader, RecipeMaker
 from .service_memory import SegmentStore
 from .service_protocol import BUSY, UNKNOWN_RECIPE, Refusal, Ticket
 from .service_recipe import BatchRecipe, NamedMixture
-from .target_modes import LabelPooling, each_target, pools_maps
+from .target_modes import pools_maps
 
-_SAMPLE_BYTES = 4096  # that a sample takes at least, however small its image: key, class, crop
 _POLL_S = 0.5  # between two looks whether a waiting client is still there
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a server lets clients have.
-
-    Attributes:
-        cache_bytes: of recent batches.
-        memory_bytes: of batches in shared memory.
-        batch_bytes: of one batch.
-        sending_bytes: of batches on their way through sockets, for all clients together; one alone may be larger.
-        request_bytes: of one request; a recipe holds label trees and keys.
-        recipes: that are open at a time; one that nobody used for `recipe_idle_s` makes room for another.
-        recipe_idle_s: seconds.
-        clients: that are served at a time: those that asked for something within `client_idle_s`.
-        client_idle_s: seconds.
-        calls: batches that are waited for or being sent, for all clients together.
-        calls_per_client: of them for one.
-    """
-
-    cache_bytes: int = 2 * 2**30
-    memory_bytes: int = 2 * 2**30
-    batch_bytes: int = 2**29
-    sending_bytes: int = 2**31
-    request_bytes: int = 2**26
-    recipes: int = 8
-    recipe_idle_s: float = 10.0
-    clients: int = 64
-    client_idle_s: float = 60.0
-    calls: int = 256
-    calls_per_client: int = 32
-
-    def __post_init__(self) -> None:
-        wrong = [name for name, value in vars(self).items() if value <= 0]
-        if wrong:
-            raise UsageError(f"serve: expected limits above 0, found {', '.join(wrong)} not above")
 
 
 @dataclass(frozen=True)
@@ -218,7 +180,7 @@ class Desk:
             return found[0]
 
     def _maker_of(self, recipe: BatchRecipe) -> RecipeMaker:
-        self._check_size(recipe)
+        check_size(recipe, self.limits)
         with self._lock:
             opening = self._opening.setdefault(recipe.fingerprint, threading.Lock())
         with opening:  # several trainers of a sweep open the same at once: it is opened once
@@ -278,22 +240,6 @@ class Desk:
             self._num_opening += 1
         return closed
 
-    def _check_size(self, recipe: BatchRecipe) -> None:
-        """Refuse a batch that is too large, before anything is opened for it."""
-        size, limit = recipe.augment.size, self.limits.batch_bytes
-        image_bytes = 3 * size * size * (DTYPES[recipe.dtype].itemsize if recipe.dtype in DTYPES else 1)
-        image_bytes = max(image_bytes, _SAMPLE_BYTES)
-        if recipe.batch_size * image_bytes > limit or recipe.world_size > 2**20:
-            raise UsageError(
-                f"recipe: expected a batch of at most {limit:,} bytes, found {recipe.batch_size:,} images of "
-                f"{image_bytes:,} bytes for each of {recipe.world_size:,} processes. Use a smaller batch_size, "
-                "or start the server with a larger --max-batch-bytes"
-            )
-        # Of at least one class; _open_loader knows of how many.
-        entry_bytes = 4 if recipe.keep_targets is None else 12
-        cells = sum(_cells(each) for each in each_target(recipe.targets) if each != "none")
-        _check_targets(recipe.batch_size * cells * entry_bytes, limit)
-
     def _open_loader(self, recipe: BatchRecipe) -> PlaceLoader:
         dataset, side = self._find(recipe)
         loader = PlaceLoader(
@@ -321,8 +267,8 @@ class Desk:
             cache=self._cache,
         )
         try:
-            loader.target_bytes = _target_bytes(recipe, loader)
-            _check_targets(loader.target_bytes, self.limits.batch_bytes)
+            loader.target_bytes = target_bytes(recipe, loader)
+            check_targets(loader.target_bytes, self.limits)
         except BaseException:
             loader.close()
             raise
@@ -384,26 +330,3 @@ class Desk:
         done = [maker.close(max(0.0, give_up - time.monotonic())) for maker in makers]
         self._recent.clear()
         return all(done)
-
-
-def _check_targets(num_bytes: int, limit: int) -> None:
-    """Refuse targets that are too large."""
-    if num_bytes > limit:
-        raise UsageError(f"recipe: expected targets of at most {limit:,} bytes, found {num_bytes:,}")
-
-
-def _cells(target: Any) -> int:
-    """Targets of a sample: one, or one for each cell of a grid, whose sides may be any numbers."""
-    return math.prod(target.grid or (1,)) if isinstance(target, LabelPooling) else 1
-
-
-def _target_bytes(recipe: BatchRecipe, loader: PlaceLoader) -> int:
-    """Bytes of a batch's targets, at most."""
-    soft, total = loader.manifest.soft_labels, 0
-    for each in each_target(recipe.targets):
-        width = soft.num_tags if each == TAGS and soft is not None else loader.num_classes
-        cells = _cells(each)
-        # A sparse one's entries are a value and an int64.
-        entry_bytes = 4 * width if recipe.keep_targets is None else 12 * min(recipe.keep_targets, width)
-        total += 0 if each == "none" else recipe.batch_size * cells * entry_bytes
-    return total

@@ -77,6 +77,8 @@ class ServiceStats:
         draining: it lets nobody in any more.
         clients: that asked for something lately.
         calls: answers that are being made or sent.
+        connections: that there are; 0 where they are not counted.
+        connections_shut: why to how many: `too-large`, `too-many`.
         unauthenticated: calls without the token.
         cache: of batches.
         cache_limit: bytes it may have.
@@ -95,6 +97,8 @@ class ServiceStats:
     draining: bool
     clients: int
     calls: int
+    connections: int
+    connections_shut: Mapping[str, int]
     unauthenticated: int
     cache: CacheCounts
     cache_limit: int
@@ -129,6 +133,12 @@ class ServiceStats:
                 for outcome, count in outcomes.items()
             ),
         )
+        add(
+            "connections_shut_total",
+            "counter",
+            "Connections that sent more than a request may have, or were too many.",
+            *(({"why": why}, count) for why, count in self.connections_shut.items()),
+        )
         add("unauthenticated_total", "counter", "Calls without the token.", ({}, self.unauthenticated))
         add(
             "batches_total",
@@ -152,6 +162,12 @@ class ServiceStats:
         add("cache_limit_bytes", "gauge", "Bytes that they may have.", ({}, self.cache_limit))
         add("memory_bytes", "gauge", "Bytes of batches in shared memory.", ({}, self.memory_bytes))
         add("memory_limit_bytes", "gauge", "Bytes that they may have.", ({}, self.memory_limit))
+        add(
+            "connections",
+            "gauge",
+            "Connections, whether they ask for anything or not.",
+            ({}, self.connections),
+        )
         add("clients", "gauge", "Clients that asked for something lately.", ({}, self.clients))
         add("calls", "gauge", "Answers that are being made or sent.", ({}, self.calls))
         add("waiting_batches", "gauge", "Batches that are asked for and not begun.", ({}, self.waiting))

@@ -26,6 +26,7 @@ from .service_answer import COUNTS_FIELDS, VOCABULARY_FIELDS, AnswerCheck, same_
 from .service_client import AWAY, Connection, Server
 from .service_list import ServerList
 from .service_maker import Place
+from .service_opening import Agreement, Opening
 from .service_protocol import (
     BUSY,
     COUNT_CLASSES,
@@ -40,7 +41,6 @@ from .service_protocol import (
     ServiceError,
 )
 
-_MUST_AGREE = ("fingerprint", "num_samples", "labels", "mixture", "class_names", "recipe")
 _HEDGES_PER_ANSWER = 0.1  # more would only add to what makes answers slow
 _MIN_ANSWERS = 20  # before a quantile means something
 _MIN_HEDGE_S = 0.05
@@ -106,7 +106,6 @@ class ServerPool:
     ) -> None:
         self._listed = listed
         self._make_server = partial(Server, connection=connection, client=secrets.token_hex(8), stack=stack)
-        self._gone: list[Server] = []  # that the list names no more; answers may be under way
         self._recipe, self._connection, self._draws_per_lane = recipe, connection, draws_per_lane
         # In one order for all clients, whatever order they were named in.
         self.servers = [self._make_server(address) for address in sorted(addresses)]
@@ -115,80 +114,54 @@ class ServerPool:
         self._answers: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
         self._interrupted = False
         self._excluded: dict[Server, SoftshardError] = {}
-        self._lock = threading.Lock()
-        self._reference: tuple[str, dict[str, Any]] | None = None
         self.check: AnswerCheck | None = None  # of batches; known once a server has said what it has
+        self._agreement, self._opening = Agreement(), Opening(self._open)
         try:
-            self.facts = self._open_all()
+            if not self._opening.run(self._follow_list, connection.connect_s):
+                raise self._nobody("a server that answers", connection.connect_s)
         except BaseException:
             self.close()
             raise
 
-    def _open_all(self) -> dict[str, Any]:
-        """Open the recipe on every server that answers; one must, and all that do must agree."""
-        outcomes: dict[Server, Exception | None] = {}
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the servers say of the recipe; see Desk.open."""
+        return self._agreement.facts
 
-        def try_one(server: Server) -> None:
-            try:
-                self._open(server)
-                outcomes[server] = None
-            except Exception as error:
-                outcomes[server] = error
-
-        give_up = time.monotonic() + self._connection.connect_s
-        while True:
-            self._follow_list()
-            asked = [server for server in self.servers if outcomes.get(server, Refusal(BUSY, "")) is not None]
-            threads = [threading.Thread(target=try_one, args=(server,), daemon=True) for server in asked]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            for server, error in list(outcomes.items()):
-                if isinstance(error, Refusal) and error.code in (USAGE, DATA, REFUSED):
-                    raise error.to_error(server.address if error.code == REFUSED else "")
-                if error is not None and not isinstance(error, Refusal):
-                    raise error
-            if self._reference is not None:
-                for server, error in outcomes.items():
-                    if isinstance(error, Refusal):
-                        server.did_badly(error)
-                        logger.warning("%s does not answer, the others are asked: %s", server.address, error)
-                return self._reference[1]
-            if time.monotonic() > give_up:
-                for server, error in outcomes.items():
-                    server.last_error = error if isinstance(error, Refusal) else None
-                raise self._nobody("a server that answers", self._connection.connect_s)
-            time.sleep(0.25)  # it may only be about to start, or somebody may make room
-
-    def _follow_list(self) -> None:
-        """Keep to the list of servers, where there is one: those of a pool come and go."""
+    def _follow_list(self) -> list[Server]:
+        """The servers that there are now, where a list says it: those of a pool come and go."""
         found = None if self._listed is None else self._listed.changed()
         if not found:  # an empty one stands for a pool that is starting or ending: what is known is as good
-            return
+            return self.servers
         known = {server.address: server for server in self.servers}
         try:
             servers = [known.pop(address, None) or self._make_server(address) for address in sorted(found)]
         except UsageError as error:  # such as one that the token would be sent to in the clear
             logger.warning("%s: expected servers that can be asked: %s", self._listed, error)
-            return
-        self._gone += known.values()
+            return self.servers
         self.servers = servers
+        for server in known.values():
+            self._excluded.pop(server, None)
+            server.retire()
+        return servers
 
     def _open(self, server: Server) -> None:
         """Open the recipe on a server, and see that it serves what the others do."""
-        facts = server.open(self._recipe)
-        with self._lock:
-            if self._reference is None:
-                self._reference = server.address, facts
-                return
-            other, expected = self._reference
-        for name in _MUST_AGREE:
-            if facts.get(name) != expected[name]:
-                raise UsageError(
-                    f"data service: expected the same data set on all servers, found {name} {expected[name]!r:.80} on "
-                    f"{other} and {facts.get(name)!r:.80} on {server.address}. Start them with the same one"
-                )
+        self._agreement.check(server.address, server.open(self._recipe))
+
+    def _hear_late(self) -> None:
+        """Take in the servers that had not opened the recipe when the others did."""
+        for server, error in self._opening.late():
+            if error is None:
+                server.ask_after = 0.0
+            elif isinstance(error, SoftshardError):
+                self._exclude(server, error)
+            elif not isinstance(error, Refusal):
+                raise error  # a bug
+            elif error.code in (USAGE, REFUSED):
+                self._exclude(server, error.to_error(server.address))
+            else:
+                server.did_badly(error)
 
     def count_classes(self) -> list[int]:
         """Draws of each class in an epoch; see Loader.count_classes.
@@ -215,7 +188,7 @@ class ServerPool:
     def _say(self, action: str, what: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """What the first server that answers says of the recipe."""
         wrong = None  # what one said that another need not say
-        for server in self.servers:
+        for server in sorted(self.servers, key=lambda server: server.ask_after):  # those that answer first
             if server in self._excluded:
                 continue
             for last in (False, True):
@@ -267,6 +240,7 @@ class ServerPool:
             if wanted[0].error is not None:
                 raise wanted[0].error
             self._follow_list()
+            self._hear_late()
             self._wait(wanted)
             if self._interrupted:
                 return
@@ -425,5 +399,5 @@ class ServerPool:
 
     def close(self) -> None:
         """Let the connections go; answers that are still under way are dropped."""
-        for server in (*self.servers, *self._gone):
-            server.close()
+        for server in self.servers:
+            server.retire()

@@ -26,7 +26,8 @@ from ..shards.errors import SoftshardError, UsageError
 from .cache import Cache
 from .service_access import check_listen, read_token
 from .service_address import is_loopback
-from .service_desk import Desk, Limits, ServedSet
+from .service_desk import Desk, ServedSet
+from .service_limits import Limits
 from .service_list import ServerList
 from .service_run import log_as_json, stopped_by_signals
 from .service_server import BatchServer

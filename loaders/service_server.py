@@ -24,6 +24,7 @@ import pyarrow.flight as flight
 from ..shards.errors import DataError, SoftshardError, UsageError
 from .service_access import Admission, Caller, TokenCheck
 from .service_desk import Desk
+from .service_guard import ConnectionGuard
 from .service_memory import HostProof
 from .service_metrics import LineBudget, ServiceCounts, ServiceStats
 from .service_protocol import (
@@ -45,6 +46,7 @@ from .service_wire import meta_schema
 
 _TOKEN_CHECK = "token"
 _SHUTDOWN_PATIENCE_S = 5.0
+_CUT_PATIENCE_S = 2.0  # once the connections that are left were shut
 _SMALL_BYTES = 4096  # of requests that hold next to nothing
 
 logger = logging.getLogger("softshard.service")
@@ -98,6 +100,7 @@ class BatchServer(flight.FlightServerBase):
                 f"serve: expected an address of this host that is free, found {shown}:{port}: {error}"
             ) from error
         self.address = f"{self.scheme}://{shown}:{self.port}"
+        self._guard = ConnectionGuard(self.port, desk.limits.connections, desk.limits.request_bytes)
 
     def do_action(self, context: flight.ServerCallContext, action: flight.Action) -> list[flight.Result]:
         """See service_protocol.py."""
@@ -107,11 +110,12 @@ class BatchServer(flight.FlightServerBase):
             COUNT_CLASSES: self._count_classes,
             VOCABULARY: self._vocabulary,
         }
+        content = action.body.to_pybytes() if action.body is not None else b""
+        self._guard.came(context.peer(), len(content))
         with self._answering(action.type):
             if action.type not in answers:
                 raise UsageError(f"expected an action of {', '.join(answers)}, found {action.type!r:.40}")
             with self.admission.call(_client(context)):
-                content = action.body.to_pybytes() if action.body is not None else b""
                 return [flight.Result(json.dumps(answers[action.type](content)).encode())]
         raise AssertionError("unreachable: answering raises")
 
@@ -152,6 +156,7 @@ class BatchServer(flight.FlightServerBase):
 
     def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.FlightDataStream:
         """One batch, or a handle of it."""
+        self._guard.came(context.peer(), len(ticket.ticket))
         with self._answering("batch"):
             asked, client = Ticket.from_bytes(ticket.ticket), _client(context)
             self.admission.enter(client)
@@ -213,6 +218,8 @@ class BatchServer(flight.FlightServerBase):
             draining=self.admission.is_draining,
             clients=self.admission.num_clients(),
             calls=self.admission.num_calls,
+            connections=self._guard.num_connections,
+            connections_shut=self._guard.shut_counts(),
             unauthenticated=self._token_check.num_refused,
             cache=self.desk.counts(),
             cache_limit=self.desk.limits.cache_bytes,
@@ -231,9 +238,14 @@ class BatchServer(flight.FlightServerBase):
         done = self.admission.drain(patience_s)
         self.desk.stop()  # so that those who still wait get an answer, and gRPC can end
         # gRPC waits for every client that does not read on, or never spoke; whoever ends the process does not.
+        self._guard.close()
+        self._guard.shut_all(idle_only=True)
         stopping = threading.Thread(target=self.shutdown, name="softshard-shutdown", daemon=True)
         stopping.start()
         stopping.join(_SHUTDOWN_PATIENCE_S)
+        if stopping.is_alive():
+            self._guard.shut_all()
+            stopping.join(_CUT_PATIENCE_S)
         # Also where a batch that is under way waits for a storage that hangs.
         self.hangs = not self.desk.close() or stopping.is_alive()
         if self._proof is not None:

@@ -180,6 +180,11 @@ class RemoteStorage:
 
         self.root = url
         protocol = url.partition(":")[0].lower()
+        if protocol in ("grpc", "grpc+tls"):
+            raise UsageError(
+                f"{self.name}: expected a folder or URL with shards, found servers of softshard serve, which give batches "
+                "alone. Give the folder or URL that they were started with"
+            )
         try:
             self._filesystem, self._path = url_to_fs(url)
         except ImportError as error:

@@ -10,6 +10,7 @@ import pytest
 from botocore.config import Config
 from botocore.session import get_session
 from hypothesis import settings
+from ray_processes import make_ray_folder, remove_ray_folder
 from s3fs import S3FileSystem
 
 from servers.swift import ACCESS_KEY, REGION, SECRET_KEY, Swift, why_not
@@ -52,6 +53,33 @@ def one_ray_at_a_time():
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", RAY_TOKEN)
         yield
+
+
+@pytest.fixture(scope="module")
+def ray_folder(one_ray_at_a_time):
+    """What Ray is told by the environment, here and in the processes started here."""
+    folder = make_ray_folder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", str(folder))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield folder
+    remove_ray_folder(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster(ray_folder):
+    """A Ray of one node with two CPUs, which this process is connected to."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from .label_space import LabelSpace
 from .models import load_trained_model
 from .recipes import Recipe
 from .step import model_input
+
+if TYPE_CHECKING:
+    from ..loaders.service_client import Connection
 
 
 class Answer(NamedTuple):
@@ -57,11 +60,14 @@ class AskedModel:
         self._model: nn.Module = load_trained_model(path, saved, saved.recipe.image_size)
         self._model.to(self._device).eval()
 
-    def data_set(self, dataset: str, batch_size: int, *, other_classes: bool) -> Iterator[Answer]:
+    def data_set(
+        self, dataset: str, batch_size: int, *, other_classes: bool, connection: Connection | None = None
+    ) -> Iterator[Answer]:
         """The images of a data set, in its order; see Predictor."""
         with evaluation_loader(
             self._saved.recipe,
             dataset,
+            connection=connection,
             batch_size=batch_size,
             device=self._device,
             num_threads=self._num_threads,

@@ -10,16 +10,10 @@ import dataclasses
 import os
 import shutil
 
+from ..loaders.cli_connection import add_connection, connection_of
 from ..shards.errors import UsageError
 from .cli_maps import add_maps
-from .cli_process import (
-    EXIT_SIGNAL,
-    add_connection,
-    connection_of,
-    needs_extra,
-    process_of_torchrun,
-    torch_device,
-)
+from .cli_process import EXIT_SIGNAL, needs_extra, process_of_torchrun, torch_device
 from .cli_pseudo import add_pseudo
 from .cli_subset import add_subset
 from .cli_tags import add_tags

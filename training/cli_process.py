@@ -5,38 +5,13 @@ Nothing else in softshard reads torchrun's environment.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-from ..loaders.service_address import is_service
 from ..shards.errors import MissingExtraError, UsageError
 
-if TYPE_CHECKING:
-    from ..loaders.service_client import Connection
-
 EXIT_SIGNAL = 128  # a run that a signal stopped exits with this plus its number, as shells expect
-
-
-def add_connection(command: argparse.ArgumentParser) -> None:
-    """The options of how to speak to servers of the data service."""
-    command.add_argument(
-        "--token-file", metavar="FILE", help="with grpc:// or grpc+tls://: file of the servers' token"
-    )
-    command.add_argument(
-        "--tls-ca", metavar="FILE", help="with grpc+tls://: PEM file of who signed the servers' certificates"
-    )
-
-
-def connection_of(args: argparse.Namespace, *datasets: str | None) -> Connection | None:
-    """How to speak to servers; None for data sets that are read here."""
-    if not any(map(is_service, datasets)):
-        return None
-    with needs_extra("a data set behind grpc://", extra="service"):
-        from ..loaders.service_client import Connection
-    return Connection(token_file=args.token_file, tls_ca=args.tls_ca)
 
 
 def process_of_torchrun() -> tuple[int, int, int]:

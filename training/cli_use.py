@@ -7,9 +7,10 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ..loaders.cli_connection import add_connection, connection_of
 from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE
 from ..shards.errors import UsageError
-from .cli_process import add_connection, connection_of, needs_extra, process_of_torchrun, torch_device
+from .cli_process import needs_extra, process_of_torchrun, torch_device
 
 if TYPE_CHECKING:
     from .predict import Guess, Prediction
@@ -79,8 +80,10 @@ def add_predict(subparsers: argparse._SubParsersAction) -> None:
         "images",
         nargs="+",
         metavar="IMAGE|DATASET",
-        help="image files, as softshard pack reads them; or one folder of a data set",
+        help="image files, as softshard pack reads them; or one folder of a data set; or servers of one: "
+        "grpc://HOST:PORT/NAME, several with commas between",
     )
+    add_connection(command)
     _add_ensemble(command)
     command.add_argument(
         "--top", type=int, default=3, metavar="K", help="classes listed of each level (default: 3)"
@@ -178,7 +181,10 @@ def _run_predict(args: argparse.Namespace) -> int:
     if any(is_data_set(path) for path in args.images):
         if len(args.images) > 1:
             raise UsageError("predict: expected image files or one data set, found a data set among others")
-        predictions = predictor.data_set(args.images[0], other_classes=args.other_classes)
+        dataset = args.images[0]
+        predictions = predictor.data_set(
+            dataset, other_classes=args.other_classes, connection=connection_of(args, dataset)
+        )
     else:
         predictions = predictor.files(args.images, report)
     for prediction in predictions:

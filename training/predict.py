@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..loaders.service_address import is_service
 from ..shards.errors import DataError, ImageError, UsageError
 from ..shards.schema import MANIFEST_NAME
 from ..shards.tree import LabelTree
@@ -25,6 +26,9 @@ from .checkpoint import Checkpoint
 from .down_the_tree import DownTheTree
 from .ensemble import MeanProbability, load_members
 from .recipes import TREE_LOSSES
+
+if TYPE_CHECKING:
+    from ..loaders.service_client import Connection
 
 # A sigmoid says yes or no of its class by itself: where no child reaches this, a path ends.
 YES = 0.5
@@ -124,7 +128,12 @@ class Predictor:
         self._read_off = _Reader(self.saved, top, down_the_tree=down_the_tree)
 
     def data_set(
-        self, dataset: str, *, batch_size: int = 64, other_classes: bool = False
+        self,
+        dataset: str,
+        *,
+        batch_size: int = 64,
+        other_classes: bool = False,
+        connection: Connection | None = None,
     ) -> Iterator[Prediction]:
         """Predict the images of a data set in its order; their own labels are not looked at.
 
@@ -132,15 +141,19 @@ class Predictor:
         names both. As many classes of other names are most likely a mistake (fall11 and winter21, another order).
 
         Args:
-            dataset: its folder or URL.
+            dataset: its folder or URL; or addresses of servers, as a RemoteLoader takes them.
             batch_size: images a step.
             other_classes: predict also where there are as many classes of other names.
+            connection: how to speak to servers.
 
         Raises:
             DataError: the data set is damaged, or has as many classes of other names.
         """
         yield from self._read(
-            [member.data_set(dataset, batch_size, other_classes=other_classes) for member in self._members]
+            [
+                member.data_set(dataset, batch_size, other_classes=other_classes, connection=connection)
+                for member in self._members
+            ]
         )
 
     def files(
@@ -269,5 +282,5 @@ class _Reader:
 
 
 def is_data_set(path: str) -> bool:
-    """Whether a path is a data set's folder, and not an image."""
-    return (Path(path) / MANIFEST_NAME).is_file()
+    """Whether a path is a data set's folder, or stands for servers of one, and not an image."""
+    return is_service(path) or (Path(path) / MANIFEST_NAME).is_file()

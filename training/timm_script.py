@@ -4,22 +4,26 @@
 
 The script (of timm's repository; it is not in the wheel) asks `timm.data.create_dataset` and `create_loader` for its data.
 Here both are replaced before it runs: DATASET is what `softshard pack` makes, with DATASET/train and DATASET/val, or
-`grpc://host:port` (several with commas between), servers that want no token and have both by these names. Batches come
-from a Loader. Everything else is the script's, Mixup and CutMix included. Options that would change the data and
-that the Loader has no equal of are refused; those that tell timm's workers what to do mean nothing and are ignored.
+`grpc://host:port` (several with commas between), servers that have both by these names; `--token-file FILE` and `--tls-ca
+FILE` say how to speak to them, as for softshard train, and are not given to the script. Batches come from a Loader. All
+else is the script's, Mixup and CutMix included. Options that would change the data and that the Loader has no equal of are
+refused; those that tell timm's workers what to do mean nothing and are ignored.
 """
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import runpy
 import sys
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..loaders.adapters import Batches, as_tuples
 from ..loaders.augment_options import Erasing
+from ..loaders.cli_connection import add_connection, connection_of
 from ..loaders.crops import Augment
 from ..loaders.either_loader import open_loader
 from ..loaders.service_address import is_service
@@ -77,8 +81,13 @@ def _place(root: str, name: str) -> str:
     return ",".join(f"{each.strip().rstrip('/')}/{name}" for each in root.split(","))
 
 
-def create_loader(dataset: Split, **options: Any) -> Batches[Any]:
+def create_loader(dataset: Split, *, asked: argparse.Namespace | None = None, **options: Any) -> Batches[Any]:
     """In place of timm's, with its parameters.
+
+    Args:
+        dataset: of `create_dataset`.
+        asked: how to speak to servers, see `add_connection`.
+        options: timm's.
 
     Raises:
         UsageError: an option that changes the data and that a Loader has no equal of; all are named.
@@ -89,6 +98,7 @@ def create_loader(dataset: Split, **options: Any) -> Batches[Any]:
     is_distributed = options.get("distributed", False)
     loader = open_loader(
         dataset.place,
+        connection=None if asked is None else connection_of(asked, dataset.place),
         batch_size=options["batch_size"],
         augment=_augment(size, options)
         if is_training
@@ -148,12 +158,16 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run the script that the first argument names, with the others."""
+    """Run the script that the first argument names, with the others; options of a connection may stand anywhere."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_connection(parser)
+    asked, arguments = parser.parse_known_args(arguments)
     if not arguments:
         raise UsageError("timm: expected the path of timm's train.py and its arguments, found none")
     import timm.data
 
-    timm.data.create_dataset, timm.data.create_loader = create_dataset, create_loader  # pyright: ignore
+    timm.data.create_dataset = create_dataset  # pyright: ignore
+    timm.data.create_loader = partial(create_loader, asked=asked)  # pyright: ignore
     sys.argv = arguments
     runpy.run_path(arguments[0], run_name="__main__")
     return 0

@@ -1,10 +1,15 @@
-"""Servers of the data service in processes of their own, on free ports of 127.0.0.1, and batches to compare."""
+"""Servers of the data service in processes of their own, on free ports of 127.0.0.1, and batches to compare.
+
+Each runs the command `softshard serve`, in a process forked from one that has imported everything: importing torch, DALI
+and pyarrow is most of what a start costs.
+"""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
+import tempfile
 import urllib.request
 from contextlib import contextmanager
 
@@ -20,34 +25,43 @@ SMALL = {
     "window": 30,
     "last_batch": "pad",
 }
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["softshard.loaders.service_run", "softshard.shards.cli"])
+
+
+def run_serve(arguments, environment, said, log):
+    """The command; in the server's process."""
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.stdout = os.fdopen(said.fileno(), "w", closefd=False)
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 2)
+    from softshard.shards.cli import main
+
+    sys.exit(main(["serve", *arguments]))
 
 
 class ServerProcess:
-    """`softshard serve`, ready to be asked."""
+    """`softshard serve`; begins at once, and can be asked when it is `ready`."""
 
     def __init__(self, *arguments, listen="127.0.0.1:0", threads=1):
-        command = [
-            sys.executable,
-            "-c",
-            SERVE,
-            *map(str, arguments),
-            "--listen",
-            listen,
-            "--http",
-            "127.0.0.1:0",
-        ]
-        self.process = subprocess.Popen(
-            [*command, "--threads", str(threads), "--max-recipes", "64"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        self._log = tempfile.NamedTemporaryFile("r", suffix=".log")  # noqa: SIM115 (it goes with this)
+        heard, said = _FORKS.Pipe(duplex=False)
+        command = [*map(str, arguments), "--listen", listen, "--http", "127.0.0.1:0"]
+        command += ["--threads", str(threads), "--max-recipes", "64"]
+        self._process = _FORKS.Process(
+            target=run_serve, args=(command, dict(os.environ), said, self._log.name)
         )
+        self._process.start()
+        said.close()
+        self._heard = heard
 
     def ready(self):
         """Wait until it can be asked."""
-        line = self.process.stdout.readline()
+        with self._heard, open(self._heard.fileno(), closefd=False) as lines:
+            line = lines.readline()
         if not line:
-            raise RuntimeError(self.process.stderr.read())
+            raise RuntimeError(self._log.read())
         said = json.loads(line)
         self.url, self.http = said["listen"], said["http"]
         self.address = self.url.rpartition("/")[2]
@@ -61,21 +75,20 @@ class ServerProcess:
         return json.loads(self.get("/stats"))
 
     def send(self, number):
-        os.kill(self.process.pid, number)
+        os.kill(self._process.pid, number)
 
     def stop(self, number=signal.SIGTERM):
         """End it; returns (exit code, log lines)."""
-        if self.process.poll() is None:
+        if self._process.is_alive():
             self.send(signal.SIGCONT)
             self.send(number)
-        try:
-            _, log = self.process.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
-            self.send(signal.SIGKILL)
-            _, log = self.process.communicate(timeout=30)
-        return self.process.returncode, [
-            json.loads(line) for line in log.splitlines() if line.startswith("{")
-        ]
+        self._process.join(30)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join(30)
+        self._log.seek(0)
+        log = self._log.read().splitlines()
+        return self._process.exitcode, [json.loads(line) for line in log if line.startswith("{")]
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 import itertools
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import ExitStack
 
 import pyarrow.flight as flight
@@ -23,6 +25,17 @@ QUICK = Connection(connect_s=5, request_s=10, deadline_s=60)
 OPTIONS = SMALL | {"dtype": "uint8", "batch_size": 4}
 AWAY = "grpc://127.0.0.1:9"  # nothing listens there
 OTHER_SET = "expected the same data set on all servers"
+
+
+@pytest.fixture
+def many_files():
+    """As many descriptors as the system allows this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip(f"needs 4,096 descriptors, found a limit of {hard:,}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def make(servers, connection):
@@ -193,13 +206,41 @@ def test_a_client_that_stops_reading_holds_up_neither_the_others_nor_the_end(pac
             reader.cancel()
 
 
-def test_idle_connections_hold_up_neither_trainers_nor_the_end(packed, expected):
-    with serving(packed) as server, ExitStack() as stack:
+def is_open(connection):
+    """Whether the other end has not shut it; gRPC sends its settings to whoever connects."""
+    connection.setblocking(False)
+    try:
+        while received := connection.recv(4096):
+            assert received
+    except BlockingIOError:
+        return True
+    except ConnectionResetError:
+        pass
+    return False
+
+
+def test_idle_connections_beyond_the_limit_are_shut_and_hold_up_neither_trainers_nor_the_end(
+    packed, expected, many_files
+):
+    with (
+        serving(packed, "--max-connections", "300") as server,
+        make(server.url, QUICK) as remote,
+        ExitStack() as stack,
+    ):
+        batches = iter(remote)
+        found = [next(batches)]
         host, port = server.address.split(":")
-        for _ in range(300):
-            stack.enter_context(socket.create_connection((host, int(port))))
-        with make(server.url, QUICK) as remote:
-            assert_same_batches(remote, expected)
+        idle = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(1100)]
+        found.extend(batches)
+        assert_same_batches(found, expected)
+        while sum(map(is_open, idle)) > 300:
+            time.sleep(0.05)
+        while (stats := server.stats())["connections"] > 300:
+            time.sleep(0.05)
+        assert stats["connections_shut"] == {"too-large": 0, "too-many": 1100 + 1 - 300}
+        with make(server.url, QUICK) as another:
+            assert_same_batches(another, list_of_epoch(packed, 0))
+        assert remote.fetch_stats().retries == 0  # the connection of who asks was not among them
         code, log = server.stop()
         assert code == 0
         assert log[-1]["finished"] is True

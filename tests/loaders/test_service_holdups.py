@@ -18,13 +18,15 @@ from softshard.loaders import (
     Loader,
     RemoteLoader,
     service_maker,
+    service_opening,
     service_pool,
 )
 from softshard.loaders.service_access import Admission
 from softshard.loaders.service_client import AWAY, Server
-from softshard.loaders.service_desk import Desk, Limits, ServedSet
+from softshard.loaders.service_desk import Desk, ServedSet
+from softshard.loaders.service_limits import Limits
 from softshard.loaders.service_maker import Place, RecipeMaker
-from softshard.loaders.service_protocol import BUSY, REFUSED, UNKNOWN_RECIPE, USAGE, Refusal, Ticket
+from softshard.loaders.service_protocol import BUSY, DATA, REFUSED, UNKNOWN_RECIPE, USAGE, Refusal, Ticket
 from softshard.loaders.service_recipe import BatchRecipe
 from softshard.loaders.service_server import BatchServer
 from softshard.shards.errors import DataError, UsageError
@@ -70,8 +72,18 @@ class Answers:
         self.ask_after, self.latencies, self.last_error, self.num_asked = 0.0, [], None, 0
 
     def open(self, recipe):
-        return dict.fromkeys(
-            ("fingerprint", "num_samples", "labels", "mixture", "class_names", "recipe"), "same"
+        what = OPENS.get(self.address)
+        if isinstance(what, threading.Event):
+            assert what.wait(60)
+            what = getattr(what, "facts", None)
+        if isinstance(what, Exception):
+            raise what
+        return (
+            what
+            if isinstance(what, dict)
+            else dict.fromkeys(
+                ("fingerprint", "num_samples", "labels", "mixture", "class_names", "recipe"), "same"
+            )
         )
 
     def ask(self, recipe, epoch, taken, rank):
@@ -89,16 +101,31 @@ class Answers:
         pass
 
     def did_badly(self, refusal):
-        self.last_error = refusal
+        self.last_error, self.ask_after = refusal, time.monotonic() + 0.2
 
-    def close(self):
+    def retire(self):
         pass
 
 
+OPENS = {}  # address -> what opening a recipe there comes to: an event to wait for, an error, other facts
+
+
 @pytest.fixture
-def pool(monkeypatch):
+def make_pool(monkeypatch):
     monkeypatch.setattr(service_pool, "Server", Answers)
-    return service_pool.ServerPool(["grpc://a:1", "grpc://b:1"], {}, Connection(deadline_s=20), {}, 1)
+    monkeypatch.setattr(service_opening, "_LEAST_WAIT_S", 0.1)
+
+    def make(**options):
+        connection = Connection(deadline_s=20, **options)
+        return service_pool.ServerPool(["grpc://a:1", "grpc://b:1"], {}, connection, {}, 1)
+
+    yield make
+    OPENS.clear()
+
+
+@pytest.fixture
+def pool(make_pool):
+    return make_pool()
 
 
 PLACES = [Place(0, taken, 0) for taken in range(6)]
@@ -109,6 +136,7 @@ def test_one_server_that_says_no_is_asked_no_more_and_the_others_are(pool, code,
     one, other = pool.servers
     one.raises = Refusal(code, "expected something else")
     assert pool.count_classes() == [1, 2]
+    one.ask_after = 0.0  # the pause after its no is over
     assert len(within(lambda: list(pool.batches(PLACES, 1)))) == 6
     assert (one.num_asked, other.num_asked) == (1, 6)
     other.raises = Refusal(code, "expected another thing")
@@ -116,6 +144,81 @@ def test_one_server_that_says_no_is_asked_no_more_and_the_others_are(pool, code,
         within(lambda: list(pool.batches(PLACES, 1)))
     with pytest.raises(UsageError, match=r"grpc://b:1: expected another thing"):
         pool.count_classes()
+
+
+def ask_all(pool, within):
+    """How often each server was asked for the batches of PLACES."""
+    before = [server.num_asked for server in pool.servers]
+    assert len(within(lambda: list(pool.batches(PLACES, 1)))) == 6
+    return [server.num_asked - asked for server, asked in zip(pool.servers, before, strict=True)]
+
+
+def test_a_server_that_hangs_at_the_start_holds_up_nobody_and_comes_in_later(make_pool, within):
+    OPENS["grpc://a:1"] = let_go = threading.Event()
+    try:
+        pool = within(make_pool, 10)  # request_s is longer
+        assert ask_all(pool, within) == [0, 6]
+        assert pool.count_classes() == [1, 2]
+    finally:
+        let_go.set()
+    while ask_all(pool, within) != [3, 3]:
+        time.sleep(0.05)
+
+
+def test_a_server_that_turns_out_to_be_another_one_is_asked_no_more(make_pool, within, caplog):
+    OPENS["grpc://a:1"] = let_go = threading.Event()
+    pool = within(make_pool, 10)
+    let_go.facts = {"fingerprint": "other"}
+    let_go.set()
+    while "grpc://a:1 is asked no more" not in caplog.text:
+        assert ask_all(pool, within) == [0, 6]
+        time.sleep(0.05)
+    assert "expected the same data set on all servers" in caplog.text
+    assert ask_all(pool, within) == [0, 6]
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (UsageError("expected this trainer's pixel stack, found another"), "pixel stack"),
+        ({"fingerprint": "other"}, "expected the same data set on all servers, found fingerprint"),
+        (Refusal(USAGE, "expected the name of a data set"), r"grpc://b:1: expected the name of a data set"),
+        (Refusal(REFUSED, "expected the server's token"), r"grpc://b:1: expected the server's token"),
+    ],
+)
+def test_a_server_that_is_the_wrong_one_is_an_error_although_another_serves(make_pool, within, said, message):
+    OPENS["grpc://b:1"] = said
+    with pytest.raises(UsageError, match=message):
+        within(make_pool, 10)
+
+
+def test_a_server_whose_data_is_damaged_is_left_for_another_and_an_error_where_there_is_none(
+    make_pool, within, caplog
+):
+    OPENS["grpc://a:1"] = Refusal(DATA, "x/manifest.json: expected a manifest, found none")
+    assert ask_all(within(make_pool, 10), within)[1] == 6
+    assert "grpc://a:1 does not serve, the others are asked: x/manifest.json" in caplog.text
+    OPENS["grpc://b:1"] = Refusal(AWAY, "connection refused")
+    with pytest.raises(DataError, match=r"grpc://a:1: x/manifest.json: expected a manifest"):
+        within(lambda: make_pool(connect_s=0.5), 10)
+    OPENS["grpc://b:1"] = OPENS["grpc://a:1"]
+    with pytest.raises(DataError, match=r"grpc://a:1: x/manifest.json: expected a manifest"):
+        within(lambda: make_pool(connect_s=60), 10)
+
+
+def test_the_connection_to_a_server_that_is_gone_is_let_go_when_its_answers_have_come(monkeypatch):
+    server = Server(NOWHERE, Connection(), "c", {})
+    closed, in_call, let_go = threading.Event(), threading.Event(), threading.Event()
+    monkeypatch.setattr(server, "close", closed.set)
+    monkeypatch.setattr(server, "_action", lambda *asked: (in_call.set(), let_go.wait(60)))
+    asking = threading.Thread(target=server.action, args=("hello", {}))
+    asking.start()
+    assert in_call.wait(60)
+    server.retire()
+    assert not closed.is_set()
+    let_go.set()
+    asking.join(60)
+    assert closed.is_set()
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from service_processes import SMALL, assert_same_batch, assert_same_batches
 
 from softshard.loaders import Loader, RemoteLoader
 from softshard.loaders.batch import Batch
-from softshard.loaders.service_desk import Desk, Limits, ServedSet
+from softshard.loaders.service_desk import Desk, ServedSet
+from softshard.loaders.service_limits import Limits
 from softshard.loaders.service_memory import Handle, SegmentStore, SharedBuffers, open_segment, read_rows
 from softshard.loaders.service_server import BatchServer
 from softshard.loaders.service_wire import decode_batch, encode_batch

@@ -1,22 +1,20 @@
 """Pools of servers on Ray: the batches of a local loader, whatever is killed; replacements are found by trainers.
 
-All tests but one share a Ray of this module's; what Ray runs is known by the folder in its environment.
+All tests but one share one Ray.
 """
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import ray_processes
 from service_processes import SERVE, SMALL, assert_same_batches
 
 from softshard.loaders import Connection, Loader, RemoteLoader, service_ray
@@ -36,53 +34,8 @@ PATIENT = Connection(connect_s=120, request_s=30, deadline_s=240)
 OPTIONS = SMALL | {"dtype": "uint8", "batch_size": 4}
 
 
-def wait_until(condition, seconds=240):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return value
-
-
-def ray_processes(folder):
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if int(path.name) != os.getpid() and str(folder).encode() in (path / "environ").read_bytes():
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return found
-
-
-@pytest.fixture(scope="module")
-def ray_folder(one_ray_at_a_time):
-    """What Ray is told by the environment, here and in the processes started here."""
-    # Not tmp_path: Ray's sockets lie below it, and their names have 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="ss", dir="/tmp"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", str(folder))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.delenv("RAY_ADDRESS", raising=False)
-        yield folder
-    for process in ray_processes(folder):
-        os.kill(process, signal.SIGKILL)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def cluster(ray_folder):
-    """A Ray of two CPUs, which this process is connected to."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    try:
-        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+def wait_until(condition):
+    return ray_processes.wait_until(condition, 240)
 
 
 @contextmanager

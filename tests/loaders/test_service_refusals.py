@@ -15,7 +15,8 @@ from service_processes import SMALL, assert_same_batches
 from softshard.loaders import Augment, Connection, Loader, RemoteLoader, Subset
 from softshard.loaders.service_access import check_listen, read_token
 from softshard.loaders.service_address import split_address, split_servers
-from softshard.loaders.service_desk import Desk, Limits, ServedSet
+from softshard.loaders.service_desk import Desk, ServedSet
+from softshard.loaders.service_limits import Limits
 from softshard.loaders.service_metrics import LineBudget
 from softshard.loaders.service_protocol import Refusal, Ticket, check_stack, decode_stack
 from softshard.loaders.service_recipe import BatchRecipe, wire_dtype, write_value
@@ -471,6 +472,28 @@ def test_health_and_metrics_over_http(packed):
         }
         assert made == {"made": 9, "joined": 0, "cached": 0}
         assert server.stats()["sent_bytes"]["memory"] > 0
+
+
+def test_bench_measures_servers_as_a_trainer_sees_them(server, tmp_path, capsys):
+    arguments = ["bench", f"{server.address}/small", "--batch-size", "10", "--steps", "2", "--repeats", "2"]
+    report, table = tmp_path / "bench.json", tmp_path / "bench.csv"
+    assert main([*arguments, "--size", "16", "--json", str(report), "--csv", str(table)]) == 0
+    found = json.loads(report.read_text())
+    assert found["samples"] == 105
+    assert found["results"]["loader"]["repeats"] == 2
+    assert found["requests"]["sent"] >= 2 * (5 + 2)
+    assert found["requests"]["in_shared_memory"] > 0
+    assert server.desk.totals()["images"] > 0
+    assert found["verdict"]["text"] in capsys.readouterr().out
+    assert table.read_text().splitlines()[1].startswith("loader,loader,")
+    assert main([*arguments, "--against", "webdataset"]) == 2
+    assert "expected --against with the folder or URL of a data set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "stats"])
+def test_what_wants_shards_says_so_of_servers(command, capsys):
+    assert main([command, "grpc+tls://a:1/train,grpc+tls://b:1/train"]) == 2
+    assert "expected a folder or URL with shards, found servers of softshard serve" in capsys.readouterr().err
 
 
 def test_two_askers_of_one_batch_wait_for_the_same_one(packed):

@@ -11,7 +11,8 @@ from taught_sets import with_teacher
 from test_soft_targets import VOCABULARY, make_set
 
 from softshard.loaders import Augment, CutMix, LabelPooling, Loader, Mixup, RemoteLoader, Subset
-from softshard.loaders.service_desk import Desk, Limits, ServedSet
+from softshard.loaders.service_desk import Desk, ServedSet
+from softshard.loaders.service_limits import Limits
 from softshard.loaders.service_server import BatchServer
 from softshard.shards import DataError, LabelTree, Manifest, ShardWriter, SubsetFile, UsageError, read_shard
 from softshard.shards.make_subset import ImageChoice, make_image_subset

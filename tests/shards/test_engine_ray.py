@@ -1,6 +1,6 @@
 """Packing on Ray: the bytes of the local engine, whatever is killed on the way.
 
-All tests but two share a Ray of this module's; the processes that Ray starts are known by the folder in their
+All tests but two share one Ray; the processes that Ray starts are known by the folder in their
 environment, and every one is gone at the end.
 """
 
@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from contextlib import closing
@@ -21,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from ray_processes import make_ray_folder, processes, remove_ray_folder, wait_until
 
 from softshard.shards import DataError, ImageRecipe, PackOptions, UsageError, engine_ray, pack
 from softshard.shards.destination import LocalDestination
@@ -51,70 +51,8 @@ def files(folder):
     }
 
 
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return value
-
-
-def processes(ray_folder):
-    """Process id to command of what Ray runs out of a folder."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(ray_folder).encode() not in (path / "environ").read_bytes():
-                continue
-            if int(path.name) != os.getpid() and (command := (path / "cmdline").read_text()):
-                found[int(path.name)] = command
-        except OSError:
-            continue
-    return found
-
-
 def tasks(ray_folder):
     return [process for process, command in processes(ray_folder).items() if command.startswith(TASK)]
-
-
-def make_ray_folder():
-    # Not tmp_path: Ray's sockets lie below it, and their names have 107 characters.
-    return Path(tempfile.mkdtemp(prefix="ss", dir="/tmp"))
-
-
-def remove_ray_folder(folder):
-    """After Ray has stopped; its agents take a while to notice, and are killed."""
-    for process in processes(folder):
-        os.kill(process, signal.SIGKILL)
-    wait_until(lambda: not processes(folder), 20)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def ray_folder(one_ray_at_a_time):
-    """What Ray is told by the environment, here and in the processes started here."""
-    folder = make_ray_folder()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", str(folder))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.delenv("RAY_ADDRESS", raising=False)
-        yield folder
-    remove_ray_folder(folder)
-
-
-@pytest.fixture(scope="module")
-def cluster(ray_folder):
-    """A Ray of one node with two CPUs, which this process is connected to."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    try:
-        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")

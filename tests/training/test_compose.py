@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from servers.swift import ACCESS_KEY, SECRET_KEY
+
 DOCKER = Path(__file__).parents[2] / "docker"
 SOFTSHARD = [sys.executable, "-c", "import sys; from softshard.shards.cli import main; sys.exit(main())"]
 ONE_SMALL_EPOCH = ["--preset", "small", "--epochs", "1", "--image-size", "32", "--global-batch", "8"]
@@ -26,12 +28,37 @@ def stack():
     return yaml.safe_load((DOCKER / "compose.yaml").read_text())
 
 
-def start(command, replaced, **options):
-    """A service's command, with what stands for its container's names and folders here."""
-    words = list(command)
+def put(words, replaced):
+    """A service's words, with what stands for its container's names and folders here."""
     for name, here in replaced.items():
         words = [word.replace(name, str(here)) for word in words]
-    return subprocess.Popen([*SOFTSHARD, *words], text=True, **options)
+    return list(words)
+
+
+def environment_of(service):
+    """What a service's container would have in its environment of ours: nothing but what compose gives it."""
+    found = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    given = service.get("environment", {})
+    here = {
+        "${S3_KEY": ACCESS_KEY,
+        "${S3_SECRET": SECRET_KEY,
+        "http://store:9000": os.environ["AWS_ENDPOINT_URL"],
+    }
+    return found | {name: here.get(value.partition(":?")[0], value) for name, value in given.items()}
+
+
+def start(service, replaced, *more, entrypoint=SOFTSHARD, **options):
+    """A service's command with its environment, and some words more."""
+    command = [*entrypoint, *put(service["command"], replaced), *more]
+    return subprocess.Popen(command, text=True, env=environment_of(service), **options)
+
+
+def is_healthy(service, http):
+    """What a service's health check says."""
+    kind, python, *words = service["healthcheck"]["test"]
+    assert (kind, python) == ("CMD", "python")
+    command = [sys.executable, *put(words, {"http://127.0.0.1:7071": http})]
+    return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
 
 
 def make_secrets(folder, names):
@@ -41,44 +68,44 @@ def make_secrets(folder, names):
 
 
 @pytest.mark.skipif(find_spec("pyarrow") is None, reason="needs pyarrow: pip install '.[service]'")
-def test_the_stacks_commands_pack_to_a_store_serve_from_it_and_train(
-    stack, shards, s3_bucket, tmp_path, monkeypatch
-):
+def test_the_stacks_commands_pack_to_a_store_serve_from_it_and_train(stack, shards, s3_server, tmp_path):
     services = stack["services"]
     secrets, *names = services["certificates"]["command"]
     assert secrets == "/secrets"
     made = make_secrets(tmp_path / "secrets", [*names, "127.0.0.1"])
     assert set(made) == {"token", "ca.pem", "cert.pem", "key.pem"}
     replaced = {
-        "s3://softshard": s3_bucket,
         "/photos": shards.parent / "images",
         "/secrets": tmp_path / "secrets",
         "/runs": tmp_path / "runs",
         "0.0.0.0:7070": "127.0.0.1:0",
     }
-    assert start(services["pack"]["command"], replaced).wait(PATIENCE_S) == 0
-    assert (
-        start(services["pack"]["command"], replaced).wait(PATIENCE_S) == 0
-    )  # as when the stack is started again
+    python, *words = services["bucket"]["entrypoint"]
+    assert python == "python"
+    made = start(services["bucket"], replaced, entrypoint=[sys.executable, *words])
+    assert made.wait(PATIENCE_S) == 0
+    for _ in range(2):  # as when the stack is started again
+        assert start(services["pack"], replaced).wait(PATIENCE_S) == 0
     servers = []
     try:
         for name in names:
             here = {"/cache": tmp_path / name, **replaced}
-            command = [*services[name]["command"], "--http", "127.0.0.1:0", "--threads", "1"]
-            servers.append(start(command, here, stdout=subprocess.PIPE))
+            more = ["--http", "127.0.0.1:0", "--threads", "1"]
+            servers.append(start(services[name], here, *more, stdout=subprocess.PIPE))
         said = [json.loads(server.stdout.readline()) for server in servers]
         for name, line in zip(names, said, strict=True):
             assert line["listen"].startswith("grpc+tls://")
+            assert is_healthy(services[name], line["http"])
             replaced[f"{name}:7070"] = line["listen"].rpartition("/")[2]
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            monkeypatch.delenv(name)  # the trainer has no key of the store
+        assert "environment" not in services["trainer"]  # it has no key of the store
         replaced["resnet18"] = "test_resnet"
-        trainer = start([*services["trainer"]["command"], *ONE_SMALL_EPOCH], replaced)
+        trainer = start(services["trainer"], replaced, *ONE_SMALL_EPOCH)
         assert trainer.wait(PATIENCE_S) == 0
         assert (tmp_path / "runs" / "first" / "checkpoint.pt").exists()
         for server in servers:
             server.send_signal(signal.SIGTERM)
             assert server.wait(60) == 0
+        assert not is_healthy(services[names[0]], said[0]["http"])
     finally:
         for server in servers:
             server.kill()

@@ -98,17 +98,22 @@ def test_a_script_that_asks_timm_for_its_data_gets_the_loaders(shards, script, a
     assert first.split("first")[1] != second.split("first")[1]  # another order
 
 
-def test_batches_come_from_servers_where_the_data_set_is_their_address(shards, script):
+def test_batches_come_from_servers_where_the_data_set_is_their_address(shards, script, tmp_path):
     pytest.importorskip("pyarrow")
     from softshard.loaders.service_desk import Desk, ServedSet
     from softshard.loaders.service_server import BatchServer
 
-    servers = [
-        BatchServer(Desk({name: ServedSet(shards / name) for name in ("train", "val")}, num_threads=1))
-        for _ in range(2)
-    ]
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    token.chmod(0o600)
+    sets = {name: ServedSet(shards / name) for name in ("train", "val")}
+    servers = [BatchServer(Desk(sets, num_threads=1), token=token.read_text()) for _ in range(2)]
+    addresses = ",".join(server.address for server in servers)
     try:
-        done = run(script, ",".join(server.address for server in servers), "--no-prefetcher")
+        refused = run(script, addresses, "--no-prefetcher")
+        assert refused.returncode == 2
+        assert "expected the server's token, found another or none" in refused.stderr
+        done = run(script, addresses, "--no-prefetcher", "--token-file", str(token))
         assert sum(server.desk.totals()["images"] for server in servers) > 0
     finally:
         for server in servers:

@@ -43,6 +43,16 @@ class Stopped(Exception):
     """Stands for a process that is gone."""
 
 
+def test_predictions_of_servers_images_are_those_of_the_data_sets(server, shards, tmp_path, capsys):
+    checkpoint = str(run(shards / "train", None, tmp_path / "run", epochs=1).checkpoint)
+    said = []
+    for images in (shards / "val", f"{server.url}/val"):
+        assert main(["predict", checkpoint, str(images), "--json", "--device", "cpu"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert len(said[0].splitlines()) == 12
+
+
 def test_a_local_run_continues_on_servers(server, shards, tmp_path, monkeypatch):
     sets = shards / "train", shards / "val"
     whole = run(*sets, tmp_path / "whole")

@@ -1,0 +1,39 @@
+"""The options of a command that say how to speak to servers of the data service."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..shards.errors import MissingExtraError
+from .service_address import is_service
+
+if TYPE_CHECKING:
+    from .service_client import Connection
+
+
+def add_connection(command: argparse.ArgumentParser) -> None:
+    """Register them."""
+    command.add_argument(
+        "--token-file", metavar="FILE", help="with grpc:// or grpc+tls://: file of the servers' token"
+    )
+    command.add_argument(
+        "--tls-ca", metavar="FILE", help="with grpc+tls://: PEM file of who signed the servers' certificates"
+    )
+
+
+def connection_of(args: argparse.Namespace, *datasets: str | None) -> Connection | None:
+    """How to speak to servers; None for data sets that are read here.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+    """
+    if not any(map(is_service, datasets)):
+        return None
+    try:
+        from .service_client import Connection
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "softshard":  # a bug here, not a missing package
+            raise
+        raise MissingExtraError("a data set behind grpc://", "service", error) from error
+    return Connection(token_file=args.token_file, tls_ca=args.tls_ca)

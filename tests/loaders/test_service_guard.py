@@ -1,0 +1,175 @@
+"""What connections may cost a server before they ask for anything: plain sockets, looked at one time after another."""
+
+import logging
+import socket
+import sys
+from contextlib import ExitStack, contextmanager
+
+import pyarrow.flight as flight
+import pytest
+
+from softshard.loaders.service_desk import Desk, ServedSet
+from softshard.loaders.service_guard import ConnectionGuard, _read_peer
+from softshard.loaders.service_limits import Limits
+from softshard.loaders.service_protocol import Refusal
+from softshard.loaders.service_server import BatchServer
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's TCP_INFO and /proc")
+ASIDE = 2**20  # what a connection may send beside its requests
+
+
+class Line:
+    """Both ends of a connection to a port of this process."""
+
+    def __init__(self, listener, stack):
+        self.client = stack.enter_context(socket.create_connection(listener.getsockname()[:2]))
+        self.server = stack.enter_context(listener.accept()[0])
+        self.client.setblocking(False)
+        self.peer = "ipv4:{}:{}".format(*self.client.getsockname()[:2])
+
+    def send(self, num_bytes):
+        """From the client; the server's process takes it, as gRPC does."""
+        self.client.setblocking(True)
+        while num_bytes:
+            sent = self.client.send(b"x" * min(num_bytes, 2**16))
+            taken = 0
+            while taken < sent:
+                taken += len(self.server.recv(sent - taken))
+            num_bytes -= sent
+        self.client.setblocking(False)
+
+    def is_open(self):
+        try:
+            return bool(self.client.recv(1))
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return False
+
+
+@contextmanager
+def guarded(host="127.0.0.1", family=socket.AF_INET, **limits):
+    """A listening socket, its guard, whose thread rests, and a function that connects."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server((host, 0), family=family, backlog=128))
+        guard = ConnectionGuard(
+            listener.getsockname()[1], **{"max_connections": 64, "max_request_bytes": 1000} | limits
+        )
+        guard.close()
+        yield guard, lambda: Line(listener, stack)
+
+
+def test_a_connection_that_sends_more_than_a_request_may_have_is_shut_and_the_others_are_not(caplog):
+    with guarded() as (guard, connect), caplog.at_level(logging.WARNING, "softshard.service"):
+        lines = [connect() for _ in range(3)]
+        lines[1].send(1000 + ASIDE + 1)
+        lines[2].send(1000 + ASIDE - 1)
+        guard.look()
+        assert [line.is_open() for line in lines] == [True, False, True]
+        assert guard.shut_counts() == {"too-large": 1, "too-many": 0}
+        assert guard.num_connections == 2
+        guard.look()  # the one that is shut is still there, and counts no more
+        assert guard.shut_counts()["too-large"] == 1
+    assert caplog.records[0].facts["bytes"] == 1000 + ASIDE + 1
+
+
+def test_requests_that_came_whole_count_no_more_and_new_bytes_do():
+    with guarded() as (guard, connect):
+        line = connect()
+        for _ in range(3):
+            line.send(ASIDE)
+            guard.came(line.peer, ASIDE)
+            guard.look()
+        assert line.is_open()
+        line.send(1000 + ASIDE + 3 * 2**14 + 1)  # also with what headers may have had
+        guard.look()
+        assert not line.is_open()
+
+
+def test_all_connections_together_hold_no_more_than_four_requests():
+    with guarded(max_request_bytes=2**20) as (guard, connect):
+        lines = [connect() for _ in range(6)]
+        for number, line in enumerate(lines):
+            line.send(2**21 - number)  # each may
+        guard.look()
+        assert [line.is_open() for line in lines] == [False, False, True, True, True, True]
+
+
+def test_of_too_many_connections_those_that_never_asked_are_shut_the_oldest_first():
+    with guarded(max_connections=3) as (guard, connect):
+        trainers = [connect() for _ in range(2)]
+        for trainer in trainers:
+            guard.came(trainer.peer, 10)
+        idle = []
+        for _ in range(3):
+            idle.append(connect())
+            guard.look()
+        assert [line.is_open() for line in trainers] == [True, True]
+        assert [line.is_open() for line in idle] == [False, False, True]
+        for line in idle[2:]:
+            guard.came(line.peer, 10)
+        newest = connect()
+        guard.came(newest.peer, 10)
+        guard.look()  # now all have asked: the first of them longest ago
+        assert [line.is_open() for line in (*trainers, idle[2], newest)] == [False, True, True, True]
+
+
+def test_at_the_end_idle_connections_are_shut_first():
+    with guarded() as (guard, connect):
+        trainer, idle = connect(), connect()
+        guard.came(trainer.peer, 10)
+        guard.shut_all(idle_only=True)
+        assert (trainer.is_open(), idle.is_open()) == (True, False)
+        guard.shut_all()
+        assert not trainer.is_open()
+
+
+def test_what_else_the_process_has_open_is_left_alone(tmp_path):
+    with guarded(max_connections=1) as (guard, connect), ExitStack() as stack:
+        stack.enter_context(open(tmp_path / "file", "w"))
+        others = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        pair = [stack.enter_context(each) for each in socket.socketpair()]
+        line, mine = Line(others, stack), connect()
+        guard.look()
+        assert guard.num_connections == 1
+        assert line.is_open()
+        assert mine.is_open()
+        pair[0].sendall(b"x")
+        assert pair[1].recv(1) == b"x"
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_a_client_is_the_same_whatever_the_socket_calls_it():
+    with ExitStack() as stack:
+        listener = stack.enter_context(
+            socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+        )
+        guard = ConnectionGuard(listener.getsockname()[1], 8, 1000)
+        guard.close()
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", listener.getsockname()[1])))
+        stack.enter_context(listener.accept()[0])
+        guard.came(f"ipv4:127.0.0.1:{client.getsockname()[1]}", 10)
+        guard.shut_all(idle_only=True)  # it asked
+        assert guard.shut_counts()["too-many"] == 0
+    assert _read_peer("ipv6:%5B::1%5D:43210") == ("::1", 43210) == _read_peer("ipv6:[::1]:43210")
+    assert _read_peer("unix:/run/x") is None
+    assert _read_peer("") is None
+
+
+def test_a_request_far_beyond_the_limit_is_shut_or_refused_and_the_server_goes_on(packed):
+    limits = Limits(request_bytes=2**20)
+    server = BatchServer(Desk({"small": ServedSet(packed)}, num_threads=1, limits=limits))
+    try:
+        with flight.FlightClient(server.address) as client:
+            with pytest.raises(flight.FlightError) as caught:
+                list(client.do_action(flight.Action("open", bytes(2**28))))
+            refusal = Refusal.from_bytes(bytes(caught.value.extra_info or b""))
+            if refusal is None:  # else it was there before anybody looked
+                assert server.stats().connections_shut["too-large"] == 1
+            else:
+                assert refusal.message == "open: expected at most 1,048,576 bytes, found 268,435,456"
+            (answer,) = client.do_action(flight.Action("hello", b'{"protocol": 1}'))
+            assert b"small" in answer.body.to_pybytes()
+        assert "softshard_service_connections_shut_total" in server.stats().to_prometheus()
+    finally:
+        server.close(5)

@@ -1,0 +1,44 @@
+"""What Ray runs for the tests: known by the folder in its environment, and gone at the end."""
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+
+def wait_until(condition, seconds=60):
+    """The condition's value, as soon as it has a true one."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return value
+
+
+def processes(ray_folder):
+    """Process id to command of what Ray runs out of a folder."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(ray_folder).encode() not in (path / "environ").read_bytes():
+                continue
+            if int(path.name) != os.getpid() and (command := (path / "cmdline").read_text()):
+                found[int(path.name)] = command
+        except OSError:
+            continue
+    return found
+
+
+def make_ray_folder():
+    # Not tmp_path: Ray's sockets lie below it, and their names have 107 characters.
+    return Path(tempfile.mkdtemp(prefix="ss", dir="/tmp"))
+
+
+def remove_ray_folder(folder):
+    """After Ray has stopped; its agents take a while to notice, and are killed."""
+    for process in processes(folder):
+        os.kill(process, signal.SIGKILL)
+    wait_until(lambda: not processes(folder), 20)
+    shutil.rmtree(folder, ignore_errors=True)
