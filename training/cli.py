@@ -10,13 +10,14 @@ import dataclasses
 import os
 import shutil
 
+from ..shards.cli_values import needs_extra
 from ..shards.errors import UsageError
 from .cli_maps import add_maps
 from .cli_process import (
     EXIT_SIGNAL,
     add_connection,
+    add_device,
     connection_of,
-    needs_extra,
     process_of_torchrun,
     torch_device,
 )
@@ -185,8 +186,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--seed", type=int, default=0, help="of weights, dropout, order and crops (default: 0)"
     )
-    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
-    command.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
+    add_device(command, threads="decoding threads of each process")
     command.add_argument(
         "--max-bad",
         type=float,
@@ -212,7 +212,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run_demo(args: argparse.Namespace) -> int:
-    with needs_extra("softshard demo", extra="demo"):
+    with needs_extra("softshard demo", "demo"):
         from .demo import run_demo
     run_demo(args.out, args.images, seed=args.seed, num_threads=args.threads)
     return 0
@@ -223,7 +223,7 @@ def _run_train(args: argparse.Namespace) -> int:
     if args.compile:
         _check_compiler()
     rank, world_size, local_rank = process_of_torchrun()
-    with needs_extra("softshard train"):
+    with needs_extra("softshard train", "training"):
         from .train import train
     result = train(
         recipe,
