@@ -34,7 +34,7 @@ from softshard.shards.cli import main
 from softshard.shards.images import pixel_stack
 from softshard.shards.labelmap_side import join_label_maps
 from softshard.training import maps as maps_module
-from softshard.training.dense import dense_logits
+from softshard.training.dense import DenseTeacher
 from softshard.training.maps import MapOptions, Teacher, load_teacher, load_teachers, make_label_maps
 from softshard.training.recipes import single_label
 from softshard.training.train import train
@@ -97,7 +97,7 @@ def test_a_map_is_the_teachers_best_classes_of_every_cell(dataset, teacher, made
     with Loader(dataset, batch_size=9, num_threads=1, **options) as loader:
         batch = next(iter(loader))
     with torch.inference_mode():
-        dense_NCPQ = dense_logits(teacher.model, batch.images)
+        dense_NCPQ = DenseTeacher(teacher.model)(batch.images)
     for i, key in enumerate(batch.keys):
         scores, ids = decode_label_map(parts[key]["lmap"])
         expected, order = dense_NCPQ[i].sort(dim=0, descending=True)
@@ -219,7 +219,7 @@ def test_several_teachers_are_averaged(dataset, teacher, tmp_path):
         with Loader(dataset, batch_size=9, num_threads=1, mean=each.mean, std=each.std, **options) as loader:
             batch = next(iter(loader))
         with torch.inference_mode():
-            expected = expected + dense_logits(each.model, batch.images) / 2
+            expected = expected + DenseTeacher(each.model)(batch.images) / 2
     parts = samples(tmp_path / "out")
     for i, key in enumerate(batch.keys):
         scores, ids = decode_label_map(parts[key]["lmap"])
