@@ -54,7 +54,7 @@ test-oldest: $(OLDEST)/.ready
 $(OLDEST)/.ready: pyproject.toml tests/oldest.txt
 	$(OLD_PYTHON) -m venv $(OLDEST)
 	PYTHONWARNINGS=ignore $(OLDEST)/bin/python -m pip install --quiet --upgrade 'pip>=24' 'setuptools>=77' wheel
-	$(OLDEST)/bin/python -m pip install --quiet --prefer-binary --constraint tests/oldest.txt --editable '.[all,dev]'
+	$(OLDEST)/bin/python -m pip install --quiet --prefer-binary --constraint tests/oldest.txt --editable '.[all,gcs,dev]'
 	@touch $@
 
 # From a clean folder: what an earlier build left would be built in.

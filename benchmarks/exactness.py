@@ -44,8 +44,6 @@ SHARDS = (1, 3, 7, 64)
 BATCHES = (8, 16)
 TIMEOUT_S = 240
 
-Steps = list[list[int]]  # of one rank: the samples of each of its steps
-
 
 def shard_counts(num_shards: int) -> np.ndarray:
     return 5 + np.arange(num_shards) * 17 % 36

@@ -151,11 +151,6 @@ class Ceilings:
         sizes = np.concatenate([reader.sizes(batch.begun.found) for batch in self._batches])
         self.stored_side = round(float(np.sqrt(sizes.prod(axis=1)).mean()))
 
-    @property
-    def num_batches(self) -> int:
-        """That were recorded; one with a sample whose header or labels cannot be read is left out."""
-        return len(self._batches)
-
     def _record(self, draws: Draws) -> Recorded:
         recorder = _Recorder()
         begun = self._maker.begin(draws, np.ones(len(draws.samples), bool), 0, recorder)

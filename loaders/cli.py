@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ..shards.cli_values import local_path
+from ..shards.cli_values import local_path, needs_extra
 from ..shards.errors import UsageError
 from .cli_connection import add_connection, connection_of
 from .cli_doctor import add_doctor
@@ -82,15 +82,11 @@ def _add_bench(subparsers: argparse._SubParsersAction) -> None:
 def _run_bench(args: argparse.Namespace) -> int:
     if is_service(args.dataset):
         return _run_bench_service(args)
-    try:
+    with needs_extra("softshard bench", "loaders"):
         from .against import parse_peers
         from .bench import bench, format_bench
         from .bench_page import bench_csv, bench_page
         from .cache import Cache
-    except ModuleNotFoundError as error:
-        from ..shards.errors import MissingExtraError
-
-        raise MissingExtraError("softshard bench", "loaders", error) from error
     result = bench(
         args.dataset,
         batch_size=args.batch_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..shards.errors import MissingExtraError
+from ..shards.cli_values import needs_extra
 from .service_address import is_service
 
 if TYPE_CHECKING:
@@ -30,10 +30,6 @@ def connection_of(args: argparse.Namespace, *datasets: str | None) -> Connection
     """
     if not any(map(is_service, datasets)):
         return None
-    try:
+    with needs_extra("a data set behind grpc://", "service"):
         from .service_client import Connection
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "softshard":  # a bug here, not a missing package
-            raise
-        raise MissingExtraError("a data set behind grpc://", "service", error) from error
     return Connection(token_file=args.token_file, tls_ca=args.tls_ca)

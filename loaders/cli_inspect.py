@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE, local_path
+from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE, local_path, needs_extra
 from .target_modes import TARGETS
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def add_inspect(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run_inspect(args: argparse.Namespace) -> int:
-    try:
+    with needs_extra("softshard inspect", "loaders"):
         from .augment_text import parse_augment
         from .browse_bad import add_quarantine
         from .browse_step import Step, add_step
@@ -109,10 +109,6 @@ def _run_inspect(args: argparse.Namespace) -> int:
         from .inspect_page import inspect_page
         from .inspect_views import InspectOptions
         from .inspection import inspect_data_set
-    except ModuleNotFoundError as error:
-        from ..shards.errors import MissingExtraError
-
-        raise MissingExtraError("softshard inspect", "loaders", error) from error
     options = InspectOptions(
         num_samples=args.samples,
         keys=tuple(args.keys),
@@ -159,13 +155,9 @@ def _further_words(args: argparse.Namespace) -> list[str]:
 
 
 def _serve(args: argparse.Namespace, options: InspectOptions) -> int:
-    try:
+    with needs_extra("softshard inspect --serve", "inspect"):
         from .browse import Browser
         from .browse_app import serve
-    except ModuleNotFoundError as error:
-        from ..shards.errors import MissingExtraError
-
-        raise MissingExtraError("softshard inspect --serve", "inspect", error) from error
     browser = Browser(args.dataset, options, args.quarantine, args.top)
 
     def say(address: str) -> None:

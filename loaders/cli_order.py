@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..shards.cli_data_sets import add_stats, run_stats
-from ..shards.cli_values import EXIT_FINE, print_json
+from ..shards.cli_values import EXIT_FINE, needs_extra, print_json
 from ..shards.errors import UsageError
 from .order import DEFAULT_WINDOW
 
@@ -82,12 +82,8 @@ def _add_replay(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run_replay(args: argparse.Namespace) -> int:
-    try:
+    with needs_extra("softshard replay", "loaders"):
         from .replay import describe, format_rows, replay, replay_command, replay_page, state_options
-    except ModuleNotFoundError as error:
-        from ..shards.errors import MissingExtraError
-
-        raise MissingExtraError("softshard replay", "loaders", error) from error
     from .crops import Augment
     from .labels import load_labels
     from .loader import Loader

@@ -7,7 +7,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE, byte_size, local_path
+from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE, byte_size, local_path, needs_extra
 from ..shards.errors import UsageError
 
 if TYPE_CHECKING:
@@ -130,16 +130,12 @@ def _add_pool(command: argparse.ArgumentParser) -> None:
 
 
 def _run_serve(args: argparse.Namespace) -> int:
-    try:
+    with needs_extra("softshard serve", "service"):
         from .cache import Cache
         from .service_access import read_token
         from .service_address import split_address
         from .service_desk import Desk
         from .service_run import log_as_json, run_server
-    except ModuleNotFoundError as error:
-        from ..shards.errors import MissingExtraError
-
-        raise MissingExtraError("softshard serve", "service", error) from error
     token = None if args.token_file is None else read_token(args.token_file)
     tls = _read_tls(args.tls_cert, args.tls_key)
     log_as_json(args.log_level)

@@ -15,7 +15,6 @@ import numpy as np
 from .errors import DataError, UsageError
 from .philox import PURPOSE_CHOOSE_IMAGES, PURPOSE_SPREAD, permutation, random_keys
 
-NUM_PERCENTS = 101  # 0 to 100
 _SHOWN = 10
 _WHOLE_SET = 2**32 - 1  # in place of a class's index: whose remainder is spread
 

@@ -1,13 +1,16 @@
-"""What commands share: exit codes, sizes on the command line, results for a program."""
+"""What commands share: exit codes, missing extras, sizes on the command line, results for a program."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .errors import MissingExtraError
 from .schema import MIB
 from .storage import public_name
 
@@ -35,6 +38,21 @@ def actions_of(subparsers: argparse._SubParsersAction, command: str) -> argparse
         parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     (actions,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return actions
+
+
+@contextmanager
+def needs_extra(feature: str, extra: str) -> Iterator[None]:
+    """Around an import: a missing package becomes the error that names the pip command.
+
+    Raises:
+        MissingExtraError: a package is missing, other than softshard's own modules.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "softshard":  # a bug here, not a missing package
+            raise
+        raise MissingExtraError(feature, extra, error) from error
 
 
 def byte_size(text: str) -> int:

@@ -46,16 +46,6 @@ STORED, LZ4, ZSTD = 0, 1, 2
 MAX_PALETTE = 256
 
 
-def header_table() -> str:
-    """The byte layout of the header, as FORMAT.md prints it."""
-    kinds = {"4s": "4 bytes", "B": "uint8", "H": "uint16", "I": "uint32"}
-    lines, at = ["| byte | type | field | meaning |", "|---|---|---|---|"], 0
-    for code, name, meaning in HEADER_FIELDS:
-        lines.append(f"| {at} | {kinds[code]} | {name} | {meaning} |")
-        at += struct.calcsize("<" + code)
-    return "\n".join(lines)
-
-
 def pack_header(fields: Sequence[int], block: bytes) -> bytes:
     """Header and block of a map, from the fields between the magic and the checksum."""
     head = HEADER.pack(MAGIC, VERSION, *fields, 0)[:-4]

@@ -7,6 +7,7 @@ Shape letters: L hierarchy levels, A paths to a class, K classes kept per label-
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -118,6 +119,20 @@ def limit_table() -> str:
     return "\n".join(
         ["| limit | at most |", "|---|---|", *(f"| {what} | {most:,} |" for what, most in limits)]
     )
+
+
+def header_table(fields: Iterable[tuple[str, str, str]]) -> str:
+    """The byte layout of a component's header, as FORMAT.md prints it.
+
+    Args:
+        fields: struct code, name and meaning of each, little-endian without padding.
+    """
+    kinds = {"4s": "4 bytes", "B": "uint8", "H": "uint16", "I": "uint32"}
+    lines, at = ["| byte | type | field | meaning |", "|---|---|---|---|"], 0
+    for code, name, meaning in fields:
+        lines.append(f"| {at} | {kinds[code]} | {name} | {meaning} |")
+        at += struct.calcsize("<" + code)
+    return "\n".join(lines)
 
 
 def component_rank(suffix: str) -> int:

@@ -20,7 +20,6 @@ from .source_lists import VALIDATION, moved_path
 from .tags_source import Block, Record, TextSource
 from .tags_text import LONGEST_TEXT, TextTagger, image_text, label_words
 
-FALLBACKS = ("text", "query", "label")
 FEW_TAGS = 11  # the last column of the report's histogram: eleven or more
 
 

@@ -71,16 +71,6 @@ class TeacherHeader(NamedTuple):
         return 2 * self.num_levels + 4 * self.num_kept
 
 
-def header_table() -> str:
-    """The byte layout of the header, as FORMAT.md prints it."""
-    kinds = {"4s": "4 bytes", "B": "uint8", "H": "uint16", "I": "uint32"}
-    lines, at = ["| byte | type | field | meaning |", "|---|---|---|---|"], 0
-    for code, name, meaning in HEADER_FIELDS:
-        lines.append(f"| {at} | {kinds[code]} | {name} | {meaning} |")
-        at += struct.calcsize("<" + code)
-    return "\n".join(lines)
-
-
 def num_kept(level_sizes: Sequence[int]) -> tuple[int, ...]:
     """K_k = ceil(N_k / 20) of every level: the 5 % by which a teacher's confidence is measured too."""
     return tuple(-(-size // 20) for size in level_sizes)

@@ -6,6 +6,7 @@ import signal
 import tempfile
 from pathlib import Path
 
+import fsspec
 import pytest
 from botocore.config import Config
 from botocore.session import get_session
@@ -13,6 +14,8 @@ from hypothesis import settings
 from ray_processes import make_ray_folder, remove_ray_folder
 from s3fs import S3FileSystem
 
+from servers import web
+from servers.proxy import FaultyProxy
 from servers.swift import ACCESS_KEY, REGION, SECRET_KEY, Swift, why_not
 
 # A shell starts what runs in its background with Ctrl-C ignored, and so would everything that tests start be.
@@ -139,3 +142,43 @@ def s3_bucket(s3_server, s3_client):
     name = f"bucket-{next(_buckets)}"
     s3_client.create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def proxy(s3_server, monkeypatch):
+    """The network between softshard and the S3 server."""
+    with FaultyProxy(s3_server.endpoint, seed=3) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        # s3fs and softshard try again by themselves; the pauses of botocore are for larger stores.
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        yield proxy
+
+
+@pytest.fixture
+def serve():
+    """A function: starts a web server with ranges over a folder, and gives its URL, with user and password in it."""
+    if reason := web.why_not():
+        pytest.skip(reason)
+    servers = []
+
+    def start(folder):
+        servers.append(web.Rclone(folder))
+        return servers[-1].url
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def memory():
+    """A function: copies a folder to memory://copies, and gives its URL."""
+    filesystem = fsspec.filesystem("memory")
+
+    def put(folder):
+        filesystem.put(str(folder), f"/copies/{folder.name}", recursive=True)
+        return f"memory://copies/{folder.name}"
+
+    yield put
+    if filesystem.exists("/copies"):
+        filesystem.rm("/copies", recursive=True)

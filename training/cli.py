@@ -11,9 +11,10 @@ import os
 import shutil
 
 from ..loaders.cli_connection import add_connection, connection_of
+from ..shards.cli_values import needs_extra
 from ..shards.errors import UsageError
 from .cli_maps import add_maps
-from .cli_process import EXIT_SIGNAL, needs_extra, process_of_torchrun, torch_device
+from .cli_process import EXIT_SIGNAL, add_device, process_of_torchrun, torch_device
 from .cli_pseudo import add_pseudo
 from .cli_subset import add_subset
 from .cli_tags import add_tags
@@ -186,8 +187,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--seed", type=int, default=0, help="of weights, dropout, order and crops (default: 0)"
     )
-    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
-    command.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
+    add_device(command, threads="decoding threads of each process")
     command.add_argument(
         "--max-bad",
         type=float,
@@ -219,7 +219,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run_demo(args: argparse.Namespace) -> int:
-    with needs_extra("softshard demo", extra="demo"):
+    with needs_extra("softshard demo", "demo"):
         from .demo import run_demo
     run_demo(args.out, args.images, seed=args.seed, num_threads=args.threads)
     return 0
@@ -230,7 +230,7 @@ def _run_train(args: argparse.Namespace) -> int:
     if args.compile:
         _check_compiler()
     rank, world_size, local_rank = process_of_torchrun()
-    with needs_extra("softshard train"):
+    with needs_extra("softshard train", "training"):
         from .train import train
     result = train(
         recipe,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from functools import partial
 
-from ..shards.cli_values import actions_of
+from ..shards.cli_values import actions_of, needs_extra, print_data_set, print_json
 from .cli_over_shards import add_over_shards, where_it_runs
-from .cli_process import EXIT_SIGNAL, needs_extra, torch_device
+from .cli_process import add_device, torch_device
+from .cli_study import add_recipe, add_study, print_study, recipe_of
 from .ray_ranks import run_command
-from .recipe_presets import PRESETS, with_settings
 from .recipes import relabel
 
 
@@ -87,8 +85,7 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
         "--seed", type=int, default=0, help="of the choice of images and the bootstrap (default: 0)"
     )
     check.add_argument("--batch-size", type=int, default=64, metavar="N", help="crops a step (default: 64)")
-    check.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
-    check.add_argument("--threads", type=int, metavar="N", help="decoding threads")
+    add_device(check)
     check.add_argument("--json", action="store_true", help="print the result as JSON")
     check.set_defaults(run=_run_check)
 
@@ -104,36 +101,14 @@ def _add_study(actions: argparse._SubParsersAction) -> None:
         "study that was killed continues when it is given again.",
     )
     command.add_argument("dataset", metavar="DATASET", help="folder of a data set with label maps")
-    command.add_argument("--val", required=True, metavar="DATASET", help="what all are evaluated on")
-    command.add_argument("--model", required=True, metavar="TIMM_NAME", help="architecture, such as resnet50")
-    command.add_argument(
-        "--out", required=True, metavar="DIR", help="folder for study.json and a folder for each run"
-    )
-    command.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="runs of each kind of target (default: 3)"
-    )
     command.add_argument("--targets", metavar="A,B,...", help="these only, such as local-multi,original")
     command.add_argument(
         "--teacher",
         metavar="CHECKPOINT|timm:NAME",
         help="what live-distillation asks: checkpoint.pt of softshard train, or a model of timm's with its own weights",
     )
-    command.add_argument(
-        "--labels", metavar="FILE|LIST", help="read both data sets with these labels, as softshard train does"
-    )
-    command.add_argument(
-        "--preset", choices=sorted(PRESETS), default="paper", help="as in softshard train (default: paper)"
-    )
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a field of the recipe, such as epochs=30, image_size=128, lr=0.05; may be repeated",
-    )
-    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
-    command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
-    command.add_argument("--json", action="store_true", help="print study.json instead of the table")
+    add_recipe(command, name="the recipe relabel", settings="epochs=30, image_size=128, lr=0.05")
+    add_study(command, model="resnet50", labels="both data sets")
     command.set_defaults(run=_run_study)
 
 
@@ -162,9 +137,8 @@ def _add_teacher(command: argparse.ArgumentParser, *, required: bool, several: s
 
 
 def _run_make(args: argparse.Namespace) -> int:
-    with needs_extra("softshard maps make"):
+    with needs_extra("softshard maps make", "training"):
         from .maps import MapOptions, load_teachers, make_label_maps
-    from ..shards.cli_values import print_data_set
     from ..shards.manifest import Manifest
     from ..shards.storage import public_name
 
@@ -203,7 +177,7 @@ def _run_make(args: argparse.Namespace) -> int:
 
 
 def _run_check(args: argparse.Namespace) -> int:
-    with needs_extra("softshard maps check"):
+    with needs_extra("softshard maps check", "training"):
         from .maps_check import check_label_map_labels, check_orientation, format_check
         from .maps_teacher import load_teachers
     from ..shards.errors import UsageError
@@ -229,19 +203,20 @@ def _run_check(args: argparse.Namespace) -> int:
             num_threads=args.threads,
             side=args.side,
         )
-    print(json.dumps(result, indent=1) if args.json else format_check(result))
+    if args.json:
+        print_json(result)
+    else:
+        print(format_check(result))
     return 0
 
 
 def _run_study(args: argparse.Namespace) -> int:
-
-    recipe = with_settings(PRESETS[args.preset](relabel()), args.set)
-    with needs_extra("softshard maps study"):
+    with needs_extra("softshard maps study", "training"):
         from .study import format_study, study
     result = study(
         args.dataset,
         args.val,
-        recipe=recipe,
+        recipe=recipe_of(args, relabel()),
         model=args.model,
         out=args.out,
         seeds=args.seeds,
@@ -251,8 +226,4 @@ def _run_study(args: argparse.Namespace) -> int:
         device=torch_device(args.device),
         num_threads=args.threads,
     )
-    if result["stopped_by"] is not None:
-        print("softshard: the study was stopped; the same command continues it", file=sys.stderr)
-        return EXIT_SIGNAL + result["stopped_by"]
-    print(json.dumps(result, indent=1) if args.json else format_study(result))
-    return 0
+    return print_study(result, args, format_study)

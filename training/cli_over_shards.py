@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from .cli_process import process_of_torchrun, torch_device
+from .cli_process import add_device, process_of_torchrun, torch_device
 from .ray_ranks import add_engine
 
 
@@ -26,8 +26,7 @@ def add_over_shards(command: argparse.ArgumentParser, *, batch_size: int, amp: s
         help=f"images a step (default: {batch_size})",
     )
     command.add_argument("--amp", choices=("bfloat16", "float16"), help=f"{amp} (default: float32)")
-    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
-    command.add_argument("--threads", type=int, metavar="N", help="decoding threads of each process")
+    add_device(command, threads="decoding threads of each process")
     add_engine(command)
     command.add_argument("--json", action="store_true", help="print what was written as JSON")
 

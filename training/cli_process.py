@@ -1,17 +1,22 @@
-"""What the commands of softshard.training know of the process they run in: torchrun's variables, the device, the extras.
+"""What the commands of softshard.training know of the process they run in: torchrun's variables, the device.
 
 Nothing else in softshard reads torchrun's environment.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from ..shards.errors import MissingExtraError, UsageError
+from ..shards.errors import UsageError
 
 EXIT_SIGNAL = 128  # a run that a signal stopped exits with this plus its number, as shells expect
+
+
+def add_device(command: argparse.ArgumentParser, *, threads: str = "decoding threads") -> None:
+    """Register `--device`, which `torch_device` reads, and `--threads`."""
+    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
+    command.add_argument("--threads", type=int, metavar="N", help=threads)
 
 
 def process_of_torchrun() -> tuple[int, int, int]:
@@ -48,14 +53,3 @@ def torch_device(name: str | None, local_rank: int = 0) -> str:
             "--device cuda: expected an NVIDIA GPU, found none that torch can use. Run with --device cpu"
         )
     return f"cuda:{local_rank}" if available and name != "cpu" else "cpu"
-
-
-@contextmanager
-def needs_extra(command: str, extra: str = "training") -> Iterator[None]:
-    """Around an import: a missing package becomes the error that names the pip command."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "softshard":  # a bug here, not a missing package
-            raise
-        raise MissingExtraError(command, extra, error) from error

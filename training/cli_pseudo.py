@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
+from ..shards.cli_values import needs_extra, print_data_set
 from .cli_over_shards import add_over_shards, where_it_runs
-from .cli_process import needs_extra
 from .ray_ranks import run_command
 
 
@@ -63,9 +63,8 @@ def add_pseudo(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run_make(args: argparse.Namespace) -> int:
-    with needs_extra("softshard pseudo make"):
+    with needs_extra("softshard pseudo make", "training"):
         from .pseudo_store import PseudoOptions, make_pseudo_labels
-    from ..shards.cli_values import print_data_set
     from ..shards.storage import public_name
 
     process = where_it_runs(args)

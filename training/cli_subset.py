@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..shards.cli_values import EXIT_FINE, actions_of, local_path, print_json
+from ..shards.cli_values import EXIT_FINE, actions_of, local_path, needs_extra, print_json
 from ..shards.errors import UsageError
-from .cli_process import EXIT_SIGNAL, needs_extra, process_of_torchrun, torch_device
-from .recipe_presets import PRESETS, with_settings
-from .recipes import Recipe, single_label
+from .cli_process import add_device, process_of_torchrun, torch_device
+from .cli_study import add_recipe, recipe_of, stopped
+from .recipes import single_label
 
 if TYPE_CHECKING:
     from .subset_study import StudySet
@@ -59,7 +58,7 @@ def _add_confusion(actions: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--batch-size", type=int, default=256, metavar="N", help="of each process (default: 256)"
     )
-    _add_machine(command)
+    add_device(command)
     command.set_defaults(run=_run_confusion)
 
 
@@ -86,13 +85,13 @@ def _add_score(actions: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--runs", type=local_path, metavar="DIR", help="folder of both trainings (default: FILE.runs)"
     )
-    _add_recipe(command)
+    add_recipe(command, name="the recipe single-label", settings="lr=0.01 or global_batch=64")
     command.add_argument("--epochs", type=int, metavar="N", help="of each half, instead of the recipe's 80")
     command.add_argument("--seed", type=int, default=0, help="of the halves and both trainings (default: 0)")
     command.add_argument(
         "--batch-size", type=int, default=256, metavar="N", help="images a step when scoring (default: 256)"
     )
-    _add_machine(command)
+    add_device(command)
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=_run_score)
 
@@ -174,37 +173,11 @@ def _add_study(actions: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="folder for the runs and curves.csv",
     )
-    _add_recipe(command)
+    add_recipe(command, name="the recipe single-label", settings="lr=0.01 or global_batch=64")
     command.add_argument("--seed", type=int, default=0, help="of every run and the bootstrap (default: 0)")
-    _add_machine(command)
+    add_device(command)
     command.add_argument("--json", action="store_true", help="print the evaluation as JSON")
     command.set_defaults(run=_run_study)
-
-
-def _add_recipe(command: argparse.ArgumentParser) -> None:
-    """The recipe single-label and what changes it."""
-    command.add_argument(
-        "--preset",
-        choices=sorted(PRESETS),
-        default="paper",
-        help="of the recipe single-label, as in softshard train (default: paper)",
-    )
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a field of the recipe, such as lr=0.01 or global_batch=64; may be repeated",
-    )
-
-
-def _add_machine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
-    command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
-
-
-def _recipe(args: argparse.Namespace) -> Recipe:
-    return with_settings(PRESETS[args.preset](single_label()), args.set)
 
 
 def _one_process(command: str) -> None:
@@ -232,7 +205,7 @@ def _run_confusion(args: argparse.Namespace) -> int:
 
     check_confusion_name(args.out)
     rank, world_size, local_rank = process_of_torchrun()
-    with needs_extra("softshard subset confusion"):
+    with needs_extra("softshard subset confusion", "training"):
         from .confusion import confusion_of_model
     found = confusion_of_model(
         args.model,
@@ -258,10 +231,10 @@ def _run_confusion(args: argparse.Namespace) -> int:
 def _run_score(args: argparse.Namespace) -> int:
     _at_least_one("--batch-size", args.batch_size)
     _one_process("softshard subset score")
-    recipe = _recipe(args)
+    recipe = recipe_of(args, single_label())
     if args.epochs is not None:
         recipe = dataclasses.replace(recipe, epochs=args.epochs)
-    with needs_extra("softshard subset score"):
+    with needs_extra("softshard subset score", "training"):
         from .subset_score import score_data_set
     found = score_data_set(
         args.dataset,
@@ -277,8 +250,7 @@ def _run_score(args: argparse.Namespace) -> int:
         progress=True,
     )
     if found.stopped_by is not None:
-        print("softshard: scoring was stopped; the same command continues it", file=sys.stderr)
-        return EXIT_SIGNAL + found.stopped_by
+        return stopped("scoring", found.stopped_by)
     if args.json:
         print_json(
             {
@@ -304,7 +276,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         raise UsageError(
             f"subset evaluate: expected one CSV, or the full set's and the subset's, found {len(args.curves)}"
         )
-    with needs_extra("softshard subset evaluate"):
+    with needs_extra("softshard subset evaluate", "training"):
         from .curves import read_curves
         from .subset_evaluation import evaluate_subset, format_evaluation, with_images, write_page
     full, subset = read_curves(args.curves, percent=args.percent)
@@ -326,10 +298,10 @@ def _run_evaluate(args: argparse.Namespace) -> int:
 
 def _run_study(args: argparse.Namespace) -> int:
     _one_process("softshard subset study")
-    recipe = _recipe(args)
+    recipe = recipe_of(args, single_label())
     for name in ("epochs_full", "epochs_subset"):
         _at_least_one(f"--{name.replace('_', '-')}", getattr(args, name))
-    with needs_extra("softshard subset study"):
+    with needs_extra("softshard subset study", "training"):
         from .curves import FULL, SUBSET, read_curves
         from .subset_evaluation import evaluate_subset, format_evaluation, write_page
         from .subset_study import StudySet, study_subset
@@ -346,8 +318,7 @@ def _run_study(args: argparse.Namespace) -> int:
         num_threads=args.threads,
     )
     if found.stopped_by is not None:
-        print("softshard: the study was stopped; the same command continues it", file=sys.stderr)
-        return EXIT_SIGNAL + found.stopped_by
+        return stopped("the study", found.stopped_by)
     result = evaluate_subset(*read_curves([found.curves]), seed=args.seed)
     write_page(result, found.curves.with_suffix(".html"))
     if args.json:

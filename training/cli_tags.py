@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 
-from ..shards.cli_values import actions_of
+from ..shards.cli_values import actions_of, needs_extra
 from ..shards.errors import UsageError
-from .cli_process import EXIT_SIGNAL, needs_extra, torch_device
+from .cli_process import torch_device
+from .cli_study import add_recipe, add_settings, add_study, print_study, recipe_of
 from .recipe_presets import PRESETS, with_settings
 from .recipes_web import fine_tune, weakly_tagged
 
@@ -34,49 +33,16 @@ def add_tags(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--fine-tune", required=True, metavar="DATASET", help="what all models are fine-tuned on"
     )
-    command.add_argument("--val", required=True, metavar="DATASET", help="what all are evaluated on")
-    command.add_argument(
-        "--model", required=True, metavar="TIMM_NAME", help="architecture, such as resnest50d"
-    )
-    command.add_argument(
-        "--out", required=True, metavar="DIR", help="folder for study.json and a folder for each run"
-    )
-    command.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each (default: 3)")
-    command.add_argument(
-        "--preset",
-        choices=sorted(PRESETS),
-        default="paper",
-        help="of both recipes, as in softshard train (default: paper)",
-    )
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a field of the recipe weakly-tagged, such as epochs=30; may be repeated",
-    )
-    command.add_argument(
-        "--set-tuning",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a field of the recipe fine-tune; may be repeated",
-    )
-    command.add_argument(
-        "--labels",
-        metavar="FILE|LIST",
-        help="read --fine-tune and --val with these labels, as softshard train does",
-    )
-    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
-    command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
-    command.add_argument("--json", action="store_true", help="print study.json instead of the table")
+    add_recipe(command, name="the recipe weakly-tagged", settings="epochs=30")
+    add_settings(command, "--set-tuning", name="the recipe fine-tune, which --preset changes, too")
+    add_study(command, model="resnest50d", labels="--fine-tune and --val")
     command.set_defaults(run=_run_study)
 
 
 def _run_study(args: argparse.Namespace) -> int:
-    pretraining = with_settings(PRESETS[args.preset](weakly_tagged()), args.set)
+    pretraining = recipe_of(args, weakly_tagged())
     tuning = with_settings(PRESETS[args.preset](fine_tune()), args.set_tuning)
-    with needs_extra("softshard tags study"):
+    with needs_extra("softshard tags study", "training"):
         from .tags_study import format_tags_study, study_tags
     result = study_tags(
         _vocabularies(args.vocabularies),
@@ -91,11 +57,7 @@ def _run_study(args: argparse.Namespace) -> int:
         device=torch_device(args.device),
         num_threads=args.threads,
     )
-    if result["stopped_by"] is not None:
-        print("softshard: the study was stopped; the same command continues it", file=sys.stderr)
-        return EXIT_SIGNAL + result["stopped_by"]
-    print(json.dumps(result, indent=1) if args.json else format_tags_study(result))
-    return 0
+    return print_study(result, args, format_tags_study)
 
 
 def _vocabularies(texts: list[str]) -> dict[str, str]:

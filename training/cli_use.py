@@ -8,9 +8,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..loaders.cli_connection import add_connection, connection_of
-from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE
+from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE, needs_extra
 from ..shards.errors import UsageError
-from .cli_process import needs_extra, process_of_torchrun, torch_device
+from .cli_process import add_device, process_of_torchrun, torch_device
 
 if TYPE_CHECKING:
     from .predict import Guess, Prediction
@@ -60,8 +60,7 @@ def add_evaluate(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--batch-size", type=int, default=256, metavar="N", help="of each process (default: 256)"
     )
-    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
-    command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
+    add_device(command)
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=_run_evaluate)
 
@@ -99,8 +98,7 @@ def add_predict(subparsers: argparse._SubParsersAction) -> None:
         action="store_true",
         help="predict a data set with as many classes as the checkpoint, of other names",
     )
-    command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
-    command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
+    add_device(command)
     command.add_argument("--json", action="store_true", help="print a JSON object a line, one for each image")
     command.set_defaults(run=_run_predict)
 
@@ -120,7 +118,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UsageError(f"--batch-size: expected at least 1, found {args.batch_size}")
     rank, world_size, local_rank = process_of_torchrun()
-    with needs_extra("softshard evaluate"):
+    with needs_extra("softshard evaluate", "training"):
         from .ensemble import evaluate_ensemble
         from .evaluate import evaluate
         from .evaluate_timm import evaluate_timm
@@ -161,7 +159,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
 
 
 def _run_predict(args: argparse.Namespace) -> int:
-    with needs_extra("softshard predict"):
+    with needs_extra("softshard predict", "training"):
         from .predict import Predictor, is_data_set
     predictor = Predictor(
         args.checkpoint,

@@ -153,11 +153,6 @@ class DenseTeacher:
         raise _refusal(self.name, found)
 
 
-def dense_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """DenseTeacher for one batch: images [N, 3, H, W] to logits [N, C, P, Q]."""
-    return DenseTeacher(model)(images)
-
-
 def mean_of_teachers(dense_NCPQ: Sequence[Tensor], names: Sequence[str]) -> Tensor:
     """The mean of several teachers' dense logits.
 

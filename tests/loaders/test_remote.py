@@ -18,7 +18,6 @@ import pytest
 import torch
 
 from servers import web
-from servers.proxy import FaultyProxy
 from softshard.loaders import Augment, Cache, Loader
 from softshard.shards import DataError, Manifest, ReshardOptions, StorageError, UsageError, reshard
 
@@ -43,31 +42,6 @@ def bucket(s3_bucket, s3_client):
 
 
 @pytest.fixture
-def proxy(s3_server, monkeypatch):
-    """The network between the loader and the S3 server."""
-    with FaultyProxy(s3_server.endpoint, seed=3) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-        yield proxy
-
-
-@pytest.fixture
-def serve():
-    """A function: starts a web server over a folder, and gives its URL, with user and password in it."""
-    if reason := web.why_not():
-        pytest.skip(reason)
-    servers = []
-
-    def start(folder):
-        servers.append(web.Rclone(folder))
-        return servers[-1].url
-
-    yield start
-    for server in servers:
-        server.stop()
-
-
-@pytest.fixture
 def serve_spoiled():
     """A function: starts a web server whose answers `spoil` may change; gives its URL and the requests it has had."""
     pytest.importorskip("aiohttp")
@@ -80,20 +54,6 @@ def serve_spoiled():
     yield start
     for server in servers:
         server.stop()
-
-
-@pytest.fixture
-def memory():
-    """A function: copies a folder to memory://, and gives its URL."""
-    filesystem = fsspec.filesystem("memory")
-
-    def put(folder):
-        filesystem.put(str(folder), f"/remote/{folder.name}", recursive=True)
-        return f"memory://remote/{folder.name}"
-
-    yield put
-    if filesystem.exists("/remote"):
-        filesystem.rm("/remote", recursive=True)
 
 
 @pytest.fixture
@@ -339,7 +299,7 @@ def test_a_shard_that_is_not_the_manifests_serves_no_sample(copied, memory, cach
     damage(copied / "train-000003.tar")
     served = []
     with Loader(memory(copied), cache=cache, shuffle=False, **OPTIONS) as loader:
-        with pytest.raises(DataError, match=rf"^(memory://remote/copied/)?train-000003\.\w+: {message}"):
+        with pytest.raises(DataError, match=rf"^(memory://copies/copied/)?train-000003\.\w+: {message}"):
             within(lambda: served.extend(batch.keys for batch in loader))
         assert len(served) == 3 * 13 // 8  # the batches before it
         (bad,) = [shard for shard in loader.manifest.shards if shard.name == "train-000003.tar"]
@@ -379,11 +339,11 @@ def test_a_data_set_that_has_changed_is_not_served_from_what_was_cached(packed, 
     reshard([packed], other, ReshardOptions(shard_samples=13, shuffle=5, name="train"))
     shutil.rmtree(copied)
     shutil.copytree(other, copied)
-    fsspec.filesystem("memory").rm("/remote/train", recursive=True)
-    fsspec.filesystem("memory").put(str(copied), "/remote/train", recursive=True)
+    fsspec.filesystem("memory").rm("/copies/train", recursive=True)
+    fsspec.filesystem("memory").put(str(copied), "/copies/train", recursive=True)
     names = [shard.name for shard in Manifest.load(packed).shards]
-    assert [shard.name for shard in Manifest.load("memory://remote/train").shards] == names
-    assert same(epoch("memory://remote/train", cache=cache), epoch(copied))
+    assert [shard.name for shard in Manifest.load("memory://copies/train").shards] == names
+    assert same(epoch("memory://copies/train", cache=cache), epoch(copied))
 
 
 def test_a_cached_file_that_was_cut_is_fetched_again(packed, memory, cache):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from servers import web
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
 
 CLASSES = {"bird": 5, "dog": 7, "oak": 4}
@@ -133,19 +132,3 @@ def collection_forms(tmp_path):
         return {"folder": source, **{name: tmp_path / name for name in names}}
 
     return make
-
-
-@pytest.fixture
-def serve():
-    """Starts a web server with ranges over a folder; gives its URL, with user and password in it."""
-    if reason := web.why_not():
-        pytest.skip(reason)
-    servers = []
-
-    def start(folder):
-        servers.append(web.Rclone(folder))
-        return servers[-1].url
-
-    yield start
-    for server in servers:
-        server.stop()

@@ -4,7 +4,6 @@ import threading
 
 import pytest
 
-from servers.proxy import FaultyProxy
 from servers.swift import PAGE_ENTRIES
 from softshard.shards import DataError, StorageError, UsageError, pack, verify
 from softshard.shards.cli import main
@@ -26,16 +25,6 @@ def upload(s3_bucket, s3_client):
         return f"{s3_bucket}/{path.name}"
 
     return put
-
-
-@pytest.fixture
-def proxy(s3_server, monkeypatch):
-    """The network between the sharder and the server."""
-    with FaultyProxy(s3_server.endpoint, seed=3) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        # s3fs and softshard try again by themselves; the pauses of botocore are for larger stores.
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-        yield proxy
 
 
 def bucket_name(url):

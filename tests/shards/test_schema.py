@@ -13,6 +13,7 @@ from softshard.shards.schema import (
     SUFFIX_PATTERN,
     component_rank,
     component_table,
+    header_table,
     limit_table,
     split_member_name,
 )
@@ -20,11 +21,10 @@ from softshard.shards.schema import (
 FORMAT = (Path(softshard.shards.__file__).parent / "FORMAT.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize(
-    "table", [component_table, limit_table, labelmap_header.header_table, teacher_levels.header_table]
-)
-def test_format_md_prints_the_tables_of_the_code(table):
-    assert f"\n\n{table()}\n\n" in FORMAT
+def test_format_md_prints_the_tables_of_the_code():
+    headers = (header_table(module.HEADER_FIELDS) for module in (labelmap_header, teacher_levels))
+    for table in (component_table(), limit_table(), *headers):
+        assert f"\n\n{table}\n\n" in FORMAT
 
 
 def test_format_md_names_the_version_and_the_header_size():

@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 from softshard.shards.errors import DataError, UsageError
 from softshard.shards.teacher_levels import (
     HEADER,
-    HEADER_FIELDS,
     LZ4,
     MAX_BYTES,
     STORED,
     decode_teacher_levels,
     encode_teacher_levels,
-    header_table,
     num_kept,
     read_teacher_header,
 )
@@ -156,8 +154,3 @@ def test_levels_beyond_the_limits_are_refused(sizes):
 def test_an_empty_batch_is_an_empty_array():
     ids, probabilities = decode_teacher_levels([], SIZES)
     assert ids.shape == probabilities.shape == (0, 5)
-
-
-def test_the_table_of_the_header_covers_every_byte():
-    assert header_table().count("\n") == len(HEADER_FIELDS) + 1
-    assert HEADER.size == 16

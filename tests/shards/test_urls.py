@@ -24,20 +24,6 @@ def _no_waits(monkeypatch):
 
 
 @pytest.fixture
-def memory():
-    """Copies a folder to memory:// and gives its URL."""
-    filesystem = fsspec.filesystem("memory")
-
-    def put(folder):
-        filesystem.put(str(folder), f"/urls/{folder.name}", recursive=True)
-        return f"memory://urls/{folder.name}"
-
-    yield put
-    if filesystem.exists("/urls"):
-        filesystem.rm("/urls", recursive=True)
-
-
-@pytest.fixture
 def faulty():
     """A web server over a folder whose answers can be spoiled; gives its URL and the requests it has had."""
     servers = []
@@ -126,24 +112,24 @@ def test_any_fsspec_url_is_a_source_and_a_destination(memory, packed_once, tmp_p
     options = ReshardOptions(shard_samples=5, shuffle=1, name="set")
     reshard([packed_once / "train"], tmp_path / "a", options)
     reshard([f"{url}/train"], tmp_path / "b", options)
-    reshard([f"{url}/train"], "memory://urls/c", options, workers=2)
+    reshard([f"{url}/train"], "memory://copies/c", options, workers=2)
     reshard([f"file://{packed_once}/train"], tmp_path / "d", options)
-    fsspec.filesystem("memory").get("/urls/c", str(tmp_path / "c"), recursive=True)
+    fsspec.filesystem("memory").get("/copies/c", str(tmp_path / "c"), recursive=True)
     expected = files(tmp_path / "a")
     assert expected == files(tmp_path / "b") == files(tmp_path / "c") == files(tmp_path / "d")
-    assert verify("memory://urls/c").ok
+    assert verify("memory://copies/c").ok
 
 
 def test_a_run_into_a_bucket_continues(memory, packed_once):
     url, bucket = memory(packed_once), fsspec.filesystem("memory")
     options = ReshardOptions(shard_samples=3)
-    before = reshard([f"{url}/train"], "memory://urls/new", options)
+    before = reshard([f"{url}/train"], "memory://copies/new", options)
     for lost in ("manifest.json", "train-000001.tar", "receipts/train-000002.tar.json"):
-        bucket.rm(f"/urls/new/{lost}")
-    assert reshard([f"{url}/train"], "memory://urls/new", options) == before
-    assert verify("memory://urls/new").ok
+        bucket.rm(f"/copies/new/{lost}")
+    assert reshard([f"{url}/train"], "memory://copies/new", options) == before
+    assert verify("memory://copies/new").ok
     with pytest.raises(UsageError, match="of another run"):
-        reshard([f"{url}/train"], "memory://urls/new", ReshardOptions(shard_samples=4))
+        reshard([f"{url}/train"], "memory://copies/new", ReshardOptions(shard_samples=4))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -244,7 +230,7 @@ def test_the_problems_behind_a_url_are_those_of_the_folder(memory, packed, damag
 @pytest.mark.parametrize("damage", DAMAGES[:5], ids=lambda damage: damage.__name__)
 def test_a_damaged_source_behind_a_url_is_refused(memory, packed, tmp_path, damage):
     damage(packed / "train")
-    with pytest.raises(DataError, match=r"memory://urls/set/train/train-00000[12]\.(tar|idx): expected "):
+    with pytest.raises(DataError, match=r"memory://copies/set/train/train-00000[12]\.(tar|idx): expected "):
         reshard([memory(packed) + "/train"], tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -264,12 +250,14 @@ def test_any_number_of_processes_finds_the_same_problems_in_the_same_order(packe
 def test_a_data_set_whose_manifest_was_lost_is_a_problem(memory, packed):
     (packed / "train" / "manifest.json").unlink()
     assert verify(memory(packed)).problems == [
-        "memory://urls/set/train: expected manifest.json beside its shards, found none. Copy it again, or pack again"
+        "memory://copies/set/train: expected manifest.json beside its shards, found none. Copy it again, or pack again"
     ]
-    with pytest.raises(DataError, match=r"^memory://urls/set/train: expected a data set .*found none"):
-        verify("memory://urls/set/train")
-    with pytest.raises(DataError, match=r"^memory://urls/set/train: expected a data set, found no manifest"):
-        reshard(["memory://urls/set/train"], packed / "new")
+    with pytest.raises(DataError, match=r"^memory://copies/set/train: expected a data set .*found none"):
+        verify("memory://copies/set/train")
+    with pytest.raises(
+        DataError, match=r"^memory://copies/set/train: expected a data set, found no manifest"
+    ):
+        reshard(["memory://copies/set/train"], packed / "new")
 
 
 # ---- The way here
@@ -353,7 +341,7 @@ def test_the_commands_take_urls(memory, packed_once, capsys):
     assert json.loads(capsys.readouterr().out)["samples"] == 16
     assert main(["stats", url, "--json"]) == 0
     assert [stats["samples"] for stats in json.loads(capsys.readouterr().out)] == [13, 3]
-    assert main(["reshard", f"{url}/train", f"{url}/val", "memory://urls/all", "--workers", "2"]) == 0
-    assert "memory://urls/all: 16 of 16 samples" in capsys.readouterr().out
-    assert main(["verify", "memory://urls/all"]) == 0
+    assert main(["reshard", f"{url}/train", f"{url}/val", "memory://copies/all", "--workers", "2"]) == 0
+    assert "memory://copies/all: 16 of 16 samples" in capsys.readouterr().out
+    assert main(["verify", "memory://copies/all"]) == 0
     assert main(["verify", url, "--workers", "0"]) == 2

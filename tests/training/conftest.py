@@ -43,3 +43,28 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def _rank_of_two(count, rank, address, queue):
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    queue.put((rank, count(rank)))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def on_two_ranks(tmp_path):
+    """A function: calls `count(rank)` in two processes of one group, and gives (rank, answer) of both."""
+
+    def run(count):
+        context = torch.multiprocessing.get_context("fork")
+        queue = context.SimpleQueue()
+        address = f"file://{tmp_path}/rendezvous"
+        ranks = [context.Process(target=_rank_of_two, args=(count, r, address, queue)) for r in range(2)]
+        for process in ranks:
+            process.start()
+        found = sorted((queue.get() for _ in ranks), key=lambda entry: entry[0])
+        for process in ranks:
+            process.join()
+        return found
+
+    return run

@@ -184,8 +184,7 @@ def test_levels_that_were_not_trained_have_no_part():
     assert metric.compute()["classes_with_samples"] == 2
 
 
-def _count_on_one_of_two_ranks(rank, address, queue):
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def _count_on_one_of_two_ranks(rank):
     scores, right = batch(6)
     # Rank 0 has three batches, the last one short; rank 1 one batch, padded.
     parts = [slice(0, 20), slice(20, 40), slice(40, 47)] if rank == 0 else [slice(47, 60)]
@@ -199,20 +198,11 @@ def _count_on_one_of_two_ranks(rank, address, queue):
             else:
                 metric.update(one, other)
         metric.reduce()
-    queue.put((rank, [metric.compute() for metric in metrics]))
-    torch.distributed.destroy_process_group()
+    return [metric.compute() for metric in metrics]
 
 
-def test_two_ranks_with_uneven_batches_compute_what_one_does(tmp_path):
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    address = f"file://{tmp_path}/rendezvous"
-    ranks = [context.Process(target=_count_on_one_of_two_ranks, args=(r, address, queue)) for r in range(2)]
-    for process in ranks:
-        process.start()
-    found = sorted((queue.get() for _ in ranks), key=lambda entry: entry[0])
-    for process in ranks:
-        process.join()
+def test_two_ranks_with_uneven_batches_compute_what_one_does(on_two_ranks):
+    found = on_two_ranks(_count_on_one_of_two_ranks)
     expected = [MeanAveragePrecision(5), MeanAveragePrecision(5, bins=16)]
     for metric in expected:
         metric.update(*batch(6))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from softshard.shards.errors import UsageError
-from softshard.training.dense import DenseTeacher, dense_logits, mean_of_teachers, top_k_map
+from softshard.training.dense import DenseTeacher, mean_of_teachers, top_k_map
 from softshard.training.dense_head import norm_as_affine, token_grid
 
 SMALL_SWIN = dict(depths=(1, 1, 1, 1), embed_dim=24, num_heads=(1, 1, 1, 1), window_size=1)
@@ -68,7 +68,7 @@ def teacher(name, **options):
 def test_mean_over_cells_is_the_models_own_output(name, options, size, cells):
     model = teacher(name, **options)
     images = torch.randn(2, 3, *size)
-    dense = dense_logits(model, images)
+    dense = DenseTeacher(model)(images)
     assert dense.shape == (2, 11, *cells)
     with torch.no_grad():
         own = model.eval()(images)
@@ -100,7 +100,7 @@ BETWEEN = "there is {} between its last map and its classifier"
 )  # fmt: skip
 def test_other_heads_are_refused_with_the_reason(name, options, size, reason):
     with pytest.raises(UsageError, match=f"expected a head of global average pooling.*{reason}"):
-        dense_logits(teacher(name, **options), torch.randn(2, 3, size, size))
+        DenseTeacher(teacher(name, **options))(torch.randn(2, 3, size, size))
 
 
 def test_an_operation_that_no_module_shows_is_found_by_its_numbers():
@@ -111,7 +111,7 @@ def test_an_operation_that_no_module_shows_is_found_by_its_numbers():
     model = teacher("test_resnet")
     model.__class__ = Squared
     with pytest.raises(UsageError, match=r"the mean over its cells is .* from its own answer"):
-        dense_logits(model, torch.randn(2, 3, 64, 64))
+        DenseTeacher(model)(torch.randn(2, 3, 64, 64))
 
 
 def test_a_model_without_classifier_is_refused():
@@ -124,7 +124,7 @@ def test_a_size_that_the_model_cannot_take_is_refused_with_what_to_choose():
     with pytest.raises(
         UsageError, match=r"images of 100 x 100 pixels, found that it cannot .*Choose a --size"
     ):
-        dense_logits(teacher("test_vit", global_pool="avg"), torch.randn(1, 3, 100, 100))
+        DenseTeacher(teacher("test_vit", global_pool="avg"))(torch.randn(1, 3, 100, 100))
 
 
 @pytest.mark.parametrize(("axis", "cells"), [(3, (3, 5)), (2, (5, 3))])
@@ -140,7 +140,7 @@ def test_cells_run_along_the_image_as_rows_and_columns(name, options, axis, cell
     images = torch.rand(1, 3, cells[0] * scale, cells[1] * scale)
     changed = images.clone()
     changed.narrow(axis, 4 * scale, scale).mul_(-3)
-    difference = (dense_logits(model, changed) - dense_logits(model, images)).abs().sum(dim=(0, 1))
+    difference = (DenseTeacher(model)(changed) - DenseTeacher(model)(images)).abs().sum(dim=(0, 1))
     assert difference.shape == cells
     assert difference.sum(dim=3 - axis).argmax() == 4
 
@@ -149,7 +149,7 @@ def test_cells_run_along_the_image_as_rows_and_columns(name, options, axis, cell
 def test_mixed_precision_keeps_the_head_exact_and_stays_near_float32(name):
     model = teacher(name)
     images = torch.randn(2, 3, 64, 64)
-    plain, mixed = dense_logits(model, images), DenseTeacher(model, amp="bfloat16")(images)
+    plain, mixed = DenseTeacher(model)(images), DenseTeacher(model, amp="bfloat16")(images)
     assert mixed.dtype == torch.float32
     assert not torch.equal(mixed, plain)
     assert (mixed - plain).abs().max() < 0.1 * plain.abs().max()

@@ -34,7 +34,7 @@ from softshard.shards.cli import main
 from softshard.shards.images import pixel_stack
 from softshard.shards.labelmap_side import join_label_maps
 from softshard.training import maps as maps_module
-from softshard.training.dense import dense_logits
+from softshard.training.dense import DenseTeacher
 from softshard.training.maps import MapOptions, Teacher, load_teacher, load_teachers, make_label_maps
 from softshard.training.recipes import single_label
 from softshard.training.train import train
@@ -77,20 +77,6 @@ def made(dataset, teacher, tmp_path_factory):
 
 
 @pytest.fixture
-def memory_copy():
-    """A function: copies a folder to memory://, and gives its URL."""
-    filesystem = fsspec.filesystem("memory")
-
-    def put(folder):
-        filesystem.put(str(folder), f"/maps-source/{folder.name}", recursive=True)
-        return f"memory://maps-source/{folder.name}"
-
-    yield put
-    if filesystem.exists("/maps-source"):
-        filesystem.rm("/maps-source", recursive=True)
-
-
-@pytest.fixture
 def own_ray():
     """A folder for a Ray's sockets, whose names must be short."""
     folder = tempfile.mkdtemp(prefix="ss", dir="/tmp")
@@ -111,7 +97,7 @@ def test_a_map_is_the_teachers_best_classes_of_every_cell(dataset, teacher, made
     with Loader(dataset, batch_size=9, num_threads=1, **options) as loader:
         batch = next(iter(loader))
     with torch.inference_mode():
-        dense_NCPQ = dense_logits(teacher.model, batch.images)
+        dense_NCPQ = DenseTeacher(teacher.model)(batch.images)
     for i, key in enumerate(batch.keys):
         scores, ids = decode_label_map(parts[key]["lmap"])
         expected, order = dense_NCPQ[i].sort(dim=0, descending=True)
@@ -233,7 +219,7 @@ def test_several_teachers_are_averaged(dataset, teacher, tmp_path):
         with Loader(dataset, batch_size=9, num_threads=1, mean=each.mean, std=each.std, **options) as loader:
             batch = next(iter(loader))
         with torch.inference_mode():
-            expected = expected + dense_logits(each.model, batch.images) / 2
+            expected = expected + DenseTeacher(each.model)(batch.images) / 2
     parts = samples(tmp_path / "out")
     for i, key in enumerate(batch.keys):
         scores, ids = decode_label_map(parts[key]["lmap"])
@@ -361,13 +347,13 @@ def test_side_shards_joined_give_the_same_data_set(dataset, teacher, made, tmp_p
     assert (told["samples"], told["shards"]) == (made[1].num_samples, len(made[1].shards))
 
 
-def test_a_data_set_and_side_shards_behind_urls_are_joined(dataset, teacher, made, memory_copy, tmp_path):
+def test_a_data_set_and_side_shards_behind_urls_are_joined(dataset, teacher, made, memory, tmp_path):
     side = tmp_path / "side"
     make_label_maps(dataset, side, teacher, replace(OPTIONS, side=True), num_threads=1)
-    there, side_there = memory_copy(dataset), memory_copy(side)
+    there, side_there = memory(dataset), memory(side)
     assert join_label_maps(there, side_there, tmp_path / "joined") == made[1]
     assert samples(tmp_path / "joined") == samples(made[0])
-    fsspec.filesystem("memory").rm(f"/maps-source/side/{made[1].shards[0].name}")
+    fsspec.filesystem("memory").rm(f"/copies/side/{made[1].shards[0].name}")
     with pytest.raises(DataError, match=r"maps-source/side/.*: expected a shard of the data set, found none"):
         join_label_maps(there, side_there, tmp_path / "other")
 
@@ -416,11 +402,9 @@ def test_a_data_set_without_one_of_its_files_is_refused(dataset, teacher, tmp_pa
 
 
 @pytest.mark.parametrize("side", [False, True])
-def test_maps_of_a_data_set_behind_a_url_are_those_of_the_folder(
-    dataset, teacher, memory_copy, tmp_path, side
-):
+def test_maps_of_a_data_set_behind_a_url_are_those_of_the_folder(dataset, teacher, memory, tmp_path, side):
     options, cache = replace(OPTIONS, side=side), Cache(folder=tmp_path / "cache")
-    remote = memory_copy(dataset)
+    remote = memory(dataset)
     here = make_label_maps(dataset, tmp_path / "here", teacher, options, num_threads=1)
     there = make_label_maps(remote, tmp_path / "there", teacher, options, num_threads=1, cache=cache)
     assert here == there
@@ -446,8 +430,8 @@ def test_from_bucket_to_bucket(dataset, checkpoint, s3_bucket, tmp_path, monkeyp
     assert found[0] == found[1]
 
 
-def test_a_remote_shard_that_is_missing_or_another_is_refused(dataset, teacher, memory_copy, tmp_path):
-    remote, files = memory_copy(dataset), fsspec.filesystem("memory")
+def test_a_remote_shard_that_is_missing_or_another_is_refused(dataset, teacher, memory, tmp_path):
+    remote, files = memory(dataset), fsspec.filesystem("memory")
     cache = Cache(folder=tmp_path / "cache", deadline_s=5)
     record = Manifest.load(dataset).shards[1]
     path = f"{remote.removeprefix('memory:/')}/{record.name}"

@@ -195,8 +195,7 @@ def _tree_of_levels():
     return LabelTree.from_table(list("abcdef"), [("b", "a"), ("c", "b"), ("e", "d"), ("f", "e")])
 
 
-def _count_on_one_of_two_ranks(rank, address, queue):
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def _count_on_one_of_two_ranks(rank):
     logits, levels = random_batch(2)
     # Rank 0 has three batches, the last one short; rank 1 one batch, padded.
     parts = [slice(0, 12), slice(12, 24), slice(24, 29)] if rank == 0 else [slice(29, 40)]
@@ -208,20 +207,11 @@ def _count_on_one_of_two_ranks(rank, address, queue):
     metrics = _metrics_of(batches)
     for metric in metrics:
         metric.reduce()
-    queue.put((rank, [metric.compute() for metric in metrics]))
-    torch.distributed.destroy_process_group()
+    return [metric.compute() for metric in metrics]
 
 
-def test_reduce_sums_the_counts_of_all_ranks(tmp_path):
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    address = f"file://{tmp_path}/rendezvous"
-    ranks = [context.Process(target=_count_on_one_of_two_ranks, args=(r, address, queue)) for r in range(2)]
-    for process in ranks:
-        process.start()
-    found = sorted((queue.get() for _ in ranks), key=lambda entry: entry[0])
-    for process in ranks:
-        process.join()
+def test_reduce_sums_the_counts_of_all_ranks(on_two_ranks):
+    found = on_two_ranks(_count_on_one_of_two_ranks)
     logits, levels = random_batch(2)
     expected = [metric.compute() for metric in _metrics_of([(logits, levels, None)])]
     assert found == [(rank, expected) for rank in range(2)]

@@ -26,7 +26,7 @@ from softshard.shards import (
 from softshard.shards.classes import class_list_sha256
 from softshard.shards.cli import main
 from softshard.training import maps_teacher
-from softshard.training.dense import dense_logits
+from softshard.training.dense import DenseTeacher
 from softshard.training.maps import MapOptions, load_teacher, load_teachers, make_label_maps
 from softshard.training.maps_check import check_orientation
 from softshard.training.recipes import single_label
@@ -128,7 +128,7 @@ def test_a_teacher_of_a_thousand_classes_labels_a_data_set_of_some_of_them(
     )
     images = teacher.normalise((batch.images * std + mean) * 255)
     with torch.inference_mode():
-        dense_NCPQ = dense_logits(teacher.model, images).numpy()
+        dense_NCPQ = DenseTeacher(teacher.model)(images).numpy()
     maps = {s.key: s.parts["lmap"] for path in sorted(out.glob("*.tar")) for s in read_shard(path)}
     for i, key in enumerate(batch.keys):
         scores, ids = decode_label_map(maps[key])
