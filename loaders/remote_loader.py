@@ -25,6 +25,7 @@ from ..shards.tree import LabelTree
 from .background import Background
 from .batch import Batch
 from .batch_buffers import BatchBuffers
+from .batch_stream import MarkedBatch
 from .crops import Augment
 from .decode import DTYPES, MEAN, STD, usable_device
 from .epoch_plan import EpochPlan
@@ -232,8 +233,8 @@ class RemoteLoader(Loader):
         self._normaliser = None
         if dtype != recipe.dtype:
             self._normaliser = _Normaliser(self)
-        self._running: Background[Batch] | None = None
-        self._latest: Background[Batch] | None = None
+        self._running: Background[Batch | MarkedBatch] | None = None
+        self._latest: Background[Batch | MarkedBatch] | None = None
         self._closed = False
         try:
             check_enough(self.dataset, self.num_samples, lanes, batch_size * world_size, last_batch)
@@ -312,8 +313,6 @@ class RemoteLoader(Loader):
         if self._normaliser is not None:
             with self._stages("normalise"):
                 batch.images = self._normaliser(batch.images, batch.keys)
-        if self.device.type != "cpu":
-            torch.cuda.current_stream(self.device).synchronize()  # whoever takes the batch may be on another
         return batch.pin_memory() if self.pin_memory else batch
 
     def fetch_stats(self) -> FetchStats:
