@@ -317,12 +317,9 @@ class Loader(LoaderData):
             self._gpu = torch.cuda.current_device()
         watch = Watchdog(self._stages, self.faults.stall_s, self.faults.give_up_s)
         stream = BatchStream(self.device)
+        make = partial(stream.made, partial(self._batches, epoch, taken))
         run = self._running = self._latest = Background(
-            lambda: stream.made(lambda: self._batches(epoch, taken)),
-            self._prefetch,
-            watch,
-            self._interrupt,
-            self._clock,
+            make, self._prefetch, watch, self._interrupt, self._clock
         )
         left = self._num_steps(taken)
         try:

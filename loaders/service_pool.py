@@ -60,9 +60,7 @@ class _Wanted:
     asked_last: float = 0.0
     hedged: bool = False
     rows: pa.RecordBatch | None = None
-    refusals: dict[str, list[Refusal]] = field(
-        default_factory=dict
-    )  # by server, those that are about this batch
+    refusals: dict[str, list[Refusal]] = field(default_factory=dict)  # by server, about this batch
     error: Exception | None = None
 
 
@@ -373,9 +371,8 @@ class ServerPool:
         """What the last server said that was asked no more, where none is left; None where one is."""
         if not all(server in self._excluded for server in self.servers):
             return None
-        return next(
-            (error for server, error in reversed(self._excluded.items()) if server in self.servers), None
-        )
+        last_first = reversed(self._excluded.items())
+        return next((error for server, error in last_first if server in self.servers), None)
 
     @staticmethod
     def _has_failed(refusals: Sequence[Refusal]) -> bool:
