@@ -302,6 +302,8 @@ def weigh_list(
     if not storage.remote and output.exists() and os.path.samefile(storage.root, output):
         raise UsageError(f"{output}: expected another file than the source. Write into a new one")
 
+    tags_how = load_how(source, TAGS)
+
     def lines(what: str) -> Iterator[JsonLine]:
         with storage.open() as file, progress_bar(None, what, "B") as bar:
             for line in (
@@ -354,7 +356,7 @@ def weigh_list(
             )
         how = {**similarities.to_json(), **options.to_json(), "tree": tree.fingerprint if tree else None}
         save_how(output, WEIGHTS, how)
-        save_how(output, TAGS, load_how(source, TAGS))
+        save_how(output, TAGS, tags_how)
         replace_durably(temporary[1], bad_file)
         replace_durably(temporary[0], output)
     finally:

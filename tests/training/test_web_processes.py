@@ -83,9 +83,9 @@ def test_two_processes_learn_keywords_and_classes_as_one_does(web, tmp_path):
     for a, b in zip(one, two, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
         # Of 12 samples each rank evaluates six, and the two count together.
-        assert {name: b[name] for name in ("samples", "classes_seen", "tagged", "untagged")} == {
-            name: a[name] for name in ("samples", "classes_seen", "tagged", "untagged")
-        }
+        names = ("samples", "classes_seen", "tagged", "untagged", "without_tags", "without_weights")
+        assert {name: b[name] for name in names} == {name: a[name] for name in names}
+        assert b["without_tags"] > 0
         assert b["tags_per_image"] == a["tags_per_image"] == 3
 
 
