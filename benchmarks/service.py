@@ -122,7 +122,12 @@ def throughput(
             continue
         local = runs[f"local, {dtype}"]
         clock, cpu = ratio("images_per_s", found, local), ratio("cpu_ms", local, found)
-        ratios[name] = {"of_local_by_clock": round(clock, 3), "of_local_by_cpu": round(cpu, 3)}
+        rounds = [a["cpu_ms"] / b["cpu_ms"] for a, b in zip(local, found, strict=True)]
+        ratios[name] = {
+            "of_local_by_clock": round(clock, 3),
+            "of_local_by_cpu": round(cpu, 3),
+            "of_local_by_cpu_range": [round(min(rounds), 3), round(max(rounds), 3)],
+        }
         if dtype == "uint8":
             limit = decode / (decode + costs[way])
             ratios[name] |= {

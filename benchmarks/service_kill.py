@@ -145,8 +145,9 @@ def main() -> None:
             raise SystemExit(
                 "service_kill: expected trainers to get every batch, found one that ended with an error"
             )
-        rows = [results.get() for _ in trainers]
+        rows = [results.get(timeout=60) for _ in trainers]
     rows.sort(key=lambda row: row["trainer"])
+    all_same = not any(row["differing"] or row["samples_twice_in_an_epoch"] for row in rows)
     write_result(
         args.out or RESULTS / "service_kill.json",
         benchmark="service_kill",
@@ -156,8 +157,12 @@ def main() -> None:
         minutes=args.minutes,
         kills=kills,
         kills_that_left_no_server=nobody,
-        all_same=not any(row["differing"] or row["samples_twice_in_an_epoch"] for row in rows),
+        all_same=all_same,
     )
+    if not all_same:
+        raise SystemExit(
+            "service_kill: expected every batch of the local loader, once, found others: see the rows"
+        )
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ OPTIONS = {
     "float16, two threads": {"dtype": "float16", "num_threads": 2},
     "label maps": {"targets": "relabel", "dtype": "uint8"},
     "label maps, a grid": {"targets": LabelPooling(grid=(2, 3), original=0.25)},
-    "drop": {"last_batch": "drop"},
+    "drop, two threads": {"last_batch": "drop", "num_threads": 2},
     "in order": {"shuffle": False},
     "lanes": {"lanes": 3, "window": 7},
     "the second of two ranks": {"rank": 1, "world_size": 2, "batch_size": 6},
