@@ -178,7 +178,7 @@ def test_classes_that_are_all_far_below_zero_have_probabilities(by_numpy):
     for maps in ((scores, ids), encode(scores, ids, 2), encode(scores, ids, 2, score_encoding="uint8")):
         for pool in (pool_label_maps, partial(by_numpy, pool_label_maps)):
             found = pool(maps, np.float32([[0, 0, 1, 1]]), num_classes=2)
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
 
 
 def test_the_number_of_threads_changes_no_bit():
