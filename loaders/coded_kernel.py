@@ -142,7 +142,7 @@ def _softmax(pooled, classes, num, exponents, lanes, target):
     for j in range(0, end, LANES):
         for lane in range(LANES):
             lanes[lane] += pooled[j + lane]
-    other = math.exp(-largest)
+    other = math.exp(-max(largest, 0.0))  # below 0 only where there is no other class
     total = others * other
     for lane in range(LANES):
         total += lanes[lane]

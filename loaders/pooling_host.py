@@ -169,7 +169,7 @@ def _spread(
         top = np.maximum.reduceat(values, starts)
         top = np.where(others > 0, np.maximum(top, 0), top)
         powers = np.exp(values - top[rows])
-        other = np.exp(-top)
+        other = np.exp(-np.maximum(top, 0))  # below 0 only where there is no other class
         scale = 1 / (np.add.reduceat(powers, starts) + others * other)
         out_RC[...] = (other * scale).astype(np.float32)[:, None]  # casting once is faster than in every row
         flat[index] = (powers * scale[rows]).astype(np.float32)

@@ -302,7 +302,7 @@ def _softmax(pooled, named, count, num_classes, found):
     largest = 0.0 if count < num_classes else -np.inf
     for j in range(count):
         largest = max(largest, pooled[named[j]])
-    other = math.exp(-largest)
+    other = math.exp(-max(largest, 0.0))  # below 0 only where there is no other class
     total = (num_classes - count) * other
     for j in range(count):
         pooled[named[j]] = math.exp(pooled[named[j]] - largest)

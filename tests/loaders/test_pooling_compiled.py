@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,15 +19,20 @@ from softshard.loaders.pooling_compiled import (
     compiled_axis_weights,
     compiled_check_sums,
     compiled_decode,
+    compiled_read_headers,
     load_kernels,
     num_shares,
 )
 from softshard.loaders.roialign import axis_weights
-from softshard.shards import DataError, encode_label_map
+from softshard.shards import DataError, decode_label_map, encode_label_map
 from softshard.shards.labelmap import decode_group
 from softshard.shards.labelmap_header import (
     HEADER,
     HEADER_DTYPE,
+    MAGIC,
+    RANK_DIFFERENCES,
+    SCORES_UINT8,
+    STORED,
     check_sums,
     join_maps,
     pack_header,
@@ -96,6 +102,83 @@ def test_both_paths_give_the_same_targets(by_numpy, seed, num_classes, fill, gri
     torch.testing.assert_close(top.values, other.values, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(ours.gather(-1, top.ids), top.values, rtol=0, atol=0)
     assert (top.ids.sort(dim=-1).values.diff(dim=-1) > 0).all()  # no class twice
+
+
+@given(st.integers(0, 2**32), st.sampled_from([3, 20, 40]), st.sampled_from([0.1, 1, 30, 500]))
+@settings(max_examples=40, deadline=None)
+def test_maps_pooled_from_their_bytes_have_the_targets_of_numpy(by_numpy, seed, num_classes, scale):
+    scores, ids, crops = made(seed, 8, num_classes=num_classes)
+    maps = encode((scores - 1) * scale, ids, num_classes, score_encoding="uint8")
+    ours, numpys = (
+        pool(maps, crops, num_classes=num_classes)
+        for pool in (pool_label_maps, partial(by_numpy, pool_label_maps))
+    )
+    torch.testing.assert_close(ours, numpys, rtol=1e-6, atol=1e-7)
+
+
+@given(st.data(), st.integers(1, 4))
+@settings(max_examples=200, deadline=None)
+def test_any_palette_places_and_levels_pool_to_the_same_targets_or_the_same_error(by_numpy, data, palette):
+    size = 2 * palette + 6 + 8 + 6
+    small = st.lists(st.integers(0, 3), min_size=size, max_size=size).map(bytes)
+    payload = data.draw(small | st.binary(min_size=size, max_size=size))
+    coded = pack_header((SCORES_UINT8 + RANK_DIFFERENCES, 2, STORED, 2, 1, 3, palette, 600, size), payload)
+    results = []
+    for pool in (pool_label_maps, partial(by_numpy, pool_label_maps)):
+        try:
+            results.append(pool([coded], np.float32([[0, 0, 1, 1]]), num_classes=600))
+        except DataError as error:
+            results.append(str(error))
+    ours, numpys = results
+    if isinstance(ours, str) or isinstance(numpys, str):
+        assert ours == numpys
+    elif np.abs(decode_label_map(coded)[0]).max() < 1e4:  # else a sum's last bit is worth more than a logit
+        torch.testing.assert_close(ours, numpys, rtol=1e-6, atol=1e-7)
+
+
+@given(st.lists(st.tuples(st.integers(0, HEADER.size - 1), st.integers(0, 255)), max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_headers_that_the_loop_takes_are_those_that_numpy_takes(changes):
+    encoded = bytearray(pack_header((3, 2, 2, 5, 15, 15, 90, 1000, 2438), b"block"))
+    for at, value in changes:
+        encoded[at] = value
+    maps = join_maps([bytes(encoded)], str)
+    raw, magic = np.frombuffer(maps.data, np.uint8), np.frombuffer(MAGIC, np.uint8)
+    try:
+        expected = read_headers(maps, str)
+    except DataError:
+        assert not KERNELS.headers_fit(raw, maps.starts[:-1], magic)
+        with pytest.raises(DataError):
+            compiled_read_headers(KERNELS)(maps, str)
+    else:
+        np.testing.assert_array_equal(compiled_read_headers(KERNELS)(maps, str), expected)
+        assert KERNELS.headers_fit(raw, maps.starts[:-1], magic)
+
+
+@pytest.mark.parametrize(
+    ("crop", "fits"),
+    [
+        ((0, 0, 1, 1), True),
+        ((0.25, 0.5, 0.5, 0.75), True),
+        ((0.5, 0, 0.5, 1), False),
+        ((0, 0.6, 1, 0.5), False),
+        ((-0.1, 0, 1, 1), False),
+        ((0, 0, 1, 1.1), False),
+        ((0, 0, float("nan"), 1), False),
+    ],
+)
+def test_crops_that_the_loop_takes_lie_within_the_image(crop, fits):
+    assert KERNELS.crops_fit(np.float32([(0, 0, 1, 1), crop])) == fits
+
+
+def test_classes_that_are_all_far_below_zero_have_probabilities(by_numpy):
+    scores = np.float32([-900, -901])[None, :, None, None].repeat(3, axis=3)
+    ids = np.int64([0, 1])[None, :, None, None].repeat(3, axis=3)
+    expected = torch.softmax(torch.tensor([[-900.0, -901.0]]), dim=1)
+    for maps in ((scores, ids), encode(scores, ids, 2), encode(scores, ids, 2, score_encoding="uint8")):
+        for pool in (pool_label_maps, partial(by_numpy, pool_label_maps)):
+            found = pool(maps, np.float32([[0, 0, 1, 1]]), num_classes=2)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
 
 
 def test_the_number_of_threads_changes_no_bit():
