@@ -9,9 +9,9 @@ Jobs, each in a process of its own:
 - `counts`: the counts of a first pass over 16 million records with eight tags each, simulated: tags drawn from Zipf's law,
   one in twenty a word of its own, so that 6.5 million terms are there in the end; and the hashes that tell repeated images.
 
-What came out, on two cores with a load of 20: 29,000 records for a CPU-second with softshard's tokenizer, all included,
-5,500 with NLTK's, 1,800 with its tagger too; a peak of 145 MB for builds of 50,000 and of 200,000 records, 827 MB for the
-counts and hashes of 16 million.
+What came out, on two cores with a load of 20 to 29: 22,600 records for a CPU-second with softshard's tokenizer, all
+included (28,900 in another run), 4,000 with NLTK's, 1,200 with its tagger too; a peak of 141 to 144 MB for
+builds of 20,000 and 200,000 records, 702 MB for the counts and hashes of 16 million.
 
 `--tagger nltk` needs NLTK's data: set NLTK_DATA.
 
@@ -164,7 +164,7 @@ def _in_own_process(job: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(__doc__.split("\n")[0])
-    parser.add_argument("--records", type=int, nargs="*", default=[50_000, 200_000], help="of `build`")
+    parser.add_argument("--records", type=int, nargs="*", default=[20_000, 200_000], help="of `build`")
     parser.add_argument("--counted", type=int, nargs="*", default=[1_000_000, 16_000_000], help="of `counts`")
     parser.add_argument("--no-nltk-tagger", action="store_true", help="its data are missing")
     args = parser.parse_args()

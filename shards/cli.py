@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_WRONG_CALL
     except KeyboardInterrupt:
         print(
-            "softshard: interrupted. What is finished is kept: packing, resharding and label maps continue when the same "
-            "command is given again, training with --resume",
+            "softshard: interrupted. What is finished is kept: packing, tagging, resharding and label maps continue when "
+            "the same command is given again, training with --resume",
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED

@@ -150,6 +150,20 @@ def test_sparse_targets_are_the_largest_of_the_dense(tagged):
                 assert (few.ids[i, len(best) :] == 0).all()
 
 
+@pytest.mark.parametrize("keep", [None, 3, 200])
+def test_targets_without_numba_are_the_same(tagged, monkeypatch, keep):
+    def targets():
+        for batch in batches(tagged, targets=("tags", "weights"), keep_targets=keep):
+            for each in (batch.targets, batch.more_targets["weights"]):
+                yield from [each] if keep is None else [each.values, each.ids]
+
+    compiled = list(targets())
+    monkeypatch.setattr("softshard.loaders.soft_targets.load_soft_kernels", lambda: None)
+    plain = list(targets())
+    assert len(plain) == len(compiled) == (10 if keep is None else 20)
+    assert all(map(torch.equal, plain, compiled))
+
+
 def test_a_kept_pooled_target_is_that_of_the_function(packed):
     wanted = {}
     for shard in Manifest.load(packed).shards:
