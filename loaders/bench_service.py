@@ -74,7 +74,8 @@ def bench_service(
                     yield len(batch)
 
         results = take_turns({"loader": batches}, warmup=warmup, steps=steps, repeats=repeats)
-        stats, fetched, pool = loader.stats(), loader.fetch_stats(), loader.source.pool
+        source: Any = loader.source
+        stats, fetched, pool = loader.stats(), loader.fetch_stats(), source.pool
     stage = max(stats.stages, key=lambda name: stats.stages[name].seconds)
     share = stats.stages[stage].seconds / sum(each.seconds for each in stats.stages.values())
     return {
