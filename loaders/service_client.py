@@ -58,7 +58,7 @@ class Connection:
         tls_ca: PEM file of the certificate that signed theirs, for `grpc+tls://`; None for the system's.
         shared_memory: take batches in shared memory from servers of the same host and user.
         decoder: `cpu` or `cuda`: what the servers must decode on, since that decides pixels.
-        connect_s: seconds that the servers have to answer for the first time.
+        connect_s: seconds until a server must serve, or be at opening what is wanted.
         request_s: seconds for one answer; a server that has none by then is asked no more for a while.
         deadline_s: seconds without a batch, whichever server was asked, that are an error.
         hedge: the share of the answers that came faster than the time after which another server is asked the same; None

@@ -12,6 +12,7 @@ connection goes with it; a trainer's client makes another one. Linux only: elsew
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import resource
@@ -21,7 +22,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -156,8 +157,8 @@ class ConnectionGuard:
         return 0.0 if asked is None else asked.last, self._seen.get(connection.peer, time.monotonic())
 
     def _connections(self) -> Iterator[_Connection]:
-        for name in os.listdir("/proc/self/fd"):
-            with suppress(OSError), _borrowed(int(name)) as found:
+        for file in _open_files():
+            with suppress(OSError), _borrowed(file) as found:
                 if (peer := self._peer_of(found)) is None:
                     continue
                 info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
@@ -169,7 +170,7 @@ class ConnectionGuard:
                 asked = self._asked.get(peer)
                 whole = 0 if asked is None else asked.num_bytes
                 waiting = received_bytes - whole - int(sent_bytes * _ECHO_SHARE)
-                yield _Connection(peer, int(name), max(0, waiting))
+                yield _Connection(peer, file, max(0, waiting))
 
     def _peer_of(self, found: socket.socket) -> Peer | None:
         """Who is at the other end of one of the server's connections; None where it is something else.
@@ -184,15 +185,11 @@ class ConnectionGuard:
         return _plain_host(host), port
 
     def _shut_one(self, connection: _Connection, why: str) -> None:
-        with suppress(OSError):  # it ended by itself
-            copy = os.dup(connection.file)
-            try:
-                with _borrowed(copy) as found:
-                    if self._peer_of(found) != connection.peer:  # the number is another file's by now
-                        return
-                    found.shutdown(socket.SHUT_RDWR)
-            finally:
-                os.close(copy)
+        with suppress(OSError), _held(connection.file) as file:  # else it ended by itself
+            with _borrowed(file) as found:
+                if self._peer_of(found) != connection.peer:  # the number is another file's by now
+                    return
+                found.shutdown(socket.SHUT_RDWR)
             with self._lock:
                 self._shut[why] += 1
             facts = {"client": connection.peer[0], "why": why, "bytes": connection.waiting_bytes}
@@ -210,6 +207,30 @@ class ConnectionGuard:
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
+
+
+def _open_files() -> Iterable[int]:
+    """The process's descriptors; where it has none left to look them up with, all that there can be."""
+    try:
+        return map(int, os.listdir("/proc/self/fd"))
+    except OSError:
+        return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+@contextmanager
+def _held(file: int) -> Iterator[int]:
+    """A descriptor of the same file that nobody closes meanwhile; itself where the process has none left."""
+    try:
+        copy = os.dup(file)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        yield file
+        return
+    try:
+        yield copy
+    finally:
+        os.close(copy)
 
 
 @contextmanager

@@ -84,7 +84,7 @@ class Opening:
 
         Args:
             servers: all that there are now.
-            patience_s: seconds until one must serve.
+            patience_s: seconds until one must serve, or be at it: what was asked by then may still be answered.
 
         Raises:
             UsageError: a server says no, for good.
@@ -94,7 +94,7 @@ class Opening:
         enough = math.inf  # by when those that serve are enough
         while True:
             there = servers()
-            self._ask(there, serves=enough < math.inf)
+            self._ask(there, again=enough == math.inf and time.monotonic() < begun + patience_s)
             with suppress(queue.Empty):
                 self._hear(*self._answers.get(timeout=0.05), several=len(there) > 1)
             now = time.monotonic()
@@ -105,20 +105,21 @@ class Opening:
                     return True
                 continue
             damaged = [server for server in there if _says(self._said.get(server), DATA)]
-            if len(damaged) == len(there) > 0 or (damaged and now > begun + patience_s):
+            is_over = now > begun + patience_s and not self._asking
+            if len(damaged) == len(there) > 0 or (damaged and is_over):
                 refusal = self._said[damaged[0]]
                 assert refusal is not None
                 raise refusal.to_error(damaged[0].address if len(there) > 1 else "")
-            if now > begun + patience_s:
+            if is_over:
                 for server in there:
                     server.last_error = self._said.get(server)
                 return False
 
-    def _ask(self, there: Sequence[Server], *, serves: bool) -> None:
-        """Ask whoever has not answered; and while nobody serves, who had nothing to say, again."""
+    def _ask(self, there: Sequence[Server], *, again: bool) -> None:
+        """Ask whoever was not asked; and with `again` who had nothing to say, after a pause."""
         for server in there:
-            again = not serves and time.monotonic() >= self._again.get(server, math.inf)
-            if server not in self._asking and (server not in self._said or again):
+            due = again and time.monotonic() >= self._again.get(server, math.inf)
+            if server not in self._asking and (server not in self._said or due):
                 self._asking.add(server)
                 self._again.pop(server, None)
                 threading.Thread(target=self._try, args=(server,), name="softshard-open", daemon=True).start()

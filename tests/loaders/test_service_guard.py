@@ -1,9 +1,11 @@
 """What connections may cost a server before they ask for anything: plain sockets, looked at one time after another."""
 
 import logging
+import os
+import resource
 import socket
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pyarrow.flight as flight
 import pytest
@@ -136,6 +138,20 @@ def test_what_else_the_process_has_open_is_left_alone(tmp_path):
         assert mine.is_open()
         pair[0].sendall(b"x")
         assert pair[1].recv(1) == b"x"
+
+
+def test_a_process_without_descriptors_left_still_shuts_connections():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with guarded(max_connections=2) as (guard, connect), ExitStack() as stack:
+        lines = [connect() for _ in range(5)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lines[-1].server.fileno() + 1, before[1]))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        with suppress(OSError):  # too many open files
+            while True:
+                stack.callback(os.close, os.dup(0))
+        guard.look()
+        assert guard.shut_counts()["too-many"] == 3
+        assert [line.is_open() for line in lines].count(True) == 2
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")

@@ -165,6 +165,14 @@ def test_a_server_that_hangs_at_the_start_holds_up_nobody_and_comes_in_later(mak
         time.sleep(0.05)
 
 
+def test_a_server_that_takes_longer_to_open_than_to_connect_is_waited_for(make_pool, within):
+    OPENS["grpc://a:1"] = slow = threading.Event()
+    OPENS["grpc://b:1"] = Refusal(AWAY, "connection refused")
+    threading.Timer(0.8, slow.set).start()
+    pool = within(lambda: make_pool(connect_s=0.3), 10)
+    assert ask_all(pool, within)[0] == 6
+
+
 def test_a_server_that_turns_out_to_be_another_one_is_asked_no_more(make_pool, within, caplog):
     OPENS["grpc://a:1"] = let_go = threading.Event()
     pool = within(make_pool, 10)
