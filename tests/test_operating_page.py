@@ -73,3 +73,17 @@ def test_every_metric_is_on_the_page():
     names = set(re.findall(r'"((?:[a-z]+_)+(?:total|batches|most|size))"', source)) | {"queue_size"}
     assert len(names) > 15
     assert sorted(name for name in names if name not in PAGE) == []
+
+
+def test_every_image_is_on_the_page_and_its_health_check_runs_what_there_is():
+    text = (ROOT / "docker" / "Dockerfile").read_text("utf-8")
+    stages = dict(reversed(pair) for pair in re.findall(r"^FROM (\S+) AS (\S+)$", text, re.M))
+    images = stages.keys() - {"wheel", "base"}
+    containers = PAGE.split("## Containers")[1]
+    assert images == {"cuda", "cpu", "serve", "pack"}
+    assert [image for image in images if f"`{image}`" not in containers] == []
+    doctor, serve = (json.loads(check) for check in re.findall(r"HEALTHCHECK[^[]*(\[.*\])", text))
+    assert doctor == ["softshard", "doctor", "--json"]  # of `base`, which all are made from
+    compose = (ROOT / "docker" / "compose.yaml").read_text("utf-8")
+    assert serve[-1] in compose  # its servers are asked the same
+    assert "127.0.0.1:7071/healthz" in serve[-1]
