@@ -18,7 +18,10 @@ LEAVES = sorted(
     for name, parser in commands_of(build_parser())
     if not any(isinstance(one, argparse._SubParsersAction) for one in parser._actions)
 )
-TRAIN = "train single-label {set} --model test_resnet --out {run} --epochs 1 --global-batch 4 --image-size 32 --device cpu"
+TRAIN = (
+    "train single-label {set} --model test_resnet --out {run} --epochs 1 --global-batch 4 --image-size 32 "
+    "--device cpu --check-images"
+)
 GOOD = [
     TRAIN,
     "bench {set} --batch-size 2 --steps 2 --repeats 1 --size 16",
