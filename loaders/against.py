@@ -52,7 +52,9 @@ def installed_peers() -> list[str]:
 
 
 def _importable(module: str) -> bool:
-    if module.partition(".")[0] not in packages_distributions():  # a script beside the caller's may have its name
+    if (
+        module.partition(".")[0] not in packages_distributions()
+    ):  # a script beside the caller's may have its name
         return False
     try:
         return importlib.util.find_spec(module) is not None
