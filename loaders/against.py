@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -51,6 +52,10 @@ def installed_peers() -> list[str]:
 
 
 def _importable(module: str) -> bool:
+    if (
+        module.partition(".")[0] not in packages_distributions()
+    ):  # a script beside the caller's may have its name
+        return False
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # of a parent package

@@ -100,7 +100,8 @@ def add_inspect(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run_inspect(args: argparse.Namespace) -> int:
-    with needs_extra("softshard inspect", "loaders"):
+    command, extra = ("inspect --serve", "inspect") if args.serve else ("inspect", "loaders")
+    with needs_extra(f"softshard {command}", extra):
         from .augment_text import parse_augment
         from .browse_bad import add_quarantine
         from .browse_step import Step, add_step

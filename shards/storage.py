@@ -21,6 +21,7 @@ from .retries import http_status, patiently
 _OPEN_FILES = 64  # tars that a worker keeps open
 _READ_BYTES = 4096  # of a file's buffer; fsspec reads ahead below it
 _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_MODULES = {"http": "aiohttp", "s3": "s3fs", "gcs": "gcsfs"}  # of each extra: fsspec names it in prose alone
 _FILE_SUFFIXES = frozenset(
     {".tar", ".csv", ".tsv", ".jsonl", ".ndjson", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"}
 )
@@ -190,8 +191,9 @@ class RemoteStorage:
         except ImportError as error:
             if protocol not in _EXTRAS:
                 raise UsageError(f"{self.name}: {error}") from None
-            module = ImportError(str(error), name=error.name or protocol)
-            raise MissingExtraError(f"{protocol}:// sources", _EXTRAS[protocol], module) from error
+            extra = _EXTRAS[protocol]
+            module = ImportError(str(error), name=error.name or _MODULES[extra])
+            raise MissingExtraError(f"a {protocol}:// address", extra, module) from error
         except ValueError as error:
             raise UsageError(
                 f"{self.name}: expected a path or a URL that fsspec knows, found: {error}"

@@ -163,6 +163,13 @@ def test_peers_that_cannot_run_are_refused(monkeypatch, text, message):
         parse_peers(text)
 
 
+def test_a_script_that_is_called_like_a_peers_package_is_none(monkeypatch, tmp_path):
+    (tmp_path / "streaming.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match="expected the package 'mosaicml-streaming', found none"):
+        parse_peers("streaming")
+
+
 def test_a_peer_that_dies_is_an_error_with_its_last_words(packed, tmp_path):
     job = PeerJob(str(tmp_path / "nothing-here"), str(tmp_path), batch_size=16, size=32, threads=1)
     with pytest.raises(
