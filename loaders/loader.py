@@ -30,7 +30,6 @@ from .background import Background
 from .balance import BALANCE_RULE
 from .batch import Batch
 from .batch_buffers import BatchBuffers
-from .batch_stream import BatchStream, MarkedBatch
 from .cache import Cache
 from .crops import Augment
 from .decode import MEAN, STD, MakeBuffers, usable_device
@@ -221,8 +220,8 @@ class Loader(LoaderData):
             self._maker.reader.look_first()
         self._quarantine = Quarantine(self.faults, self.num_samples // world_size, rank)
         self._run = BatchRun(self._maker, self._quarantine)
-        self._running: Background[Batch | MarkedBatch] | None = None
-        self._latest: Background[Batch | MarkedBatch] | None = None
+        self._running: Background[Batch] | None = None
+        self._latest: Background[Batch] | None = None
         self._closed = False
         # Between two epochs the next one's shards are fetched, in threads that know nothing of this loader.
         weakref.finalize(self, self._maker.reader.shards.abandon).atexit = False
@@ -316,14 +315,13 @@ class Loader(LoaderData):
         if self.pin_memory:
             self._gpu = torch.cuda.current_device()
         watch = Watchdog(self._stages, self.faults.stall_s, self.faults.give_up_s)
-        stream = BatchStream(self.device)
-        make = partial(stream.made, partial(self._batches, epoch, taken))
+        make = partial(self._stream.made, partial(self._batches, epoch, taken))
         run = self._running = self._latest = Background(
             make, self._prefetch, watch, self._interrupt, self._clock
         )
         left = self._num_steps(taken)
         try:
-            for batch in self._clock.timed(lambda: stream.taken(run.next())):
+            for batch in self._clock.timed(lambda: self._stream.taken(run.next())):
                 left -= 1
                 # Counted before the yield: a state taken in the loop's body says that this batch is done.
                 self._taken = min(self._taken + self._per_lane, -(-self.num_samples // self.lanes))

@@ -5,23 +5,27 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from ..shards.manifest import Manifest
 from ..shards.stored_vocabulary import Vocabulary
 from ..shards.tree import LabelTree
+from .batch_stream import BatchStream
 from .mixed_source import MixedSource
 from .side_maps import SideFiles
 from .source import Source
 
 
 class LoaderData:
-    """The part of a Loader that is about its data, and stays as it is.
+    """The part of a Loader that is about its data and its device, and stays as it is.
 
     Attributes:
         source: the data set, or a mixture, with the labels and the subset that it is read with.
+        device: where batches are.
     """
 
     source: Source | MixedSource
+    device: torch.device
     _side: SideFiles | None
 
     def count_classes(self) -> np.ndarray:
@@ -31,6 +35,10 @@ class LoaderData:
             DataError: the file of the samples' classes is missing or damaged.
         """
         return self.source.count_classes()
+
+    @cached_property
+    def _stream(self) -> BatchStream:
+        return BatchStream(self.device)
 
     @property
     def manifest(self) -> Manifest:

@@ -25,7 +25,6 @@ from ..shards.tree import LabelTree
 from .background import Background
 from .batch import Batch
 from .batch_buffers import BatchBuffers
-from .batch_stream import MarkedBatch
 from .crops import Augment
 from .decode import DTYPES, MEAN, STD, usable_device
 from .epoch_plan import EpochPlan
@@ -233,8 +232,8 @@ class RemoteLoader(Loader):
         self._normaliser = None
         if dtype != recipe.dtype:
             self._normaliser = _Normaliser(self)
-        self._running: Background[Batch | MarkedBatch] | None = None
-        self._latest: Background[Batch | MarkedBatch] | None = None
+        self._running: Background[Batch] | None = None
+        self._latest: Background[Batch] | None = None
         self._closed = False
         try:
             check_enough(self.dataset, self.num_samples, lanes, batch_size * world_size, last_batch)

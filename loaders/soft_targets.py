@@ -48,7 +48,7 @@ class SoftTargets:
         _check_labels(sources, kind)
         self._suffix = META.suffix if kind in (TAGS, WEIGHTS) else SOFT.suffix
         if kind == TAGS:
-            self._num_stored = [info.num_tags for s in sources if (info := s.manifest.soft_labels)]
+            self._num_stored = [_num_tags(source) for source in sources]
             self._class_maps = [None for _ in sources]
             self.width = self._num_stored[0]
         else:
@@ -162,11 +162,19 @@ def _check_labels(sources: Sequence[Source], kind: str) -> None:
                 f"{'none' if info is None else ', '.join(info.to_json())}. Add them: {_ADVICE[kind]}"
             )
     if kind == TAGS:
-        first = sources[0]
-        for source in sources[1:]:
-            ours, other = (s.manifest.vocabulary_sha256 or "" for s in (first, source))
-            if ours != other:
-                raise UsageError(
-                    f"mixture: expected tags of one vocabulary, found {ours[:12]} in {first.dataset} and {other[:12]} in "
-                    f"{source.dataset}. Pack both with the same --vocabulary"
+        # Size and hash: a set that gives somebody else's hash with a larger size would write outside of the targets.
+        first, *others = ((s, s.manifest.vocabulary_sha256 or "", _num_tags(s)) for s in sources)
+        for other in others:
+            if other[1:] != first[1:]:
+                ours, theirs = (
+                    f"{sha256[:12]} with {num:,} tags in {s.dataset}" for s, sha256, num in (first, other)
                 )
+                raise UsageError(
+                    f"mixture: expected tags of one vocabulary, found {ours} and {theirs}. Pack both with the same "
+                    "--vocabulary"
+                )
+
+
+def _num_tags(source: Source) -> int:
+    info = source.manifest.soft_labels
+    return 0 if info is None else info.num_tags

@@ -23,7 +23,7 @@ import numpy as np
 
 from .components import decode_meta
 from .errors import DataError
-from .schema import META, SOFT, VOCABULARY_NAME
+from .schema import MAX_VOCABULARY, META, SOFT, VOCABULARY_NAME
 from .text_limits import shortened
 
 TAGS, WEIGHTS = "tags", "weights"  # fields of `msgpack`
@@ -90,7 +90,7 @@ def soft_labels_problem(entry: object, components: object) -> str | None:
         isinstance(tags, dict)
         and tags.get("name") == VOCABULARY_NAME
         and type(tags.get("size")) is int
-        and tags["size"] > 0
+        and 0 < tags["size"] <= MAX_VOCABULARY
         and isinstance(tags.get("sha256"), str)
         and len(tags["sha256"]) == 64
         and isinstance(tags.get("how", {}), dict)

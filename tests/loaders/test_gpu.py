@@ -5,6 +5,7 @@ import torch
 from web_set import make_web_set
 
 from softshard.loaders import Augment, Loader
+from softshard.loaders.adapters import as_tuples
 
 pytestmark = [
     pytest.mark.gpu,
@@ -80,31 +81,43 @@ def test_tags_and_weights_are_the_same_on_both(tmp_path):
                     assert torch.equal(one.ids, other.ids.cpu())
 
 
-def test_batches_that_are_kept_do_not_change_while_others_are_made(packed):
-    # Made on a stream of their own: memory that the loop still uses must not be given to a later batch.
-    options = {
-        "batch_size": 8,
-        "augment": Augment(size=32),
-        "last_batch": "pad",
-        "seed": 3,
-        "targets": "relabel",
-    }
-    with Loader(packed, device="cuda", **options) as loader:
-        kept = []
+def test_memory_that_the_loop_still_uses_is_not_given_to_a_later_batch(packed):
+    options = {"augment": Augment(size=32), "targets": "relabel", "dtype": "float32"}
+    kept = []
+    with Loader(packed, device="cuda", batch_size=16, last_batch="pad", seed=3, **options) as loader:
         for batch in loader:
             busy = torch.randn(2048, 2048, device="cuda")
-            for _ in range(20):
+            for _ in range(50):
                 busy = busy @ busy.T / 2048
-            kept.append((batch.images.clone(), batch.targets.clone(), batch))
-            assert torch.isfinite(busy).all()
-        for images, targets, batch in kept:
-            assert torch.equal(images, batch.images)
-            assert torch.equal(targets, batch.targets)
-    for host, (images, targets, _) in zip(
-        epoch(packed, "cpu", **{**options, "dtype": "float32"}), kept, strict=True
-    ):
+            # Read when all that is done, while `batch` is gone and others are made.
+            kept.append((batch.images.clone(), batch.targets.clone()))
+            del batch
+    for host, (images, targets) in zip(epoch(packed, "cpu", **options), kept, strict=True):
         assert psnr(host.images, images.cpu(), 4.4) > 30
         torch.testing.assert_close(host.targets, targets.cpu(), rtol=1e-5, atol=1e-5)
+
+
+def test_every_epoch_uses_the_memory_of_the_first(packed):
+    reserved = []
+    with Loader(packed, device="cuda", batch_size=16, augment=Augment(size=64), targets="relabel") as loader:
+        for _ in range(6):
+            for batch in loader:
+                del batch
+            reserved.append(torch.cuda.memory_reserved())
+    assert reserved[-1] <= reserved[1]
+
+
+def test_padding_is_left_out_of_tuples(packed):
+    options = {
+        "batch_size": 16,
+        "last_batch": "pad",
+        "dtype": "uint8",
+        "augment": Augment(size=32),
+        "seed": 3,
+    }
+    with Loader(packed, device="cpu", **options) as host, Loader(packed, device="cuda", **options) as there:
+        for (_, labels), (_, others) in zip(as_tuples(host), as_tuples(there), strict=True):
+            assert torch.equal(labels, others.cpu())
 
 
 def test_a_loop_on_a_stream_of_its_own_sees_whole_batches(packed):

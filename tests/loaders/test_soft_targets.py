@@ -26,6 +26,7 @@ from softshard.loaders import (
 from softshard.loaders.inspect_page import inspect_page
 from softshard.loaders.inspection import InspectOptions, inspect_data_set
 from softshard.shards import (
+    DataError,
     ImageRecipe,
     Manifest,
     PackOptions,
@@ -270,6 +271,21 @@ def test_a_mixture_of_two_vocabularies_is_refused(tagged, tmp_path):
     with pytest.raises(UsageError, match="expected tags of one vocabulary"):
         Loader(Mixture({str(tagged): 0.5, str(other): 0.5}), batch_size=2, targets="tags")
     Loader(Mixture({str(tagged): 0.5, str(other): 0.5}), batch_size=2, targets="weights").close()
+
+
+def test_a_set_that_gives_another_ones_hash_with_more_tags_is_refused(tagged, tmp_path):
+    # Its tags would lie outside of the targets, which are as wide as the first one's vocabulary.
+    other = make_set(tmp_path / "other", 6)
+    file = other / "manifest.json"
+    said = json.loads(file.read_text())
+    said["soft_labels"]["tags"]["size"] += 1000
+    file.write_text(json.dumps(said))
+    with pytest.raises(UsageError, match=r"expected tags of one vocabulary, found .* with 1,0"):
+        Loader(Mixture({str(other): 0.5, str(tagged): 0.5}), batch_size=2, targets="tags")
+    said["soft_labels"]["tags"]["size"] = 2**40
+    file.write_text(json.dumps(said))
+    with pytest.raises(DataError, match="soft_labels"):
+        Loader(other, batch_size=2, targets="tags")
 
 
 def test_a_batch_is_the_same_after_a_resume_and_for_two_ranks(tagged):
