@@ -34,11 +34,12 @@ import numpy as np
 from harness import RESULTS, arguments, write_result
 
 from softshard.shards.storage import open_storage
-from softshard.shards.tags_build import TagOptions, _repeats, build_tags
+from softshard.shards.tags_build import TagOptions, build_tags
 from softshard.shards.tags_source import Block, TextSource
 from softshard.shards.tags_tasks import TagSettings, WriteTask, tagger_of, write_block
 from softshard.shards.tags_tokens import _remembered
 from softshard.shards.tags_vocabulary import DocumentCounts, choose_vocabulary
+from softshard.shards.tags_work import Counted
 
 TERMS = 140_000  # about as many as WordNet has nouns and adjectives
 BLOCK = 2000
@@ -138,7 +139,7 @@ def counts(num: int) -> dict[str, Any]:
             sizes.append(BLOCK)
         chosen = choose_vocabulary(kept.items(), num_images=num, size=35_000, min_images=2, max_share=0.25)
         runs = kept._num_runs
-    repeats = _repeats(np.concatenate(hashes), np.array(sizes))
+    repeats = Counted(sizes=sizes, hashes=hashes).repeats()
     return {
         "records": num,
         "terms": chosen.num_terms,

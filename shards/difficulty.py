@@ -87,8 +87,10 @@ def read_difficulty(url: str, fingerprint: str, labels: str | None = None) -> Di
             chosen = "" if labels is None else f" or of those of --classes, {labels[:12]}"
             raise DataError(
                 f"{where}: expected scores of the data set's own classes{chosen}, found those of other labels, "
-                f"{of_labels!s:.12}: what is difficult among these need not be so among others. Give as --classes what "
-                "the scores were made with as --labels, or score again: softshard subset score"
+                f"{of_labels!s:.12}: what is difficult among these need not be so among others. If they were made with a "
+                "file of softshard subset classes as --labels, give that file as --classes. Scores of a label tree or a "
+                "class list can be used for no choice: score again, softshard subset score with the file of --classes as "
+                "--labels, or without either"
             )
         return replace(Difficulty.of_keys(scores.keys, scores.probability, True), header=scores.header)
     if suffix not in (".csv", ".tsv"):

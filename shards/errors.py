@@ -21,6 +21,10 @@ class StorageError(DataError):
     """A place where files are kept is away, or says no. The files may be fine. Commands exit with 1."""
 
 
+class RefusedError(StorageError):
+    """A server says no to these credentials, or will not tell whether there is such a file."""
+
+
 class StallError(SoftshardError, RuntimeError):
     """Nothing moves: a stage of the loader has not come to its end in a long time."""
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,14 @@ def source_stamp(storage: Storage) -> str | None:
     return _digest(storage, [stamp for folder in folders for stamp in _stamps(storage, folder, ".tar")])
 
 
-def folder_stamp(storage: Storage, folder: str) -> str | None:
-    """What changes when a file in a folder of a source does; None where a time is not known."""
-    return _digest(storage, _stamps(storage, folder, ""))
+def folders_stamp(storage: Storage, folders: Mapping[str, str]) -> str | None:
+    """What changes when a file right in one of these folders of a source does; None where a time is not known.
+
+    Args:
+        storage: the source.
+        folders: folder to the ending of the files that count there; with an empty one all do.
+    """
+    return _digest(storage, [stamp for item in folders.items() for stamp in _stamps(storage, *item)])
 
 
 def _digest(storage: Storage, stamps: list[str | None]) -> str | None:
@@ -141,7 +146,10 @@ def _stamps(storage: Storage, folder: str | None, suffix: str) -> list[str | Non
         paths = [storage.root]
         if folder is not None:
             entries = os.scandir(os.path.join(storage.root, folder))
-            paths = sorted(entry.path for entry in entries if entry.name.endswith(suffix))
+            # A link to nothing is no file: it counts when there is one.
+            paths = sorted(
+                entry.path for entry in entries if entry.name.endswith(suffix) and os.path.exists(entry.path)
+            )
         found = [(path, os.stat(path)) for path in paths]
         return [f"{path} {status.st_size} {status.st_mtime_ns}" for path, status in found]
     assert isinstance(storage, RemoteStorage)

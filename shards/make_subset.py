@@ -262,7 +262,7 @@ def make_image_subset(
             notes.append(f"{int(unscored.sum()):,} images without a score were not chosen from")
         if not scores.says_halves:
             notes.append("the scores do not say whether a model scored images that it was trained on")
-        elif scores.labels is None and were_chosen and not relabelling.is_identity:
+        elif scores.header and scores.labels is None and were_chosen and not relabelling.is_identity:
             notes.append(
                 f"the scores are of the data set's own {manifest.num_classes:,} classes, not of the "
                 f"{len(classes.groups):,} of --classes"

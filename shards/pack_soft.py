@@ -9,6 +9,7 @@ is that map as JSON.
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,16 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from .destination import open_destination
-from .errors import DataError, ImageError, UsageError
+from .errors import DataError, ImageError, RefusedError, UsageError
 from .files import read_limited, split_url
 from .listing import Listing
 from .schema import MIB
 from .soft_labels import TAGS, WEIGHTS, SoftLabelInfo, weights_problem
-from .storage import public_name
+from .storage import is_remote, public_name
 from .stored_vocabulary import Vocabulary
 from .tags_text import split_tags
 
 _SHOWN = 60
+# What `how` says of a vocabulary and of the build that chose it.
+_OF_VOCABULARY = ("vocabulary_sha256", "vocabulary_size", "min_images", "max_share", "images")
 UNKNOWN_TAGS, WITHOUT_TAGS, WITHOUT_WEIGHTS = "unknown_tags", "without_tags", "without_weights"
 
 
@@ -140,12 +143,25 @@ def soft_info(
     weights: Mapping[str, Any] | None,
     tags: Mapping[str, Any] | None = None,
 ) -> SoftLabelInfo | None:
-    """What the manifest says of it, `weights` and `tags` being how they were made; None where there is nothing to say."""
+    """What the manifest says of it, `weights` and `tags` being how they were made; None where there is nothing to say.
+
+    Where tags were made with another vocabulary than the one given, the cuts that chose that one are not told, and
+    `made_with_vocabulary` is its SHA-256.
+    """
     if vocabulary is None and weights is None:
         return None
     if vocabulary is None:
         return SoftLabelInfo(weights=weights)
-    return SoftLabelInfo(len(vocabulary), vocabulary.sha256, weights=weights, tags=tags or None)
+    how = _tags_how(tags or {}, vocabulary.sha256)
+    return SoftLabelInfo(len(vocabulary), vocabulary.sha256, weights=weights, tags=how or None)
+
+
+def _tags_how(how: Mapping[str, Any], vocabulary_sha256: str) -> dict[str, Any]:
+    """How tags were made, without what made their vocabulary where that is not the one that is used."""
+    if how.get("vocabulary_sha256", vocabulary_sha256) == vocabulary_sha256:
+        return dict(how)
+    others = {name: value for name, value in how.items() if name not in _OF_VOCABULARY}
+    return {**others, "made_with_vocabulary": how["vocabulary_sha256"]}
 
 
 def check_has_rows(listing: Listing) -> None:
@@ -170,16 +186,24 @@ def how_name(list_name: str, kind: str) -> str:
 def load_how(source: str | Path, kind: str) -> dict[str, Any]:
     """How the tags or weights of a list were made, as `softshard tags build` or `tags weigh` wrote it beside the list.
 
-    Empty without such a file.
+    Empty without such a file, and with a warning where a server refuses it (401, 403): many say so of files that are
+    not there.
 
     Raises:
         DataError: the file is damaged, or its server is away.
     """
-    folder, name = split_url(source)
-    url = f"{folder}/{how_name(name, kind)}"
+    path, mark, query = str(source).partition("?") if is_remote(source) else (str(source), "", "")
+    folder, name = split_url(path)
+    url = f"{folder}/{how_name(name, kind)}{mark}{query}"  # a signature may be of the whole folder
     try:
         how = json.loads(read_limited(url, MIB))
     except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except RefusedError as error:  # what a server that lists nothing says of a file that is not there
+        warnings.warn(
+            f"softshard: {error}. Where the file is there, how the {kind} were made is not recorded",
+            stacklevel=2,
+        )
         return {}
     except (ValueError, RecursionError) as error:
         raise DataError(f"{public_name(url)}: expected JSON, found: {error}; the file is damaged") from error

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from .errors import StorageError
+from .errors import RefusedError, StorageError
 
 T = TypeVar("T")
 
@@ -62,7 +62,8 @@ def patiently(
             if isinstance(error, FileNotFoundError) and not _never_asked(error):
                 raise FileNotFoundError(failure(where, error, done)) from None
             if is_final(error):
-                raise StorageError(failure(where, error, done)) from None
+                kind = RefusedError if _is_refused(error) else StorageError
+                raise kind(failure(where, error, done)) from None
             waited_s = time.monotonic() - start
             if waited_s >= patience_s:
                 raise StorageError(

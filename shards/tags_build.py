@@ -18,8 +18,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .classes import class_list_sha256
 from .destination import Destination, open_destination
 from .errors import DataError, UsageError
@@ -98,7 +96,8 @@ def build_tags(
         output: the list to write (.jsonl), a path or the URL of an object in a bucket, with a line an image: path, label,
             tags. Beside it come `.vocabulary.tsv`, `.tags.json` (how they were made, for manifests), `.report.json`,
             `.bad.jsonl` where there is something bad, and `.classes.txt` where the source has a class list. It appears
-            last, whole or not at all.
+            last, whole or not at all; an earlier list of that name goes before anything beside it changes, so that where
+            a list is, all beside it is of that list.
         options: see TagOptions.
         vocabulary: one to use instead of choosing one, as an earlier build wrote it.
         workers: processes; by default one a core.
@@ -120,6 +119,9 @@ def build_tags(
     given = Vocabulary.load(vocabulary) if vocabulary is not None else None
     if work is None and not destination.remote:
         work = Path(destination.at(_beside(name, WORK_SUFFIX)))
+    weights_how: dict[str, Any] = {}
+    if WEIGHTS in settings.keep and not opened.webvision:
+        weights_how = load_how(source, WEIGHTS)
     with hold_work(work, _key(opened, settings, given is None)) as kept:
         build = _Build(opened, settings, options, kept, workers, engine)
         first, repeats, chosen = build.count(given)
@@ -131,6 +133,7 @@ def build_tags(
         with kept.writing(f"{tags.sha256} {total} {num_repeats}") as written:
             build.write(tags, repeats, written, total)
             if written.stats.images != total - num_repeats:
+                kept.clear()  # of a source that is no more; its size and time need not tell
                 raise DataError(
                     f"{opened.storage.name}: expected {total - num_repeats:,} images as on the first pass, found "
                     f"{written.stats.images:,}; the source changed meanwhile. Run it again"
@@ -141,6 +144,7 @@ def build_tags(
                 written.lines.write(f"{line}\n".encode("ascii"))
                 num_validation += 1
             vocabulary_name = _beside(name, ".vocabulary.tsv")
+            destination.remove(name)  # an earlier one, before what is beside it is of another
             if given is None:
                 destination.write(vocabulary_name, tags.to_bytes())
             else:
@@ -172,8 +176,8 @@ def build_tags(
             source_name = opened.storage.name.rstrip("/").rpartition("/")[2]
             how = {"source": source_name, **told, "vocabulary_sha256": tags.sha256, "images": report.images}
             save_how(output, TAGS, how)
-            if WEIGHTS in options.settings.keep:
-                save_how(output, WEIGHTS, load_how(source, WEIGHTS))
+            if WEIGHTS in settings.keep or not _is_beside_source(opened, destination, name):
+                save_how(output, WEIGHTS, weights_how)
             content = json.dumps(provenance, indent=1).encode() + b"\n"
             destination.write(_beside(name, ".report.json"), content)
             # The list last: where it is, all is.
@@ -226,7 +230,24 @@ def _key(source: TextSource, settings: TagSettings, with_tags: bool) -> str | No
     if stamp is None:
         return None
     of = [version("softshard"), stamp, asdict(settings), with_tags, BLOCKS_KEPT, BLOCK_RECORDS]
+    of.append(_nltk_version(settings))
     return sha256_hex(canonical_json(of))
+
+
+def _nltk_version(settings: TagSettings) -> str | None:
+    """Of NLTK where it decides tags, else None."""
+    return version("nltk") if "nltk" in (settings.tokenizer, settings.tagger) else None
+
+
+def _is_beside_source(source: TextSource, destination: Destination, name: str) -> bool:
+    """Whether what belongs beside the new list belongs beside the source, too, as of web.csv and web.jsonl."""
+    if source.webvision or source.folder.remote != destination.remote:
+        return False
+    if destination.remote:
+        is_same_folder = public_name(source.folder.root).rstrip("/") == destination.name
+    else:
+        is_same_folder = os.path.realpath(source.folder.root) == os.path.realpath(destination.at(""))
+    return is_same_folder and _beside(split_url(source.storage.name)[1], "") == _beside(name, "")
 
 
 def _told(options: TagOptions, given: bool) -> dict[str, Any]:
@@ -239,8 +260,8 @@ def _told(options: TagOptions, given: bool) -> dict[str, Any]:
     )
     if class_names:
         settings["classes"] = class_list_sha256(class_names)
-    if "nltk" in (options.settings.tokenizer, options.settings.tagger):
-        settings["nltk"] = version("nltk")
+    if (nltk := _nltk_version(options.settings)) is not None:
+        settings["nltk"] = nltk
     cuts = {
         "vocabulary_size": options.vocabulary_size,
         "min_images": options.min_images,
@@ -278,13 +299,18 @@ class _Build:
         return run_in_order(function, shared, tasks, workers=self._workers, engine=self._engine)
 
     def count(self, given: Vocabulary | None) -> tuple[Counted, dict[int, tuple[int, ...]], Chosen | None]:
-        """What counting gave, see `_repeats`, and the vocabulary unless one is given."""
+        """What counting gave, see `Counted.repeats`, and the vocabulary unless one is given."""
         options, source = self._options, self._source
         with DocumentCounts() as counts:
             with progress_bar(None, "count", "img") as bar:
                 first = self._count_all(given is None, counts, bar)
-            _check_bad(source, first, options.max_bad, first.num_images)
-            repeats = _repeats(first.joined_hashes(), np.array(first.sizes, np.int64))
+            try:
+                _check_bad(source, first, options.max_bad, first.num_images)
+            except DataError:
+                if source.webvision and first.num_textless:
+                    self._work.clear()  # texts that are unpacked or mended now must not count as missing again
+                raise
+            repeats = first.repeats()
             first.hashes.clear()
             num_training = first.num_images - first.num_validation
             if given is not None:
@@ -359,24 +385,6 @@ def _check_bad(source: TextSource, first: Counted, max_bad: float, total: int) -
         raise DataError(
             f"{source.storage.name}: expected images with path and label, found none\n{examples}".rstrip()
         )
-
-
-def _repeats(hashes: np.ndarray, sizes: np.ndarray) -> dict[int, tuple[int, ...]]:
-    """Block to the places of its records that stood in the source before.
-
-    Args:
-        hashes: uint64, of all records in order.
-        sizes: records of each block.
-    """
-    order = np.argsort(hashes, kind="stable")
-    ordered = hashes[order]
-    again = order[1:][ordered[1:] == ordered[:-1]]
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    repeats: dict[int, list[int]] = {}
-    for place in np.sort(again).tolist():
-        block = int(np.searchsorted(starts, place, side="right")) - 1
-        repeats.setdefault(block, []).append(place - int(starts[block]))
-    return {block: tuple(places) for block, places in repeats.items()}
 
 
 def _beside(name: str, suffix: str) -> str:

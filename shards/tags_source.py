@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import DataError, UsageError
+from .files import canonical_json, sha256_hex
 from .listing import every_problem
-from .listing_file import folder_stamp, source_stamp
+from .listing_file import folders_stamp, source_stamp
 from .source_lists import (
     LIST_SUFFIXES,
     Row,
@@ -32,7 +33,7 @@ from .source_lists import (
 )
 from .source_webvision import rows_by_meta, texts_of
 from .storage import Storage, is_remote, open_storage
-from .webvision_info import WebVision, WebVisionRow, is_webvision, open_webvision
+from .webvision_info import INFO_FOLDER, WebVision, WebVisionRow, is_webvision, open_webvision
 
 BLOCK_RECORDS = 2000
 _BLOCK_BYTES = 8 * 1024 * 1024
@@ -83,10 +84,15 @@ class TextSource:
         return self.storage if self.webvision else folder_of_list(self.storage)
 
     def stamp(self) -> str | None:
-        """What changes when the list does, or WebVision's info folder (its texts are not looked at); None where sizes
-        and times are not known.
+        """What changes when the list does, or of WebVision the info folder, where images and texts lie, and the files of
+        texts (one a query; none of the images is looked at); None where sizes and times are not known.
         """
-        return folder_stamp(self.storage, "info") if self.webvision else source_stamp(self.storage)
+        if not self.webvision:
+            return source_stamp(self.storage)
+        parts = open_webvision(self.storage).parts
+        texts = {"".join(part.meta): ".json" for part in parts if part.meta is not None}
+        files = folders_stamp(self.storage, {INFO_FOLDER: "", **texts})
+        return None if files is None else f"{files} {sha256_hex(canonical_json(parts))}"
 
     def blocks(self) -> Iterator[Block]:
         """All of the source, in order."""

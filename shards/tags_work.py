@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import tempfile
-import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +30,9 @@ from .files import TEMPORARY_SUFFIX, hold_folder, replace_durably, write_atomica
 from .tags_tasks import BlockCounts, BlockLines, BlockStats
 
 WORK_SUFFIX = ".tags-work"
-BLOCKS_KEPT = 50  # 100,000 images, some seconds of a core: what a kill costs at most
+BLOCKS_KEPT = (
+    50  # 100,000 images of a list, 50 queries of WebVision: what a kill costs at most, some seconds of a core
+)
 _EXAMPLES = 10
 _KEY, _WRITTEN = "build-key", "written.json"
 _LINES = (f"lines{TEMPORARY_SUFFIX}", f"bad{TEMPORARY_SUFFIX}")
@@ -83,6 +84,19 @@ class Counted:
         """uint64, of all records in order."""
         return np.concatenate([np.empty(0, np.uint64), *self.hashes])
 
+    def repeats(self) -> dict[int, tuple[int, ...]]:
+        """Block to the places of its records that stood in the source before."""
+        hashes = self.joined_hashes()
+        order = np.argsort(hashes, kind="stable")
+        ordered = hashes[order]
+        again = order[1:][ordered[1:] == ordered[:-1]]
+        starts = np.concatenate([[0], np.cumsum(np.array(self.sizes, np.int64))])
+        repeats: dict[int, list[int]] = {}
+        for place in np.sort(again).tolist():
+            block = int(np.searchsorted(starts, place, side="right")) - 1
+            repeats.setdefault(block, []).append(place - int(starts[block]))
+        return {block: tuple(places) for block, places in repeats.items()}
+
     def to_bytes(self) -> bytes:
         file = io.BytesIO()
         numbers = (self.num_validation, self.num_problems, self.num_textless)
@@ -97,7 +111,7 @@ class Counted:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Counted:
-        """Raises ValueError, KeyError or BadZipFile for what `to_bytes` does not write."""
+        """Raises any of zipfile's, NumPy's and JSON's errors for what `to_bytes` does not write."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             sizes, hashes, facts = (arrays[name] for name in ("sizes", "hashes", "facts"))
         if sizes.sum() != len(hashes):
@@ -139,10 +153,12 @@ class TagsWork:
         """What earlier runs counted, in the order of the source."""
         number = 0
         while (path := self._count_file(number)).exists():
+            data = path.read_bytes()
             try:
-                yield Counted.from_bytes(path.read_bytes())
-            except (ValueError, KeyError, TypeError, zipfile.BadZipFile):
-                return  # a damaged disk: counted again, and written over
+                part = Counted.from_bytes(data)
+            except Exception:  # a damaged disk: counted again, and written over
+                return
+            yield part
             number += 1
 
     def keep_counted(self, number: int, part: Counted) -> None:
@@ -184,12 +200,12 @@ class WrittenLines:
             if found["key"] != key:
                 return None
             lengths = [(self._folder / name).stat().st_size for name in _LINES]
+            num_blocks, sizes = int(found["num_blocks"]), [int(size) for size in found["sizes"]]
+            stats = BlockStats(**{**found["stats"], "by_source": Counter(found["stats"]["by_source"])})
+            is_whole = all(size <= length for size, length in zip(sizes, lengths, strict=True))
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        if any(length < size for length, size in zip(lengths, found["sizes"], strict=True)):
-            return None  # one of them has been published
-        stats = BlockStats(**{**found["stats"], "by_source": Counter(found["stats"]["by_source"])})
-        return found["num_blocks"], found["sizes"], stats
+        return (num_blocks, sizes, stats) if is_whole else None  # else one of them has been published
 
     def _opened(self, name: str, size: int) -> BinaryIO:
         file = open(self._folder / name, "ab")  # noqa: SIM115 (closed by `writing`)

@@ -275,8 +275,9 @@ def weigh_list(
     Paths lead from the new list to the images.
 
     Beside OUT.jsonl comes OUT.weights.json, which says how they were made, and OUT.bad.jsonl with the lines that were left
-    out. All appear when they are whole. What lies beside the source and says how its tags were made (`tags build`) is
-    written again beside OUT.jsonl.
+    out. All appear when they are whole, the list last; an earlier list of that name goes before anything beside it changes,
+    so that where a list is, all beside it is of that list. What lies beside the source and says how its tags were made
+    (`tags build`) is written again beside OUT.jsonl.
 
     Args:
         source: list (.csv, .tsv, .jsonl) with a label each; a path or any fsspec URL.
@@ -355,6 +356,7 @@ def weigh_list(
                 f"{bad.num:,}; nothing has been written. Is it of another class list?"
             )
         how = {**similarities.to_json(), **options.to_json(), "tree": tree.fingerprint if tree else None}
+        output.unlink(missing_ok=True)  # an earlier one, before what is beside it is of another
         save_how(output, WEIGHTS, how)
         save_how(output, TAGS, tags_how)
         replace_durably(temporary[1], bad_file)

@@ -80,7 +80,8 @@ def _add_score(actions: argparse._SubParsersAction) -> None:
         "--labels",
         metavar="FILE|LIST",
         help="read the data set with these labels instead of its own (see softshard train), such as the groups of softshard "
-        "subset classes (.json)",
+        "subset classes (.json), which softshard subset images then wants as --classes. It takes no scores of a label "
+        "tree or a class list",
     )
     command.add_argument(
         "--runs", type=local_path, metavar="DIR", help="folder of both trainings (default: FILE.runs)"

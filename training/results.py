@@ -47,8 +47,9 @@ class TrainResult:
         steps: steps since the run began, those before a --resume included.
         history: one dict per finished epoch: `epoch`, `loss` (mean over its steps), `num_bad` (training samples that
             could not be read since this process began, on all ranks together), of a recipe of soft labels
-            `without_tags` and so on (samples of the epoch that have none) and, with a validation set,
-            `weights` (`ema` or `model`: whose numbers follow) and the numbers of `evaluate_model`.
+            `without_tags` and so on (samples of the epoch that have none; of mixed ones, whose partners have none either)
+            and, with a validation set, `weights` (`ema` or `model`: whose numbers follow) and the numbers of
+            `evaluate_model`.
         stopped_by: number of the signal that stopped the run, or None where it finished.
         late_signal: number of a signal that came when no step was left to stop at, 0 for none: whoever has more runs to
             do should stop there.

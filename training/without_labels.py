@@ -1,7 +1,8 @@
 """Samples without any soft label of a kind that a recipe learns from: they add nothing to its loss, and are counted.
 
 An image whose text gave no tag, that no class has weight for, or that no model was sure enough of stays in the epoch. How
-many there are is said after every epoch, so that none is passed over in silence.
+many there are is said after every epoch, so that none is passed over in silence. Where images are mixed, a pair counts only
+where both have none.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def count_without(recipe: Recipe, batch: Batch) -> Tensor | None:
 
     Args:
         recipe: says which kinds there are.
-        batch: with the recipe's targets. Where images are mixed, a sample has its partner's labels, too.
+        batch: with the recipe's targets. Where images are mixed, a sample has its partner's labels, too, and counts where
+            neither has any.
 
     Returns:
         int64 [kinds] on the batch's device, in the order of the recipe's targets; None without soft labels.

@@ -230,6 +230,11 @@ def test_difficulties_are_capped_as_in_the_example(tmp_path, packed, samples_of,
     assert found.image_method["scores"]["seed"] == 7
     assert "the scores are of the data set's own 5 classes, not of the 1 of --classes" in found.notes
     assert found.image_method["cap"] == "set"
+    table = scores.with_suffix(".csv")  # that says nothing of its classes
+    cells = "".join(f"{key},{value / 100},0,1\n" for key, value in percent.items())
+    table.write_text(f"key,score,half,trained_on\n{cells}")
+    run("images", packed, *options[:-1], table, "-m", 7, "-o", tmp_path / "s.json")
+    assert not any("the scores" in note for note in SubsetFile.load(tmp_path / "s.json").notes)
     run("images", packed, *options, "-m", 8, "-o", tmp_path / "s.json")
     found = Counter(percent[key] for key in SubsetFile.load(tmp_path / "s.json").keys)
     assert found in ({99: 4, 50: 3, 3: 1}, {99: 3, 50: 4, 3: 1})

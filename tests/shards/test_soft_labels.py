@@ -3,6 +3,9 @@
 import csv
 import dataclasses
 import json
+import threading
+import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import msgpack
 import numpy as np
@@ -26,7 +29,7 @@ from softshard.shards import (
 from softshard.shards.added_component import attach, finish, settle
 from softshard.shards.cli import main
 from softshard.shards.destination import open_destination
-from softshard.shards.pack_soft import load_how
+from softshard.shards.pack_soft import load_how, soft_info
 from softshard.shards.pseudo_labels import pseudo_component
 from softshard.shards.soft_labels import (
     SoftLabelInfo,
@@ -315,6 +318,45 @@ def test_a_csv_gives_the_same_tags_and_weights_as_json_lines(web, tmp_path):
     pack(file.with_suffix(".csv"), tmp_path / "csv", options, workers=1)
     shards = [Manifest.load(tmp_path / kind / "train").shards for kind in ("json", "csv")]
     assert shards[0] == shards[1]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 200])
+def test_how_a_list_was_made_is_optional_and_found_behind_a_signed_url(status):
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b'{"by": "lin"}')
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/set/web.jsonl?sig=a/b.c"
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            assert load_how(url, "weights") == ({"by": "lin"} if status == 200 else {})
+        server.shutdown()
+    assert set(asked) == {"/set/web.weights.json?sig=a/b.c"}
+    texts = [str(warning.message) for warning in warned if warning.category is UserWarning]
+    assert [("web.weights.json: cannot be read" in text, "sig" in text) for text in texts] == (
+        [(True, False)] if status in (401, 403) else []
+    )
+
+
+def test_of_tags_made_with_another_vocabulary_its_cuts_are_not_told():
+    cuts = {"vocabulary_size": 9, "min_images": 2, "max_share": 0.5, "images": 7}
+    how = {"tagger": "wordnet", **cuts, "vocabulary_sha256": VOCABULARY.sha256}
+    info = soft_info(VOCABULARY, None, how)
+    assert info is not None
+    assert info.tags == how
+    info = soft_info(VOCABULARY, None, {**how, "vocabulary_sha256": "0" * 64})
+    assert info is not None
+    assert info.tags == {"tagger": "wordnet", "made_with_vocabulary": "0" * 64}
 
 
 def test_a_source_without_columns_is_refused(source, tmp_path):

@@ -7,11 +7,12 @@ from dataclasses import replace
 import msgpack
 import pytest
 
-from softshard.shards import Manifest, pack, read_shard
+from softshard.shards import Manifest, pack, read_shard, tags_build, tags_work
 from softshard.shards.errors import DataError, UsageError
 from softshard.shards.sources import open_source
 from softshard.shards.storage import LocalStorage
 from softshard.shards.tags_build import TagOptions, build_tags
+from softshard.shards.tags_source import open_text_source
 from softshard.shards.webvision_info import is_webvision, open_webvision
 
 SYNSETS = "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\nn02123045 tabby, tabby cat"
@@ -289,6 +290,34 @@ def test_tags_of_webvision_with_the_words_of_its_synsets_where_there_is_no_text(
     summary = pack(tmp_path / "tags.jsonl", tmp_path / "set", no_val, class_names=names, workers=1)
     assert (summary.packed, summary.bad) == (8, 0)
     assert [summary.manifests[name].num_samples for name in ("train", "val")] == [5, 3]
+
+
+def test_texts_that_are_unpacked_or_mended_after_a_build_that_stopped_are_read(
+    webvision, tmp_path, monkeypatch
+):
+    """What is kept is of the texts that were there, also where neither time nor size of a file tells."""
+    for module in (tags_work, tags_build):
+        monkeypatch.setattr(module, "BLOCKS_KEPT", 1)
+    root, out, options = webvision(), tmp_path / "tags.jsonl", TagOptions(min_images=1, max_share=1.0)
+    build_tags(root, out, options, workers=1)
+    wanted = out.read_bytes()
+    stamp = open_text_source(root).stamp()
+    (root / "google_json").rename(tmp_path / "packed")
+    assert open_text_source(root).stamp() != stamp
+    with pytest.raises(DataError, match="mend them, or raise --max-bad"):
+        build_tags(root, out, replace(options, max_bad=0.0), workers=1)
+    assert not out.with_name("tags.tags-work").exists()
+    (tmp_path / "packed").rename(root / "google_json")
+    assert open_text_source(root).stamp() == stamp
+
+    too_rare = replace(options, min_images=9)
+    with pytest.raises(DataError, match="expected tags, found none"):
+        build_tags(root, out, too_rare, workers=1)
+    assert len(list(out.with_name("tags.tags-work").glob("count-*.npz"))) == 3
+    file = root / "google_json" / "q0001.json"
+    file.write_text(file.read_text().replace("a tench", "a small goldfish"))  # no entry of the folder changes
+    build_tags(root, out, options, workers=1)
+    assert json.loads(out.read_text().splitlines()[1])["tags"] != json.loads(wanted.splitlines()[1])["tags"]
 
 
 def test_a_folder_of_classes_called_info_is_no_webvision(source):

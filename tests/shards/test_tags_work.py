@@ -1,9 +1,12 @@
 """Builds of tags that are killed go on and end in the same bytes; what they write appears whole, in buckets too."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
+from dataclasses import replace
 
 import fsspec
 import pytest
@@ -17,6 +20,8 @@ from softshard.shards.cli import main
 from softshard.shards.errors import DataError, UsageError
 from softshard.shards.files import hold_folder
 from softshard.shards.tags_build import TagOptions, build_tags
+from softshard.shards.tags_source import open_text_source
+from softshard.shards.tags_tasks import BlockStats, TagSettings
 
 # A build of small blocks that kills itself after so many notes of what is done.
 KILLED = """
@@ -45,6 +50,12 @@ def small_blocks(monkeypatch):
         monkeypatch.setattr(module, "BLOCK_RECORDS", 50)
     for module in (work_module, build_module):
         monkeypatch.setattr(module, "BLOCKS_KEPT", 2)
+
+
+@contextmanager
+def writing(folder):
+    with work_module.TagsWork(folder, "of a build").writing("k") as written:
+        yield written
 
 
 def killed(folder, source, output, workers, notes):
@@ -101,16 +112,68 @@ def test_what_was_kept_of_another_build_is_not_used(tmp_path, small_blocks):
     assert build_tags(source, tmp_path / "out.jsonl", workers=1, work=work).images == 200
 
 
-def test_a_damaged_part_is_counted_again(tmp_path, small_blocks):
+@pytest.mark.parametrize("damaged", [b"PK\3\4damaged", b"", b"PK\5\6"])
+def test_a_damaged_part_is_counted_again(tmp_path, small_blocks, damaged):
     source = write_rows(tmp_path / "in.jsonl", definitions(300))
     build_tags(source, tmp_path / "out.jsonl", workers=1)
     whole = files(tmp_path)
     work = tmp_path / "work"
     with pytest.raises(DataError, match="expected tags, found none"):
         build_tags(source, tmp_path / "out.jsonl", TagOptions(min_images=400), workers=1, work=work)
-    (work / "count-000001.npz").write_bytes(b"PK\3\4damaged")
+    (work / "count-000001.npz").write_bytes(damaged)
     build_tags(source, tmp_path / "out.jsonl", workers=1, work=work)
     assert files(tmp_path) == whole
+
+
+@pytest.mark.parametrize("lost", ["sizes", "stats", "num_blocks", "key"])
+def test_a_damaged_note_of_lines_is_none(tmp_path, lost):
+    with writing(tmp_path) as written:
+        written.lines.write(b"a line\n")
+    note = {"key": "k", "num_blocks": 2, "sizes": [7, 0], "stats": vars(BlockStats())}
+    (tmp_path / "written.json").write_text(json.dumps(note))
+    with writing(tmp_path) as written:
+        assert (written.num_blocks, os.fstat(written.lines.fileno()).st_size) == (2, 7)
+    (tmp_path / "written.json").write_text(json.dumps({k: v for k, v in note.items() if k != lost}))
+    with writing(tmp_path) as written:
+        assert (written.num_blocks, os.fstat(written.lines.fileno()).st_size) == (0, 0)
+
+
+def test_the_old_list_goes_before_what_is_beside_it_changes(tmp_path, monkeypatch):
+    source = write_rows(tmp_path / "in.jsonl", ROWS)
+    out = tmp_path / "out.jsonl"
+    build_tags(source, out, ALL, workers=1)
+    monkeypatch.setattr(build_module, "save_how", lambda *_: 1 / 0)  # dies there
+    with pytest.raises(ZeroDivisionError):
+        build_tags(source, out, ALL, workers=1)
+    assert not out.exists()
+    assert out.with_name("out.vocabulary.tsv").exists()
+
+
+def test_weights_of_an_earlier_list_go_and_those_of_the_source_stay(tmp_path):
+    source = write_rows(tmp_path / "web.ndjson", ROWS)
+    for name in ("web", "out"):
+        (tmp_path / f"{name}.weights.json").write_text('{"by": "lin"}')
+    build_tags(source, tmp_path / "out.jsonl", ALL, workers=1)
+    build_tags(source, tmp_path / "web.jsonl", ALL, workers=1)
+    assert [path.name for path in tmp_path.glob("*.weights.json")] == ["web.weights.json"]
+    (tmp_path / "web.weights.json").write_text("{")
+    options = replace(ALL, settings=replace(ALL.settings, keep=("weights",)))
+    with pytest.raises(DataError, match=r"web\.weights\.json: expected JSON"):
+        build_tags(source, tmp_path / "new.jsonl", options, workers=1)
+    assert not list(tmp_path.glob("new.*"))
+
+
+def test_what_is_kept_is_of_one_version_of_nltk(tmp_path, monkeypatch):
+    source = open_text_source(write_rows(tmp_path / "in.jsonl", ROWS))
+    installed = build_module.version
+    keys = []
+    for nltk in ("3.8", "3.9"):
+        monkeypatch.setattr(
+            build_module, "version", lambda name, n=nltk: n if name == "nltk" else installed(name)
+        )
+        settings = (TagSettings(), TagSettings(tagger="nltk"), TagSettings(tokenizer="nltk"))
+        keys.append([build_module._key(source, each, True) for each in settings])
+    assert [old == new for old, new in zip(*keys, strict=True)] == [True, False, False]
 
 
 def test_two_builds_of_one_list_keep_out_of_each_others_way(tmp_path):
@@ -136,6 +199,7 @@ def test_a_folder_that_the_user_names_keeps_what_is_not_of_the_build(tmp_path):
         "out.jsonl",
         "out.vocabulary.tsv",
         "out.report.json",
+        "out.tags.json",
     }
 
 
@@ -156,6 +220,7 @@ def test_the_result_goes_to_a_bucket_from_which_pack_reads_it(tmp_path, source, 
         "out.jsonl",
         "out.vocabulary.tsv",
         "out.report.json",
+        "out.tags.json",
     }
     for name in ("out.jsonl", "out.vocabulary.tsv"):
         assert bucket.cat_file(f"/tagged/{name}") == (source / name).read_bytes()

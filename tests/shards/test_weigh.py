@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softshard.shards import DataError, ImageRecipe, LabelTree, Manifest, PackOptions, UsageError, pack
+from softshard.shards import weigh as weigh_module
 from softshard.shards.classes import load_class_list
 from softshard.shards.cli import main
 from softshard.shards.information_content import load_counts
@@ -300,6 +301,15 @@ def test_how_tags_were_made_goes_with_the_list_that_gets_weights(tmp_path):
     assert load_how(out, "tags") == how
     weigh_list(source, out, CLASSES, WUP)  # whose tags nobody made
     assert load_how(out, "tags") == {}
+
+
+def test_the_old_list_goes_before_what_is_beside_it_changes(tmp_path, monkeypatch):
+    source = write(tmp_path / "in.jsonl", [{"path": "1.jpg", "label": DOG}])
+    out = write(tmp_path / "out.jsonl", [{"path": "old.jpg", "label": DOG}])
+    monkeypatch.setattr(weigh_module, "save_how", lambda *_: 1 / 0)  # dies there
+    with pytest.raises(ZeroDivisionError):
+        weigh_list(source, out, CLASSES, WUP)
+    assert not out.exists()
 
 
 def test_counts_leave_out_the_validation_part(tmp_path):
