@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ def bench_service(
 ) -> dict[str, Any]:
     """Measure a RemoteLoader; what the servers' parts could do, `softshard bench` of the data set says there.
 
-    Epochs follow each other, so that no batch is asked for twice unless other trainers ask for the same.
+    No batch is asked for twice, so that servers make every one: each measurement has epochs of its own, each call a seed.
 
     Args:
         servers: as a RemoteLoader takes them; with the name of a data set.
@@ -64,11 +65,13 @@ def bench_service(
         device=device,
         dtype=dtype,
         augment=Augment(size=size),
+        seed=secrets.randbits(31),
         num_threads=num_threads,
         connection=connection,
     ) as loader:
 
         def batches() -> Iterator[int]:
+            loader.set_epoch(loader.epoch + 1)  # the one before was left in its middle
             while True:
                 for batch in loader:
                     yield len(batch)

@@ -117,7 +117,7 @@ def _run_bench_service(args: argparse.Namespace) -> int:
     from .bench_page import bench_csv
     from .bench_service import bench_service, format_bench_service
 
-    for name in ("side", "against", "work", "html"):
+    for name in ("side", "against", "work", "cache", "html"):
         if getattr(args, name) is not None:
             raise UsageError(
                 f"bench: expected --{name} with the folder or URL of a data set, found {args.dataset}. Run it where the "

@@ -185,6 +185,7 @@ class RemoteLoader(Loader):
         check_normalisation(mean, std)
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
+        self.faults = remote_faults(faults)
         labels, subset = labels_and_subset(labels, subset)
         addresses, name, listed = find_servers(servers)
         if name is not None and dataset is not None:
@@ -227,7 +228,6 @@ class RemoteLoader(Loader):
         )
         self._taken = 0
         self._resume = False
-        self.faults = remote_faults(faults)
         self._quarantine = Quarantine(self.faults, self.num_samples // world_size, rank)
         self._normaliser = None
         if dtype != recipe.dtype:

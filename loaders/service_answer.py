@@ -31,7 +31,7 @@ from .target_modes import each_target
 MAX_ANSWER_BYTES = 2**30  # of JSON: the manifest of 100,000 shards takes 30 MB
 
 # The fields that are read of what a server says; others are left alone, for servers of a later version.
-HELLO_FIELDS: Mapping[str, Any] = {"stack": dict[str, str]}
+HELLO_FIELDS: Mapping[str, Any] = {"stack": dict[str, str], "request_bytes": int | None}
 OPENED_FIELDS: Mapping[str, Any] = {
     "recipe": str,
     "dataset": str,

@@ -137,7 +137,7 @@ class Server:
         """Make sure that the server fits and has the recipe open; what it says of it.
 
         Raises:
-            UsageError: another protocol or pixel stack.
+            UsageError: another protocol or pixel stack; a recipe larger than the server takes.
             DataError: what it says makes no sense.
             Refusal: it says no, or nothing.
         """
@@ -155,7 +155,10 @@ class Server:
             )
         try:
             if (facts := self._facts) is None:
-                hello = self._action(HELLO, {"protocol": PROTOCOL}, {})
+                # A server of an earlier version does not say what it takes.
+                hello: dict[str, Any] = {"request_bytes": None} | self._action(
+                    HELLO, {"protocol": PROTOCOL}, {}
+                )
                 check_protocol(hello.get("protocol"), self.address)
                 check_fields(hello, HELLO_FIELDS, f"{self.address}: {HELLO}")
                 check_stack(self._stack, hello["stack"], self.address)
@@ -163,7 +166,7 @@ class Server:
                 if self._connection.shared_memory:
                     self._secret = read_proof(Handle.from_json(hello.get("memory")))
                 self._facts = facts = self._action(
-                    OPEN, {"protocol": PROTOCOL, "recipe": recipe}, OPENED_FIELDS
+                    OPEN, {"protocol": PROTOCOL, "recipe": recipe}, OPENED_FIELDS, hello["request_bytes"]
                 )
             return facts
         finally:
@@ -231,11 +234,21 @@ class Server:
         with self._asking():
             return self._action(name, content, fields)
 
-    def _action(self, name: str, content: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-        with _refusals():
-            (result,) = self._client.do_action(
-                flight.Action(name, json.dumps(content).encode()), self._options
+    def _action(
+        self,
+        name: str,
+        content: dict[str, Any],
+        fields: Mapping[str, Any],
+        most_bytes: int | None = None,
+    ) -> dict[str, Any]:
+        message = json.dumps(content).encode()
+        if most_bytes is not None and len(message) > most_bytes:  # the server would cut it off without a word
+            raise UsageError(
+                f"{self.address}: {name}: expected at most {most_bytes:,} bytes, found {len(message):,}; labels and keys "
+                "are sent whole. Start the server with a larger --max-request-bytes"
             )
+        with _refusals():
+            (result,) = self._client.do_action(flight.Action(name, message), self._options)
             answer = result.body.to_pybytes()
         return read_answer(answer, fields, f"{self.address}: {name}")
 

@@ -3,7 +3,9 @@
 gRPC takes a message whole before it asks anybody, and any number of connections; pyarrow has no way to tell it otherwise.
 So a thread looks at the process's own sockets, ten times a second, and shuts those that
 
-- have sent more than a request may have beside the requests that came whole, or, all together, more than four have;
+- have sent more than a request may have beside the requests that came whole;
+- have sent, all together, more than four such requests: first those that never asked for anything, the largest first, and
+  then those that did, except those that are nearest to a whole request: so that one after the other gets there;
 - are too many: those first that never asked for anything, and of them the oldest.
 
 The kernel counts the bytes (TCP_INFO), so that nothing stands between gRPC and its clients. What gRPC held for a
@@ -25,6 +27,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from urllib.parse import unquote
 
 _LOOK_S = 0.1
@@ -36,6 +39,8 @@ _REQUESTS_AT_ONCE = 4  # of the largest size, for all connections together
 _FILES_SHARE = 0.5  # of the process's, for connections
 _TCP_INFO = struct.Struct("=B119xQQ")  # of struct tcp_info: tcpi_state, tcpi_bytes_acked, tcpi_bytes_received
 _ESTABLISHED = 1
+_MOST_FILES = 2**20  # where the process may have any number
+_CLOSE_PATIENCE_S = 5.0
 
 TOO_LARGE, TOO_MANY = "too-large", "too-many"
 
@@ -68,18 +73,16 @@ class _Connection:
 
 
 class ConnectionGuard:
-    """Looks after the connections of one port of this process, in a thread of its own, until it is closed.
+    """Looks after the connections to one address of this process, in a thread of its own, from `start` until it is closed.
 
     Args:
-        port: that they were made to.
         max_connections: at a time; fewer where the process may not have twice as many files.
         max_request_bytes: of one request.
     """
 
-    def __init__(self, port: int, max_connections: int, max_request_bytes: int) -> None:
-        self._port = port
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.max_connections = max(1, min(max_connections, int(files * _FILES_SHARE)))
+    def __init__(self, max_connections: int, max_request_bytes: int) -> None:
+        self._port, self._hosts = 0, frozenset[str]()
+        self.max_connections = max(1, min(max_connections, int(_most_files() * _FILES_SHARE)))
         self._max_bytes = max_request_bytes + _ASIDE_BYTES
         self._lock = threading.Lock()
         self._asked: dict[Peer, _Asked] = {}
@@ -88,6 +91,15 @@ class ConnectionGuard:
         self.num_connections = 0
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+
+    def start(self, host: str, port: int) -> None:
+        """Begin to look.
+
+        Args:
+            host: that the server listens on; its connections alone are looked at, unless that is all addresses.
+            port: of it.
+        """
+        self._port, self._hosts = port, _addresses_of(host)
         if sys.platform == "linux":
             self._thread = threading.Thread(target=self._work, name="softshard-guard", daemon=True)
             self._thread.start()
@@ -114,14 +126,30 @@ class ConnectionGuard:
         pause = _LOOK_S
         while not self._closed.wait(pause):
             begun = time.thread_time()
-            self.look()
+            try:
+                files = takewhile(lambda _: not self._closed.is_set(), _open_files())
+                connections = list(self._connections(files))
+                if not self._closed.is_set():  # else these may not be all
+                    self._shut_too_much(connections)
+            except OSError:
+                logger.exception("connections are not bounded any more: /proc/self/fd cannot be read")
+                return
+            except Exception:
+                logger.exception("connections were not looked at this time")
             pause = max(_LOOK_S, (time.thread_time() - begun) / _LOOKING_SHARE)
 
     def look(self) -> None:
-        """Look once, and shut what is too much."""
-        connections = list(self._connections())
+        """Look once, and shut what is too much.
+
+        Raises:
+            OSError: what the process has open cannot be listed.
+        """
+        self._shut_too_much(list(self._connections(_open_files())))
+
+    def _shut_too_much(self, connections: list[_Connection]) -> None:
         too_large = self._too_large(connections)
-        kept = [each for each in connections if each not in too_large]
+        chosen = set(too_large)
+        kept = [each for each in connections if each not in chosen]
         num_over = max(0, len(kept) - self.max_connections)
         too_many = sorted(kept, key=self._importance)[:num_over]
         for each in too_large:
@@ -141,14 +169,20 @@ class ConnectionGuard:
             }
 
     def _too_large(self, connections: list[_Connection]) -> list[_Connection]:
-        """Those that sent too much by themselves; then the largest, until all together have not."""
+        """Those that sent too much by themselves; then those that there is no room for, all together."""
         largest_first = sorted(connections, key=lambda each: each.waiting_bytes, reverse=True)
-        total, chosen = sum(each.waiting_bytes for each in connections), []
-        for each in largest_first:
-            if each.waiting_bytes <= self._max_bytes and total <= _REQUESTS_AT_ONCE * self._max_bytes:
-                break
-            total -= each.waiting_bytes
-            chosen.append(each)
+        chosen = [each for each in largest_first if each.waiting_bytes > self._max_bytes]
+        fitting = largest_first[len(chosen) :]
+        # Of those that asked, who is nearest to the end of a request has room first: trainers that begin together would
+        # else be shut again and again before the first of them had said all. Of strangers who holds the least.
+        asked = [each for each in fitting if each.peer in self._asked]
+        strangers = [each for each in reversed(fitting) if each.peer not in self._asked]
+        room = _REQUESTS_AT_ONCE * self._max_bytes
+        for each in (*asked, *strangers):
+            if each.waiting_bytes > room:
+                chosen.append(each)
+            else:
+                room -= each.waiting_bytes
         return chosen
 
     def _importance(self, connection: _Connection) -> tuple[float, float]:
@@ -156,8 +190,8 @@ class ConnectionGuard:
         asked = self._asked.get(connection.peer)
         return 0.0 if asked is None else asked.last, self._seen.get(connection.peer, time.monotonic())
 
-    def _connections(self) -> Iterator[_Connection]:
-        for file in _open_files():
+    def _connections(self, files: Iterable[int]) -> Iterator[_Connection]:
+        for file in files:
             with suppress(OSError), _borrowed(file) as found:
                 if (peer := self._peer_of(found)) is None:
                     continue
@@ -181,6 +215,8 @@ class ConnectionGuard:
         here = found.getsockname()
         if not isinstance(here, tuple) or len(here) < 2 or here[1] != self._port:
             return None
+        if self._hosts and _plain_host(here[0]) not in self._hosts:  # another server's, on another address
+            return None
         host, port, *_ = found.getpeername()
         return _plain_host(host), port
 
@@ -197,8 +233,10 @@ class ConnectionGuard:
 
     def shut_all(self, *, idle_only: bool = False) -> None:
         """End the connections that are left when the server ends; with `idle_only` those that never asked."""
-        if self._thread is not None:
-            for connection in list(self._connections()):
+        if self._thread is None:
+            return
+        with suppress(OSError):  # they cannot be listed
+            for connection in list(self._connections(_open_files())):
                 if not idle_only or connection.peer not in self._asked:
                     self._shut_one(connection, TOO_MANY)
 
@@ -206,15 +244,35 @@ class ConnectionGuard:
         """Look no more."""
         self._closed.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_CLOSE_PATIENCE_S)
 
 
 def _open_files() -> Iterable[int]:
-    """The process's descriptors; where it has none left to look them up with, all that there can be."""
+    """The process's descriptors; where it has none left to look them up with, all that there can be.
+
+    Raises:
+        OSError: they cannot be listed for another reason.
+    """
     try:
         return map(int, os.listdir("/proc/self/fd"))
-    except OSError:
-        return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        return range(_most_files())
+
+
+def _most_files() -> int:
+    """That the process may have open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_FILES if limit == resource.RLIM_INFINITY else limit
+
+
+def _addresses_of(host: str) -> frozenset[str]:
+    """The addresses that a server listens on; none for all of the host's, and where it cannot be said."""
+    with suppress(OSError):
+        found = frozenset(_plain_host(str(info[4][0])) for info in socket.getaddrinfo(host, None))
+        return frozenset() if found & {"0.0.0.0", "::"} else found
+    return frozenset()
 
 
 @contextmanager
@@ -252,5 +310,5 @@ def _read_peer(text: str) -> Peer | None:
 
 
 def _plain_host(host: str) -> str:
-    """An IPv4 address that an IPv6 socket sees, as itself."""
-    return host.removeprefix("::ffff:")
+    """An IPv4 address that an IPv6 socket sees, as itself; a link's own address without the link."""
+    return host.partition("%")[0].removeprefix("::ffff:")

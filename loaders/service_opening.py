@@ -5,7 +5,7 @@ What a server answers, and what comes of it:
     it serves             one such is enough; the others are waited for as long again, at least 2 s
     no, for good          raised at once, also where others serve: another data set, pixel stack or version, a wrong token
                           and options that it does not take are mistakes that somebody should know of
-    its data is damaged   left to the others, with a warning; raised where no other serves
+    its data is damaged   left to the others, with a warning; raised where no other serves; so is an answer without sense
     nothing yet           busy, away, its storage is: asked again until one serves; it may come in later, by itself
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..shards.errors import UsageError
+from ..shards.errors import DataError, UsageError
 from .service_client import AWAY, Server
 from .service_protocol import DATA, REFUSED, USAGE, Refusal
 
@@ -88,15 +88,18 @@ class Opening:
 
         Raises:
             UsageError: a server says no, for good.
-            DataError: the data set is damaged wherever it can be asked for.
+            DataError: the data set is damaged, or the answer makes no sense, wherever it can be asked for.
         """
         begun = time.monotonic()
         enough = math.inf  # by when those that serve are enough
         while True:
             there = servers()
+            self._asking.intersection_update(there)  # the list may have dropped some
             self._ask(there, again=enough == math.inf and time.monotonic() < begun + patience_s)
             with suppress(queue.Empty):
-                self._hear(*self._answers.get(timeout=0.05), several=len(there) > 1)
+                server, error = self._answers.get(timeout=0.05)
+                if server in self._asking:
+                    self._hear(server, error, several=len(there) > 1)
             now = time.monotonic()
             if None in (self._said.get(server, _UNHEARD) for server in there):
                 enough = min(enough, now + max(_LEAST_WAIT_S, now - begun))
@@ -109,7 +112,7 @@ class Opening:
             if len(damaged) == len(there) > 0 or (damaged and is_over):
                 refusal = self._said[damaged[0]]
                 assert refusal is not None
-                raise refusal.to_error(damaged[0].address if len(there) > 1 else "")
+                raise refusal.to_error(damaged[0].address)
             if is_over:
                 for server in there:
                     server.last_error = self._said.get(server)
@@ -134,6 +137,8 @@ class Opening:
 
     def _hear(self, server: Server, error: Exception | None, *, several: bool) -> None:
         self._asking.discard(server)
+        if isinstance(error, DataError):  # its answer makes no sense
+            error = Refusal(DATA, str(error).removeprefix(f"{server.address}: "))
         if error is not None and not isinstance(error, Refusal):
             raise error
         if error is not None and error.code in (USAGE, REFUSED):
@@ -153,15 +158,17 @@ class Opening:
             if refusal is not None:
                 logger.warning("%s does not serve, the others are asked: %s", server.address, refusal)
 
-    def late(self) -> Iterator[tuple[Server, Exception | None]]:
-        """Servers that answered after `run`, and what they said: an error, or None where the recipe is open."""
+    def late(self, there: Sequence[Server]) -> Iterator[tuple[Server, Exception | None]]:
+        """Servers, still there, that answered after `run`, and what they said: an error, or None for an open recipe."""
+        self._asking.intersection_update(there)
         while self._asking:
             try:
                 server, error = self._answers.get_nowait()
             except queue.Empty:
                 return
-            self._asking.discard(server)
-            yield server, error
+            if server in self._asking:
+                self._asking.discard(server)
+                yield server, error
 
 
 _UNHEARD = Refusal("", "")

@@ -149,7 +149,7 @@ class ServerPool:
 
     def _hear_late(self) -> None:
         """Take in the servers that had not opened the recipe when the others did."""
-        for server, error in self._opening.late():
+        for server, error in self._opening.late(self.servers):
             if error is None:
                 server.ask_after = 0.0
             elif isinstance(error, SoftshardError):

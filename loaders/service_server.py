@@ -88,6 +88,7 @@ class BatchServer(flight.FlightServerBase):
         self._started = time.time()
         self._closed = threading.Event()
         self.hangs = False  # closed, and threads still wait: gRPC's for clients, or a recipe's for its shards
+        self._guard = ConnectionGuard(desk.limits.connections, desk.limits.request_bytes)
         shown = f"[{host}]" if ":" in host else host
         try:
             super().__init__(
@@ -100,7 +101,7 @@ class BatchServer(flight.FlightServerBase):
                 f"serve: expected an address of this host that is free, found {shown}:{port}: {error}"
             ) from error
         self.address = f"{self.scheme}://{shown}:{self.port}"
-        self._guard = ConnectionGuard(self.port, desk.limits.connections, desk.limits.request_bytes)
+        self._guard.start(host, self.port)
 
     def do_action(self, context: flight.ServerCallContext, action: flight.Action) -> list[flight.Result]:
         """See service_protocol.py."""
@@ -126,6 +127,7 @@ class BatchServer(flight.FlightServerBase):
             "softshard": version("softshard"),
             "stack": decode_stack(self.desk.device.type),
             "data_sets": self.desk.fingerprints,
+            "request_bytes": self.desk.limits.request_bytes,
             "memory": None if self._proof is None else self._proof.handle.to_json(),
         }
 

@@ -62,7 +62,10 @@ def decode_batch(rows: pa.RecordBatch) -> tuple[Batch, list[BadSample]]:
             for i, field in enumerate(rows.schema)
             if field.name != "keys"
         }
-        keys = rows.column(rows.schema.get_field_index("keys")).to_pylist()
+        place = rows.schema.get_field_index("keys")  # below 0 for none, and for several
+        if place < 0 or rows.schema.field(place).type != pa.string():
+            raise ValueError("expected one column of keys as text")
+        keys = rows.column(place).to_pylist()
         teacher = [found.pop(f"teacher.{name}", None) for name in TeacherLevels._fields]
         mix = [found.pop(f"mix.{name}", None) for name in Mix._fields]
         batch = Batch(
@@ -80,13 +83,14 @@ def decode_batch(rows: pa.RecordBatch) -> tuple[Batch, list[BadSample]]:
         raise
     except (
         KeyError,
+        IndexError,
         TypeError,
         ValueError,
         AttributeError,
         OverflowError,
         RuntimeError,  # torch's, of dimensions; and JSON that nests too deep
         pa.ArrowException,
-    ) as error:  # torch's, of dimensions
+    ) as error:
         raise DataError(
             f"data service: expected the rows of a batch, found others: {error!r:.200}. {_SAME_VERSION}"
         ) from error

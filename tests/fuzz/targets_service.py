@@ -30,6 +30,7 @@ from softshard.loaders.service_answer import (
     OPENED_FIELDS,
     VOCABULARY_FIELDS,
     AnswerCheck,
+    check_fields,
     read_answer,
 )
 from softshard.loaders.service_desk import Desk, ServedSet
@@ -99,7 +100,8 @@ def _refusal(data: bytes, folder: Path) -> None:
 def _hello(data: bytes, folder: Path) -> None:
     hello = read_answer(data, {}, WHERE)
     check_protocol(hello.get("protocol"), WHERE)
-    hello = read_answer(data, HELLO_FIELDS, WHERE)
+    hello = {"request_bytes": None} | hello
+    check_fields(hello, HELLO_FIELDS, WHERE)
     check_stack(STACK, hello["stack"], WHERE)
     read_proof(Handle.from_json(hello.get("memory")))
 

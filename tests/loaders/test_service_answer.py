@@ -109,6 +109,19 @@ def test_text_that_begins_outside_of_its_buffer_is_refused():
         CHECK(rows.set_column(0, rows.schema.field(0), keys), "grpc://a:1")
 
 
+def test_rows_without_keys_or_with_bytes_for_them_are_refused():
+    rows = encode_batch(batch(), [])
+    for wrong in (
+        rows.drop_columns(["keys"]),
+        column(rows, "keys", pa.array([b"a"] * N, pa.binary())),
+        rows.select([]),
+    ):
+        with pytest.raises(
+            DataError, match=r"expected the rows of a batch, found others: .*one column of keys as text"
+        ):
+            decode_batch(wrong)
+
+
 def test_a_flag_that_is_neither_true_nor_false_is_refused():
     rows = column(encode_batch(batch(), []), "flips", pa.array([b"\2"] * N, pa.binary(1)))
     with pytest.raises(DataError, match="a bool that is neither 0 nor 1"):
@@ -140,6 +153,10 @@ def test_images_that_servers_read_are_not_checked_here():
     assert remote_faults(None) == Faults()
     with pytest.raises(UsageError, match="verify --decode where the shards are"):
         remote_faults(Faults(check_images=True))
+    with pytest.raises(
+        UsageError, match="verify --decode where the shards are"
+    ):  # before any server is asked
+        RemoteLoader("grpc://127.0.0.1:9", faults=Faults(check_images=True), **SMALL)
 
 
 class Liar(flight.FlightServerBase):
@@ -163,9 +180,10 @@ HELLO = {"protocol": 1, "data_sets": {}, "memory": None}
         ({"hello": {}}, UsageError, "expected protocol 1"),
         ({"hello": HELLO}, DataError, "hello: expected an answer of the data service, found stack None"),
         ({"hello": HELLO | {"stack": "mine"}}, DataError, "found stack 'mine'"),
+        ({"hello": HELLO | {"stack": {}, "request_bytes": "2"}}, DataError, "found request_bytes '2'"),
         ({"hello": HELLO, "open": {"recipe": 5}}, DataError, "open: expected an answer .* found recipe 5, dataset None"),
     ],
-    ids=["list", "nothing", "no stack", "text", "facts"],
+    ids=["list", "nothing", "no stack", "text", "bytes", "facts"],
 )  # fmt: skip
 def test_a_server_that_lies_of_itself_is_named(answers, error, message):
     if "open" in answers:

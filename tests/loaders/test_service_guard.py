@@ -1,5 +1,6 @@
 """What connections may cost a server before they ask for anything: plain sockets, looked at one time after another."""
 
+import errno
 import logging
 import os
 import resource
@@ -10,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import pyarrow.flight as flight
 import pytest
 
+from softshard.loaders import service_guard
 from softshard.loaders.service_desk import Desk, ServedSet
 from softshard.loaders.service_guard import ConnectionGuard, _read_peer
 from softshard.loaders.service_limits import Limits
@@ -54,10 +56,9 @@ def guarded(host="127.0.0.1", family=socket.AF_INET, **limits):
     """A listening socket, its guard, whose thread rests, and a function that connects."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server((host, 0), family=family, backlog=128))
-        guard = ConnectionGuard(
-            listener.getsockname()[1], **{"max_connections": 64, "max_request_bytes": 1000} | limits
-        )
+        guard = ConnectionGuard(**{"max_connections": 64, "max_request_bytes": 1000} | limits)
         guard.close()
+        guard.start(*listener.getsockname()[:2])
         yield guard, lambda: Line(listener, stack)
 
 
@@ -97,6 +98,19 @@ def test_all_connections_together_hold_no_more_than_four_requests():
         assert [line.is_open() for line in lines] == [False, False, True, True, True, True]
 
 
+def test_of_trainers_that_send_large_recipes_together_those_nearest_to_the_end_go_on():
+    with guarded(max_request_bytes=2**20) as (guard, connect):
+        lines, stranger, waits = [connect() for _ in range(6)], connect(), connect()
+        for line in (*lines, waits):
+            guard.came(line.peer, 0)
+        stranger.send(2**10)
+        for number, line in enumerate(lines):
+            line.send(2**21 + 2**14 - number)
+        guard.look()
+        assert [line.is_open() for line in lines] == [True, True, True, True, False, False]
+        assert (stranger.is_open(), waits.is_open()) == (False, True)
+
+
 def test_of_too_many_connections_those_that_never_asked_are_shut_the_oldest_first():
     with guarded(max_connections=3) as (guard, connect):
         trainers = [connect() for _ in range(2)]
@@ -132,9 +146,13 @@ def test_what_else_the_process_has_open_is_left_alone(tmp_path):
         others = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         pair = [stack.enter_context(each) for each in socket.socketpair()]
         line, mine = Line(others, stack), connect()
+        port = int(mine.server.getsockname()[1])
+        same_port = stack.enter_context(socket.create_server(("127.0.0.2", port)))
+        beside = Line(same_port, stack)
         guard.look()
         assert guard.num_connections == 1
         assert line.is_open()
+        assert beside.is_open()
         assert mine.is_open()
         pair[0].sendall(b"x")
         assert pair[1].recv(1) == b"x"
@@ -154,20 +172,49 @@ def test_a_process_without_descriptors_left_still_shuts_connections():
         assert [line.is_open() for line in lines].count(True) == 2
 
 
+def test_a_guard_goes_on_after_an_error_and_ends_where_nothing_can_be_listed(monkeypatch, caplog, within):
+    says = [ValueError("a bug"), PermissionError(errno.EACCES, "no /proc")]
+
+    def fail(path):
+        raise says.pop(0) if len(says) > 1 else says[0]
+
+    monkeypatch.setattr(service_guard.os, "listdir", fail)
+    guard = ConnectionGuard(8, 1000)
+    guard.start("127.0.0.1", 9)
+    within(guard._thread.join, 10)
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "connections were not looked at this time",
+        "connections are not bounded any more",
+    ]
+    guard.shut_all()
+    guard.close()
+
+
+def test_a_process_that_may_have_any_number_of_files_may_have_connections(monkeypatch):
+    monkeypatch.setattr(service_guard.resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
+    assert ConnectionGuard(64, 1000).max_connections == 64
+
+
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
 def test_a_client_is_the_same_whatever_the_socket_calls_it():
     with ExitStack() as stack:
         listener = stack.enter_context(
             socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
         )
-        guard = ConnectionGuard(listener.getsockname()[1], 8, 1000)
+        guard = ConnectionGuard(8, 1000)
         guard.close()
+        guard.start("::", listener.getsockname()[1])
         client = stack.enter_context(socket.create_connection(("127.0.0.1", listener.getsockname()[1])))
         stack.enter_context(listener.accept()[0])
         guard.came(f"ipv4:127.0.0.1:{client.getsockname()[1]}", 10)
         guard.shut_all(idle_only=True)  # it asked
         assert guard.shut_counts()["too-many"] == 0
     assert _read_peer("ipv6:%5B::1%5D:43210") == ("::1", 43210) == _read_peer("ipv6:[::1]:43210")
+    assert (
+        _read_peer("ipv6:%5Bfe80::1%252%5D:43210")
+        == ("fe80::1", 43210)
+        == _read_peer("ipv6:[fe80::1%2]:43210")
+    )
     assert _read_peer("unix:/run/x") is None
     assert _read_peer("") is None
 

@@ -44,12 +44,12 @@ def test_a_server_that_hangs_while_it_is_opened_holds_up_nobody_else(monkeypatch
     server = Server(NOWHERE, Connection(request_s=0.2), "c", {})
     hangs, let_go = threading.Event(), threading.Event()
 
-    def hang(name, content, fields):
+    def hang(*asked):
         hangs.set()
         assert let_go.wait(60)
         raise Refusal(AWAY, "hung up")
 
-    monkeypatch.setattr(server, "action", hang)
+    monkeypatch.setattr(server, "_action", hang)
     opening = threading.Thread(target=open_in_vain, args=(server,))
     opening.start()
     try:
@@ -195,14 +195,21 @@ def test_a_server_that_is_the_wrong_one_is_an_error_although_another_serves(make
         within(make_pool, 10)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        Refusal(DATA, "x/manifest.json: expected a manifest, found none"),
+        DataError("grpc://a:1: x/manifest.json: expected a manifest, found an answer that makes no sense"),
+    ],
+)
 def test_a_server_whose_data_is_damaged_is_left_for_another_and_an_error_where_there_is_none(
-    make_pool, within, caplog
+    make_pool, within, caplog, said
 ):
-    OPENS["grpc://a:1"] = Refusal(DATA, "x/manifest.json: expected a manifest, found none")
+    OPENS["grpc://a:1"] = said
     assert ask_all(within(make_pool, 10), within)[1] == 6
     assert "grpc://a:1 does not serve, the others are asked: x/manifest.json" in caplog.text
     OPENS["grpc://b:1"] = Refusal(AWAY, "connection refused")
-    with pytest.raises(DataError, match=r"grpc://a:1: x/manifest.json: expected a manifest"):
+    with pytest.raises(DataError, match=r"^grpc://a:1: x/manifest.json: expected a manifest"):
         within(lambda: make_pool(connect_s=0.5), 10)
     OPENS["grpc://b:1"] = OPENS["grpc://a:1"]
     with pytest.raises(DataError, match=r"grpc://a:1: x/manifest.json: expected a manifest"):
@@ -214,7 +221,7 @@ def test_the_connection_to_a_server_that_is_gone_is_let_go_when_its_answers_have
     closed, in_call, let_go = threading.Event(), threading.Event(), threading.Event()
     monkeypatch.setattr(server, "close", closed.set)
     monkeypatch.setattr(server, "_action", lambda *asked: (in_call.set(), let_go.wait(60)))
-    asking = threading.Thread(target=server.action, args=("hello", {}))
+    asking = threading.Thread(target=server.action, args=("hello", {}, {}))
     asking.start()
     assert in_call.wait(60)
     server.retire()
@@ -222,6 +229,30 @@ def test_the_connection_to_a_server_that_is_gone_is_let_go_when_its_answers_have
     let_go.set()
     asking.join(60)
     assert closed.is_set()
+
+
+def test_what_a_server_says_that_the_list_dropped_meanwhile_counts_for_nothing(within):
+    gone, stays = (Server(NOWHERE, Connection(), "c", {}) for _ in range(2))
+    dropped, let_go, turns = threading.Event(), threading.Event(), []
+
+    def open_one(server):
+        if server is gone:
+            assert dropped.wait(60)
+            raise UsageError("expected another data set")
+        assert let_go.wait(60)
+
+    def servers():
+        turns.append(1)
+        if len(turns) < 3:
+            return [gone, stays]
+        dropped.set()
+        if len(turns) > 10:
+            let_go.set()
+        return [stays]
+
+    opening = service_opening.Opening(open_one)
+    assert within(lambda: opening.run(servers, 20), 20)
+    assert list(opening.late([stays])) == []
 
 
 @contextmanager

@@ -221,8 +221,11 @@ def test_garbage_on_the_socket_harms_nobody(server, packed):
 def test_a_request_beyond_the_limit_is_refused_and_the_others_are_served(packed):
     with served(packed, Limits(request_bytes=20_000)) as server:
         options = SMALL | {"subset": Subset(keys=tuple(f"key-{i}" for i in range(5000)))}
-        with pytest.raises(UsageError, match=r"open: expected at most 20,000 bytes, found \d"):
+        with pytest.raises(
+            UsageError, match=r"open: expected at most 20,000 bytes, found \d.*--max-request-bytes"
+        ):
             RemoteLoader(server.address, **options)
+        assert "open" not in server.stats().requests  # nothing was sent
         with RemoteLoader(server.address, **SMALL) as remote:
             assert len(list(remote)) == 9
 
@@ -483,11 +486,14 @@ def test_bench_measures_servers_as_a_trainer_sees_them(server, tmp_path, capsys)
     assert found["results"]["loader"]["repeats"] == 2
     assert found["requests"]["sent"] >= 2 * (5 + 2)
     assert found["requests"]["in_shared_memory"] > 0
-    assert server.desk.totals()["images"] > 0
+    assert main([*arguments, "--size", "16"]) == 0  # a seed of its own
+    assert server.desk.counts().made >= 2 * 2 * (5 + 2)
+    assert server.desk.counts().hits == 0
     assert found["verdict"]["text"] in capsys.readouterr().out
     assert table.read_text().splitlines()[1].startswith("loader,loader,")
-    assert main([*arguments, "--against", "webdataset"]) == 2
-    assert "expected --against with the folder or URL of a data set" in capsys.readouterr().err
+    for option in (("--against", "webdataset"), ("--cache", str(tmp_path))):
+        assert main([*arguments, *option]) == 2
+        assert f"expected {option[0]} with the folder or URL of a data set" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "stats"])
