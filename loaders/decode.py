@@ -32,7 +32,7 @@ from ..shards.errors import DataError, UsageError
 from ..shards.schema import JPG
 from .batch_buffers import BatchBuffers
 from .normalize import normalizer
-from .one_thread import one_thread_each
+from .one_thread import OneThreadEach
 from .resize import resize
 from .samples import Place
 
@@ -46,6 +46,7 @@ STD = (0.229, 0.224, 0.225)
 # Share of a batch that the GPU's JPEG engines decode, where it has any: DALI's own default. Not measured yet;
 # benchmarks/gpu.py sweeps it.
 HW_DECODER_LOAD = 0.65
+RESAMPLE = "softshard-resample"  # name of the threads that do
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -202,6 +203,7 @@ class CpuDecoder(Decoder):
         num_threads: threads that decode, and as many that resample.
         pin_memory: make the batches in page-locked memory.
         make_buffers: makes the memory of the batches otherwise; as BatchBuffers does.
+        resample: `num_threads` threads that resample, which outlive this decoder; None: threads of its own.
     """
 
     def __init__(
@@ -214,7 +216,11 @@ class CpuDecoder(Decoder):
         num_threads: int,
         pin_memory: bool = False,
         make_buffers: MakeBuffers = BatchBuffers,
+        resample: OneThreadEach | None = None,
     ) -> None:
+        threads = resample or OneThreadEach(num_threads, RESAMPLE)
+        self._own = threads if resample is None else None
+        self._pool = threads.pool()
         # OpenCV would start a thread a core for every resize of every thread here. The setting is the
         # process's; close() gives it back.
         self._opencv_threads = cv2.getNumThreads()
@@ -222,7 +228,6 @@ class CpuDecoder(Decoder):
         self._size, self._dtype, self._pin_memory = size, DTYPES[dtype], pin_memory
         self._buffers = make_buffers((batch_size, size, size, 3), DTYPES[dtype])
         self._num_threads = num_threads
-        self._pool = one_thread_each(num_threads, "softshard-resample")
         self._normalize = None if dtype == "uint8" else normalizer(mean, std, size)
         self._scratch = _Scratch(size)
         pipe = Pipeline(
@@ -285,7 +290,8 @@ class CpuDecoder(Decoder):
             out[...] = scratch.floats
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True)
+        if self._own is not None:
+            self._own.close()
         cv2.setNumThreads(self._opencv_threads)
         super().close()
 
@@ -369,9 +375,10 @@ def create_decoder(
     *,
     pin_memory: bool = False,
     make_buffers: MakeBuffers = BatchBuffers,
+    resample: OneThreadEach | None = None,
     **options: Any,
 ) -> Decoder:
     """The decoder of a device, with the options of CpuDecoder."""
     if device.type == "cuda":
         return GpuDecoder(**options, device=device)
-    return CpuDecoder(**options, pin_memory=pin_memory, make_buffers=make_buffers)
+    return CpuDecoder(**options, pin_memory=pin_memory, make_buffers=make_buffers, resample=resample)

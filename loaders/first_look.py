@@ -2,6 +2,9 @@
 
 Every image is decoded in full, at an eighth of its size, the first time that a loader comes by it, before anything of it is
 served: so a batch does not depend on what was looked at before, and later epochs cost nothing.
+
+What libjpeg-turbo would warn of is damage, as `softshard verify --decode` has it: stray bytes before a marker, too, which
+cameras leave in some photographs. A scan that is damaged and one with such bytes behind it give the same warning.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import numpy as np
 import simplejpeg
 
 from ..shards.errors import DataError
+from ..shards.jpeg import raise_if_memory_ran_out
 from ..shards.schema import JPG
 from .samples import Place
 
@@ -36,17 +40,36 @@ class FirstLook:
 
         Raises:
             DataError: one is damaged.
+            MemoryError: there is none left to decode one.
         """
         for i in np.flatnonzero(~self._is_whole[samples]).tolist():
             try:
-                # Damage shows in the entropy-coded data, which every scale reads whole; least is left to do at an eighth.
-                simplejpeg.decode_jpeg(
-                    members[i], "GRAY", min_height=1, min_width=1, min_factor=8, strict=True
-                )
+                _decode(members[i])
             except ValueError as error:
                 shard, place = places[i]
+                where = shard.where(place, JPG.suffix)
+                raise_if_memory_ran_out(error, where)
                 raise DataError(
-                    f"{shard.where(place, JPG.suffix)}: expected a whole JPEG, found: {error}; it is damaged. Run: "
+                    f"{where}: expected a whole JPEG, found: {error}; it is damaged. Run: "
                     f"softshard verify --decode {shard.path}"
                 ) from error
             self._is_whole[samples[i]] = True
+
+
+def _decode(jpeg: memoryview) -> None:
+    """Decode a JPEG that is whole as far as `read_size` sees, which forgives a missing end marker.
+
+    Raises:
+        ValueError: it is damaged, or memory ran out.
+    """
+
+    def decode(data: bytes | memoryview) -> None:
+        # Damage shows in the entropy-coded data, which every scale reads whole; least is left to do at an eighth.
+        simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
+
+    try:
+        decode(jpeg)
+    except ValueError as error:
+        if "Premature end" not in str(error):
+            raise
+        decode(bytes(jpeg) + b"\xff\xd9")

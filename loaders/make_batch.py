@@ -20,9 +20,10 @@ from .augment_batch import AugmentStage
 from .batch import Batch, Mix, TeacherLevels
 from .batch_buffers import BatchBuffers
 from .crops import Augment, crop_fractions, draw_crops
-from .decode import Decoder, MakeBuffers, create_decoder, naming_the_sample
+from .decode import RESAMPLE, Decoder, MakeBuffers, create_decoder, naming_the_sample
 from .make_targets import TargetMaker
 from .mixing import MixPlan, draw_mix
+from .one_thread import OneThreadEach
 from .order import Draws
 from .pooling import SparseTargets
 from .sample_reader import Found, SampleReader
@@ -74,6 +75,7 @@ class BatchMaker:
         augment: what is cut from the images, and how they are mixed.
         stage: what is done to them beyond that; None where nothing is.
         make_decoder: builds a decoder of their images.
+        resample: threads that its decoders share, if any.
         seed: of all that is drawn.
         batch_size: N.
         device: where batches are.
@@ -88,13 +90,14 @@ class BatchMaker:
         augment: Augment,
         stage: AugmentStage | None,
         make_decoder: Callable[[], Decoder],
+        resample: OneThreadEach | None = None,
         seed: int,
         batch_size: int,
         device: torch.device,
         stages: Stages,
     ) -> None:
         self.reader, self._target_makers, self._stages = reader, target_makers, stages
-        self.make_decoder = make_decoder
+        self.make_decoder, self._resample = make_decoder, resample
         self._augment, self._stage, self._seed = augment, stage, seed
         self._batch_size, self._device = batch_size, device
 
@@ -138,6 +141,8 @@ class BatchMaker:
         stage = None
         if augment.changes_pixels or augment.mixes:
             stage = AugmentStage(augment, seed, dtype, mean, std, num_threads, device)
+        # A decoder is built anew after each bad image, its threads are not.
+        resample = OneThreadEach(num_threads, RESAMPLE)
         make_decoder = partial(
             create_decoder,
             device,
@@ -149,6 +154,7 @@ class BatchMaker:
             num_threads=num_threads,
             pin_memory=pin_memory,
             make_buffers=make_buffers,
+            resample=resample,
         )
         return cls(
             reader,
@@ -156,6 +162,7 @@ class BatchMaker:
             augment=augment,
             stage=stage,
             make_decoder=make_decoder,
+            resample=resample,
             seed=seed,
             batch_size=batch_size,
             device=device,
@@ -335,7 +342,9 @@ class BatchMaker:
         return self.begin_found(draws, found, alone, begun.epoch, decoder)
 
     def close(self) -> None:
-        """Let the shards go, and stop the threads that augment."""
+        """Let the shards go, and stop the threads that resample and augment."""
         self.reader.close()
+        if self._resample is not None:
+            self._resample.close()
         if self._stage is not None:
             self._stage.close()

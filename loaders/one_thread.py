@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import torch
 
+_START_S = 60.0  # for threads that do nothing yet
+
 _setting_threads = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """In a forked process: whoever held the lock is not here to give it back."""
+    global _setting_threads
+    _setting_threads = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def one_thread_each(num_threads: int, name: str) -> ThreadPoolExecutor:
@@ -16,11 +28,57 @@ def one_thread_each(num_threads: int, name: str) -> ThreadPoolExecutor:
     Args:
         num_threads: all of them begin here and now: torch's setting is the process's own again when this returns.
         name: of the threads.
+
+    Raises:
+        RuntimeError: a thread cannot be started, or (threading.BrokenBarrierError) not within a minute; those that
+            were started end, and torch's setting is what it was.
     """
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix=name, initializer=_use_one_thread)
-    started = threading.Barrier(num_threads)
-    wait([pool.submit(started.wait) for _ in range(num_threads)])
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
+    started = threading.Barrier(num_threads, timeout=_START_S)
+
+    def begin() -> None:
+        _use_one_thread()
+        started.wait()  # so that no thread begins twice
+
+    try:
+        # The first that fails: the others wait for it.
+        done, _ = wait([pool.submit(begin) for _ in range(num_threads)], return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+    except BaseException:
+        started.abort()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
     return pool
+
+
+class OneThreadEach:
+    """A pool of `one_thread_each` that decoders share, also one after another; its threads begin with the first.
+
+    Args:
+        num_threads: of the pool.
+        name: of the threads.
+    """
+
+    def __init__(self, num_threads: int, name: str) -> None:
+        self._num_threads, self._name = num_threads, name
+        self._pool: ThreadPoolExecutor | None = None
+
+    def pool(self) -> ThreadPoolExecutor:
+        """The pool; a new one after `close`.
+
+        Raises:
+            RuntimeError: see `one_thread_each`.
+        """
+        if self._pool is None:
+            self._pool = one_thread_each(self._num_threads, self._name)
+        return self._pool
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            pool.shutdown(wait=True)
 
 
 def _use_one_thread() -> None:
@@ -31,6 +89,10 @@ def _use_one_thread() -> None:
     with _setting_threads:
         others = torch.get_num_threads()
         torch.set_num_threads(1)
-        restore = threading.Thread(target=torch.set_num_threads, args=(others,))
-        restore.start()
-        restore.join()
+        try:
+            restore = threading.Thread(target=torch.set_num_threads, args=(others,))
+            restore.start()
+            restore.join()
+        except BaseException:
+            torch.set_num_threads(others)
+            raise

@@ -10,7 +10,7 @@ import simplejpeg
 
 from ..shards.components import decode_class, decode_levels, encode_levels
 from ..shards.errors import DataError, ImageError, UsageError
-from ..shards.jpeg import read_jpeg_header
+from ..shards.jpeg import raise_if_memory_ran_out, read_jpeg_header
 from ..shards.manifest import Manifest
 from ..shards.schema import CLS, HIER, JPG, LMAP
 from .fetch import OpenShard
@@ -88,7 +88,7 @@ def read_size(data: bytes | memoryview, where: str = "image") -> tuple[int, int]
     header = read_jpeg_header(data, where)
     if header.lossless:
         raise ImageError(f"{where}: expected a JPEG with a DCT, found a lossless one", kind="unsupported")
-    if (data[-1] != 0xD9 or data[-2] != 0xFF) and _is_cut(bytes(data)):
+    if (data[-1] != 0xD9 or data[-2] != 0xFF) and _is_cut(bytes(data), where):
         raise ImageError(
             f"{where}: expected a whole JPEG, found one that is cut short after {len(data)} bytes",
             kind="truncated",
@@ -96,13 +96,14 @@ def read_size(data: bytes | memoryview, where: str = "image") -> tuple[int, int]
     return header.height, header.width
 
 
-def _is_cut(jpeg: bytes) -> bool:
+def _is_cut(jpeg: bytes, where: str) -> bool:
     """Whether a JPEG that does not end in its end marker lacks pixels, too: cameras put bytes behind it, or forget it."""
     if jpeg.rfind(b"\xff\xd9") > jpeg.rfind(b"\xff\xda"):  # behind the last scan: not that of a thumbnail
         return False
     try:
         simplejpeg.decode_jpeg(jpeg + b"\xff\xd9", "RGB", strict=True)
-    except ValueError:
+    except ValueError as error:
+        raise_if_memory_ran_out(error, where)
         return True
     return False
 

@@ -25,6 +25,7 @@ _ROWS = (
 )
 _FOLLOWED = {first + i: (kind, num) for kind, first, sizes in _ROWS for i, num in enumerate(sizes)}
 _KINDS = np.array([_FOLLOWED.get(code, (BAD, 0))[0] for code in range(0xC0, 0xE0)])
+_MOST_LISTS = 500  # of one value, in each other or not, that _behind follows
 _NUM_BYTES = np.array([_FOLLOWED.get(code, (BAD, 0))[1] for code in range(0xC0, 0xE0)])
 
 
@@ -158,13 +159,19 @@ def _field_value(raw, at, end, field):
 
 @njit(nogil=True)
 def _behind(raw, at, end):
-    """Where the value ends that begins here; -1 where it is none, or holds a map, which needs a look at its keys."""
-    waiting = np.int64(1)
+    """Where the value ends that begins here; -1 where it is none, or holds a map, which needs a look at its keys.
+
+    Also -1 of more lists than _MOST_LISTS: msgpack refuses more than 1,024 in each other, and softshard writes three.
+    """
+    waiting, lists = np.int64(1), 0
     while waiting:
         kind, size, at = _head(raw, at, end)
         waiting -= 1
         if kind == ARRAY:
             waiting += size
+            lists += 1
+            if lists > _MOST_LISTS:
+                return -1
         elif kind in (TEXT, BYTES):
             if size > end - at or (kind == TEXT and not _is_utf8(raw, at, at + size)):
                 return -1

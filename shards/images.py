@@ -20,7 +20,7 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import ImageError, UsageError
-from .jpeg import JpegHeader, read_jpeg_header
+from .jpeg import JpegHeader, raise_if_memory_ran_out, read_jpeg_header
 from .jpeg_copy import strip_metadata
 from .schema import JPG, MAX_IMAGE_PIXELS, MAX_JPEG_SIDE
 
@@ -181,7 +181,7 @@ def _copy_fitting(data: bytes, recipe: ImageRecipe, where: str) -> StoredImage |
     try:
         simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)  # for its errors: a scan may be cut or damaged
     except ValueError as error:
-        _raise_if_memory_ran_out(error, where)
+        raise_if_memory_ran_out(error, where)
         return None
     return StoredImage(jpeg, size, size)
 
@@ -202,7 +202,7 @@ def decode_rgb(data: bytes, recipe: ImageRecipe, where: str) -> tuple[np.ndarray
             try:
                 return _decode_jpeg(data, header, recipe)
             except ValueError as error:
-                _raise_if_memory_ran_out(error, where)
+                raise_if_memory_ran_out(error, where)
                 # Pillow fills what is missing with grey and says nothing. It forgives stray bytes, too, as
                 # many photographs have them; and it names what neither library can read.
                 if "premature end of data" in str(error):
@@ -212,16 +212,6 @@ def decode_rgb(data: bytes, recipe: ImageRecipe, where: str) -> tuple[np.ndarray
     elif not data:
         raise ImageError(f"{where}: expected an image, found 0 bytes", kind="empty")
     return _decode_any(data, where)
-
-
-def _raise_if_memory_ran_out(error: ValueError, where: str) -> None:
-    """Tell a lack of memory from a bad JPEG, which simplejpeg does in its text alone.
-
-    What a shard holds must not depend on how much memory was free.
-    """
-    text = str(error)
-    if "Insufficient memory" in text or "Memory allocation failure" in text:
-        raise MemoryError(f"{where}: {text}") from error
 
 
 def _decode_jpeg(data: bytes, header: JpegHeader, recipe: ImageRecipe) -> tuple[np.ndarray, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Reads a JPEG's header: size, components and kind, without decoding (about 3 us)."""
+"""Reads a JPEG's header: size, components and kind, without decoding (about 3 us); and what a decoder's error is about."""
 
 from __future__ import annotations
 
@@ -78,3 +78,16 @@ def read_jpeg_header(data: bytes | memoryview, where: str = "image") -> JpegHead
             break
         at += 2 + length
     raise ImageError(f"{where}: expected a JPEG frame header, found none in {size} bytes", kind="truncated")
+
+
+def raise_if_memory_ran_out(error: ValueError, where: str) -> None:
+    """Tell a lack of memory from a bad JPEG, which simplejpeg does in its text alone.
+
+    What a shard holds, and which samples are bad, must not depend on how much memory was free.
+
+    Raises:
+        MemoryError: the error tells of a lack of it.
+    """
+    text = str(error)
+    if "Insufficient memory" in text or "Memory allocation failure" in text:
+        raise MemoryError(f"{where}: {text}") from error

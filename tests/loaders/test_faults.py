@@ -14,8 +14,10 @@ import torch
 
 from softshard.loaders import Augment, Faults, Loader
 from softshard.loaders.crops import draw_crops
+from softshard.loaders.decode import create_decoder
 from softshard.loaders.faults import BadSample, Quarantine, next_good
 from softshard.loaders.make_batch import BatchMaker
+from softshard.loaders.one_thread import one_thread_each
 from softshard.loaders.order import EpochOrder, rank_slots
 from softshard.shards import DataError, Manifest, UsageError
 from softshard.shards.errors import StallError, StorageError
@@ -76,6 +78,27 @@ def test_a_bad_sample_changes_its_own_slot_only(packed, damage, tmp_path, kind):
     assert (line["shard"], line["key"], line["sample"], line["epoch"], line["rank"]) == (shard, key, 31, 0, 0)
     assert line["step"] == slot // 8
     assert line["reason"].startswith(f"{shard}: sample '{key}', component '{DAMAGES[kind][0]}'")
+
+
+def test_decoders_that_are_built_anew_have_the_threads_of_the_first(damage, monkeypatch):
+    """Each start of threads changes, for a moment, the number that torch has for the whole process."""
+    folder, _, _ = damage(31, *DAMAGES["bad Huffman table"])
+    begun, built = [], []
+
+    def begin(*args):
+        begun.append(args)
+        return one_thread_each(*args)
+
+    def build(*args, **options):
+        built.append(args)
+        return create_decoder(*args, **options)
+
+    monkeypatch.setattr("softshard.loaders.one_thread.one_thread_each", begin)
+    monkeypatch.setattr("softshard.loaders.make_batch.create_decoder", build)
+    with make(folder) as loader:
+        assert len(list(loader)) == len(list(loader)) == len(loader)
+        assert loader.num_bad == 1
+    assert len(built) > len(begun) == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*tars without a manifest")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from softshard.loaders import one_thread
 from softshard.loaders.one_thread import one_thread_each
 from softshard.loaders.resize import resize
 
@@ -148,3 +150,43 @@ def test_threads_that_keep_torch_to_themselves_leave_the_others_their_number():
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("nth", range(1, 5), ids=["first", "second", "third", "fourth"])
+def test_a_thread_that_cannot_be_started_is_an_error_that_leaves_no_thread_waiting(monkeypatch, nth):
+    """Two threads are started, and one more for each of them, which gives torch's setting back."""
+    plain, started, lock = threading.Thread.start, [], threading.Lock()
+
+    def start(thread):
+        with lock:
+            started.append(thread)
+            fails = len(started) == nth
+        if fails:
+            raise RuntimeError("can't start new thread")
+        plain(thread)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                one_thread_each(2, "test")
+        assert len(started) >= nth
+        for thread in started:
+            if thread.ident is not None:
+                thread.join(20)
+                assert not thread.is_alive()
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_process_has_a_lock_of_its_own_for_the_setting():
+    with one_thread._setting_threads:
+        child = os.fork()
+        if not child:
+            os._exit(0 if one_thread._setting_threads.acquire(blocking=False) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -80,6 +80,21 @@ def test_text_that_is_no_utf8_is_left_to_the_plain_decoder(text):
         assert compiled_finds("tags", [member]).ids.tolist() == [3]
 
 
+@pytest.mark.parametrize("depth", [1, 500, 501, 1000, 1024, 5000])
+def test_lists_in_lists_are_found_as_the_plain_decoder_finds_them_or_left_to_it(depth):
+    """Of a hostile sample: msgpack takes 1,024 levels at most."""
+    member = b"\x82\xa5title" + b"\x91" * depth + b"\xc0" + b"\xa4tags\x91\x03"
+    found = compiled_finds("tags", [member])
+    assert (found is None) == (depth > 500)
+    if depth <= 1000:
+        wanted = decode_soft_labels("tags", [member], NUM_IDS, str)
+        assert wanted.ids.tolist() == [3]
+        assert found is None or found.ids.tolist() == [3]
+    else:
+        with pytest.raises(DataError, match="expected a MessagePack map"):
+            decode_soft_labels("tags", [member], NUM_IDS, str)
+
+
 @pytest.mark.parametrize("keep", [1, 3, 8])
 def test_the_largest_are_kept_in_numpys_order(keep):
     rng = np.random.default_rng(keep)
