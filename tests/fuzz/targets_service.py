@@ -34,6 +34,7 @@ from softshard.loaders.service_answer import (
     read_answer,
 )
 from softshard.loaders.service_desk import Desk, ServedSet
+from softshard.loaders.service_limits import check_size
 from softshard.loaders.service_list import ServerList, find_servers
 from softshard.loaders.service_memory import Handle, HostProof, SegmentStore, read_proof, read_rows
 from softshard.loaders.service_protocol import (
@@ -81,7 +82,7 @@ def _recipe(data: bytes, folder: Path) -> None:
     check_protocol(asked.get("protocol"), "client")
     recipe = BatchRecipe.from_json(asked.get("recipe"))
     desk = _desk()
-    desk._check_size(recipe)
+    check_size(recipe, desk.limits)
     desk._find(recipe)
     if recipe.labels is not None:
         recipe.labels.to_labels()

@@ -48,8 +48,9 @@ def pool_of(dataset, replicas, file, **options):
 
     def look_after():
         while not stop.is_set():
-            heard["up"] = pool.poll(0.2)
-            listed.write([health["address"] for health in heard["up"]])
+            up = pool.poll(0.2)
+            listed.write([health["address"] for health in up])
+            heard["up"] = up  # said when the file says it, too
 
     thread = threading.Thread(target=look_after)
     thread.start()

@@ -354,7 +354,7 @@ def test_a_data_set_and_side_shards_behind_urls_are_joined(dataset, teacher, mad
     assert join_label_maps(there, side_there, tmp_path / "joined") == made[1]
     assert samples(tmp_path / "joined") == samples(made[0])
     fsspec.filesystem("memory").rm(f"/copies/side/{made[1].shards[0].name}")
-    with pytest.raises(DataError, match=r"maps-source/side/.*: expected a shard of the data set, found none"):
+    with pytest.raises(DataError, match=r"side/.*: expected a shard of the data set, found none"):
         join_label_maps(there, side_there, tmp_path / "other")
 
 
