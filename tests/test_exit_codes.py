@@ -140,7 +140,8 @@ def places(tmp_path_factory):
         (found["images"] / name / "0.jpg").write_bytes(whole.jpeg(i))
     found["maps"].mkdir()
     torch.save(
-        torch.stack([torch.rand(3, 4, 5), torch.randint(0, 1000, (3, 4, 5)).float()]), found["maps"] / "a.pt"
+        torch.stack([torch.linspace(1, 0, 60).reshape(3, 4, 5), torch.arange(60.0).reshape(3, 4, 5)]),
+        found["maps"] / "a.pt",
     )
     found["classes"].write_text("\n".join(whole.CLASSES))
     found["texts"].write_text("path,label,title\na.jpg,n01440764,a fish\nb.jpg,n01443537,a fish\n")

@@ -144,7 +144,14 @@ def _checkpoint() -> bytes:
             "class_names": list(whole.CLASSES),
             "classes_sha256": "a" * 64,
         }
-        fields |= {"loader": dict(_STATE), "tag_names": [], "without": [], "rng": [], "history": [], "skipped": 0}
+        fields |= {
+            "loader": dict(_STATE),
+            "tag_names": [],
+            "without": [],
+            "rng": [],
+            "history": [],
+            "skipped": 0,
+        }
         fields |= {"loss_sum": 0.0, "loss_steps": 0}
         save_checkpoint(path, Checkpoint(**fields))
         return path.read_bytes()
