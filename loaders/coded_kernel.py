@@ -95,6 +95,7 @@ def pool_coded(raw, starts, sizes, limits, members, top, rows, columns, dense):
     return True
 
 
+# As in pooling_kernels.py, and again here: numba's cache of a module does not notice that another one changed.
 @njit(nogil=True)
 def _span(weights):
     """The first weight that is not zero, and the one after the last."""
