@@ -13,8 +13,8 @@ SECTIONS = {
     title.partition(".py")[0].strip("`"): body
     for title, body in re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
 }
-# Not questions of their own: what all of them share, servers for two of them, and an input of label_maps.
-PARTS = {"harness", "serving", "teacher_maps"}
+# Not questions of their own: what all of them share, servers for two of them, an input of label_maps, parts of faults.
+PARTS = {"harness", "serving", "teacher_maps", "fault_list", "fault_contenders"}
 # Needs what was not there yet: a section without a result file, which says so.
 UNMEASURED = {"gpu"}
 SCRIPTS = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - PARTS - UNMEASURED
