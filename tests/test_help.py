@@ -9,11 +9,10 @@ import sys
 
 import pytest
 
-from softshard.shards.cli import build_parser
+from softshard.shards.cli import build_parser, main
 from softshard.shards.cli_help import EXAMPLES, TASKS, commands_of
 
 COMMANDS = dict(commands_of(build_parser()))
-COMMAND = [sys.executable, "-c", "import sys; from softshard.shards.cli import main; sys.exit(main())"]
 # Options that say in words what holds without them, or that have nothing to hold.
 LATE_DEFAULTS = (None, False, [], "")
 # What these name is another thing in another command.
@@ -81,10 +80,10 @@ def test_only_commands_have_examples():
 
 
 @pytest.mark.parametrize("name", [name for name, parser in COMMANDS.items() if inner(parser)])
-def test_a_command_without_its_action_is_a_wrong_call(name):
-    done = subprocess.run([*COMMAND, *name.split()], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "required" in done.stderr
+def test_a_command_without_its_action_is_a_wrong_call(name, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(name.split())
+    assert "required" in capsys.readouterr().err
 
 
 def test_the_help_needs_neither_opencv_nor_fsspec_nor_torch():
@@ -99,13 +98,12 @@ def test_the_help_needs_neither_opencv_nor_fsspec_nor_torch():
 # --- completion ---
 
 
-@pytest.fixture(scope="module")
-def script(tmp_path_factory):
+@pytest.fixture
+def script(tmp_path, capsys):
     def write(shell):
-        file = tmp_path_factory.mktemp(shell) / f"softshard.{shell}"
-        done = subprocess.run([*COMMAND, "completion", shell], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        file.write_text(done.stdout)
+        assert main(["completion", shell]) == 0
+        file = tmp_path / f"softshard.{shell}"
+        file.write_text(capsys.readouterr().out)
         return file
 
     return write

@@ -10,6 +10,7 @@ import pytest
 import simplejpeg
 
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
+from softshard.shards.cli import main
 
 CLASSES = {"bird": 5, "dog": 7, "oak": 4}
 TABLE = [("bird", "animal"), ("dog", "animal"), ("oak", "plant")]
@@ -101,6 +102,20 @@ def packed_once(tmp_path_factory, options, table_tree):
 def packed(packed_once, tmp_path):
     """A copy of it, to damage."""
     return shutil.copytree(packed_once, tmp_path / "set")
+
+
+@pytest.fixture
+def run(capsys):
+    """A function: exit code, standard output and standard error of a command."""
+
+    def call(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as error:  # argparse's own
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return call
 
 
 def make_tar(path, members):

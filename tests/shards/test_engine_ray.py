@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packed_files import files
 from ray_processes import make_ray_folder, processes, remove_ray_folder, wait_until
 
 from softshard.shards import DataError, ImageRecipe, PackOptions, UsageError, engine_ray, pack
@@ -42,26 +43,17 @@ LONG_OPTIONS = ["--size", "1200", "--shard-samples", "5"]
 TASK = "ray::_make_shard_on_node"
 
 
-def files(folder):
-    """Every file of a packed folder, by name; the lock is empty and of no account."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
-
-
 def tasks(ray_folder):
     return [process for process, command in processes(ray_folder).items() if command.startswith(TASK)]
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory, jpeg):
-    """Sixty images that take a while, and what they are packed to without interruption."""
+    """Forty images that take a while, and what they are packed to without interruption."""
     folder = tmp_path_factory.mktemp("large")
     (folder / "source" / "a").mkdir(parents=True)
     (folder / "source" / "a" / "00.jpg").write_bytes(jpeg(1600, 1600))
-    for i in range(1, 60):
+    for i in range(1, 40):
         (folder / "source" / "a" / f"{i:02d}.jpg").hardlink_to(folder / "source" / "a" / "00.jpg")
     start = time.monotonic()
     pack(folder / "source", folder / "set", LONG, workers=1)

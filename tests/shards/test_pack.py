@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import msgpack
 import numpy as np
 import pytest
+from packed_files import files, samples
+from ray_processes import wait_until
 
 from softshard.shards import (
     DataError,
@@ -24,24 +25,10 @@ from softshard.shards import (
     decode_label_map,
     encode_label_map,
     pack,
-    read_shard,
     verify,
 )
 from softshard.shards.images import store_image
 from softshard.shards.manifest import load_sidecar
-
-
-def files(folder):
-    """Every file of a packed folder, by name; the lock is empty and of no account."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
-
-
-def samples(folder):
-    return {sample.key: sample.parts for path in sorted(folder.glob("*.tar")) for sample in read_shard(path)}
 
 
 def test_every_image_is_packed_with_its_labels(source, tmp_path, options, table_tree):
@@ -242,7 +229,7 @@ def long_run(tmp_path, jpeg):
         pytest.skip("needs /proc to see processes")
     (tmp_path / "source" / "a").mkdir(parents=True)
     (tmp_path / "source" / "a" / "0.jpg").write_bytes(jpeg(2000, 2000))
-    for i in range(1, 120):
+    for i in range(1, 60):
         (tmp_path / "source" / "a" / f"{i}.jpg").hardlink_to(tmp_path / "source" / "a" / "0.jpg")
     command = [
         sys.executable,
@@ -256,7 +243,7 @@ def long_run(tmp_path, jpeg):
         "--size",
         "1500",
         "--shard-samples",
-        "10",
+        "5",
         "--workers",
         "2",
     ]
@@ -270,14 +257,6 @@ def long_run(tmp_path, jpeg):
         run.wait()
 
 
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return value
-
-
 def test_a_killed_run_leaves_no_process_and_continues_to_the_end(tmp_path, long_run):
     workers = children(long_run.pid)
     assert len(workers) >= 2
@@ -287,8 +266,8 @@ def test_a_killed_run_leaves_no_process_and_continues_to_the_end(tmp_path, long_
     finished = {path: path.stat().st_ino for path in (path.parents[1] / path.stem for path in receipts)}
     assert 0 < len(finished) < 12
     assert not (tmp_path / "set" / "train" / "manifest.json").exists()
-    options = PackOptions(image=ImageRecipe(1500), shard_samples=10)
-    assert pack(tmp_path / "source", tmp_path / "set", options, workers=2).packed == 120
+    options = PackOptions(image=ImageRecipe(1500), shard_samples=5)
+    assert pack(tmp_path / "source", tmp_path / "set", options, workers=2).packed == 60
     assert verify(tmp_path / "set").problems == []
     assert not list((tmp_path / "set").rglob("*.part"))
     assert {path: path.stat().st_ino for path in finished} == finished  # not made again

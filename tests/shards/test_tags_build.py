@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgpack
 import pytest
+from packed_files import samples
 from tag_lists import ALL, ROWS, definitions, files, read_rows, write_rows
 
 from softshard.shards import Manifest, pack, read_shard
@@ -331,10 +332,9 @@ def test_photographs_are_tagged_by_what_timm_says_of_their_classes(shared_data, 
     vocabulary = set((tmp_path / "tags.vocabulary.tsv").read_text().splitlines()[1:])
     vocabulary = {line.partition("\t")[0] for line in vocabulary}
     tags = {}
-    for record in Manifest.load(tmp_path / "set" / "train").shards:
-        for sample in read_shard(tmp_path / "set" / "train" / record.name):
-            meta = msgpack.unpackb(sample.parts["msgpack"])
-            tags[Path(meta["path"]).parent.name] = meta["metadata"]["tags"]
+    for parts in samples(tmp_path / "set" / "train").values():
+        meta = msgpack.unpackb(parts["msgpack"])
+        tags[Path(meta["path"]).parent.name] = meta["metadata"]["tags"]
     assert len(tags) == 300
     assert {tag for found in tags.values() for tag in found} == vocabulary
     assert "big cat" in vocabulary or "large" in vocabulary

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import fsspec
 import numpy as np
 import pytest
+from packed_files import files
 
 from softshard.shards import DataError, Manifest, ReshardOptions, UsageError, reshard, verify
 from softshard.shards.cli import main
@@ -67,14 +68,6 @@ def faulty():
     for server in servers:
         server.shutdown()
         server.server_close()
-
-
-def files(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 # ---- The same as locally
