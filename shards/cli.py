@@ -26,6 +26,7 @@ from .cli_values import (
     EXIT_FINE,
     EXIT_INTERRUPTED,
     EXIT_WRONG_CALL,
+    add_max_bad,
     byte_size,
     local_path,
     print_json,
@@ -194,13 +195,7 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
         "else Ray on this machine. The machines of a cluster must share SRC and DST: folders mounted everywhere under "
         "the same path, or buckets",
     )
-    run.add_argument(
-        "--max-bad",
-        type=float,
-        default=0.001,
-        metavar="SHARE",
-        help="share of bad inputs that stops the run (default: 0.001; ten always may be, with 0 none)",
-    )
+    add_max_bad(run, "bad inputs")
     run.add_argument(
         "--retry-bad",
         action="store_true",

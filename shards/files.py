@@ -16,6 +16,7 @@ from .errors import DataError, UsageError
 from .storage import is_remote, open_storage, public_name
 
 TEMPORARY_SUFFIX = ".part"
+LOCK_NAME = ".lock"  # of `hold_folder`
 _PIECE_BYTES = 1 << 20
 _MOST_HASHED = 2**33  # bytes; whoever read the file had a limit of its own
 
@@ -100,10 +101,18 @@ def read_text(url: str, limit: int) -> str:
         ) from error
 
 
+def temporary_beside(path: Path) -> Path:
+    """Where to write a file that gets its name when it is whole.
+
+    Not one name for all: two workers of a cluster may write the same file with the same bytes, one of them for a run
+    that it has lost.
+    """
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a small local file so that it appears whole or not at all, and stays."""
-    # Not one name for all: two workers of a cluster may write the same file, with the same bytes.
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    temporary = temporary_beside(path)
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -135,7 +144,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: another process holds it.
     """
-    with open(folder / ".lock", "w") as file:
+    with open(folder / LOCK_NAME, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -25,8 +25,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .destination import LOCK_NAME, Destination, LocalDestination, RemoteDestination
-from .files import TEMPORARY_SUFFIX, hold_folder, replace_durably, write_atomically
+from .destination import Destination, LocalDestination, RemoteDestination
+from .files import LOCK_NAME, TEMPORARY_SUFFIX, hold_folder, replace_durably, write_atomically
 from .tags_tasks import BlockCounts, BlockLines, BlockStats
 
 WORK_SUFFIX = ".tags-work"
