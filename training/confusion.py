@@ -11,17 +11,17 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..loaders.labels import LabelSource
 from ..shards.errors import DataError, UsageError
 from ..shards.tree import LabelTree
 from .ancestors import leaf_classes
 from .down_the_tree import DownTheTree
-from .evaluate import model_outputs, open_checkpoint
+from .evaluate import PassOptions, model_outputs, open_checkpoint
 from .evaluate_timm import open_timm
 from .metrics import sum_over_ranks
 from .preparation import PREFIX
@@ -80,13 +80,8 @@ def confusion_of_model(
     dataset: str,
     *,
     weights: str | Path | None = None,
-    labels: str | Path | LabelSource | None = None,
-    batch_size: int = 256,
-    device: str | torch.device = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    num_threads: int | None = None,
     progress: bool = False,
+    **how: Unpack[PassOptions],
 ) -> Confusion:
     """Show a model every image of a data set once, in float32, and count what it takes them for.
 
@@ -95,13 +90,8 @@ def confusion_of_model(
             some of the model's classes, matched by name: it then answers with one of these alone.
         dataset: a local folder or any fsspec URL.
         weights: with `timm:`, a file of weights for this architecture instead of timm's own.
-        labels: read the data set with these instead of its own, as in `evaluate`.
-        batch_size: samples per step of each process; it does not change the result.
-        device: where the model runs.
-        rank: this process, in [0, world_size).
-        world_size: how many processes share the samples, as in `evaluate`; every one gets the result.
-        num_threads: the loader's.
         progress: show a progress bar on standard error.
+        how: see PassOptions.
 
     Returns:
         The counts. A model that was trained over a label tree answers with a leaf class: read down the tree where it
@@ -113,25 +103,21 @@ def confusion_of_model(
     """
     if weights is not None and not str(model).startswith(PREFIX):
         raise UsageError(f"--weights: expected timm:NAME, which they are for, found {model}")
-    how = {"labels": labels, "batch_size": batch_size, "device": device}
-    ranks = {"rank": rank, "world_size": world_size, "num_threads": num_threads}
     with ExitStack() as stack:
         if str(model).startswith(PREFIX):
             name = str(model).removeprefix(PREFIX)
-            _, network, loader = stack.enter_context(
-                open_timm(name, dataset, weights=weights, **how, **ranks)
-            )
+            _, network, loader = stack.enter_context(open_timm(name, dataset, weights=weights, **how))
             normalise, read = True, torch.Tensor.float
         else:
-            saved, network, loader = stack.enter_context(open_checkpoint(model, dataset, **how, **ranks))
+            saved, network, loader = stack.enter_context(open_checkpoint(model, dataset, **how))
             normalise = saved.recipe.normalise
-            read = _reading(saved.recipe.loss, loader.tree, saved.recipe.levels, device)
+            read = _reading(saved.recipe.loss, loader.tree, saved.recipe.levels, loader.device)
         # A timm model reads a data set of some of its classes as all of them: back to those there are.
-        names = loader.class_names if labels is not None else loader.manifest.class_names
+        names = loader.class_names if how.get("labels") is not None else loader.manifest.class_names
         kept = _places(names, loader.class_names)
         place = torch.full((loader.num_classes,), -1)
         place[kept] = torch.arange(len(kept))
-        kept, place = kept.to(device), place.to(device)
+        kept, place = kept.to(loader.device), place.to(loader.device)
         matrix = ConfusionMatrix(len(names))
         for batch, logits in model_outputs(network, loader, normalise=normalise, progress=progress):
             valid = batch.valid.to(logits.device)
@@ -151,7 +137,7 @@ def _places(names: Sequence[str], among: Sequence[str]) -> Tensor:
 
 
 def _reading(
-    loss: str, tree: LabelTree | None, levels: int | None, device: str | torch.device
+    loss: str, tree: LabelTree | None, levels: int | None, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
     """What makes of logits scores whose largest is the model's answer."""
     if tree is None or loss not in TREE_LOSSES:
