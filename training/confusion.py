@@ -20,10 +20,10 @@ from torch import Tensor
 from ..shards.errors import DataError, UsageError
 from ..shards.tree import LabelTree
 from .ancestors import leaf_classes
+from .counted import Counted
 from .down_the_tree import DownTheTree
 from .evaluate import PassOptions, model_outputs, open_checkpoint
 from .evaluate_timm import open_timm
-from .metrics import sum_over_ranks
 from .preparation import PREFIX
 from .recipes import TREE_LOSSES
 
@@ -46,8 +46,8 @@ class Confusion:
         return float(np.trace(self.counts) / self.counts.sum())
 
 
-class ConfusionMatrix:
-    """Counts (right class, answer) pairs. It works as the classes of metrics.py do.
+class ConfusionMatrix(Counted):
+    """Counts (right class, answer) pairs.
 
     Args:
         num_classes: C.
@@ -59,16 +59,10 @@ class ConfusionMatrix:
     @torch.no_grad()
     def update(self, scores: Tensor, classes: Tensor, valid: Tensor | None = None) -> None:
         """Count a batch: scores floating [N, C], the largest is the answer; classes int64 [N], valid bool [N] or None."""
-        if self.counts.device != scores.device:
-            self.counts = self.counts.to(scores.device)
-        valid = torch.ones_like(classes, dtype=torch.bool) if valid is None else valid
+        valid = self._begin(scores, len(self.counts), valid)
         # A padded slot may hold any class index, so it must not be used to look anything up.
         cells = classes.masked_fill(~valid, 0) * len(self.counts) + scores.argmax(dim=1)
         self.counts.view(-1).scatter_add_(0, cells, valid.to(torch.int64))
-
-    def reduce(self) -> None:
-        """Sum the counts over the ranks of torch.distributed; afterwards every rank has the same."""
-        sum_over_ranks(self.counts)
 
     def compute(self) -> np.ndarray:
         """int64 [C, C]: row the right class, column the answer."""
