@@ -86,7 +86,7 @@ def set_rng_state(states: list[dict[str, Tensor]], rank: int, world_size: int, o
         torch.cuda.set_rng_state(states[rank]["cuda"])
 
 
-def sum_over_ranks(number: int, world_size: int, device: str) -> int:
+def sum_of_all(number: int, world_size: int, device: str) -> int:
     """The sum of a number of each rank; called by all of them together."""
     if world_size == 1:
         return number

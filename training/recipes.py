@@ -225,6 +225,11 @@ class Recipe:
         """`targets` as the loader takes them: `weights+tags` are two."""
         return tuple(self.targets.split("+")) if "+" in self.targets else self.targets
 
+    @property
+    def loader_dtype(self) -> str:
+        """Pixels as the loader gives them: normalised, or raw ones that `model_input` scales to [0, 1]."""
+        return "float32" if self.normalise else "uint8"
+
     def train_augment(self) -> Augment:
         """What training cuts from images and does to them."""
         augment = parse_augment(self.augment)

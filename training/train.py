@@ -46,7 +46,7 @@ from .processes import (
     state_of_all,
     state_of_one,
     stop_signal,
-    sum_over_ranks,
+    sum_of_all,
 )
 from .progress import Progress, epoch_line, print_to_stderr, run_line, say_nothing
 from .recipes import Recipe
@@ -348,7 +348,7 @@ def train(
                 break
             without = without_entry(recipe, steps.without)
             entry: dict[str, Any] = {"epoch": epoch, "loss": steps.close_epoch(), **without}
-            entry["num_bad"] = sum_over_ranks(loader.num_bad, world_size, device)
+            entry["num_bad"] = sum_of_all(loader.num_bad, world_size, device)
             if val_loader is not None:
                 take_step.share_buffers()
                 entry["weights"] = take_step.best_weights

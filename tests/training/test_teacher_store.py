@@ -5,9 +5,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import subprocess
-import sys
 
 import fsspec
 import pytest
@@ -235,7 +232,7 @@ def test_a_live_teacher_is_asked_even_where_one_is_stored(stored, checkpoint, sh
 
 
 def test_a_run_that_was_interrupted_continues_and_two_processes_make_the_same(
-    shards, checkpoint, stored, tmp_path, monkeypatch
+    forks, shards, checkpoint, stored, tmp_path, monkeypatch
 ):
     plain, encoded = teacher_store_module.encode_teacher_levels, []
 
@@ -258,19 +255,6 @@ def test_a_run_that_was_interrupted_continues_and_two_processes_make_the_same(
     with pytest.raises(UsageError, match=r"of another run \(kd differ\)\. Write into a new folder"):
         store_teacher(shards / "train", tmp_path / "out", checkpoint, batch_size=4)
 
-    script = tmp_path / "command.py"
-    script.write_text(
-        "import sys\nfrom softshard.shards.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
-    )
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-    ]
     words = [
         "teacher",
         "make",
@@ -281,9 +265,7 @@ def test_a_run_that_was_interrupted_continues_and_two_processes_make_the_same(
         "--batch-size",
         8,
     ]
-    command = [*launcher, *map(str, words), "--device", "cpu", "--threads", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = forks.run(*words, "--device", "cpu", "--threads", 1, processes=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("48 samples with the levels of test_resnet") == 1
     assert Manifest.load(tmp_path / "two") == stored[1]

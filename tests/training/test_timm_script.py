@@ -2,8 +2,6 @@
 
 import inspect
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -68,17 +66,11 @@ for epoch in range(2):
 """
 
 
-def run(script, data, *arguments, seconds=300):
-    command = [
-        sys.executable,
-        "-m",
-        "softshard.training.timm_script",
-        str(script),
-        "--data-dir",
-        str(data),
-        *arguments,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+@pytest.fixture
+def run(forks):
+    """`python -m softshard.training.timm_script`."""
+    code = "import sys; from softshard.training.timm_script import main; sys.exit(main(sys.argv[1:]))"
+    return lambda script, data, *rest: forks.run(script, "--data-dir", data, *rest, code=code, seconds=300)
 
 
 @pytest.fixture
@@ -89,7 +81,7 @@ def script(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--mixup", "0.8"]], ids=["plain", "mixup"])
-def test_a_script_that_asks_timm_for_its_data_gets_the_loaders(shards, script, arguments):
+def test_a_script_that_asks_timm_for_its_data_gets_the_loaders(run, shards, script, arguments):
     done = run(script, shards, "--no-prefetcher", *arguments)
     assert done.returncode == 0, done.stderr
     first, second = [line for line in done.stdout.splitlines() if line.startswith("epoch")]
@@ -98,7 +90,7 @@ def test_a_script_that_asks_timm_for_its_data_gets_the_loaders(shards, script, a
     assert first.split("first")[1] != second.split("first")[1]  # another order
 
 
-def test_batches_come_from_servers_where_the_data_set_is_their_address(shards, script, tmp_path):
+def test_batches_come_from_servers_where_the_data_set_is_their_address(run, shards, script, tmp_path):
     pytest.importorskip("pyarrow")
     from softshard.loaders.service_desk import Desk, ServedSet
     from softshard.loaders.service_server import BatchServer
@@ -130,13 +122,13 @@ def test_batches_come_from_servers_where_the_data_set_is_their_address(shards, s
         ),
     ],
 )
-def test_what_the_loader_does_not_have_is_refused(shards, script, arguments, message):
+def test_what_the_loader_does_not_have_is_refused(run, shards, script, arguments, message):
     done = run(script, shards, *arguments)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"softshard: {message}")
 
 
-def test_a_data_set_that_is_not_there_is_named(tmp_path, script):
+def test_a_data_set_that_is_not_there_is_named(run, tmp_path, script):
     done = run(script, tmp_path / "nothing", "--no-prefetcher")
     assert done.returncode == 1
     assert f"{tmp_path}/nothing/train" in done.stderr
@@ -154,7 +146,7 @@ def test_the_parameters_are_those_of_the_installed_timm():
     "SOFTSHARD_TIMM_TRAIN" not in os.environ,
     reason="SOFTSHARD_TIMM_TRAIN does not name timm's train.py, which is not in its wheel",
 )
-def test_timms_own_train_py_trains(shards, tmp_path):
+def test_timms_own_train_py_trains(run, shards, tmp_path):
     options = {
         "model": "test_resnet",
         "num-classes": 6,
