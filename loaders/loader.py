@@ -27,7 +27,6 @@ from ..shards.errors import UsageError
 from ..shards.philox import check_seed
 from ..shards.subset_file import SubsetFile
 from .background import Background
-from .balance import BALANCE_RULE
 from .batch import Batch
 from .batch_buffers import BatchBuffers
 from .cache import Cache
@@ -38,24 +37,24 @@ from .faults import Faults, Quarantine
 from .fetch import Following
 from .fetch_stats import FetchStats
 from .labels import LabelSource
-from .loader_data import LoaderData
 from .loader_stats import LoaderStats, LoopClock
 from .make_batch import BatchMaker
 from .memory import give_back_memory
-from .mixed_source import open_source
+from .mixed_source import MixedSource, open_source
 from .mixing import check_mixing
 from .mixture import Mixture
 from .options import check_choices, check_enough, check_keep, check_normalisation, check_numbers, check_side
 from .order import DEFAULT_WINDOW, check_geometry
 from .pipeline import BatchRun
 from .side_maps import SideFiles
+from .source import Source
 from .stages import Stages, Watchdog
-from .state import NUM_EPOCHS, STATE_VERSION, bad_samples, check_state
+from .state import NUM_EPOCHS, Position
 from .subset import Subset, labels_and_subset
 from .target_modes import Targets
 
 
-class Loader(LoaderData):
+class Loader(Position):
     """Iterates the batches of one epoch of a data set, for one rank.
 
     Every rank has the same number of steps. Without `load_state_dict`, iterating starts the epoch from its
@@ -128,6 +127,7 @@ class Loader(LoaderData):
     """
 
     _make_buffers: MakeBuffers = BatchBuffers  # the memory of its batches' images
+    _latest: Background[Batch] | None
 
     def __init__(
         self,
@@ -165,15 +165,16 @@ class Loader(LoaderData):
         check_normalisation(mean, std)
         check_geometry(batch_size * world_size, lanes, rank, world_size)
         check_seed(seed, 0)
-        labels, subset = labels_and_subset(labels, subset)
-        self.source = open_source(dataset, labels, subset, balance, lanes, cache)
-        self.dataset = self.source.dataset
-        self.subset, self.balance = subset, balance
+        labels, self.subset = labels_and_subset(labels, subset)
+        self.balance = balance
         self.device = usable_device(device)
         self.pin_memory = pin_memory and self.device.type == "cpu" and torch.cuda.is_available()
         self.batch_size = batch_size
-        self.targets = targets
+        self.targets, self.keep_targets = targets, keep_targets
+        self._teacher = teacher
         self.augment = augment or Augment()
+        check_mixing(self.augment, targets, batch_size, world_size, lanes)
+        check_keep(keep_targets, targets, self.augment.mixes)
         self.dtype = dtype
         self.mean, self.std = tuple(mean), tuple(std)
         self.shuffle, self.last_batch = shuffle, last_batch
@@ -181,126 +182,57 @@ class Loader(LoaderData):
         self.lanes, self.window = lanes, window
         self.num_epochs = num_epochs
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
+        self.faults = faults or Faults()
         self.epoch = 0
+        self._taken, self._resume = 0, False
         self._prefetch = prefetch
+        self._per_lane = self.global_batch // lanes
         self._stages, self._clock = Stages(), LoopClock()
+        self._side = self._running = self._latest = None
+        self._closed = False
+        self.source = self._open_source(dataset, labels, cache)
+        self.dataset = self.source.dataset
         self._plan = EpochPlan(
-            self.source, seed, lanes, window, shuffle, batch_size * world_size, rank, world_size, last_batch
+            self.source, seed, lanes, window, shuffle, self.global_batch, rank, world_size, last_batch
         )
-        self._per_lane = self._plan.per_lane
-        check_enough(self.dataset, self.num_samples, lanes, batch_size * world_size, last_batch)
-        check_mixing(self.augment, targets, batch_size, world_size, lanes)
-        check_keep(keep_targets, targets, self.augment.mixes)
-        self._side = None
+        check_enough(self.dataset, self.num_samples, lanes, self.global_batch, last_batch)
+        self._quarantine = Quarantine(self.faults, self.num_samples // world_size, rank)
+        self._open_maker(side, cache)
+
+    def _open_source(
+        self, dataset: Any, labels: LabelSource | None, cache: Cache | None
+    ) -> Source | MixedSource:
+        """What is read; the other options stand already."""
+        return open_source(dataset, labels, self.subset, self.balance, self.lanes, cache)
+
+    def _open_maker(self, side: str | Path | None, cache: Cache | None) -> None:
+        """What makes batches of the source."""
         if side is not None:
-            check_side(side, targets, self.source.parts)
+            check_side(side, self.targets, self.source.parts)
             self._side = SideFiles(side, self.dataset, self.manifest, cache)
         self._maker = BatchMaker.create(
             self.source.parts,
-            targets=targets,
-            keep=keep_targets,
-            teacher=teacher,
+            targets=self.targets,
+            keep=self.keep_targets,
+            teacher=self._teacher,
             side=self._side,
             augment=self.augment,
-            dtype=dtype,
+            dtype=self.dtype,
             mean=self.mean,
             std=self.std,
-            seed=seed,
-            batch_size=batch_size,
+            seed=self.seed,
+            batch_size=self.batch_size,
             device=self.device,
             num_threads=self.num_threads,
             pin_memory=self.pin_memory,
             make_buffers=self._make_buffers,
             stages=self._stages,
         )
-        self._taken = 0  # samples that every lane has given in this epoch
-        self._resume = False  # whether the next iteration starts there
-        self.faults = faults or Faults()
         if self.faults.check_images:
             self._maker.reader.look_first()
-        self._quarantine = Quarantine(self.faults, self.num_samples // world_size, rank)
         self._run = BatchRun(self._maker, self._quarantine)
-        self._running: Background[Batch] | None = None
-        self._latest: Background[Batch] | None = None
-        self._closed = False
         # Between two epochs the next one's shards are fetched, in threads that know nothing of this loader.
         weakref.finalize(self, self._maker.reader.shards.abandon).atexit = False
-
-    @property
-    def global_batch(self) -> int:
-        return self.batch_size * self.world_size
-
-    @property
-    def step(self) -> int:
-        """Steps of this epoch that have been yielded."""
-        return -(-self._taken // self._per_lane)
-
-    @property
-    def num_bad(self) -> int:
-        """Samples of this rank that could not be read so far, each counted once."""
-        return self._quarantine.num_bad
-
-    @property
-    def num_left_out(self) -> int:
-        """Samples of an epoch that `last_batch="drop"` leaves out."""
-        return 0 if self.last_batch == "pad" else self.num_samples - len(self) * self.global_batch
-
-    def __len__(self) -> int:
-        """Steps of a whole epoch; the same on every rank."""
-        return self._num_steps(0)
-
-    def _num_steps(self, taken: int) -> int:
-        return self._plan.num_steps(taken)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch to iterate next; a state loaded for this very epoch stays in force.
-
-        Raises:
-            UsageError: not a whole number from 0 to 2**32 - 1.
-        """
-        check_seed(self.seed, epoch)
-        if epoch != self.epoch:
-            self._stop()
-            self.epoch, self._taken, self._resume = epoch, 0, False
-
-    @property
-    def sampler(self) -> Loader:
-        """The loader: Lightning and timm's train.py choose the epoch with `loader.sampler.set_epoch`."""
-        return self
-
-    batch_sampler = sampler  # Lightning expects both or neither
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, after the batch yielded last: a few numbers, a fingerprint, this rank's bad samples."""
-        return {
-            "version": STATE_VERSION,
-            "fingerprint": self.fingerprint,
-            "seed": self.seed,
-            "epoch": self.epoch,
-            "taken": self._taken,
-            "global_batch": self.global_batch,
-            "lanes": self.lanes,
-            "window": self.window,
-            "shuffle": self.shuffle,
-            "labels": self.source.labels_fingerprint(),
-            "subset": None if self.subset is None else self.subset.to_json(),
-            "balance": self.balance,
-            "balance_rule": None if self.balance is None else BALANCE_RULE,
-            "mixture": self.source.mixture_state(),
-            "bad": self._quarantine.counted,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where a state was taken; the world size, and the global batch, may be others.
-
-        Raises:
-            UsageError: the state is of another data set, order, labels, subset, balance or mixture; both are named.
-        """
-        epoch, taken = check_state(state, self.state_dict(), -(-self.num_samples // self.lanes))
-        bad = bad_samples(state)
-        self._stop()
-        self.epoch, self._taken, self._resume = epoch, taken, True
-        self._quarantine.restore(bad)
 
     def __iter__(self) -> Iterator[Batch]:
         if self._closed:
@@ -374,11 +306,6 @@ class Loader(LoaderData):
         running, loop, stages = self._running, self._clock.times(), self._stages.times()
         depths = 0 if running is None else running.depth, self._prefetch, self._run.num_begun
         return LoaderStats(self.dataset, self.rank, loop, stages, *depths, self.num_bad, self.fetch_stats())
-
-    def _stop(self) -> None:
-        if self._running is not None:
-            self._running.stop()
-            self._running = None
 
     def close(self) -> None:
         """Stop the threads and let the shards go. Batches that were yielded stay valid."""

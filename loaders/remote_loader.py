@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,27 +16,22 @@ import numpy as np
 import torch
 
 from ..shards.errors import DataError, UsageError
-from ..shards.manifest import Manifest
-from ..shards.philox import check_seed
 from ..shards.stored_vocabulary import Vocabulary
 from ..shards.subset_file import SubsetFile
-from ..shards.tree import LabelTree
-from .background import Background
 from .batch import Batch
 from .batch_buffers import BatchBuffers
+from .cache import Cache
 from .crops import Augment
-from .decode import DTYPES, MEAN, STD, usable_device
-from .epoch_plan import EpochPlan
-from .faults import BadSample, Faults, Quarantine
+from .decode import DTYPES, MEAN, STD
+from .faults import BadSample, Faults
 from .fetch_stats import FetchStats
-from .labels import Labels, LabelSource
+from .labels import LabelSource
 from .loader import Loader
-from .loader_stats import LoaderStats, LoopClock
-from .mixing import check_mixing
+from .loader_stats import LoaderStats
 from .mixture import Mixture
 from .normalize import normalization, normalizer
-from .options import check_choices, check_enough, check_keep, check_normalisation, check_numbers
-from .order import DEFAULT_WINDOW, check_geometry
+from .order import DEFAULT_WINDOW
+from .remote_source import RemoteSource
 from .service_answer import AnswerCheck, remote_faults
 from .service_client import Connection
 from .service_list import find_servers
@@ -53,74 +47,8 @@ from .service_recipe import (
     wire_dtype,
 )
 from .service_wire import decode_batch
-from .stages import Stages
-from .subset import Subset, labels_and_subset
+from .subset import Subset
 from .target_modes import Targets, pools_maps
-
-
-@dataclass(frozen=True, eq=False)
-class RemoteSource:
-    """What the servers say of the data set; the part of a Source that needs no shards.
-
-    Attributes:
-        dataset: where it is, for messages.
-        facts: what `Desk.open` answers.
-        manifest: the data set's; of a mixture, that of the first.
-        labels: what classes and levels mean.
-        pool: of the servers.
-    """
-
-    dataset: str
-    facts: dict[str, Any]
-    manifest: Manifest
-    labels: Labels
-    pool: ServerPool
-
-    @classmethod
-    def of(cls, dataset: str, pool: ServerPool) -> RemoteSource:
-        """Check and read what the servers said.
-
-        Raises:
-            DataError: a manifest or tree that is none.
-        """
-        facts = pool.facts
-        tree = None if facts["tree"] is None else LabelTree.from_json(facts["tree"], where=dataset)
-        manifest = Manifest.from_json(facts["manifest"], dataset)
-        return cls(dataset, facts, manifest, Labels(tuple(facts["class_names"]), tree), pool)
-
-    @property
-    def num_samples(self) -> int:
-        return self.facts["num_samples"]
-
-    @property
-    def fingerprint(self) -> str:
-        return self.facts["fingerprint"]
-
-    def labels_fingerprint(self) -> str | None:
-        return self.facts["labels"]
-
-    def mixture_state(self) -> dict[str, Any] | None:
-        return self.facts["mixture"]
-
-    def count_classes(self) -> np.ndarray:
-        """See Loader.count_classes."""
-        return np.array(self.pool.count_classes(), np.int64)
-
-    def load_vocabulary(self) -> Vocabulary | None:
-        """What tags mean, read where the shards are; see Loader.vocabulary."""
-        return None if self.manifest.vocabulary_sha256 is None else self.pool.vocabulary()
-
-    @property
-    def parts(self) -> Any:
-        """Not here.
-
-        Raises:
-            UsageError: always; shards are on the servers.
-        """
-        raise UsageError(
-            f"{self.dataset}: expected a data set whose shards can be read here, found one behind the data service. Give "
-            "its folder or URL"
-        )
 
 
 class RemoteLoader(Loader):
@@ -180,70 +108,65 @@ class RemoteLoader(Loader):
         num_epochs: int | None = None,
         connection: Connection | None = None,
     ) -> None:
-        check_choices(targets, dtype, last_batch)
-        check_numbers(batch_size, prefetch, window, num_threads)
-        check_normalisation(mean, std)
-        check_geometry(batch_size * world_size, lanes, rank, world_size)
-        check_seed(seed, 0)
-        self.faults = remote_faults(faults)
-        labels, subset = labels_and_subset(labels, subset)
-        addresses, name, listed = find_servers(servers)
+        addresses, name, self._listed = find_servers(servers)
         if name is not None and dataset is not None:
             raise UsageError(
                 f"data service: expected one name of a data set, found {name!r} and {dataset!r:.80}"
             )
-        self.subset, self.balance = subset, balance
-        self.device = usable_device(device)
-        self.pin_memory = pin_memory and self.device.type == "cpu" and torch.cuda.is_available()
-        self.batch_size = batch_size
-        self.targets, self.keep_targets = targets, keep_targets
-        self.augment = augment or Augment()
-        self.dtype = dtype
-        self.mean, self.std = tuple(mean), tuple(std)
-        self.shuffle, self.last_batch = shuffle, last_batch
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.lanes, self.window = lanes, window
-        self.num_epochs = num_epochs
-        self.num_threads = num_threads or 1
-        self.epoch = 0
-        self._prefetch = prefetch
-        self._stages, self._clock = Stages(), LoopClock()
-        self._per_lane = batch_size * world_size // lanes
-        check_mixing(self.augment, targets, batch_size, world_size, lanes)
-        check_keep(keep_targets, targets, self.augment.mixes)
-        connection = connection or Connection()
-        recipe = self._recipe(_named(dataset or name), labels, teacher)
-        stack = decode_stack(connection.decoder)
-        if not pools_maps(targets):
-            del stack[POOLING]
-        self._pool = ServerPool(addresses, recipe.to_json(), connection, stack, self._per_lane, listed)
-        self._side = None  # what a server joins is part of its fingerprint
-        place = ",".join(addresses) + (f"/{self._pool.facts['dataset']}")
-        source: Any = RemoteSource.of(place, self._pool)
-        self.source = source
-        self._pool.check = AnswerCheck.of(recipe, source.labels, source.manifest)
-        self.dataset = place
-        self._plan = EpochPlan(  # of which only the number of steps is asked
-            source, seed, lanes, window, shuffle, batch_size * world_size, rank, world_size, last_batch
-        )
-        self._taken = 0
-        self._resume = False
-        self._quarantine = Quarantine(self.faults, self.num_samples // world_size, rank)
-        self._normaliser = None
-        if dtype != recipe.dtype:
-            self._normaliser = _Normaliser(self)
-        self._running: Background[Batch] | None = None
-        self._latest: Background[Batch] | None = None
-        self._closed = False
+        self._addresses, self._connection = addresses, connection or Connection()
         try:
-            check_enough(self.dataset, self.num_samples, lanes, batch_size * world_size, last_batch)
-        except UsageError:
-            self.close()
+            super().__init__(
+                dataset or name,  # pyright: ignore[reportArgumentType]
+                batch_size=batch_size,
+                device=device,
+                targets=targets,
+                keep_targets=keep_targets,
+                labels=labels,
+                teacher=teacher,
+                subset=subset,
+                balance=balance,
+                augment=augment,
+                dtype=dtype,
+                mean=mean,
+                std=std,
+                shuffle=shuffle,
+                last_batch=last_batch,
+                seed=seed,
+                rank=rank,
+                world_size=world_size,
+                lanes=lanes,
+                window=window,
+                num_threads=1 if num_threads is None else num_threads,
+                prefetch=prefetch,
+                pin_memory=pin_memory,
+                faults=remote_faults(faults),
+                num_epochs=num_epochs,
+            )
+        except BaseException:
+            if hasattr(self, "_pool"):
+                self._pool.close()
             raise
 
-    def _recipe(
-        self, dataset: str | NamedMixture | None, labels: LabelSource | None, teacher: bool
-    ) -> BatchRecipe:
+    def _open_source(self, dataset: Any, labels: LabelSource | None, cache: Cache | None) -> Any:
+        """What servers say of the data set; `cache` is None."""
+        recipe = self._recipe(_named(dataset), labels)
+        stack = decode_stack(self._connection.decoder)
+        if not pools_maps(self.targets):
+            del stack[POOLING]
+        self._pool = ServerPool(
+            self._addresses, recipe.to_json(), self._connection, stack, self._per_lane, self._listed
+        )
+        place = f"{','.join(self._addresses)}/{self._pool.facts['dataset']}"
+        source = RemoteSource.of(place, self._pool)
+        self._pool.check = AnswerCheck.of(recipe, source.labels, source.manifest)
+        return source
+
+    def _open_maker(self, side: str | Path | None, cache: Cache | None) -> None:
+        """What normalises, where servers send whole numbers; both arguments are None."""
+        sent = wire_dtype(self.augment, self.dtype)
+        self._normaliser = None if sent == self.dtype else _Normaliser(self)
+
+    def _recipe(self, dataset: str | NamedMixture | None, labels: LabelSource | None) -> BatchRecipe:
         """What decides batches, as servers see it: what trainers do alike is one recipe, whatever else they do."""
         wire = wire_dtype(self.augment, self.dtype)
         # Erasing paints with the mean, and its noise is of normalised values, also into whole numbers.
@@ -259,7 +182,7 @@ class RemoteLoader(Loader):
             targets=plain_targets(self.targets),
             keep_targets=self.keep_targets,
             labels=LabelData.of(labels),
-            teacher=teacher,
+            teacher=self._teacher,
             subset=plain_subset(self.subset),
             balance=self.balance,
             augment=self.augment,

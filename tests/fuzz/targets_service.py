@@ -21,7 +21,7 @@ from softshard.loaders.batch import Batch
 from softshard.loaders.faults import BadSample
 from softshard.loaders.labels import Labels
 from softshard.loaders.pooling import SparseTargets
-from softshard.loaders.remote_loader import RemoteSource
+from softshard.loaders.remote_source import RemoteSource
 from softshard.loaders.service_access import read_token
 from softshard.loaders.service_address import split_address
 from softshard.loaders.service_answer import (

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -194,6 +196,31 @@ def test_a_server_that_lies_of_itself_is_named(answers, error, message):
         with pytest.raises(error, match=message) as caught:
             RemoteLoader(f"grpc://127.0.0.1:{server.port}", **SMALL)
         assert f"127.0.0.1:{server.port}" in str(caught.value)
+    finally:
+        server.shutdown()
+
+
+def num_connections(port):
+    """Open ones to a port of this machine, from Linux's tables."""
+    tables = [Path("/proc/net", name).read_text() for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table.splitlines()[1:]]
+    return sum(row[2].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
+
+
+def test_a_damaged_manifest_leaves_no_connection_open():
+    texts = dict.fromkeys(("recipe", "dataset", "fingerprint"), "x")
+    nothing = dict.fromkeys(("labels", "mixture", "tree"))
+    opened = texts | nothing | {"num_samples": 9, "class_names": ["a"], "manifest": {"version": 1}}
+    server = Liar(hello=HELLO | {"stack": decode_stack("cpu")}, open=opened)
+    try:
+        with pytest.raises(
+            DataError, match="manifest"
+        ) as caught:  # holds the loader, so that nothing else closes it
+            RemoteLoader(f"grpc://127.0.0.1:{server.port}", **SMALL)
+        deadline = time.monotonic() + 5
+        while num_connections(server.port) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert num_connections(server.port) == 0, caught.value
     finally:
         server.shutdown()
 
