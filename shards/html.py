@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from numbers import Integral, Real
 from pathlib import Path
 
+from .escape import escape
 from .figures import Figure, figure_card
 from .links import Field, Inline, Link, form_html, inline_html, nav_html
 
@@ -35,6 +35,7 @@ h3{font-size:1.02rem;margin:1.6rem 0 .4rem}p{max-width:44rem;margin:.5rem 0 1rem
 .scroll{overflow-x:auto}table{border-collapse:collapse;margin:.6rem 0 1.2rem;font-size:.92rem}
 caption{text-align:left;color:var(--soft);padding-bottom:.3rem}
 th,td{text-align:left;padding:.3rem .9rem .3rem 0;border-bottom:1px solid var(--rule);vertical-align:top}
+td{max-width:min(34rem,75vw);overflow-wrap:break-word}
 th{font-weight:600;color:var(--soft)}.num{text-align:right;font-variant-numeric:tabular-nums}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.25rem 1.25rem;margin:.6rem 0 1.2rem}
 dt{color:var(--soft)}dd{margin:0;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}

@@ -6,8 +6,7 @@ bar in proportion to the classes below it; what would be too thin to see is left
 
 from __future__ import annotations
 
-from html import escape
-
+from .escape import escape
 from .html import NUM_COLORS, Page
 from .tree import LabelTree
 from .tree_stats import tree_stats
