@@ -58,7 +58,7 @@ METRICS = ("semantic_accuracy", "semantic_choice", "leaf_top1", "leaf_tree_dista
 REFERENCE = "semantic-softmax"
 
 
-def photographs(folder: Path | None, most: int) -> dict[str, np.ndarray]:
+def one_photograph_a_class(folder: Path | None, most: int) -> dict[str, np.ndarray]:
     """One photograph for each wnid, uint8 [H, W, 3 or 1]; evenly chosen where there are more than `most`."""
     if folder is None:
         return {photo.wnid: read_photo(photo) for photo in PHOTOS}
@@ -171,7 +171,7 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     home = args.data / "semantic-losses"
-    photos = photographs(args.photos, args.most_photos)
+    photos = one_photograph_a_class(args.photos, args.most_photos)
     windows = {"train": args.windows, "val": args.val_windows}
     tree = make_data_set(home / "data", photos, windows, args.image_size)
     print(tree.summary())
