@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from harness import RESULTS, arguments, cpu_s, photographs, sweep, write_result
+from harness import arguments, cpu_s, photographs, sweep, write_result
 
 from softshard.loaders.first_look import _decode
 from softshard.shards.images import ImageRecipe, store_image
@@ -82,7 +82,7 @@ def main() -> None:
 
     swept = {"pixels": list(SIDES), "damage": list(DAMAGES)}
     write_result(
-        args.out or RESULTS / "first_look.json",
+        args.out,
         benchmark="first_look",
         job=f"{COST_IMAGES} photographs squished, looked at; {len(photos)} at {SIDES[0]} pixels damaged once each",
         swept=swept,

@@ -38,7 +38,7 @@ import cv2
 import numpy as np
 import simplejpeg
 import torch
-from harness import RESULTS, arguments, write_result
+from harness import arguments, write_result
 from torch import Tensor, nn
 
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, pack
@@ -229,7 +229,7 @@ def main() -> None:
                 trained = home / "runs" / f"{name}-{seed}-{lrs[name]}-{args.epochs}" / "checkpoint.pt"
                 rows.append(rows[-1] | {"recipe": other, **measure(trained, reading)})
     write_result(
-        args.out or RESULTS / "semantic_losses.json",
+        args.out,
         benchmark="semantic_losses",
         job="losses over a label tree, a third of the labels at inner nodes; the same start, data and steps for all",
         swept={"seed": range(args.seeds), "recipe": list(dict.fromkeys(row["recipe"] for row in rows))},
