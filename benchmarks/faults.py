@@ -58,7 +58,7 @@ from fault_list import (
     VICTIM,
     prepare,
 )
-from harness import RESULTS, arguments, make_data_set, write_result
+from harness import arguments, make_data_set, write_result
 from PIL import Image
 
 from softshard.shards import Manifest, ReshardOptions, read_shard, reshard
@@ -234,7 +234,7 @@ def main() -> None:
                 rows.append({"fault": fault, "contender": contender, **row})
             print(fault, outcomes, flush=True)
     write_result(
-        args.out or RESULTS / "faults.json",
+        args.out,
         benchmark="faults",
         job=f"{SAMPLES} samples of {SIZE} pixels in {SAMPLES // SHARD_SAMPLES} shards, each once",
         swept={"fault": FAULTS, "contender": CONTENDERS},

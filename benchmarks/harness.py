@@ -110,7 +110,7 @@ def cpu_s(function: Callable[[], object], repeats: int) -> float:
 
 
 def write_result(
-    path: Path,
+    out: Path | None,
     *,
     benchmark: str,
     job: str,
@@ -118,7 +118,8 @@ def write_result(
     rows: Sequence[Mapping[str, Any]],
     **more: Any,
 ) -> None:
-    """Write one benchmark's result file."""
+    """Write one benchmark's result file, by default `results/<benchmark>.json`."""
+    path = out or RESULTS / f"{benchmark}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "benchmark": benchmark,

@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 import torch
 from harness import (
-    RESULTS,
     arguments,
     cpu_s,
     in_own_process,
@@ -305,7 +304,7 @@ def main() -> None:
     codec_rows, pooling_rows, share = (part() for part in parts.values())
     print(share)
     write_result(
-        args.out or RESULTS / "label_maps.json",
+        args.out,
         benchmark="label_maps",
         job=f"15 x 15 cells, 5 classes a cell, {NUM_CLASSES} classes; pooling {BATCH} maps",
         swept={**swept, "pooled": kinds},

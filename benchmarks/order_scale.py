@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import RESULTS, arguments, in_own_process, peak_mb, sweep, write_result
+from harness import arguments, in_own_process, peak_mb, sweep, write_result
 
 from softshard.loaders.balance import Balance, load_kernel
 from softshard.loaders.find_keys import find_keys
@@ -194,7 +194,7 @@ def main() -> None:
     args = arguments(__doc__.splitlines()[0]).parse_args()
     swept = {"job": list(JOBS)}
     write_result(
-        args.out or RESULTS / "order_scale.json",
+        args.out,
         benchmark="order_scale",
         job="the order of whole epochs; opening and restoring",
         swept=swept,

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from harness import RESULTS, arguments, in_own_process, peak_mb, sweep, write_result
+from harness import arguments, in_own_process, peak_mb, sweep, write_result
 
 from softshard.shards.listing import ClassFolder, Listing, Spans
 from softshard.shards.plan import make_plan
@@ -78,7 +78,7 @@ def main() -> None:
     args = parser.parse_args()
     swept = {"num_files": args.files, "source": ["class folders", "tar of class tars"]}
     write_result(
-        args.out or RESULTS / "plan_scale.json",
+        args.out,
         benchmark="plan_scale",
         job=f"make_plan over {NUM_CLASSES} classes, {VAL_PER_CLASS} validation images a class by hash",
         swept=swept,

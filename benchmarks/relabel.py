@@ -44,7 +44,7 @@ import numpy as np
 import simplejpeg
 import torch
 from harness import RESULTS, arguments, write_result
-from semantic_losses import part_of, photographs
+from semantic_losses import one_photograph_a_class, part_of
 
 from softshard.shards import ImageRecipe, PackOptions, pack
 from softshard.shards.manifest import Manifest
@@ -191,7 +191,7 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     home = args.data / "relabel"
-    photos = photographs(args.photos, args.most_photos)
+    photos = one_photograph_a_class(args.photos, args.most_photos)
     classes = sorted(photos)
     side = 2 * args.image_size  # of stored collages: a tile is as large as a student's crop
     rng = np.random.default_rng(0)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import RESULTS, arguments, cpu_s, make_data_set, write_result
+from harness import arguments, cpu_s, make_data_set, write_result
 
 from softshard.loaders import Augment, Loader
 from softshard.loaders.bench import loader_batches
@@ -182,7 +182,7 @@ def main() -> None:
         f"decode alone: {decode_ms:.2f} ms of CPU, compiled {find_ms or 0:.2f}, for {BATCH} samples' {META.suffix}"
     )
     write_result(
-        args.out or RESULTS / "soft_targets.json",
+        args.out,
         benchmark="soft_targets",
         job=f"random crops to 224 pixels, uint8, batches of {BATCH}, {args.threads} threads",
         swept={"targets": list(CONTENDERS)},

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import RESULTS, arguments, in_own_process, peak_mb, write_result
+from harness import arguments, in_own_process, peak_mb, write_result
 
 from softshard.shards.storage import open_storage
 from softshard.shards.tags_build import TagOptions, build_tags
@@ -171,7 +171,7 @@ def main() -> None:
     rows += [row_of(build, num=num) for num in args.records]
     rows += [row_of(counts, num=num) for num in args.counted]
     write_result(
-        args.out or RESULTS / "tags.json",
+        args.out,
         benchmark="tags",
         job="tags from the definitions in timm's wheel; counts of a simulated first pass",
         swept={"tokenizer": ["softshard", "nltk"], "tagger": ["wordnet", "nltk"], "records": args.records},

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import safetensors.torch
@@ -21,7 +20,7 @@ from softshard.shards.destination import open_destination
 from softshard.shards.files import canonical_json, sha256_hex
 from softshard.shards.labelmap_import import IMPORT_NAME, ImportOptions
 from softshard.shards.labelmap_import import _settle as settle_import
-from softshard.shards.reshard import _settle_plan
+from softshard.shards.receipts import settle_content
 from softshard.training import subset_score, subset_study
 from softshard.training.demo_folder import MARKED, MARKER, _is_demo
 from softshard.training.start import _read
@@ -46,8 +45,7 @@ def _manifest() -> Manifest:
 
 
 def _reshard(folder: Path) -> None:
-    run: Any = SimpleNamespace(destination=open_destination(folder), name="train", origin=lambda: _ORIGIN)
-    _settle_plan(run)
+    settle_content(open_destination(folder), {"name": "train", "reshard": _ORIGIN})
 
 
 def _weights(name: str) -> Callable[[bytes, Path], Any]:

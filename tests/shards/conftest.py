@@ -118,6 +118,20 @@ def run(capsys):
     return call
 
 
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory, options):
+    """What packing `source` with `options` gives; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    pack(make_source(folder / "source", CLASSES), folder / "set", options, workers=1)
+    return folder / "set"
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path):
+    """A copy of it: a run that is through."""
+    return shutil.copytree(finished_once, tmp_path / "set")
+
+
 def make_tar(path, members):
     with tarfile.open(path, "w") as tar:
         for name, data in members.items():

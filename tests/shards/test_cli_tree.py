@@ -207,10 +207,11 @@ def test_fall11_against_winter21(run, tmp_path):
     assert len(result["differences"][0]["places"]) == 771
 
 
-def test_a_data_set_is_compared_with_its_own_tree(run, tmp_path, packed_once, table_tree):
+def test_a_data_set_is_compared_with_its_own_tree(run, tmp_path, packed_once, table_tree, memory):
     table_tree.save(tmp_path / "right.json")
-    code, out, _ = run("tree", "check", tmp_path / "right.json", "--dataset", packed_once)
-    assert (code, out) == (0, f"tree {table_tree.fingerprint[:12]}: no differences\n")
+    for place in (packed_once, memory(packed_once)):
+        code, out, _ = run("tree", "check", tmp_path / "right.json", "--dataset", place)
+        assert (code, out) == (0, f"tree {table_tree.fingerprint[:12]}: no differences\n")
     moved = [("bird", "animal"), ("dog", "plant"), ("oak", "plant")]
     LabelTree.from_table(table_tree.classes, moved).save(tmp_path / "wrong.json")
     code, out, _ = run("tree", "check", tmp_path / "wrong.json", "--dataset", packed_once)

@@ -32,9 +32,8 @@ def objects(client, url):
 
 
 @pytest.fixture
-def expected(source, tmp_path, options):
-    pack(source, tmp_path / "expected", options, workers=1)
-    return files(tmp_path / "expected")
+def expected(finished_once):
+    return files(finished_once)
 
 
 def test_the_shards_in_a_bucket_are_those_on_disk(s3_bucket, s3_client, source, options, expected):

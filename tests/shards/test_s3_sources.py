@@ -149,9 +149,10 @@ def when_there(path, act):
     return thread
 
 
-def test_a_run_rides_through_a_restart_of_the_server(upload, source, tmp_path, options, proxy, s3_server):
+def test_a_run_rides_through_a_restart_of_the_server(
+    upload, source, tmp_path, finished_once, options, proxy, s3_server
+):
     url = upload(source)
-    pack(source, tmp_path / "a", options, workers=1)
     proxy.delay_s = 0.05  # so that the server dies in the middle
 
     def restart():
@@ -161,15 +162,14 @@ def test_a_run_rides_through_a_restart_of_the_server(upload, source, tmp_path, o
     thread = when_there(tmp_path / "b" / "train" / "train-000000.tar", restart)
     assert pack(url, tmp_path / "b", options, workers=1).bad == 0
     thread.join(60)
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert files(finished_once) == files(tmp_path / "b")
 
 
 @pytest.mark.parametrize("killed", [("object",), ()], ids=["object server", "all servers"])
 def test_a_run_that_lost_its_server_stops_and_the_next_one_continues(
-    upload, source, tmp_path, options, proxy, s3_server, monkeypatch, killed
+    upload, source, tmp_path, finished_once, options, proxy, s3_server, monkeypatch, killed
 ):
     url = upload(source)
-    pack(source, tmp_path / "a", options, workers=1)
     proxy.delay_s = 0.05
     monkeypatch.setattr("softshard.shards.retries.PATIENCE_S", 1.0)
     first = tmp_path / "b" / "train" / "train-000000.tar"
@@ -185,7 +185,7 @@ def test_a_run_that_lost_its_server_stops_and_the_next_one_continues(
     s3_server.start()
     assert pack(url, tmp_path / "b", options, workers=1).bad == 0
     assert (first.stat().st_ino, first.stat().st_mtime_ns) == (kept.st_ino, kept.st_mtime_ns)
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert files(finished_once) == files(tmp_path / "b")
 
 
 def test_a_tar_whose_server_is_away_is_no_damaged_tar(upload, source, collection_forms, proxy, monkeypatch):
