@@ -1,6 +1,5 @@
 """The weights that training begins with: what is loaded, what is not, and what is refused."""
 
-import dataclasses
 import json
 import re
 
@@ -8,6 +7,7 @@ import pytest
 import timm
 import torch
 from timm.data.imagenet_info import ImageNetInfo
+from tiny_runs import tiny
 
 from softshard.shards import LabelTree, Manifest, PackOptions, pack
 from softshard.shards.errors import DataError, UsageError
@@ -20,10 +20,6 @@ from softshard.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HEAD = {"fc.weight", "fc.bias"}
-
-
-def tiny(recipe, **changes):
-    return dataclasses.replace(recipe, **{"epochs": 1, "global_batch": 8, "image_size": 32, **changes})
 
 
 def run(recipe, dataset, out, **options):

@@ -17,7 +17,7 @@ from softshard.training.checkpoint import load_checkpoint
 from softshard.training.teacher_store import store_teacher
 from softshard.training.train import train as train_here
 
-# The softshard command, which gets a signal at the given training micro-batch of the given rank: after SIGKILL, which it is unless
+# The softshard command, which gets a signal at the given micro-batch of the given rank: after SIGKILL, which it is unless
 # another is named, nothing cleans up.
 COMMAND = """
 import os, signal, sys
