@@ -71,7 +71,7 @@ def test_the_other_losses_over_a_tree_differ_from_semantic_softmax_in_their_loss
         (semantic_softmax, {"balance": "pixels"}, "balance: expected one of"),
         (semantic_kd, {"distill": "both"}, "distill: expected one of"),
         (semantic_kd, {"distill_weight": 0.0}, "distill_weight: expected more than 0"),
-        (multi_label_asl, {"gamma_neg": -1.0}, "gamma_neg, gamma_pos: expected 0 or more"),
+        (multi_label_asl, {"gamma_neg": -1.0}, "gamma_neg: expected 0 or more"),
         (multi_label_asl, {"asl_clip": 1.0}, "asl_clip: expected a number in"),
     ],
 )
