@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from forked import Forks
 
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
 
@@ -35,14 +34,6 @@ def shards(tmp_path_factory):
     )
     pack(folder / "images", folder / "shards", options, tree=tree, workers=1)
     return folder / "shards"  # beside folder / "images"
-
-
-@pytest.fixture(scope="session")
-def forks():
-    """Runs softshard commands in processes of their own; see forked.py."""
-    forks = Forks()
-    yield forks
-    forks.close()
 
 
 @pytest.fixture(scope="module")
