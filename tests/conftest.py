@@ -10,6 +10,7 @@ import fsspec
 import pytest
 from botocore.config import Config
 from botocore.session import get_session
+from forked import Forks
 from hypothesis import settings
 from ray_processes import make_ray_folder, remove_ray_folder
 from s3fs import S3FileSystem
@@ -40,6 +41,14 @@ def shared_data() -> Path:
     if not (SHARED / "photos").is_dir():
         pytest.skip(f"needs the photographs and lists of {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Runs softshard commands in processes of their own; see forked.py."""
+    forks = Forks()
+    yield forks
+    forks.close()
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from .down_the_tree import DownTheTree
 from .evaluate import PassOptions, model_outputs, open_checkpoint
 from .evaluate_timm import open_timm
 from .preparation import PREFIX
-from .recipes import TREE_LOSSES
+from .recipe_targets import TREE_LOSSES
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from .evaluate import PassOptions, evaluation_loader, measure, named_batches, sh
 from .label_sets import LabelSets
 from .label_space import LabelSpace
 from .models import load_trained_model
-from .recipes import TREE_LOSSES, Recipe
+from .recipe_targets import TREE_LOSSES
+from .recipes import Recipe
 from .step import model_input
 
 

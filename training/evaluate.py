@@ -32,8 +32,8 @@ from .level_layout import LevelOrder
 from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
 from .models import load_trained_model
 from .processes import process_group
-from .recipe_targets import TAG_LOSSES
-from .recipes import TREE_LOSSES, Recipe
+from .recipe_targets import TAG_LOSSES, TREE_LOSSES
+from .recipes import Recipe
 from .step import model_input
 from .tag_accuracy import TagAccuracy
 
@@ -173,7 +173,7 @@ def evaluate_model(
         model: maps float32 images [N, 3, H, W] to logits [N, C]; left in the mode it came in.
         loader: padded and in order: see `evaluation_loader`.
         normalise: False where the loader brings uint8 pixels that the model wants in [0, 1].
-        loss: what the model was trained with, one of `recipes.LOSSES`, which adds what only such models have. One of
+        loss: what the model was trained with, one of `recipe_targets.LOSSES`, which adds what only such models have. One of
             keywords is judged by them (TagAccuracy), one of classes and keywords by both where the loader brings
             `tags`.
         levels: how many levels of the label tree it was trained on, from the root; None for all.

@@ -10,7 +10,6 @@ the same crops, for as many steps. Every run is a folder of `train`'s; a study t
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
@@ -22,10 +21,9 @@ import numpy as np
 
 from ..loaders.labels import LabelSource
 from ..shards.errors import DataError, UsageError
-from ..shards.files import write_atomically
 from ..shards.storage import public_name
 from .recipes import Recipe
-from .results import METRICS_NAME, TrainResult
+from .results import METRICS_NAME, TrainResult, write_json
 from .run_series import SeriesRun, train_series
 
 STUDY_NAME = "study.json"
@@ -131,7 +129,7 @@ def study(
             {"contender": name, "seed": int(seed), "steps": trained.steps, "step_s": step_s, **numbers}
         )
         result["summary"] = summarise(rows)
-        write_atomically(folder / STUDY_NAME, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(folder / STUDY_NAME, result)
 
     result["stopped_by"] = train_series(runs(), folder, finished=finished, log=log)
     return result

@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 import pytest
+import timm
 import torch
-from forked import Forks
 
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
 
@@ -37,12 +37,19 @@ def shards(tmp_path_factory):
     return folder / "shards"  # beside folder / "images"
 
 
-@pytest.fixture(scope="session")
-def forks():
-    """Runs softshard commands in processes of their own; see forked.py."""
-    forks = Forks()
-    yield forks
-    forks.close()
+@pytest.fixture
+def hub(monkeypatch):
+    """A function: the weights that the hub would bring come from this file; all else is timm's."""
+    plain = timm.create_model
+
+    def bring(path):
+        def create(name, pretrained=False, **options):
+            overlay = {"pretrained_cfg_overlay": {"file": str(path)}} if pretrained else {}
+            return plain(name, pretrained=pretrained, **overlay, **options)
+
+        monkeypatch.setattr(timm, "create_model", create)
+
+    return bring
 
 
 @pytest.fixture(scope="module")

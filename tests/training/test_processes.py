@@ -4,11 +4,12 @@ Two processes under gloo are in test_torchrun.py; two under NCCL need two GPUs.
 """
 
 import copy
-import dataclasses
 import socket
+from functools import partial
 
 import pytest
 import torch
+from tiny_runs import tiny
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,8 +32,7 @@ GPU = (
 GROUPS = [pytest.param("gloo", "cpu", id="gloo"), pytest.param("nccl", "cuda:0", id="nccl", marks=GPU)]
 
 
-def tiny(recipe, **changes):
-    return dataclasses.replace(recipe, **{"epochs": 2, "global_batch": 8, "image_size": 32, **changes})
+tiny = partial(tiny, epochs=2)
 
 
 @pytest.fixture

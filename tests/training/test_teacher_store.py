@@ -1,14 +1,15 @@
 """A stored teacher: what a real, tiny one says is in the shards; a student learns from it what the live one teaches."""
 
-import csv
 import dataclasses
 import hashlib
 import json
 import math
+from functools import partial
 
 import fsspec
 import pytest
 import torch
+from tiny_runs import losses, tiny
 
 from softshard.loaders import Augment, Cache, Loader
 from softshard.shards import (
@@ -45,18 +46,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 WHOLE = Augment(size=32, scale=None, flip=False)
 
 
-def tiny(recipe, **changes):
-    return dataclasses.replace(recipe, **{"epochs": 2, "global_batch": 8, "image_size": 32, **changes})
+tiny = partial(tiny, epochs=2)
 
 
 def run(recipe, dataset, out, **options):
     options = {"model": "test_resnet", "log_steps": 1, "log": lambda line: None, **options}
     return train(recipe, str(dataset), out=out, **options)
-
-
-def losses(out):
-    with (out / "metrics.csv").open(newline="") as file:
-        return [float(line["loss"]) for line in csv.DictReader(file)]
 
 
 def values(folder, suffix="kd"):

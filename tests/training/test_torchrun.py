@@ -94,9 +94,9 @@ def test_two_processes_learn_in_54_steps_what_one_does(whole):
 
 
 def test_two_processes_killed_in_mid_epoch_continue_with_the_same_curve(whole, forks, shards, tmp_path):
-    # Step 10, the fourth of the second epoch, between its two micro-batches; the evaluation took two batches.
+    # Step 10, the fourth of the second epoch, between its two micro-batches.
     killed = train(
-        forks.run, shards, tmp_path / "run", *OPTIONS[2], processes=2, TEST_KILL_AT="22", TEST_KILL_RANK="1"
+        forks.run, shards, tmp_path / "run", *OPTIONS[2], processes=2, TEST_KILL_AT="20", TEST_KILL_RANK="1"
     )
     assert killed.returncode != 0
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").step == 8
@@ -108,7 +108,7 @@ def test_two_processes_killed_in_mid_epoch_continue_with_the_same_curve(whole, f
 
 
 def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(whole, forks, shards, tmp_path):
-    environment = {"TEST_KILL_AT": "22", "TEST_KILL_RANK": "1", "TEST_SIGNAL": "SIGTERM"}
+    environment = {"TEST_KILL_AT": "20", "TEST_KILL_RANK": "1", "TEST_SIGNAL": "SIGTERM"}
     stopped = train(forks.run, shards, tmp_path / "run", *OPTIONS[2], processes=2, **environment)
     assert stopped.returncode != 0
     assert f"stopped by signal {signal.SIGTERM} after 10 of 54 steps" in stopped.stderr
@@ -121,7 +121,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(whole, for
 
 def test_a_process_killed_by_sigkill_is_continued_by_two(whole, forks, shards, tmp_path):
     options = (*OPTIONS[1], "--checkpoint-steps", 4)
-    killed = train(forks.run, shards, tmp_path / "run", *options, TEST_KILL_AT="11")
+    killed = train(forks.run, shards, tmp_path / "run", *options, TEST_KILL_AT="9")
     assert killed.returncode == -signal.SIGKILL
     done = train(forks.run, shards, tmp_path / "run", *options, "--resume", processes=2)
     assert done.returncode == 0, done.stderr
@@ -182,7 +182,7 @@ def test_two_processes_distil_as_one_does(kind, distilled, teacher, forks, shard
 def test_two_processes_that_distil_are_killed_in_mid_epoch_and_continue_with_the_same_curve(
     distilled, teacher, forks, shards, tmp_path
 ):
-    kill = {"TEST_KILL_AT": "11", "TEST_KILL_RANK": "1"}
+    kill = {"TEST_KILL_AT": "9", "TEST_KILL_RANK": "1"}
     killed = distil(forks.run, shards, teacher, "stored", tmp_path / "run", processes=2, **kill)
     assert killed.returncode != 0
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").step == 8

@@ -8,7 +8,7 @@ from web_set import make_web_set
 
 from softshard.training.checkpoint import load_checkpoint
 
-# The softshard command, which kills itself before the given micro-batch.
+# The softshard command, which kills itself before the given training micro-batch.
 COMMAND = """
 import os, signal, sys
 from softshard.shards.cli import main
@@ -58,7 +58,7 @@ def test_two_processes_learn_keywords_and_classes_as_one_does(forks, web, tmp_pa
 def test_a_weakly_tagged_run_killed_by_sigkill_continues_with_the_same_numbers(forks, web, tmp_path):
     whole = train(forks, web, tmp_path / "whole", "weakly-tagged")
     assert whole.returncode == 0, whole.stderr
-    killed = train(forks, web, tmp_path / "killed", "weakly-tagged", TEST_KILL_AT="11")
+    killed = train(forks, web, tmp_path / "killed", "weakly-tagged", TEST_KILL_AT="9")
     assert killed.returncode < 0
     assert load_checkpoint(tmp_path / "killed" / "checkpoint.pt").step == 8
     done = train(forks, web, tmp_path / "killed", "weakly-tagged", "--resume")
