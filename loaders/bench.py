@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,54 @@ from .measure import machine, take_turns
 from .mixed_source import open_source
 from .peers import Job as PeerJob
 from .verdict import Situation, judge
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is measured, and for how long; most names are a loader's.
+
+    Attributes:
+        num_threads: None for what the loader takes.
+        steps: batches in one measurement.
+        repeats: measurements.
+        warmup: batches before each of them.
+    """
+
+    batch_size: int = 128
+    targets: str = "none"
+    device: str = "cpu"
+    dtype: str = "uint8"
+    size: int = 224
+    num_threads: int | None = None
+    steps: int = 30
+    repeats: int = 5
+    warmup: int = 5
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("repeats", 1), ("warmup", 0)):
+            if (value := getattr(self, name)) < least:
+                raise UsageError(f"bench: expected {name} from {least}, found {value}")
+
+    def of_loader(self) -> dict[str, Any]:
+        """A loader's options."""
+        return {
+            "batch_size": self.batch_size,
+            "targets": self.targets,
+            "device": self.device,
+            "dtype": self.dtype,
+            "augment": Augment(size=self.size),
+            "num_threads": self.num_threads,
+        }
+
+    def turns(self) -> dict[str, Any]:
+        """Arguments of `take_turns`."""
+        return {"warmup": self.warmup, "steps": self.steps, "repeats": self.repeats}
+
+    def to_json(self) -> dict[str, Any]:
+        """What a report says of them; how often it was measured stands with each result."""
+        found = asdict(self)
+        del found["repeats"]
+        return found
 
 
 def loader_batches(loader: Loader) -> Iterator[int]:
@@ -62,17 +110,9 @@ def decode_only_batches(
 
 def bench(
     dataset: str | Path,
+    options: BenchOptions,
     *,
-    batch_size: int = 128,
-    targets: str = "none",
     side: str | Path | None = None,
-    device: str = "cpu",
-    dtype: str = "uint8",
-    size: int = 224,
-    num_threads: int | None = None,
-    steps: int = 30,
-    repeats: int = 5,
-    warmup: int = 5,
     against: Mapping[str, str] | None = None,
     work: str | Path | None = None,
     cache: Cache | None = None,
@@ -81,6 +121,8 @@ def bench(
 
     Args:
         dataset: as the loader's: a folder, any fsspec URL, or somebody else's tars.
+        options: what is measured, and for how long.
+        side: as the loader's.
         against: names of peers.py and the Python that runs each; all do the same job with uint8 batches, without
             targets.
         work: folder where peers keep their own form of the data set; by default a temporary one.
@@ -93,21 +135,21 @@ def bench(
     Raises:
         UsageError: the data set has fewer samples than a batch; a URL, which peers do not read.
     """
-    for name, value, least in (("steps", steps, 1), ("repeats", repeats, 1), ("warmup", warmup, 0)):
-        if value < least:
-            raise UsageError(f"bench: expected {name} from {least}, found {value}")
     if against:
         check_local(dataset)
     cache = cache or Cache()
     source = open_source(dataset, None, None, None, 1, cache)
-    if source.num_samples < batch_size:
+    if source.num_samples < options.batch_size:
         raise UsageError(
-            f"{source.dataset}: expected at least one batch of {batch_size}, found {source.num_samples} samples. "
+            f"{source.dataset}: expected at least one batch of {options.batch_size}, found {source.num_samples} samples. "
             "Use a smaller --batch-size"
         )
     cores = len(os.sched_getaffinity(0))
-    threads = cores if num_threads is None else num_threads
-    job = Job(batch_size, targets, side, usable_device(device), dtype, size, threads)
+    threads = cores if options.num_threads is None else options.num_threads
+    options = replace(options, num_threads=threads)
+    batch_size, size = options.batch_size, options.size
+    device = usable_device(options.device)
+    job = Job(batch_size, options.targets, side, device, options.dtype, size, threads)
     with ExitStack() as stack:
         started = []
         if against:
@@ -115,19 +157,7 @@ def bench(
             asked = PeerJob(str(Path(dataset).resolve()), str(work), batch_size, size, threads)
             started = [stack.enter_context(Peer(name, asked, python)) for name, python in against.items()]
         fetched = measure_fetch(dataset, cache) if is_remote(dataset) else None
-        loader = stack.enter_context(
-            Loader(
-                dataset,
-                batch_size=batch_size,
-                targets=targets,
-                side=side,
-                device=device,
-                dtype=dtype,
-                augment=Augment(size=size),
-                num_threads=threads,
-                cache=cache,
-            )
-        )
+        loader = stack.enter_context(Loader(dataset, **options.of_loader(), side=side, cache=cache))
         ceilings = stack.enter_context(Ceilings(source, job, cache))
         results = take_turns(
             {
@@ -135,9 +165,7 @@ def bench(
                 "decode only": ceilings.decode,
                 **(parts := ceilings.contenders()),
             },
-            warmup=warmup,
-            steps=steps,
-            repeats=repeats,
+            **options.turns(),
             elsewhere={peer.name: peer.measure for peer in started},
         )
         versions, stats, stored_side = described(started), loader.stats(), ceilings.stored_side
@@ -151,12 +179,12 @@ def bench(
             num_threads=threads,
             cores=cores,
             batch_size=batch_size,
-            dtype=dtype,
+            dtype=options.dtype,
             size=size,
             stored_side=stored_side,
             prefetch=stats.queue_size,
             num_fetchers=cache.num_fetchers,
-            other_gpu=job.device.type == "cpu" and torch.cuda.is_available(),
+            other_gpu=device.type == "cpu" and torch.cuda.is_available(),
         )
     )
     num_bytes = sum(part.manifest.num_bytes for part in source.parts)
@@ -165,17 +193,7 @@ def bench(
         "samples": source.num_samples,
         "bytes_per_sample": round(num_bytes / sum(part.manifest.num_samples for part in source.parts), 1),
         "stored_side": stored_side,
-        "options": {
-            "batch_size": batch_size,
-            "targets": targets,
-            "side": None if side is None else dataset_name(side),
-            "device": device,
-            "dtype": dtype,
-            "size": size,
-            "num_threads": threads,
-            "warmup": warmup,
-            "steps": steps,
-        },
+        "options": options.to_json() | {"side": None if side is None else dataset_name(side)},
         "machine": machine(),
         "results": {name: result.to_json() for name, result in results.items() if name not in parts},
         "ceilings": {name: results[name].to_json() for name in parts},

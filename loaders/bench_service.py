@@ -6,9 +6,7 @@ import secrets
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..shards.errors import UsageError
-from .bench import rate_line
-from .crops import Augment
+from .bench import BenchOptions, rate_line
 from .loader_stats import STAGE_WORDS
 from .measure import machine, take_turns
 from .remote_loader import RemoteLoader
@@ -25,18 +23,7 @@ _ADVICE = {
 
 
 def bench_service(
-    servers: str,
-    *,
-    connection: Connection | None = None,
-    batch_size: int = 128,
-    targets: str = "none",
-    device: str = "cpu",
-    dtype: str = "uint8",
-    size: int = 224,
-    num_threads: int | None = None,
-    steps: int = 30,
-    repeats: int = 5,
-    warmup: int = 5,
+    servers: str, options: BenchOptions, *, connection: Connection | None = None
 ) -> dict[str, Any]:
     """Measure a RemoteLoader; what the servers' parts could do, `softshard bench` of the data set says there.
 
@@ -44,8 +31,8 @@ def bench_service(
 
     Args:
         servers: as a RemoteLoader takes them; with the name of a data set.
+        options: what is measured, and for how long; the threads are those that normalise floats.
         connection: how to speak to them.
-        num_threads: that normalise floats.
 
     Returns:
         A JSON-ready dict: options, machine, images per second (median, lowest, highest), requests, the loader's
@@ -55,20 +42,8 @@ def bench_service(
         UsageError: fewer samples than a batch, and what RemoteLoader raises.
         ServiceError: no server answers.
     """
-    for name, value in (("steps", steps), ("repeats", repeats)):
-        if value < 1:
-            raise UsageError(f"bench: expected {name} from 1, found {value}")
-    with RemoteLoader(
-        servers,
-        batch_size=batch_size,
-        targets=targets,
-        device=device,
-        dtype=dtype,
-        augment=Augment(size=size),
-        seed=secrets.randbits(31),
-        num_threads=num_threads,
-        connection=connection,
-    ) as loader:
+    seed = secrets.randbits(31)
+    with RemoteLoader(servers, **options.of_loader(), seed=seed, connection=connection) as loader:
 
         def batches() -> Iterator[int]:
             loader.set_epoch(loader.epoch + 1)  # the one before was left in its middle
@@ -76,7 +51,7 @@ def bench_service(
                 for batch in loader:
                     yield len(batch)
 
-        results = take_turns({"loader": batches}, warmup=warmup, steps=steps, repeats=repeats)
+        results = take_turns({"loader": batches}, **options.turns())
         source: Any = loader.source
         stats, fetched, pool = loader.stats(), loader.fetch_stats(), source.pool
     stage = max(stats.stages, key=lambda name: stats.stages[name].seconds)
@@ -84,16 +59,7 @@ def bench_service(
     return {
         "dataset": loader.dataset,
         "samples": loader.num_samples,
-        "options": {
-            "batch_size": batch_size,
-            "targets": targets,
-            "device": device,
-            "dtype": dtype,
-            "size": size,
-            "num_threads": loader.num_threads,
-            "warmup": warmup,
-            "steps": steps,
-        },
+        "options": options.to_json() | {"num_threads": loader.num_threads},
         "machine": machine(),
         "results": {name: result.to_json() for name, result in results.items()},
         "requests": {

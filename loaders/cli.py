@@ -13,7 +13,6 @@ from .cli_doctor import add_doctor
 from .cli_inspect import add_inspect
 from .cli_order import add_order
 from .cli_serve import add_serve
-from .service_address import is_service
 from .target_modes import TARGETS
 
 
@@ -80,64 +79,48 @@ def _add_bench(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run_bench(args: argparse.Namespace) -> int:
-    if is_service(args.dataset):
-        return _run_bench_service(args)
+    connection = connection_of(args, args.dataset)
+    if connection is not None:
+        for name in ("side", "against", "work", "cache", "html"):
+            if getattr(args, name) is not None:
+                raise UsageError(
+                    f"bench: expected --{name} with the folder or URL of a data set, found {args.dataset}. Run it where "
+                    "the shards are"
+                )
     with needs_extra("softshard bench", "loaders"):
         from .against import parse_peers
-        from .bench import bench, format_bench
+        from .bench import BenchOptions, bench, format_bench
         from .bench_page import bench_csv, bench_page
         from .cache import Cache
-    result = bench(
-        args.dataset,
+    options = BenchOptions(
         batch_size=args.batch_size,
         targets=args.targets,
-        side=args.side,
         device=args.device,
         dtype=args.dtype,
         size=args.size,
         num_threads=args.threads,
         steps=args.steps,
         repeats=args.repeats,
-        against=None if args.against is None else parse_peers(args.against),
-        work=args.work,
-        cache=Cache(folder=args.cache),
     )
-    print(format_bench(result))
+    if connection is not None:
+        from .bench_service import bench_service, format_bench_service
+
+        result = bench_service(args.dataset, options, connection=connection)
+        print(format_bench_service(result))
+    else:
+        result = bench(
+            args.dataset,
+            options,
+            side=args.side,
+            against=None if args.against is None else parse_peers(args.against),
+            work=args.work,
+            cache=Cache(folder=args.cache),
+        )
+        print(format_bench(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     if args.csv:
         args.csv.write_text(bench_csv(result))
     if args.html:
         bench_page(result).write(args.html)
-    return 0
-
-
-def _run_bench_service(args: argparse.Namespace) -> int:
-    connection = connection_of(args, args.dataset)
-    from .bench_page import bench_csv
-    from .bench_service import bench_service, format_bench_service
-
-    for name in ("side", "against", "work", "cache", "html"):
-        if getattr(args, name) is not None:
-            raise UsageError(
-                f"bench: expected --{name} with the folder or URL of a data set, found {args.dataset}. Run it where the "
-                "shards are"
-            )
-    result = bench_service(
-        args.dataset,
-        connection=connection,
-        batch_size=args.batch_size,
-        targets=args.targets,
-        device=args.device,
-        dtype=args.dtype,
-        size=args.size,
-        num_threads=args.threads,
-        steps=args.steps,
-        repeats=args.repeats,
-    )
-    print(format_bench_service(result))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
-    if args.csv:
-        args.csv.write_text(bench_csv(result))
     return 0

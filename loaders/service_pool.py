@@ -283,11 +283,7 @@ class ServerPool:
     def _others(self, wanted: _Wanted) -> list[Server]:
         """Servers that are well and are not being asked for this batch."""
         now = time.monotonic()
-        return [
-            server
-            for server in self._usable(wanted)
-            if server not in wanted.asking and server.ask_after <= now
-        ]
+        return [one for one in self._usable(wanted) if one not in wanted.asking and one.ask_after <= now]
 
     def _hedge_s(self) -> float | None:
         """Seconds after which a second server is asked; None where none is."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..loaders.bench import bench
+from ..loaders.bench import BenchOptions, bench
 from ..shards.errors import DataError, UsageError
 from ..shards.images import ImageRecipe
 from ..shards.manifest import Manifest
@@ -180,12 +180,14 @@ def run_demo(
     )  # fmt: skip
     throughput = bench(
         out / "relabelled",
-        batch_size=batch,
-        targets="relabel",
-        size=CROP_PX,
-        num_threads=num_threads,
-        steps=BENCH_STEPS,
-        repeats=BENCH_REPEATS,
+        BenchOptions(
+            batch_size=batch,
+            targets="relabel",
+            size=CROP_PX,
+            num_threads=num_threads,
+            steps=BENCH_STEPS,
+            repeats=BENCH_REPEATS,
+        ),
     )
     images_per_s = throughput["results"]["loader"]["images_per_s"]
     print(

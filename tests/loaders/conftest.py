@@ -9,8 +9,19 @@ import cv2
 import numpy as np
 import pytest
 
-from softshard.shards import ImageRecipe, LabelTree, Manifest, PackOptions, encode_label_map, pack, read_shard
+from softshard.shards import (
+    ImageRecipe,
+    LabelTree,
+    Manifest,
+    PackOptions,
+    SubsetFile,
+    encode_label_map,
+    pack,
+    read_shard,
+)
 from softshard.shards.index import parse_index
+from softshard.shards.make_subset import ImageChoice, make_image_subset
+from softshard.shards.subset_file import ClassGroup
 
 TREE = [
     ("cat", "mammal"),
@@ -103,6 +114,21 @@ def packed_all_paths(tmp_path_factory):
             cv2.imwrite(str(folder / "images" / name / f"{i}.jpg"), picture(rng, 40, 50))
     pack(folder / "images", folder / "shards", PackOptions(shard_samples=6), tree=tree, workers=1)
     return folder / "shards" / "train"
+
+
+@pytest.fixture(scope="session")
+def subset_files(packed, tmp_path_factory):
+    """Files of `softshard subset`: `classes.json` makes three classes of five, `images.json` takes seven images of each."""
+    folder = tmp_path_factory.mktemp("subsets")
+    groups = (
+        ClassGroup("pet", ("dog", "cat")),
+        ClassGroup.single("gull"),
+        ClassGroup("rest", ("oak", "plant")),
+    )
+    classes = SubsetFile(groups, {"name": "file"}, {"name": "train"})
+    classes.save(folder / "classes.json")
+    make_image_subset(packed, ImageChoice(7, "stratified", seed=2), classes).save(folder / "images.json")
+    return folder
 
 
 def softshard_threads():

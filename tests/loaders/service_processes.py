@@ -25,8 +25,8 @@ SMALL = {
     "window": 30,
     "last_batch": "pad",
 }
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["softshard.loaders.service_run", "softshard.shards.cli"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["softshard.loaders.service_run", "softshard.shards.cli"])
 
 
 def run_serve(arguments, environment, said, log):
@@ -46,10 +46,10 @@ class ServerProcess:
 
     def __init__(self, *arguments, listen="127.0.0.1:0", threads=1):
         self._log = tempfile.NamedTemporaryFile("r", suffix=".log")  # noqa: SIM115 (it goes with this)
-        heard, said = _FORKS.Pipe(duplex=False)
+        heard, said = FORKS.Pipe(duplex=False)
         command = [*map(str, arguments), "--listen", listen, "--http", "127.0.0.1:0"]
         command += ["--threads", str(threads), "--max-recipes", "64"]
-        self._process = _FORKS.Process(
+        self._process = FORKS.Process(
             target=run_serve, args=(command, dict(os.environ), said, self._log.name)
         )
         self._process.start()

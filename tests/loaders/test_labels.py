@@ -2,13 +2,15 @@
 
 import shutil
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
+import restoring
 import torch
 from label_map_oracles import roi_align_dense
 
-from softshard.loaders import Augment, Faults, LabelPooling, Loader
+from softshard.loaders import Faults, LabelPooling
 from softshard.shards import (
     DataError,
     LabelTree,
@@ -27,18 +29,7 @@ from softshard.shards.manifest import load_sidecar, save_sidecar
 SUBSET = ["oak", "bird", "cat"]
 
 
-def make(dataset, **options):
-    defaults = {
-        "batch_size": 12,
-        "augment": Augment(size=16),
-        "targets": "relabel",
-        "dtype": "uint8",
-        "last_batch": "pad",
-        "seed": 5,
-        "window": 30,
-        "num_threads": 2,
-    }
-    return Loader(dataset, **{**defaults, **options})
+make = partial(restoring.make, seed=5, lanes=1)
 
 
 def slots(batches):

@@ -1,7 +1,10 @@
 """Augmentation in the loader: the same batches after any restore, with any threads, for every world size."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+import restoring
 import torch
 
 from softshard.loaders import (
@@ -10,7 +13,6 @@ from softshard.loaders import (
     CutMix,
     Erasing,
     LabelPooling,
-    Loader,
     Mixup,
     RandAugment,
     pool_label_maps,
@@ -31,18 +33,7 @@ EVERYTHING = Augment(
 MIXES = {"mixup": Mixup(0.4), "cutmix": CutMix(1.0, visible=True)}
 
 
-def make(dataset, **options):
-    defaults = {
-        "batch_size": 24,
-        "augment": EVERYTHING,
-        "targets": "relabel",
-        "last_batch": "pad",
-        "seed": 4,
-        "window": 30,
-        "lanes": 2,
-        "num_threads": 2,
-    }
-    return Loader(dataset, **{**defaults, **options})
+make = partial(restoring.make, batch_size=24, augment=EVERYTHING, dtype="float32")
 
 
 def epoch_of(dataset, epoch=1, **options):

@@ -1,11 +1,7 @@
 """Accelerate with two processes: each has its own Loader, and the state is saved with the model's."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+from two_processes import run_two
 
 from softshard.loaders import Augment, Loader
 
@@ -56,25 +52,8 @@ accelerator.end_training()
 
 
 def test_two_processes_share_the_global_batches_and_resume_in_an_epoch(packed, tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
     # `accelerate launch` starts several processes on GPUs only (or through MPI).
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]),
-        "OMP_NUM_THREADS": "1",
-        "HF_HOME": str(tmp_path),
-    }
-    done = subprocess.run(
-        [sys.executable, *launcher, str(script), str(packed), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    ranks = run_two(SCRIPT, packed, tmp_path, HF_HOME=str(tmp_path))
     with Loader(packed, batch_size=24, **OPTIONS) as loader:
         expected = [batch.keys for _ in range(2) for batch in loader]
     assert [rank["processes"] for rank in ranks] == [2, 2]

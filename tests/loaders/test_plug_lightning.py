@@ -1,12 +1,8 @@
 """Lightning's Trainer takes a Loader as it is: epochs, checkpoints in the middle of one, two processes."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from two_processes import run_two
 
 from softshard.loaders import Augment, Loader, on_device
 
@@ -126,23 +122,7 @@ with open(f"{out}/{whole['rank']}.json", "w") as file:
 
 
 def test_two_processes_share_the_global_batches_and_resume_in_an_epoch(packed, tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, *launcher, str(script), str(packed), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    ranks = run_two(SCRIPT, packed, tmp_path)
     with Loader(packed, **OPTIONS) as loader:
         expected = [batch.keys for _ in range(EPOCHS) for batch in loader]
     steps = zip(ranks[0]["whole"]["seen"], ranks[1]["whole"]["seen"], strict=True)

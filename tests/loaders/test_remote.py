@@ -1,21 +1,17 @@
 """Data sets behind URLs give the local folder's batches, bit for bit, whatever the network and the cache do."""
 
-import ast
 import gc
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import fsspec
 import pytest
 import torch
+from reading_processes import read_in_two, read_through_a_cache, reading
 
 from servers import web
 from softshard.loaders import Augment, Cache, Loader
@@ -553,55 +549,19 @@ def test_an_error_that_was_dealt_with_keeps_nothing(copied, memory, cache):
     loader.close()
 
 
-def keys_of(url, folder, rank, out):
-    with Loader(
-        url, cache=Cache(folder=folder), rank=rank, world_size=2, **{**OPTIONS, "batch_size": 4}
-    ) as loader:
-        out.put((rank, [batch.keys for batch in loader]))
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_that_are_forked_and_spawned_read_too(packed, serve_spoiled, cache, method):
     url, requests = serve_spoiled(packed, lambda name, start, answer: answer)
     with Loader(url, cache=cache, **OPTIONS) as loader:  # this process has an event loop, and threads
         next(iter(loader))
     before = sum(name.endswith(".tar") for name, _ in requests)
-    code = SCRIPT.format(method=method, url=url, folder=str(cache.path), here=str(Path(__file__).parent))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    found = dict(ast.literal_eval(done.stdout))
-    for rank in (0, 1):
-        options = {**OPTIONS, "batch_size": 4, "rank": rank, "world_size": 2}
-        with Loader(packed, **options) as local:
-            assert found[rank] == [batch.keys for batch in local]
+    with reading(read_in_two, method, url, cache.path) as (_, found):
+        for rank in (0, 1):
+            options = {**OPTIONS, "batch_size": 4, "rank": rank, "world_size": 2}
+            with Loader(packed, **options) as local:
+                assert found[rank] == [batch.keys for batch in local]
     # One of the two downloads a shard, the other waits for it.
     assert sum(name.endswith(".tar") for name, _ in requests) == len(shard_bytes(packed)) >= before
-
-
-SCRIPT = """
-import multiprocessing, sys
-sys.path.insert(0, {here!r} + "/..")
-sys.path.insert(0, {here!r})
-from softshard.loaders import Loader, Cache
-
-def main():
-    import fsspec
-    from test_remote import keys_of
-    fsspec.filesystem("http").exists({url!r})  # the parent has an event loop
-    context = multiprocessing.get_context({method!r})
-    out = context.Queue()
-    processes = [context.Process(target=keys_of, args=({url!r}, {folder!r}, rank, out)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    print([out.get(timeout=90) for _ in processes])
-    for process in processes:
-        process.join()
-
-if __name__ == "__main__":
-    main()
-"""
 
 
 def test_a_killed_process_leaves_a_cache_that_goes_on(packed, serve_spoiled, cache):
@@ -614,19 +574,9 @@ def test_a_killed_process_leaves_a_cache_that_goes_on(packed, serve_spoiled, cac
         return answer
 
     url, _ = serve_spoiled(packed, spoil)
-    code = f"""
-from softshard.loaders import Augment, Cache, Loader
-loader = Loader({url!r}, batch_size=8, augment=Augment(size=16), num_threads=1, window=16,
-                cache=Cache(folder={str(cache.path)!r}, num_fetchers=2))
-for batch in loader:
-    print("batch", flush=True)
-"""
     for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "batch\n"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        with reading(read_through_a_cache, url, cache.path) as (process, _):
+            process.kill()
     slow.set()
     assert same(epoch(url, cache=cache), epoch(packed))
     assert cached(cache, "*.part") == []

@@ -6,14 +6,13 @@ import os
 import resource
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import ExitStack
 
 import pyarrow.flight as flight
 import pytest
+from reading_processes import read_from_servers, reading
 from service_processes import SMALL, ServerProcess, assert_same_batches, serving, serving_two
 
 from softshard.loaders import Augment, Connection, Loader, RemoteLoader, ServiceError
@@ -246,30 +245,10 @@ def test_idle_connections_beyond_the_limit_are_shut_and_hold_up_neither_trainers
         assert log[-1]["finished"] is True
 
 
-CLIENT = """
-import sys
-from softshard.loaders import Augment, RemoteLoader
-with RemoteLoader(sys.argv[1], batch_size=4, augment=Augment(size=16), window=30) as loader:
-    batches = iter(loader)
-    next(batches)
-    print("reading", flush=True)
-    sys.stdin.read()
-"""
-
-
 def test_a_client_that_is_killed_leaves_the_server_as_it_was(packed, expected):
     with serving(packed) as server:
-        client = subprocess.Popen(
-            [sys.executable, "-c", CLIENT, server.url],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert client.stdout.readline() == "reading\n"
-        finally:
+        with reading(read_from_servers, server.url) as (client, _):
             client.kill()
-            client.communicate()
         with RemoteLoader(server.url, connection=QUICK, **OPTIONS) as remote:
             assert_same_batches(remote, expected)
         assert server.stats()["calls"] == 0

@@ -69,12 +69,14 @@ def expected(packed):
         return list(local)
 
 
-@pytest.mark.parametrize("how", ["kill -9", "ray.kill"])
-def test_a_server_that_is_killed_is_replaced_and_no_batch_is_lost(packed, expected, cluster, tmp_path, how):
+@pytest.mark.parametrize(("how", "replicas"), [("kill -9", 1), ("ray.kill", 2)])
+def test_a_server_that_is_killed_is_replaced_and_no_batch_is_lost(
+    packed, expected, cluster, tmp_path, how, replicas
+):
     import ray
 
     file = tmp_path / "servers.json"
-    with pool_of(packed, 2, file) as (pool, up):
+    with pool_of(packed, replicas, file) as (pool, up):
         before = {health["address"]: health["pid"] for health in up()}
         with RemoteLoader(f"{file.as_uri()}#train", connection=PATIENT, **OPTIONS) as remote:
             assert {server.address for server in remote._pool.servers} == set(before)
@@ -88,7 +90,7 @@ def test_a_server_that_is_killed_is_replaced_and_no_batch_is_lost(packed, expect
                     ray.kill(replica.actor)
             found.extend(batches)
             assert_same_batches(found, expected)
-            wait_until(lambda: len(up()) == 2)
+            wait_until(lambda: len(up()) == replicas)
             assert not {health["pid"] for health in up()} & set(before.values())
         assert (pool.replaced > 0) == (how == "ray.kill")  # else Ray itself started them anew
 

@@ -15,11 +15,7 @@ from softshard.loaders.service_desk import Desk, ServedSet
 from softshard.loaders.service_limits import Limits
 from softshard.loaders.service_server import BatchServer
 from softshard.shards import DataError, LabelTree, Manifest, ShardWriter, SubsetFile, UsageError, read_shard
-from softshard.shards.make_subset import ImageChoice, make_image_subset
 from softshard.shards.soft_labels import encode_pseudo_labels
-from softshard.shards.subset_file import ClassGroup
-
-GROUPS = (ClassGroup("pet", ("dog", "cat")), ClassGroup.single("gull"), ClassGroup("rest", ("oak", "plant")))
 
 
 def with_pseudo_labels(dataset, folder):
@@ -129,20 +125,10 @@ def test_targets_that_cannot_be_are_the_same_error_as_here(server, sets, options
     assert errors[0] == errors[1] != ""
 
 
-@pytest.fixture(scope="module")
-def files(packed, tmp_path_factory):
-    """Files of `softshard subset`: three classes of five, and seven images of each."""
-    folder = tmp_path_factory.mktemp("subsets")
-    classes = SubsetFile(GROUPS, {"name": "file"}, {"name": "train"})
-    classes.save(folder / "classes.json")
-    make_image_subset(packed, ImageChoice(7, "stratified", seed=2), classes).save(folder / "images.json")
-    return folder
-
-
 @pytest.mark.parametrize("name", ["classes.json", "images.json"])
 @pytest.mark.parametrize("read", [str, SubsetFile.load])
-def test_the_file_of_a_subset_is_read_here_and_sent(server, packed, files, name, read):
-    options = SMALL | {"subset": read(files / name), "targets": "relabel"}
+def test_the_file_of_a_subset_is_read_here_and_sent(server, packed, subset_files, name, read):
+    options = SMALL | {"subset": read(subset_files / name), "targets": "relabel"}
     with (
         RemoteLoader(server.address, dataset="small", **options) as remote,
         Loader(packed, **options) as local,
@@ -153,8 +139,8 @@ def test_the_file_of_a_subset_is_read_here_and_sent(server, packed, files, name,
         assert_same_batches(remote, local)
 
 
-def test_the_classes_of_a_subset_are_labels_too(server, packed, files):
-    options = SMALL | {"labels": SubsetFile.load(files / "images.json").without_keys()}
+def test_the_classes_of_a_subset_are_labels_too(server, packed, subset_files):
+    options = SMALL | {"labels": SubsetFile.load(subset_files / "images.json").without_keys()}
     with (
         RemoteLoader(server.address, dataset="small", **options) as remote,
         Loader(packed, **options) as local,
@@ -163,11 +149,13 @@ def test_the_classes_of_a_subset_are_labels_too(server, packed, files):
         assert remote.state_dict() == local.state_dict()
 
 
-def test_a_subset_beside_labels_and_one_of_another_data_set_are_refused(server, files):
+def test_a_subset_beside_labels_and_one_of_another_data_set_are_refused(server, subset_files):
     with pytest.raises(UsageError, match=r"found both\. Leave one out"):
-        RemoteLoader(server.address, dataset="small", subset=files / "classes.json", labels=["cat"], **SMALL)
+        RemoteLoader(
+            server.address, dataset="small", subset=subset_files / "classes.json", labels=["cat"], **SMALL
+        )
     with pytest.raises(DataError, match="that it does not have: 'gull', 'plant'"):
-        RemoteLoader(server.address, dataset="web", subset=files / "classes.json", **SMALL)
+        RemoteLoader(server.address, dataset="web", subset=subset_files / "classes.json", **SMALL)
 
 
 def test_states_with_a_balance_and_bad_samples_go_both_ways(server, packed):

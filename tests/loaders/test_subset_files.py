@@ -6,10 +6,6 @@ import pytest
 from softshard.loaders import Augment, Loader, Mixture, Subset
 from softshard.loaders.labels import load_labels
 from softshard.shards import DataError, LabelTree, Manifest, ReshardOptions, SubsetFile, UsageError, reshard
-from softshard.shards.make_subset import ImageChoice, make_image_subset
-from softshard.shards.subset_file import ClassGroup
-
-GROUPS = (ClassGroup("pet", ("dog", "cat")), ClassGroup.single("gull"), ClassGroup("rest", ("oak", "plant")))
 
 
 def make(dataset, **options):
@@ -27,21 +23,11 @@ def served(loader):
     return found
 
 
-@pytest.fixture(scope="module")
-def files(packed, tmp_path_factory):
-    """`classes.json` makes three classes of five, `images.json` chooses seven images of each."""
-    folder = tmp_path_factory.mktemp("subsets")
-    classes = SubsetFile(GROUPS, {"name": "file"}, {"name": "train"})
-    classes.save(folder / "classes.json")
-    make_image_subset(packed, ImageChoice(7, "stratified", seed=2), classes).save(folder / "images.json")
-    return folder
-
-
 @pytest.mark.parametrize("name", ["classes.json", "images.json"])
-def test_a_subset_reads_as_if_it_had_been_written_out(packed, files, tmp_path, name):
-    subset = SubsetFile.load(files / name)
+def test_a_subset_reads_as_if_it_had_been_written_out(packed, subset_files, tmp_path, name):
+    subset = SubsetFile.load(subset_files / name)
     reshard([packed], tmp_path / "new", ReshardOptions(subset=subset, drop=("lmap",)))
-    with make(packed, subset=files / name) as loader, make(tmp_path / "new") as other:
+    with make(packed, subset=subset_files / name) as loader, make(tmp_path / "new") as other:
         assert loader.class_names == other.class_names == ("pet", "gull", "rest")
         assert loader.tree.fingerprint == other.tree.fingerprint
         found = served(loader)
@@ -52,14 +38,14 @@ def test_a_subset_reads_as_if_it_had_been_written_out(packed, files, tmp_path, n
             assert np.bincount([number for number, _ in found.values()]).tolist() == [7, 7, 7]
 
 
-def test_a_subset_that_was_read_serves_as_its_file_does(packed, files):
-    subset = SubsetFile.load(files / "images.json")
-    with make(packed, subset=str(files / "images.json")) as one, make(packed, subset=subset) as other:
+def test_a_subset_that_was_read_serves_as_its_file_does(packed, subset_files):
+    subset = SubsetFile.load(subset_files / "images.json")
+    with make(packed, subset=str(subset_files / "images.json")) as one, make(packed, subset=subset) as other:
         assert served(one) == served(other)
 
 
-def test_label_maps_are_pooled_over_the_merged_classes(packed, files):
-    subset = SubsetFile.load(files / "classes.json")
+def test_label_maps_are_pooled_over_the_merged_classes(packed, subset_files):
+    subset = SubsetFile.load(subset_files / "classes.json")
     relabelling = subset.relabelling(Manifest.load(packed).class_names, LabelTree.load(packed / "tree.json"))
     options = {"targets": "relabel", "seed": 4}
     with make(packed, subset=subset, **options) as one, make(packed, labels=relabelling, **options) as other:
@@ -69,45 +55,45 @@ def test_label_maps_are_pooled_over_the_merged_classes(packed, files):
             assert batch.keys == expected.keys
 
 
-def test_a_state_continues_with_the_same_subset_only(packed, files):
+def test_a_state_continues_with_the_same_subset_only(packed, subset_files):
     def resumed(state, **options):
         with make(packed, **options) as loader:
             loader.load_state_dict(state)
             return [batch.keys for batch in loader]
 
-    with make(packed, subset=files / "images.json") as loader:
+    with make(packed, subset=subset_files / "images.json") as loader:
         steps = []
         for batch in loader:
             steps.append(batch.keys)
             if len(steps) == 2:
                 state = loader.state_dict()
-        assert resumed(state, subset=files / "images.json") == steps[2:]
-    for other in (files / "classes.json", Subset(fraction=0.2), None):
+        assert resumed(state, subset=subset_files / "images.json") == steps[2:]
+    for other in (subset_files / "classes.json", Subset(fraction=0.2), None):
         with pytest.raises(UsageError, match=r"labels|subset"):
             resumed(state, subset=other)
 
 
-def test_labels_beside_the_file_of_a_subset_are_refused(packed, files):
+def test_labels_beside_the_file_of_a_subset_are_refused(packed, subset_files):
     with pytest.raises(UsageError, match="expected labels or the file of a subset"):
-        make(packed, subset=files / "classes.json", labels=["cat", "dog"])
+        make(packed, subset=subset_files / "classes.json", labels=["cat", "dog"])
 
 
-def test_a_subset_of_another_data_set_is_refused(packed, packed_plain, files):
+def test_a_subset_of_another_data_set_is_refused(packed, packed_plain, subset_files):
     with pytest.raises(DataError, match=r"found 5 that it does not have: 'dog', 'cat'"):
-        make(packed_plain, subset=files / "classes.json")
+        make(packed_plain, subset=subset_files / "classes.json")
 
 
-def test_a_mixture_takes_classes_and_no_keys(packed, files):
+def test_a_mixture_takes_classes_and_no_keys(packed, subset_files):
     mixture = Mixture({packed: 1.0}, epoch_samples=30)
-    with make(mixture, subset=files / "classes.json") as loader:
+    with make(mixture, subset=subset_files / "classes.json") as loader:
         assert loader.class_names == ("pet", "gull", "rest")
         assert set(np.concatenate([batch.classes for batch in loader])) <= {0, 1, 2}
     with pytest.raises(UsageError, match="found keys"):
-        make(mixture, subset=files / "images.json")
+        make(mixture, subset=subset_files / "images.json")
 
 
-def test_the_file_of_a_subset_is_told_from_a_tree_where_labels_are_read(packed, files):
-    assert isinstance(load_labels(files / "classes.json"), SubsetFile)
+def test_the_file_of_a_subset_is_told_from_a_tree_where_labels_are_read(packed, subset_files):
+    assert isinstance(load_labels(subset_files / "classes.json"), SubsetFile)
     assert isinstance(load_labels(packed / "tree.json"), LabelTree)
-    with make(packed, labels=load_labels(files / "images.json")) as loader:
+    with make(packed, labels=load_labels(subset_files / "images.json")) as loader:
         assert loader.num_samples == 75  # the classes; labels choose no images
