@@ -7,6 +7,7 @@ command runs import what they need when they run, so that `softshard pack` never
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import sys
 import warnings
@@ -35,6 +36,7 @@ from .schema import DEFAULT_SHARD_BYTES
 from .standard_streams import open_streams, reader_has_gone
 
 _DEFAULTS = {"size": 224, "resize": "squish", "min_images": 1, "val_per_class": 0}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # ImageNet-21K-P as published (Ridnik et al. 2021); its script keeps count > 500: --min-images 501.
 PRESETS = {"imagenet-21k-p": {"size": 224, "resize": "squish", "min_images": 500, "val_per_class": 50}}
 
@@ -69,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError) and reader_has_gone():
             return EXIT_FINE
         where = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
-        print(f"softshard: {where}", file=sys.stderr)
+        room = ". Make room, and give the same command again" if error.errno in _FULL else ""
+        print(f"softshard: {where}{room}", file=sys.stderr)
         return EXIT_WRONG_CALL
 
 

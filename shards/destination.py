@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from .errors import DataError, UsageError
-from .files import TEMPORARY_SUFFIX, hold_folder, replace_durably, write_atomically
+from .files import TEMPORARY_SUFFIX, hold_folder, naming, open_named, replace_durably, write_atomically
 from .retries import http_status, patiently
 from .schema import LISTING_NAME, PLAN_NAME
 from .storage import LocalStorage, RemoteStorage, open_storage, public_name, read_at_most
@@ -218,16 +218,18 @@ class _RenamedFile:
         self._path = path
         # Not one name for all: a worker that has lost its run may still be writing the same shard.
         self._temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-        self.file: BinaryIO = open(self._temporary, "wb")  # noqa: SIM115 (closed by publish or discard)
+        self.file = open_named(self._temporary)
 
     def publish(self) -> None:
         self.file.flush()
-        os.fsync(self.file.fileno())
+        with naming(self._temporary):
+            os.fsync(self.file.fileno())
         self.file.close()
         replace_durably(self._temporary, self._path)
 
     def discard(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # on a full disk there is no room for what was still in memory
+            self.file.close()
         self._temporary.unlink(missing_ok=True)
 
 
