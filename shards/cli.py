@@ -7,8 +7,8 @@ command runs import what they need when they run, so that `softshard pack` never
 from __future__ import annotations
 
 import argparse
+import errno
 import io
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -34,14 +34,17 @@ from .cli_values import (
 from .cli_weigh import add_weigh
 from .errors import DataError, SoftshardError
 from .schema import DEFAULT_SHARD_BYTES
+from .standard_streams import open_streams, reader_has_gone
 
 _DEFAULTS = {"size": 224, "resize": "squish", "min_images": 1, "val_per_class": 0}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # ImageNet-21K-P as published (Ridnik et al. 2021); its script keeps count > 500: --min-images 501.
 PRESETS = {"imagenet-21k-p": {"size": 224, "resize": "squish", "min_images": 500, "val_per_class": 50}}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (0 fine, 1 bad data, 2 wrong call, 130 interrupted)."""
+    open_streams()
     parser = build_parser()
     args = parser.parse_args(argv)
     warnings.showwarning = _show_warning
@@ -65,13 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) has gone; the interpreter's own flush at the end must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FINE
     except OSError as error:  # no permission, no space, a file where a folder is expected
+        if isinstance(error, BrokenPipeError) and reader_has_gone():
+            return EXIT_FINE
         where = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
-        print(f"softshard: {where}", file=sys.stderr)
+        room = ". Make room, and give the same command again" if error.errno in _FULL else ""
+        print(f"softshard: {where}{room}", file=sys.stderr)
         return EXIT_WRONG_CALL
 
 

@@ -21,6 +21,8 @@ from .files import (
     LOCK_NAME,
     TEMPORARY_SUFFIX,
     hold_folder,
+    naming,
+    open_named,
     replace_durably,
     temporary_beside,
     write_atomically,
@@ -222,16 +224,18 @@ class _RenamedFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._temporary = temporary_beside(path)
-        self.file: BinaryIO = open(self._temporary, "wb")  # noqa: SIM115 (closed by publish or discard)
+        self.file = open_named(self._temporary)
 
     def publish(self) -> None:
         self.file.flush()
-        os.fsync(self.file.fileno())
+        with naming(self._temporary):
+            os.fsync(self.file.fileno())
         self.file.close()
         replace_durably(self._temporary, self._path)
 
     def discard(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # on a full disk there is no room for what was still in memory
+            self.file.close()
         self._temporary.unlink(missing_ok=True)
 
 

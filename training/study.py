@@ -13,6 +13,7 @@ import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -152,7 +153,9 @@ def seconds_per_step(metrics: Path, global_batch: int) -> float:
     try:
         with metrics.open(newline="") as file:
             rates = [float(row["images_per_s"]) for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError) as error:
+        if not all(0 < rate < inf for rate in rates):
+            raise ValueError("expected images a second above 0")
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise DataError(f"{metrics}: expected the lines of a training run, found none ({error})") from error
     if not rates:
         raise DataError(
