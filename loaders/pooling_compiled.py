@@ -204,8 +204,8 @@ class EncodedGroup(NamedTuple):
         scores, places, tables = self.arrays(len(self.members))
         limits = self.field("classes")
         if not kernels.decode_maps(*self.source, self.sizes, limits, _halves(), scores, places, tables):
-            payloads = bytes(self.payloads)
-            return decode_group(*self._replace(payloads=payloads))  # raises, and says what is wrong
+            # Raises, and says what is wrong.
+            return decode_group(self.members, bytes(self.payloads), *self[2:])
         return MapGroup(self.members, scores, places, tables if tables.size else None, self.sizes)
 
 
