@@ -243,6 +243,7 @@ def test_the_base_packs_verifies_and_counts(shards, tmp_path, arguments):
         (("verify", "http://127.0.0.1:1/train"), "http"),
         (("verify", "s3://bucket/train"), "s3"),
         (("verify", "gs://bucket/train"), "gcs"),
+        (("verify", "az://container/train"), "azure"),
         (("pack", "{photos}", "{out}", "--engine", "ray"), "ray"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
