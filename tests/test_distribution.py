@@ -242,6 +242,7 @@ OF_EXTRAS = {
     "verify http://127.0.0.1:1/train": "http",
     "verify s3://bucket/train": "s3",
     "verify gs://bucket/train": "gcs",
+    "verify az://container/train": "azure",
     "pack {photos} {out} --engine ray": "ray",
 }
 # Many commands in one process: starting it takes longer than they do.
