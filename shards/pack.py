@@ -120,6 +120,10 @@ def pack(
         raise UsageError(f"workers: expected 1 or more, found {workers}")
     if engine not in ENGINES:
         raise UsageError(f"engine: expected one of {', '.join(ENGINES)}, found {engine!r}")
+    if engine == "ray":
+        from .engine_ray import import_ray
+
+        import_ray()  # before anything is written
     target = open_destination(destination)
     _check_apart(source, target)
     check_free(target)
