@@ -171,7 +171,7 @@ def main() -> None:
         default=2,
         help="those of the live teacher, which takes longest (default: 2)",
     )
-    parser.add_argument("--most-photos", type=int, default=40, help="photographs used (default: 40)")
+    parser.add_argument("--most-photos", type=int, default=40, help="photographs used, from 4 (default: 40)")
     parser.add_argument("--teacher", choices=("windows", "collages"), default="windows")
     parser.add_argument(
         "--collages", type=int, default=1280, help="training images of the students (default: 1280)"
@@ -192,6 +192,8 @@ def main() -> None:
     cv2.setNumThreads(0)
     home = args.data / "relabel"
     photos = one_photograph_a_class(args.photos, args.most_photos)
+    if len(photos) < 4:
+        parser.error(f"expected 4 photographs or more, one for each part of a collage, found {len(photos)}")
     classes = sorted(photos)
     side = 2 * args.image_size  # of stored collages: a tile is as large as a student's crop
     rng = np.random.default_rng(0)

@@ -30,7 +30,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,13 @@ REFERENCE = "semantic-softmax"
 def one_photograph_a_class(folder: Path | None, most: int) -> dict[str, np.ndarray]:
     """One photograph for each wnid, uint8 [H, W, 3 or 1]; evenly chosen where there are more than `most`."""
     if folder is None:
-        return {photo.wnid: read_photo(photo) for photo in PHOTOS}
+        return {photo.wnid: read_photo(photo) for photo in chosen(PHOTOS, most)}
     files = [sorted(path.iterdir())[0] for path in sorted(folder.iterdir()) if path.is_dir()]
-    chosen = [files[len(files) * i // most] for i in range(most)] if len(files) > most else files
-    return {file.parent.name: cv2.imread(str(file))[:, :, ::-1] for file in chosen}
+    return {file.parent.name: cv2.imread(str(file))[:, :, ::-1] for file in chosen(files, most)}
+
+
+def chosen(photos: Sequence[Any], most: int) -> Sequence[Any]:
+    return [photos[len(photos) * i // most] for i in range(most)] if len(photos) > most else photos
 
 
 def make_data_set(

@@ -161,5 +161,6 @@ def too_few(counts: np.ndarray, names: Sequence[str], wanted: int) -> str:
     return (
         f"subset: expected {wanted:,} images of each of {len(names):,} classes, found fewer of {len(few):,} "
         f"({shown}). Take groups of classes, which have more "
-        "(softshard subset classes --method groups, siblings, confusion or coarse), or fewer images"
+        "(softshard subset classes --method groups, siblings, confusion or coarse), fewer images, or all that there are "
+        "(--allow-fewer)"
     )

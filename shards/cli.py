@@ -163,7 +163,12 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
     )
     images = pack.add_argument_group("images")
     images.add_argument("--size", type=int, metavar="PX", help="stored size (default: 224)")
-    images.add_argument("--resize", choices=("squish", "short-edge", "none"), help="(default: squish)")
+    images.add_argument(
+        "--resize",
+        choices=("squish", "short-edge", "none"),
+        help="squish: to --size x --size, whatever the shape (default); short-edge: the shorter side to --size, shape "
+        "kept; none: pixels as they are",
+    )
     images.add_argument(
         "--upscale",
         action="store_true",
@@ -176,14 +181,28 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
         help="copy baseline JPEGs that fit already, without metadata, rather than encode them again",
     )
     split = pack.add_argument_group("classes and split")
-    split.add_argument("--min-images", type=int, metavar="N", help="leave out classes with fewer images")
-    split.add_argument("--val-per-class", type=int, metavar="N", help="images of each class for DST/val")
     split.add_argument(
-        "--val-split", default="hash", choices=("hash", "lexical"), help="how they are chosen (default: hash)"
+        "--min-images", type=int, metavar="N", help="leave out classes with fewer images (default: 1)"
+    )
+    split.add_argument(
+        "--val-per-class",
+        type=int,
+        metavar="N",
+        help="images of each class for DST/val (default: 0)",
+    )
+    split.add_argument(
+        "--val-split",
+        default="hash",
+        choices=("hash", "lexical"),
+        help="which ones: by a hash of their names (default; a new image moves one other at most), or the first by name",
     )
     shards = pack.add_argument_group("shards")
     shards.add_argument(
-        "--shard-bytes", type=byte_size, default=DEFAULT_SHARD_BYTES, metavar="SIZE", help="(default: 256MB)"
+        "--shard-bytes",
+        type=byte_size,
+        default=DEFAULT_SHARD_BYTES,
+        metavar="SIZE",
+        help="about so large, such as 512MB or 1GiB (default: 256MB)",
     )
     shards.add_argument("--shard-samples", type=int, metavar="N", help="samples of a shard instead of bytes")
     shards.add_argument("--seed", type=int, default=0, help="of the global shuffle (default: 0)")

@@ -117,6 +117,10 @@ def pack(
     options = options or PackOptions()
     num_workers(workers)  # refuses less than one
     check_choice("engine", engine, ENGINES)
+    if engine == "ray":
+        from .engine_ray import import_ray
+
+        import_ray()  # before anything is written
     target = open_destination(destination)
     _check_apart(source, target)
     check_free(target)

@@ -359,7 +359,11 @@ class LabelTree:
 def _warn_if_flat(tree: LabelTree, *, inner_would_help: bool) -> None:
     if tree.num_levels > 1:
         return
-    hint = "; inner='branching' makes common ancestors classes too" if inner_would_help else ""
+    hint = (
+        "; inner='branching' (--inner branching) makes common ancestors classes too"
+        if inner_would_help
+        else ""
+    )
     warnings.warn(
         f"softshard: the label tree has one level, of {tree.level_sizes[0]} classes, and semantic softmax is "
         f"plain softmax there{hint}",

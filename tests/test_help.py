@@ -137,9 +137,38 @@ def test_bash_completes_commands_options_choices_and_folders(script, tmp_path):
     assert complete_in_bash(file, "verify", "shards", folder=tmp_path) == {"shards-of-mine"}
 
 
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish_completes_commands_options_choices_and_folders(script, tmp_path):
+    file = script("fish")
+    (tmp_path / "shards-of-mine").mkdir()
+
+    def offered(line):
+        code = f"source {shlex.quote(str(file))}; complete -C {shlex.quote(line)}"
+        done = subprocess.run(
+            ["fish", "--no-config", "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        return {row.partition("\t")[0] for row in done.stdout.splitlines()}
+
+    assert offered("softshard tr") == {"tree", "train"}
+    assert offered("softshard tree b") == {"build"}
+    assert offered("softshard pack --shard") == {"--shard-bytes", "--shard-samples"}
+    assert offered("softshard pack --resize s") == {"squish", "short-edge"}
+    assert offered("softshard verify sha") == {"shards-of-mine/"}
+
+
+def test_a_shell_that_shtab_does_not_know_is_a_wrong_call(monkeypatch, capsys):
+    import shtab
+
+    monkeypatch.setattr(shtab, "SUPPORTED_SHELLS", ["bash", "zsh", "tcsh"])  # shtab 1.7
+    assert main(["completion", "fish"]) == 2
+    assert "found one for bash, zsh, tcsh. Run: pip install --upgrade shtab" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
 def test_zsh_takes_its_script(script):
-    code = f"autoload -Uz compinit && compinit -u -D; source {shlex.quote(str(script('zsh')))}; print $_comps[softshard]"
+    given = f'eval "$(cat {shlex.quote(str(script("zsh")))})"'  # as the help says; shtab's script wants no `source`
+    code = f"autoload -Uz compinit && compinit -u -D; {given}; print $_comps[softshard]"
     done = subprocess.run(["zsh", "-f", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "softshard" in done.stdout

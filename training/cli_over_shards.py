@@ -41,7 +41,7 @@ def add_over_shards(command: argparse.ArgumentParser, *, batch_size: int, amp: s
         help=f"images a step (default: {batch_size})",
     )
     command.add_argument("--amp", choices=("bfloat16", "float16"), help=f"{amp} (default: float32)")
-    add_device(command, threads="decoding threads of each process")
+    add_device(command, threads="decoding threads of each process (default: the machine's cores among them)")
     add_engine(command)
     command.add_argument("--json", action="store_true", help="print what was written as JSON")
 

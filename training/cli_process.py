@@ -14,7 +14,9 @@ from ..shards.errors import UsageError
 EXIT_SIGNAL = 128  # a run that a signal stopped exits with this plus its number, as shells expect
 
 
-def add_device(command: argparse.ArgumentParser, *, threads: str = "decoding threads") -> None:
+def add_device(
+    command: argparse._ActionsContainer, *, threads: str = "decoding threads (default: one a core)"
+) -> None:
     """Register `--device`, which `torch_device` reads, and `--threads`."""
     command.add_argument("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
     command.add_argument("--threads", type=int, metavar="N", help=threads)

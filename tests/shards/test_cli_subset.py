@@ -151,9 +151,11 @@ def test_images_are_as_many_of_each_class_or_a_problem(tmp_path, packed, chosen,
     assert set(keys) < set(stored)
     counts = Counter("dog" if key.startswith("dog") else "creature" for key in keys)
     assert counts == {"dog": 3, "creature": 3}
-    capsys.readouterr()
+    assert capsys.readouterr().err.count("drown in noise") == 1  # although the file of classes says so, too
     run("images", packed, "-m", 4, "-o", tmp_path / "no.json", code=1)
-    assert "found fewer of 1 (oak 3). Take groups of classes" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "found fewer of 1 (oak 3). Take groups of classes" in told
+    assert "(--allow-fewer)" in told
     assert not (tmp_path / "no.json").exists()
     run("images", packed, "-m", 4, "--allow-fewer", "-o", tmp_path / "s.json")
     assert len(SubsetFile.load(tmp_path / "s.json").keys) == 4 + 4 + 3

@@ -25,7 +25,7 @@ from ray_processes import make_ray_folder, processes, remove_ray_folder, wait_un
 
 from softshard.shards import DataError, ImageRecipe, PackOptions, UsageError, engine_ray, pack
 from softshard.shards.destination import LocalDestination
-from softshard.shards.engine_ray import run_on_ray
+from softshard.shards.engine_ray import connected, run_on_ray
 from softshard.shards.errors import ImageError, MissingExtraError, SoftshardError
 from softshard.shards.pack_plan import make_job, plan_source
 from softshard.shards.shard_task import PlannedShard, ShardTask
@@ -326,6 +326,31 @@ def test_an_address_without_a_cluster_is_a_wrong_call(source, tmp_path, ray_fold
     assert run.returncode == 2
     assert text.startswith(f"softshard: {expected}")
     assert "Traceback" not in text
+
+
+def test_a_ray_that_does_not_start_is_a_wrong_call():
+    class Busy:
+        __version__ = "2.60.0"
+        is_initialized = staticmethod(bool)
+
+        @staticmethod
+        def init(**settings):
+            raise Exception("The current node timed out during startup.")  # Ray's own class for it
+
+    with (
+        pytest.raises(
+            UsageError, match=r"this machine: .* 2\.60\.0, found: The current node .*--engine local"
+        ),
+        connected(Busy, 1, "local"),
+    ):
+        pass
+
+
+def test_without_ray_nothing_is_written(source, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError):
+        pack(source, tmp_path / "set", engine="ray")
+    assert not (tmp_path / "set").exists()
 
 
 def test_without_ray_the_extra_is_named(job_and_shard, monkeypatch):
