@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import sys
 import warnings
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     warnings.showwarning = _show_warning
+    logging.getLogger("gcsfs").addFilter(_without_trace)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
@@ -89,6 +91,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_completion(subparsers, parser)
     finish_help(parser)
     return parser
+
+
+def _without_trace(record: logging.LogRecord) -> bool:
+    """gcsfs logs the trace of whatever it raises, which the command says in a line."""
+    return not record.exc_info
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

@@ -1,6 +1,7 @@
 import argparse
 import importlib.util
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -234,3 +235,14 @@ def test_sizes(text, size):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected a size such as 256MB"):
         byte_size(text)
+
+
+def test_traces_that_gcsfs_logs_are_left_out(source, tmp_path, caplog):
+    main(["pack", str(source), str(tmp_path / "set"), "--dry-run"])
+    logger = logging.getLogger("gcsfs")
+    logger.warning("no credentials")
+    try:
+        raise OSError("away")
+    except OSError:
+        logger.exception("out of retries")
+    assert [record.message for record in caplog.records if record.name == "gcsfs"] == ["no credentials"]
