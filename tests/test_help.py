@@ -6,12 +6,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from softshard.shards.cli import build_parser, main
 from softshard.shards.cli_help import EXAMPLES, TASKS, commands_of
 
+ROOT = Path(__file__).parents[1]
+# As typed: with variables, a prompt or torchrun before it.
+SOFTSHARD = re.compile(r"(\$ )?(\w+=\S+ )*(torchrun .*--no-python )?softshard \w+ ")
 COMMANDS = dict(commands_of(build_parser()))
 # Options that say in words what holds without them, or that have nothing to hold.
 LATE_DEFAULTS = (None, False, [], "")
@@ -71,6 +75,32 @@ def test_examples_are_commands_that_the_parser_takes(line):
     words = shlex.split(line)
     args = COMMANDS[""].parse_args(words[words.index("softshard") + 1 :])
     assert args.run
+
+
+def commands_of_pages():
+    """Every whole command of the pages' drawn blocks, its lines joined: page, words after `softshard`."""
+    for page in sorted(path for pattern in ("*.md", "*/*.md", "docs/*/*.md") for path in ROOT.glob(pattern)):
+        text = page.read_text().replace("\\\n", " ")
+        blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        lines = [line for block in blocks for line in block.splitlines()] + re.findall(
+            r"^    (.*)", text, re.MULTILINE
+        )
+        for line in lines:
+            words = shlex.split(re.sub(r"\s#.*|\s&$", "", line)) if SOFTSHARD.match(line) else []
+            if words and "..." not in words:
+                yield page.relative_to(ROOT).as_posix(), words[words.index("softshard") + 1 :]
+
+
+def test_commands_of_pages_are_commands_that_the_parser_takes(capsys):
+    wrong, pages = [], set()
+    for page, words in commands_of_pages():
+        pages.add(page)
+        try:
+            COMMANDS[""].parse_args(words)
+        except SystemExit:
+            wrong.append((page, words, capsys.readouterr().err.splitlines()[-1]))
+    assert wrong == []
+    assert {"README.md", "training/README.md", "docs/tutorials/relabel.md"} <= pages
 
 
 def test_only_commands_have_examples():
