@@ -20,6 +20,7 @@ import safetensors.torch
 import spoiling
 import timm
 import torch
+from forked import COMMAND
 from tiny_runs import (
     Killed,
     assert_same_weights,
@@ -491,13 +492,15 @@ def test_command_line_needs_neither_torch_nor_timm_to_be_imported():
         ("timm", ["demo"], "demo"),
     ],
 )
-def test_a_missing_extra_is_named_with_the_command_that_brings_it(missing, command, extra, tmp_path):
+def test_a_missing_extra_is_named_with_the_command_that_brings_it(missing, command, extra, forks, tmp_path):
     code = (
-        f"import sys; sys.modules[{missing!r}] = None;"
-        "from softshard.shards.cli import main;"
-        f"sys.exit(main({[*command, '--out', str(tmp_path / 'out')]!r}))"
+        "import sys\n"
+        "for name in [*sys.modules]:\n"
+        f"    if name.partition('.')[0] in ('softshard', {missing!r}):\n"
+        "        del sys.modules[name]\n"
+        f"sys.modules[{missing!r}] = None\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = forks.run(*command, "--out", tmp_path / "out", code=code + COMMAND)
     assert done.returncode == 2
     assert f"pip install 'softshard[{extra}]'" in done.stderr
 
