@@ -321,8 +321,9 @@ FULL = """
 import os, subprocess, sys
 folder, url = sys.argv[1:]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=" + os.environ["SIZE"], "tmpfs", folder], check=True)
-from softshard.loaders import Augment, Cache, Loader
+from softshard.loaders import Augment, Cache, Loader, ahead
 options = dict(batch_size=8, augment=Augment(size=16), dtype="uint8", num_threads=1, window=4)
+ahead._FULL_DISK_S = float(os.environ["PATIENCE_S"])
 if held_s := float(os.environ["HELD_S"]):  # another run's shard fills the disk, and is in use for so long
     import fcntl, shutil, threading
     os.makedirs(folder + "/shards")
@@ -347,10 +348,10 @@ def on_a_small_disk(tmp_path, packed):
     disk = tmp_path / "disk"
     disk.mkdir()
 
-    def run(num_bytes, held_s=0):
+    def run(num_bytes, held_s=0, patience_s=5):
         return subprocess.run(
             ["unshare", "-Urm", sys.executable, "-W", "ignore", "-c", FULL, str(disk), server.url],
-            env={**os.environ, "SIZE": str(num_bytes), "HELD_S": str(held_s)},
+            env={**os.environ, "SIZE": str(num_bytes), "HELD_S": str(held_s), "PATIENCE_S": str(patience_s)},
             capture_output=True,
             text=True,
             timeout=120,
@@ -387,7 +388,7 @@ def test_a_full_disk_is_waited_for_while_another_run_uses_what_fills_it(on_a_sma
 
 def test_a_disk_that_another_run_keeps_full_is_not_waited_for_for_ever(on_a_small_disk, packed):
     sizes = [shard.bytes for shard in Manifest.load(packed).shards]
-    result = on_a_small_disk(5 * max(sizes), held_s=100)
+    result = on_a_small_disk(5 * max(sizes), held_s=100, patience_s=1)
     assert result.returncode == 1
     assert "DiskFullError" in result.stderr
 

@@ -255,7 +255,8 @@ def test_ctrl_c_ends_a_process_that_waits_for_dead_storage(copied):
     os.mkfifo(index)
     script = (
         "import sys, threading, os, signal\n"
-        "from softshard.loaders import Loader\n"
+        "from softshard.loaders import Loader, background\n"
+        "background._INTERRUPT_PATIENCE_S = 1.0\n"
         "threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "with Loader(sys.argv[1], batch_size=8, shuffle=False) as loader:\n"
         "    list(loader)\n"
