@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import stat
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -35,6 +36,15 @@ _REMOTE = re.compile(r"^([a-z0-9+.-]+::)*[a-z0-9+.-]+://", re.IGNORECASE)
 # Nested tars and signed links: each part of `simplecache::https://u:p@host/x?sig` is a URL of its own.
 _USERINFO = re.compile(r"(://)[^/?#]*@")
 _QUERY = re.compile(r"[?#].*?(?=::|$)", re.DOTALL)
+
+
+def _renew_event_loop() -> None:
+    """In a forked process: the thread of fsspec's event loop stayed behind, and older fsspecs wait for it for ever."""
+    if (asyn := sys.modules.get("fsspec.asyn")) is not None:
+        asyn.reset_lock()
+
+
+os.register_at_fork(after_in_child=_renew_event_loop)
 
 
 class Entry(NamedTuple):
