@@ -330,7 +330,7 @@ class RemoteStorage:
         if len(data) > end - offset:
             raise DataError(
                 f"{self.where(path)}: expected {end - offset} bytes of a range, found {len(data)}; the server does "
-                "not answer range requests"
+                "not answer range requests. Copy the file and give its path"
             )
         return data
 
