@@ -296,7 +296,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Any]] = {
         "codec": lambda: sweep(swept, codec(args.maps, args.repeats)),
         "pooling": lambda: sweep({"pooled": kinds}, pooling(args.maps, args.threads, args.repeats)),
-        "loader": lambda: loader_share(args.data, args.photos, args.threads, rounds=8 * args.repeats),
+        "loader": lambda: loader_share(args.data, args.photos, args.threads, rounds=24 * args.repeats),
     }
     if args.only:
         print(parts[args.only]())
