@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return EXIT_INTERRUPTED
     except OSError as error:  # no permission, no space, a file where a folder is expected
-        if isinstance(error, BrokenPipeError) and reader_has_gone():
+        if isinstance(error, BrokenPipeError) and reader_has_gone(error):
             return EXIT_FINE
         where = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
         room = ". Make room, and give the same command again" if error.errno in _FULL else ""

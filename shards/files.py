@@ -117,12 +117,13 @@ def open_named(path: Path, mode: Literal["w", "a"] = "w") -> BinaryIO:
 
 
 @contextmanager
-def naming(path: object) -> Iterator[None]:
-    """Let an error of the system that names no file name this one."""
+def naming(path: object, temporary: Path | None = None) -> Iterator[None]:
+    """Let an error of the system that names no file, or the temporary one of this file, name this one."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        is_another = error.filename is not None and str(error.filename) != str(temporary)
+        if not is_another and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
@@ -136,18 +137,25 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
     """Write a small local file so that it appears whole or not at all, and stays.
 
     What is no file of a disk (`/dev/stdout`, a pipe) is written to: replaced, it would be gone for everybody.
+
+    Args:
+        path: where to.
+        data: all of it.
+        mode: who may read and write it; None is as the process makes files.
     """
     if _is_stream(path):
         path.write_bytes(data)
         return
     temporary = temporary_beside(path)
     try:
-        with naming(path):
+        with naming(path, temporary):
             with open(temporary, "wb") as file:
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -155,6 +163,28 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write a file that a user names: whole, where a link leads, and with the mode that it had.
+
+    In a folder that takes no new files, one that is there is written over.
+    """
+    if (
+        path.exists() and not path.is_file()
+    ):  # a pipe or a device, also behind a link; a folder says that it is one
+        path.write_bytes(data)
+        return
+    if path.is_symlink() and not _is_stream(path):
+        path = Path(os.path.realpath(path))
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+    try:
+        write_atomically(path, data, mode)
+    except PermissionError:
+        if mode is None:
+            raise
+        with naming(path):
+            path.write_bytes(data)
 
 
 def _is_stream(path: Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .escape import escape
 from .figures import Figure, figure_card
-from .files import write_atomically
+from .files import write_output
 from .links import Field, Inline, Link, form_html, inline_html, nav_html
 
 NUM_COLORS = 6  # series colours in STYLE; a seventh series repeats the first one dashed
@@ -243,7 +243,7 @@ class Page:
 
     def write(self, path: Path) -> None:
         # A file's name need not be text: half a character shows as a question mark.
-        write_atomically(path, self.render().encode("utf-8", errors="replace"))
+        write_output(path, self.render().encode("utf-8", errors="replace"))
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -20,7 +20,6 @@ _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 5.0
 _SLOW_DOWN = frozenset({408, 409, 425, 429})
 _REFUSED = frozenset({401, 403})
-_MISSING = 404
 _LET_IN = "expected to be let in; check the address and the credentials"
 _CREDENTIALS = {
     "s3": "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY",
@@ -118,7 +117,8 @@ def is_final(error: BaseException) -> bool:
 def _is_missing(error: BaseException) -> bool:
     if isinstance(error, FileNotFoundError):
         return not _never_asked(error)
-    return http_status(error) == _MISSING  # adlfs, of a container
+    # Azure's, of a container. A status of 404 alone may be anybody's: a proxy's, a wrong endpoint's.
+    return any(kind.__name__ == "ResourceNotFoundError" for kind in type(error).__mro__)
 
 
 def _never_asked(error: FileNotFoundError) -> bool:

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .files import join_url, read_limited
+from .errors import DataError
+from .files import join_url
 from .index import index_name
 from .schema import MIB
 from .storage import Storage, is_remote, open_storage, public_name
@@ -167,7 +168,12 @@ def read_small(dataset: str | Path, name: str, limit: int) -> bytes:
         FileNotFoundError: it is not there.
         DataError: it is larger than `limit` bytes, or its server is away.
     """
-    return read_limited(str(inside(dataset, name)), limit)
+    data = open_storage(dataset).read(name, 0, None, limit)  # which quotes the name where a URL has to
+    if len(data) > limit:
+        raise DataError(
+            f"{dataset_name(inside(dataset, name))}: expected at most {limit} bytes, found more; is it another file?"
+        )
+    return data
 
 
 def read_index(dataset: str | Path, record: ShardRecord, num_components: int) -> bytes:

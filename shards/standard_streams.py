@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 from contextlib import suppress
 
@@ -55,16 +56,25 @@ def open_streams() -> None:
             _Messages(sys.stderr.fileno()),  # type: ignore[arg-type]
             encoding=sys.stderr.encoding,
             errors="backslashreplace",
-            write_through=True,
+            line_buffering=True,  # a line is one call of the system's: several processes may write here
         )
 
 
-def reader_has_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads any more (head, less)."""
+def reader_has_gone(error: BrokenPipeError) -> bool:
+    """Whether an error is of standard output, a pipe that nobody reads any more (head, less).
+
+    The pipe itself is asked: what could not be written need not be in the buffer any more.
+    """
+    if error.filename is not None:
+        return False
     try:
-        sys.stdout.flush()  # what could not be written is still there
-    except BrokenPipeError:
-        # The interpreter's own flush at the end must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        output = sys.stdout.fileno()
+    except io.UnsupportedOperation:  # a notebook's
+        return False
+    poll = select.poll()
+    poll.register(output, 0)  # whether it can be written to is not asked; errors are always told
+    if not any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+        return False
+    # The interpreter's own flush at the end must not fail.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True

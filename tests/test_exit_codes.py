@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -225,6 +226,44 @@ def test_messages_that_nobody_reads_end_no_run(places, tmp_path, stream):
         os.close(full)
     assert code == 0
     assert json.loads((tmp_path / "new.json").read_text())["names"]
+
+
+def test_a_message_is_one_call_of_the_systems_so_that_processes_do_not_mix_theirs(places, tmp_path):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        assert run_with(places, tmp_path / "new", stderr=theirs) == 0
+        ours.setblocking(False)
+        said = ours.recv(1 << 16)
+    assert said.startswith(b"softshard: warning: ")
+    assert said.endswith(b"\n")
+
+
+def test_what_ends_without_a_line_is_shown_when_it_is_flushed():
+    code = (
+        "import os, sys; from softshard.shards.standard_streams import open_streams; open_streams()\n"
+        "sys.stderr.write('\\r 10%')\nsys.stderr.write(' 20%'); sys.stderr.flush(); os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True)
+    assert done.stderr == b"\r 10% 20%"
+
+
+@pytest.mark.parametrize(("shell", "unbuffered"), [("zsh", ""), ("bash", "1")])
+def test_a_reader_that_goes_away_is_no_error(shell, unbuffered):
+    """Of an output that no buffer holds: Python has none, or it is larger than that of a pipe."""
+    code = f"import sys; from softshard.shards.cli import main; sys.exit(main(['completion', '{shell}']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            timeout=60,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_closed_streams_end_no_run_and_nothing_is_written_into_its_files(places, tmp_path):

@@ -1,6 +1,9 @@
 import base64
 import itertools
+import os
 import re
+import resource
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -47,6 +50,56 @@ def test_characters_that_control_the_text_beside_them_are_shown(character):
     html = full_page(f"cat{character}gpj.exe").render()
     assert character not in html
     assert html.count(f"cat\\u{ord(character):04x}gpj.exe") >= 14
+
+
+def test_a_page_is_written_where_a_link_leads_and_keeps_its_mode(tmp_path):
+    (tmp_path / "at").mkdir()
+    page, link = tmp_path / "at" / "x.html", tmp_path / "link.html"
+    link.symlink_to("at/x.html")
+    Page("first").write(link)  # where nothing is yet
+    page.chmod(0o640)
+    Page("second").write(link)
+    assert link.is_symlink()
+    assert page.stat().st_mode & 0o777 == 0o640
+    assert "second" in page.read_text()
+    with pytest.raises(FileNotFoundError) as caught:
+        Page("t").write(tmp_path / "none" / "x.html")
+    assert caught.value.filename == str(tmp_path / "none" / "x.html")
+    assert [path.name for path in (tmp_path / "at").iterdir()] == ["x.html"]
+
+
+def test_a_full_disk_leaves_the_page_that_was_there(tmp_path):
+    page = tmp_path / "x.html"
+    Page("first").write(page)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # stands for the disk's
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/x\.html'"):
+            Page("second").write(page)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "first" in page.read_text()
+    assert list(tmp_path.iterdir()) == [page]
+
+
+def test_a_page_in_a_folder_that_takes_no_new_files_is_written_over(tmp_path, monkeypatch):
+    page = tmp_path / "x.html"
+    page.write_text("old" * 10_000)
+    page.chmod(0o666)
+    tmp_path.chmod(0o555)
+    monkeypatch.chdir(tmp_path)  # the folders above are this user's own
+    user = os.geteuid()
+    if user == 0:  # root may write anywhere
+        os.seteuid(65534)
+    try:
+        Page("new").write(Path("x.html"))
+        with pytest.raises(PermissionError) as caught:
+            Page("new").write(Path("y.html"))
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o755)
+    assert page.read_text() == Page("new").render()
+    assert caught.value.filename == "y.html"
 
 
 def test_letters_of_right_to_left_scripts_and_their_marks_stay_as_they_are():

@@ -108,6 +108,14 @@ def test_a_container_that_is_not_there_is_no_file():
         patiently(failing([ResourceNotFoundError()]), "az://c/k", "written")
 
 
+def test_a_status_of_404_alone_is_no_missing_file():
+    error = type(
+        "HttpError", (HttpError,), {"code": 404}
+    )()  # of a proxy, or of an address that is no store's
+    with pytest.raises(StorageError, match=r"^gs://b/k: cannot be read: HttpError 404$"):
+        patiently(failing([error]), "gs://b/k")
+
+
 @pytest.mark.parametrize(
     ("url", "told"),
     [

@@ -7,6 +7,7 @@ import pytest
 from packed_files import files
 
 from softshard.shards import DataError, StorageError, UsageError, pack, verify
+from softshard.shards.shard_files import read_small
 from softshard.shards.sources import open_source
 from softshard.shards.storage import LocalStorage, open_storage, public_name
 
@@ -23,6 +24,16 @@ def test_a_web_server_gives_what_the_local_path_gives(
     assert (summary.packed, summary.bad) == (16, 0)
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert not any(b"secret" in data for data in files(tmp_path / "b").values())
+
+
+def test_a_small_file_of_any_name_is_read_behind_a_url_and_beside_it(serve, tmp_path):
+    (tmp_path / "set").mkdir()
+    for name in ("a#1.idx", "a?b::c 100%.idx"):
+        (tmp_path / "set" / name).write_bytes(name.encode())
+        for dataset in (tmp_path / "set", f"{serve(tmp_path)}/set"):
+            assert read_small(dataset, name, 100) == name.encode()
+            with pytest.raises(DataError, match=r"expected at most 4 bytes, found more"):
+                read_small(dataset, name, 4)
 
 
 def test_a_file_that_is_gone_is_in_the_ledger_and_the_password_is_not(serve, source, tmp_path, options):
