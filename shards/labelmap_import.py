@@ -20,7 +20,7 @@ import numpy as np
 
 from .destination import LocalDestination
 from .errors import DataError, ImageError, MissingExtraError, UsageError, check_choice
-from .files import LOCK_NAME, hold_folder, temporary_beside, write_atomically
+from .files import LOCK_NAME, hold_folder, naming, temporary_beside, write_atomically
 from .labelmap import decode_label_map, encode_label_map, read_map_header
 from .labelmap_encode import SCORE_ENCODINGS
 from .labelmap_published import HALF_EXACT, read_published_map
@@ -205,8 +205,13 @@ class _Task:
         # checksum in the next run, and is written again.
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(file)
-        temporary.write_bytes(data)
-        os.replace(temporary, file)
+        try:
+            with naming(file, temporary):
+                temporary.write_bytes(data)
+                os.replace(temporary, file)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         counts.written += 1
         counts.map_bytes += len(data)
         _count_ids(ids, counts)

@@ -74,7 +74,7 @@ def settle_content(destination: Destination, content: Mapping[str, Any]) -> str:
         return plan_sha256
     try:
         found = json.loads(earlier)
-        other = {key for key in content if found.get(key) != json.loads(json.dumps(content[key]))}
+        other = _differing(found, json.loads(json.dumps(content)))
         found_sha256 = str(found["sha256"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
@@ -84,9 +84,22 @@ def settle_content(destination: Destination, content: Mapping[str, Any]) -> str:
     if found_sha256 != plan_sha256:
         raise UsageError(
             f"{destination.name}: expected the plan {plan_sha256[:12]} of this call, found {found_sha256[:12]} of another "
-            f"run ({', '.join(sorted(other)) or 'options'} differ). Write into a new folder"
+            f"run ({', '.join(other) or 'options'} differ). Write into a new folder"
         )
     return plan_sha256
+
+
+def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Keys of a plan whose values differ, those inside an object as `object.key`, in order."""
+    names = []
+    for key, value in wanted.items():
+        other = found.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            inner = value.keys() | other.keys()
+            names += [f"{key}.{name}" for name in inner if value.get(name) != other.get(name)]
+        elif value != other:
+            names.append(key)
+    return sorted(names)
 
 
 def write_receipt(folder: Destination, shard_name: str, receipt: Mapping[str, Any]) -> None:

@@ -40,8 +40,9 @@ _QUERY = re.compile(r"[?#].*?(?=::|$)", re.DOTALL)
 
 def _renew_event_loop() -> None:
     """In a forked process: the thread of fsspec's event loop stayed behind, and older fsspecs wait for it for ever."""
-    if (asyn := sys.modules.get("fsspec.asyn")) is not None:
-        asyn.reset_lock()
+    # A name of fsspec's own that it may drop; one that did would have mended this.
+    if (reset_lock := getattr(sys.modules.get("fsspec.asyn"), "reset_lock", None)) is not None:
+        reset_lock()
 
 
 os.register_at_fork(after_in_child=_renew_event_loop)

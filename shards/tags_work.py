@@ -26,7 +26,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .destination import Destination, LocalDestination, RemoteDestination
-from .files import LOCK_NAME, TEMPORARY_SUFFIX, hold_folder, open_named, replace_durably, write_atomically
+from .files import (
+    LOCK_NAME,
+    TEMPORARY_SUFFIX,
+    hold_folder,
+    naming,
+    open_named,
+    replace_durably,
+    write_atomically,
+)
 from .tags_tasks import BlockCounts, BlockLines, BlockStats
 
 WORK_SUFFIX = ".tags-work"
@@ -174,11 +182,8 @@ class TagsWork:
     def writing(self, key: str) -> Iterator[WrittenLines]:
         """The lines of the result, where an earlier run left off if it wrote for the same `key`."""
         written = WrittenLines(self.folder, key if self._keeps else None)
-        try:
+        with written.bad, written.lines:  # both are closed, also where a full disk lets one not be
             yield written
-        finally:
-            written.lines.close()
-            written.bad.close()
 
 
 class WrittenLines:
@@ -213,7 +218,8 @@ class WrittenLines:
 
     def _opened(self, name: str, size: int) -> BinaryIO:
         file = open_named(self._folder / name, "a")  # closed by `writing`
-        file.truncate(size)  # what came after the last note of it is written again
+        with naming(file.name):
+            file.truncate(size)  # what came after the last note of it is written again
         return file
 
     def add(self, block: BlockLines) -> None:
@@ -263,7 +269,8 @@ def _check_counts(values: Iterable[object]) -> None:
 def _flushed(file: BinaryIO) -> int:
     """Bytes of a file, all of them on disk."""
     file.flush()
-    os.fsync(file.fileno())
+    with naming(file.name):
+        os.fsync(file.fileno())
     return os.fstat(file.fileno()).st_size
 
 

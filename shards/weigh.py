@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .errors import DataError, UsageError, check_choice
-from .files import TEMPORARY_SUFFIX, replace_durably
+from .files import open_named, replace_durably, temporary_beside
 from .json_lines import JsonLine, read_json_lines
 from .ledger import bad_limit
 from .pack_soft import load_how, save_how
@@ -320,10 +320,10 @@ def weigh_list(
     weigher = Weigher(similarities, options)
     output.parent.mkdir(parents=True, exist_ok=True)
     bad_file = output.with_suffix(".bad.jsonl")
-    temporary = [file.with_name(file.name + TEMPORARY_SUFFIX) for file in (output, bad_file)]
+    temporary = [temporary_beside(file) for file in (output, bad_file)]
     read = num_weights = 0
     try:
-        with open(temporary[0], "wb") as good, open(temporary[1], "wb") as others:
+        with open_named(temporary[0]) as good, open_named(temporary[1]) as others:
             bad = _Bad(others, storage.name)
             for line in lines("weigh"):
                 read += 1

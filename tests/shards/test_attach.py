@@ -124,7 +124,9 @@ def test_other_maps_are_another_run(bare, maps, tmp_path):
     for name in ("dog_0", "dog_1"):  # one of them may be in val
         (maps / "dog" / f"{name}.lmap").write_bytes(encode_label_map(one, one, num_classes=5))
     (tmp_path / "set" / "manifest.json").unlink()
-    with pytest.raises(UsageError, match=r"of another run \(reshard differ\)\. Write into a new folder"):
+    with pytest.raises(
+        UsageError, match=r"of another run \(reshard\.added differ\)\. Write into a new folder"
+    ):
         reshard([bare], tmp_path / "set", ReshardOptions(label_maps=maps))
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,20 @@ def test_several_processes_write_the_same_files(tmp_path, monkeypatch):
     )
     assert one == two
     assert len(one) == 30 + 3  # and import.json, bad.jsonl, .lock
+
+
+def test_a_full_disk_is_named_and_leaves_no_part_of_a_map(source, tmp_path):
+    import_label_maps(source, tmp_path / "maps")
+    for file in (tmp_path / "maps").rglob("*.lmap"):
+        file.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # stands for the disk's
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*\.lmap'"):
+            import_label_maps(source, tmp_path / "maps", workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in (tmp_path / "maps").rglob("image*")] == []
 
 
 def test_a_second_run_keeps_whole_maps_and_mends_damaged_ones(source, tmp_path):

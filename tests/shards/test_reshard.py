@@ -271,7 +271,9 @@ def test_killed_at_any_moment_it_never_looks_whole_and_continues(train, tmp_path
 
 def test_another_run_s_folder_or_a_full_one_is_refused(train, val, tmp_path):
     reshard([train], tmp_path / "set", ReshardOptions(shuffle=1))
-    with pytest.raises(UsageError, match=r"of another run \(reshard differ\)\. Write into a new folder"):
+    with pytest.raises(
+        UsageError, match=r"of another run \(reshard\.shuffle differ\)\. Write into a new folder"
+    ):
         reshard([train], tmp_path / "set", ReshardOptions(shuffle=2))
     with pytest.raises(UsageError, match="expected an empty or new folder, found"):
         reshard([train], val)

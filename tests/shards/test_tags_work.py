@@ -1,7 +1,9 @@
 """Builds of tags that are killed go on and end in the same bytes; what they write appears whole, in buckets too."""
 
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from softshard.shards import tags_build as build_module
 from softshard.shards import tags_source as source_module
 from softshard.shards import tags_work as work_module
 from softshard.shards.cli import main
+from softshard.shards.destination import LocalDestination
 from softshard.shards.errors import DataError, UsageError
 from softshard.shards.files import hold_folder
 from softshard.shards.tags_build import TagOptions, build_tags
@@ -56,6 +59,35 @@ def small_blocks(monkeypatch):
 def writing(folder):
     with work_module.TagsWork(folder, "of a build").writing("k") as written:
         yield written
+
+
+def test_a_full_disk_is_named_and_both_files_are_closed(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    opened = []
+
+    def write_too_much():
+        with writing(tmp_path) as written:
+            opened.extend([written.lines, written.bad])
+            written.lines.write(b"a" * 2000)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # stands for the disk's
+
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*/lines\.part"):
+            write_too_much()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.closed for file in opened] == [True, True]
+
+
+def test_a_file_that_cannot_be_flushed_is_named(tmp_path, monkeypatch):
+    with writing(tmp_path) as written:
+
+        def full(_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: .*/bad\.part"):
+            written.publish(LocalDestination(tmp_path), "lines", "lines.bad")
 
 
 def killed(folder, source, output, workers, notes):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 
 import fsspec
 import numpy as np
@@ -369,6 +370,18 @@ def test_too_many_bad_lines_write_nothing(tmp_path):
         weigh_list(write(source, [{"label": "wolf"}]), tmp_path / "out.jsonl", CLASSES, WUP)
     with pytest.raises(DataError, match="expected lines with a label, found none"):
         weigh_list(write(source, []), tmp_path / "out.jsonl", CLASSES, WUP)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    source = write(tmp_path / "in.jsonl", ROWS)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # stands for the disk's
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*/out\.jsonl\.\w+\.part"):
+            weigh_list(source, tmp_path / "out.jsonl", CLASSES, WUP)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_the_source_is_not_written_over(tmp_path):
