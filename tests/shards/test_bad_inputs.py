@@ -194,6 +194,7 @@ def ledger_of_all(tmp_path_factory):
     for number, (make, _) in enumerate(CONTENTS.values()):
         (folder / f"source/cat/{number}.jpg").write_bytes(make())
     summary, ledger = pack_and_check(folder / "source", folder)
+    assert len(CONTENTS) >= 25
     assert summary.read == len(CONTENTS)
     return ledger
 

@@ -409,9 +409,7 @@ def test_the_commands_of_the_guide_about_imagenets_class_list_run(shared_data, t
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_real_photographs_are_grouped_by_every_method_and_packed_in_groups(
-    shared_data, tmp_path, monkeypatch, arguments
-):
+def test_real_photographs_are_grouped_by_every_method(shared_data, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     photos = shared_data / "photos"
     wnids = sorted(path.name for path in photos.iterdir() if path.is_dir())
@@ -425,8 +423,14 @@ def test_real_photographs_are_grouped_by_every_method_and_packed_in_groups(
     assert len(subset.groups) == 20
     num = 20 if arguments[0] == "random" else 300
     assert len(subset.class_of) == num
-    if arguments[0] != "groups":
-        return
+
+
+@pytest.mark.shared
+def test_real_photographs_are_packed_in_groups(shared_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photos = shared_data / "photos"
+    run("classes", photos, "--method", "groups", "-n", "20", "-o", "s.json")
+    subset = SubsetFile.load("s.json")
     small = ["--size", "48", "--shard-samples", "100", "--workers", "1"]
     assert main(["pack", str(photos), "set", "--subset", "s.json", *small]) == 0
     assert verify("set").problems == []

@@ -149,15 +149,16 @@ def when_there(path, act):
     return thread
 
 
+@pytest.mark.parametrize("killed", [("object",), ()], ids=["object server", "all servers"])
 def test_a_run_rides_through_a_restart_of_the_server(
-    upload, source, tmp_path, finished_once, options, proxy, s3_server
+    upload, source, tmp_path, finished_once, options, proxy, s3_server, killed
 ):
     url = upload(source)
     proxy.delay_s = 0.05  # so that the server dies in the middle
 
     def restart():
-        s3_server.kill("object")
-        s3_server.start("object")
+        s3_server.kill(*killed)
+        s3_server.start(*killed)
 
     thread = when_there(tmp_path / "b" / "train" / "train-000000.tar", restart)
     assert pack(url, tmp_path / "b", options, workers=1).bad == 0
