@@ -183,7 +183,9 @@ def test_an_interrupted_run_continues_with_the_shards_that_are_missing(
 
 def test_another_calls_folder_is_refused_with_what_differs(dataset, teacher, made):
     folder, _ = made
-    with pytest.raises(UsageError, match=r"of another run \(label_maps\.top differ\)\. Write into a new folder"):
+    with pytest.raises(
+        UsageError, match=r"of another run \(label_maps\.top differ\)\. Write into a new folder"
+    ):
         make_label_maps(dataset, folder, teacher, replace(OPTIONS, top=1))
 
 

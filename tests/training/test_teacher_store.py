@@ -247,7 +247,9 @@ def test_a_run_that_was_interrupted_continues_and_two_processes_make_the_same(
     encoded[:] = [1] * 100
     again = store_teacher(shards / "train", tmp_path / "out", checkpoint, batch_size=8, num_threads=1)
     assert (again, len(encoded)) == (stored[1], 100 + 16)
-    with pytest.raises(UsageError, match=r"of another run \(kd\.batch_size differ\)\. Write into a new folder"):
+    with pytest.raises(
+        UsageError, match=r"of another run \(kd\.batch_size differ\)\. Write into a new folder"
+    ):
         store_teacher(shards / "train", tmp_path / "out", checkpoint, batch_size=4)
 
     words = [
