@@ -161,20 +161,11 @@ def test_a_signal_saves_and_the_run_continues_bit_for_bit(number, at, shards, tm
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_the_command_exits_with_128_and_the_signal(number, code, shards, tmp_path, monkeypatch):
     before_micro_batch(monkeypatch, 1, lambda: os.kill(os.getpid(), number))
-    words = ["train", "relabel", str(shards / "train"), "--model", "test_resnet", "--out", str(tmp_path)]
-    small = [
-        "--epochs",
-        "1",
-        "--global-batch",
-        "8",
-        "--image-size",
-        "32",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-    ]
-    assert main([*words, *small, "--set", "targets=original"]) == code
+    stopped = main([
+        "train", "relabel", str(shards / "train"), "--model", "test_resnet", "--out", str(tmp_path), "--device", "cpu",
+        "--epochs", "1", "--global-batch", "8", "--image-size", "32", "--log-steps", "1", "--set", "targets=original",
+    ])  # fmt: skip
+    assert stopped == code
     assert load_checkpoint(tmp_path / "checkpoint.pt").step == 1
 
 
