@@ -106,7 +106,7 @@ def _run_ranks(call):
             if codes[-1]:
                 deadline = min(deadline, time.monotonic() + GRACE_S)
         elif time.monotonic() > deadline:
-            late = not any(codes)
+            late = late or not any(codes)  # not for want of those that were killed here
             for each in running:
                 os.kill(each, signal.SIGKILL)
         else:
@@ -130,6 +130,9 @@ def _be_the_command(call):
         code = 0
     except SystemExit as exit_:
         code = exit_.code or 0
+        if isinstance(code, str):  # as an interpreter does
+            print(code, file=sys.stderr)
+            code = 1
     except BaseException:
         traceback.print_exc()
     threading._shutdown()

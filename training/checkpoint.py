@@ -14,6 +14,7 @@ import types
 import typing
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             os.fsync(file.fileno())
         replace_durably(part, path)
     except BaseException as error:
-        part.unlink(missing_ok=True)  # a full disk has no room for half a checkpoint
+        with suppress(OSError):  # which would hide the first one
+            part.unlink(missing_ok=True)  # a full disk has no room for half a checkpoint
         first = error.__context__
         if isinstance(error, RuntimeError) and isinstance(
             first, OSError

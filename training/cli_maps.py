@@ -138,6 +138,7 @@ def _run_make(args: argparse.Namespace) -> int:
     from ..shards.storage import public_name
 
     options = MapOptions(args.size, args.top, args.scores, args.batch_size, args.amp, args.side)
+    process = where_it_runs(args)  # what is wrong there is said before weights are downloaded
     teachers = load_teachers(
         args.teacher,
         args.checkpoint or [],
@@ -145,7 +146,7 @@ def _run_make(args: argparse.Namespace) -> int:
         size=args.size,
         labels=args.labels or (),
     )
-    made = make_label_maps(args.dataset, args.destination, teachers, options, **where_it_runs(args))
+    made = make_label_maps(args.dataset, args.destination, teachers, options, **process)
     maps, where = made.label_maps, public_name(args.destination)
     assert maps is not None
     lines = [each.outputs.line(each.name) for each in teachers if each.outputs is not None]

@@ -22,7 +22,7 @@ from ..shards.tree import LabelTree
 from .ancestors import leaf_classes
 from .counted import Counted
 from .down_the_tree import DownTheTree
-from .evaluate import PassOptions, model_outputs, open_checkpoint
+from .evaluate import PassOptions, check_pass, model_outputs, open_checkpoint
 from .evaluate_timm import open_timm
 from .preparation import PREFIX
 from .recipe_targets import TREE_LOSSES
@@ -95,6 +95,7 @@ def confusion_of_model(
         UsageError: there is no such model, or weights beside a checkpoint.
         DataError: the model or the data set is damaged, or they do not belong together.
     """
+    check_pass(how)
     if weights is not None and not str(model).startswith(PREFIX):
         raise UsageError(f"--weights: expected timm:NAME, which they are for, found {model}")
     with ExitStack() as stack:

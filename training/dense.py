@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from ..shards.errors import UsageError
 from .dense_head import WatchedHead, cells_of, norm_as_affine, relative_difference, watch_head
-from .precision import AMP_DTYPES, autocast
+from .precision import autocast, check_amp
 
 # How far the mean over cells may be from the model's answer, relative to its largest logit. float32 stays
 # near 1e-6; half precision rounds every cell, and cuDNN's convolutions round to TF32 by default.
@@ -46,12 +46,11 @@ class DenseTeacher:
         amp: `bfloat16` or `float16`: the layers before the head run in mixed precision, the head in float32.
 
     Raises:
-        UsageError: the model has no linear classifier.
+        UsageError: the model has no linear classifier, or there is no such `amp`.
     """
 
     def __init__(self, model: nn.Module, amp: str | None = None) -> None:
-        if amp is not None and amp not in AMP_DTYPES:
-            raise UsageError(f"amp: expected one of {', '.join(AMP_DTYPES)}, found {amp!r}")
+        check_amp(amp)
         self.model: Any = model.eval()  # what is called below is timm's, not nn.Module's
         self.name = type(model).__name__
         self.amp = amp

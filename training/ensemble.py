@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
@@ -26,13 +26,16 @@ from ..shards.errors import DataError, UsageError
 from ..shards.progress import progress_bar
 from ..shards.storage import public_name
 from .checkpoint import Checkpoint, load_checkpoint
-from .evaluate import PassOptions, evaluation_loader, measure, named_batches, sharing_samples
+from .evaluate import PassOptions, check_pass, evaluation_loader, measure, named_batches, sharing_samples
 from .label_sets import LabelSets
 from .label_space import LabelSpace
 from .models import load_trained_model
 from .recipe_targets import TREE_LOSSES
 from .recipes import Recipe
 from .step import model_input
+
+if TYPE_CHECKING:
+    from ..loaders.service_client import Connection
 
 
 class MeanProbability:
@@ -126,6 +129,7 @@ def evaluate_ensemble(
     *,
     label_sets: str | Path | None = None,
     progress: bool = False,
+    connection: Connection | None = None,
     **how: Unpack[PassOptions],
 ) -> dict[str, Any]:
     """Evaluate the mean of several checkpoints' probabilities on a whole data set, every sample once.
@@ -134,7 +138,7 @@ def evaluate_ensemble(
         checkpoints: files that `train` wrote, for the same classes (and tree); architectures, image sizes and
             recipes may differ, and each member sees images as it would alone. Of models with outputs for keywords, too,
             the classes alone count, unless all have them.
-        dataset, label_sets, progress, how: as in `evaluate`.
+        dataset, label_sets, progress, connection, how: as in `evaluate`.
 
     Returns:
         The numbers of `evaluate_model`, and lists of `model`, `recipe`, `step` and `weights`, one for each member;
@@ -143,6 +147,7 @@ def evaluate_ensemble(
     Raises:
         DataError: a checkpoint or the data set is damaged, or they do not belong together.
     """
+    check_pass(how)
     paths = [Path(path) for path in checkpoints]
     members = load_members(paths)
     first = members[0]
@@ -160,7 +165,9 @@ def evaluate_ensemble(
         for saved in members:
             key = preparation(saved.recipe)
             if key not in loaders:
-                loader = evaluation_loader(saved.recipe, dataset, with_tags=with_tags, **how)
+                loader = evaluation_loader(
+                    saved.recipe, dataset, with_tags=with_tags, connection=connection, **how
+                )
                 loaders[key] = stack.enter_context(loader)
         main = loaders[preparation(first.recipe)]
         first.check_data(paths[0], dataset, LabelSpace.of_loader(main, loss))

@@ -46,7 +46,6 @@ class PassOptions(TypedDict, total=False):
 
     Attributes:
         labels: read the data set with these instead of its own, as in `train`; they must then be the model's.
-        connection: how to speak to servers, where the data set is theirs (`grpc://host:port/NAME`).
         batch_size: samples per step of each process (256); it does not change the result.
         device: where the model runs; the CPU by default.
         rank: this process, in [0, world_size).
@@ -55,12 +54,22 @@ class PassOptions(TypedDict, total=False):
     """
 
     labels: str | Path | LabelSource | None
-    connection: Connection | None
     batch_size: int
     device: str | torch.device
     rank: int
     world_size: int
     num_threads: int | None
+
+
+def check_pass(how: PassOptions) -> None:
+    """Refuse keywords that are none of PassOptions: what opens the data set would take them for a Loader's.
+
+    Raises:
+        TypeError: naming them, as for any wrong keyword.
+    """
+    if unknown := how.keys() - PassOptions.__annotations__.keys():
+        options = ", ".join(PassOptions.__annotations__)
+        raise TypeError(f"expected options of a pass ({options}), found {', '.join(sorted(unknown))}")
 
 
 def evaluate(
@@ -69,6 +78,7 @@ def evaluate(
     *,
     label_sets: str | Path | None = None,
     progress: bool = False,
+    connection: Connection | None = None,
     **how: Unpack[PassOptions],
 ) -> dict[str, Any]:
     """Evaluate a checkpoint on a whole data set, every sample once, in float32.
@@ -78,6 +88,7 @@ def evaluate(
         dataset: a local folder or any fsspec URL, with the class list (and tree) of the checkpoint.
         label_sets: several right classes for an image, in addition: `real` or a file (see LabelSets).
         progress: show how far it is on standard error: a bar on a terminal, else a line a minute.
+        connection: how to speak to servers, where the data set is theirs (`grpc://host:port/NAME`).
         how: see PassOptions.
 
     Returns:
@@ -87,7 +98,9 @@ def evaluate(
     Raises:
         DataError: the checkpoint or the data set is damaged, or they do not belong together.
     """
-    with open_checkpoint(checkpoint, dataset, with_tags=True, **how) as (saved, model, loader):
+    check_pass(how)
+    opened = open_checkpoint(checkpoint, dataset, with_tags=True, connection=connection, **how)
+    with opened as (saved, model, loader):
         numbers = evaluate_model(
             model,
             loader,
@@ -115,6 +128,7 @@ def open_checkpoint(
     with_tags: bool = False,
     subset: Subset | None = None,
     faults: Faults | None = None,
+    connection: Connection | None = None,
     **how: Unpack[PassOptions],
 ) -> Iterator[tuple[Checkpoint, nn.Module, Loader]]:
     """A checkpoint's model beside a loader of a data set as it wants it, for one pass; see `evaluate`.
@@ -124,6 +138,7 @@ def open_checkpoint(
             model of keywords alone is refused.
         subset: the part of the data set to look at; None for all of it.
         faults: what the loader puts up with; None for nothing.
+        connection: as of `evaluate`.
 
     Yields:
         The checkpoint, its model on the device (averaged weights where it has them), and the loader.
@@ -135,6 +150,7 @@ def open_checkpoint(
     saved = load_checkpoint(path)
     model = load_trained_model(path, saved, saved.recipe.image_size, with_tags=with_tags)
     options: dict[str, Any] = {"with_tags": with_tags, "subset": subset, "faults": faults, **how}
+    options["connection"] = connection
     with sharing_samples(how), evaluation_loader(saved.recipe, dataset, **options) as loader:
         saved.check_data(
             path, dataset, LabelSpace.of_loader(loader, saved.recipe.loss if with_tags else None)

@@ -19,7 +19,7 @@ from ..shards.errors import DataError
 from ..shards.manifest import Manifest
 from ..shards.relabel import Relabelling, relabel
 from ..shards.storage import public_name
-from .evaluate import PassOptions, evaluate_model, sharing_samples, whole_data_set
+from .evaluate import PassOptions, check_pass, evaluate_model, sharing_samples, whole_data_set
 from .label_sets import LabelSets
 from .label_space import LabelSpace
 from .models import create_model
@@ -55,6 +55,7 @@ def evaluate_timm(
         UsageError: no such model or weights, or images that the loader cannot make.
         DataError: the data set has other classes, or it or the file of weights is damaged.
     """
+    check_pass(how)
     with open_timm(name, dataset, weights=weights, **how) as (preparation, model, loader):
         numbers = evaluate_model(
             model,

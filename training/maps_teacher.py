@@ -106,13 +106,10 @@ def load_teacher(
     if checkpoint is None:
         check_model_name(name, pretrained=True)
         config: Any = timm.get_pretrained_cfg(name)
-        number = manifest.num_classes if config is None else config.num_classes
-        outputs = _own_outputs(name, number, labels, source, manifest)
-        own_size = config.input_size[-1] if config is not None else 224
-        model = create_model(name, number, size or own_size, pretrained=True).eval()
-        mean, std = (config.mean, config.std) if config is not None else (MEAN, STD)
-        tag = getattr(config, "tag", None)
-        return Teacher(model, name, mean, std, state_sha256(model), tag or "timm's own", outputs)
+        outputs = _own_outputs(name, config.num_classes, labels, source, manifest)
+        model = create_model(name, config.num_classes, size or config.input_size[-1], pretrained=True).eval()
+        weights = config.tag or "timm's own"
+        return Teacher(model, name, config.mean, config.std, state_sha256(model), weights, outputs)
     path = Path(checkpoint)
     saved = load_checkpoint(path)
     if saved.model_name != name:

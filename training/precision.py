@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import torch
 
+from ..shards.errors import UsageError
+
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check_amp(amp: str | None) -> None:
+    """Refuse a precision that is neither one of AMP_DTYPES nor None, which is float32.
+
+    Raises:
+        UsageError: naming those there are.
+    """
+    if amp is not None and amp not in AMP_DTYPES:
+        raise UsageError(f"amp: expected one of {', '.join(AMP_DTYPES)}, found {amp!r}")
 
 
 def autocast(device: str | torch.device, precision: str | None) -> torch.autocast:
     """What a model runs under on a device: one of AMP_DTYPES; float32, or None, changes nothing."""
-    dtype = AMP_DTYPES.get(precision or "float32")
+    dtype = None if precision in (None, "float32") else AMP_DTYPES[precision]
     return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None)
 
 

@@ -28,7 +28,7 @@ from ..shards.schema import CLS
 from ..shards.shard_files import dataset_path
 from ..shards.soft_labels import encode_pseudo_labels
 from .label_space import LabelSpace
-from .precision import autocast, how_it_runs
+from .precision import AMP_DTYPES, autocast, how_it_runs
 from .shard_run import run_over_shards
 from .teacher import Teacher
 
@@ -64,6 +64,8 @@ class PseudoOptions:
                 problems.append(f"{name}: expected at least 1, found {getattr(self, name)}")
         if self.below not in BELOW:
             problems.append(f"below: expected one of {', '.join(BELOW)}, found {self.below!r}")
+        if self.amp is not None and self.amp not in AMP_DTYPES:
+            problems.append(f"amp: expected one of {', '.join(AMP_DTYPES)}, found {self.amp!r}")
         if problems:
             raise UsageError("pseudo labels: " + "; ".join(problems))
 

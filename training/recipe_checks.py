@@ -25,6 +25,8 @@ _CHOICES = {
     "distill": DISTILLATIONS,
 }
 
+# Numbers that a recipe may do without.
+_MAY_BE_NONE = ("levels", "ema_decay", "clip_norm", "weight_clamp")
 # What numbers may be, where they are given.
 _LIMITS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
@@ -52,20 +54,28 @@ def recipe_problems(recipe: Recipe) -> list[str]:
             problems.append(f"{field}: expected one of {choices}, found {getattr(recipe, field)!r}")
     problems += target_problems(recipe.loss, recipe.targets, recipe.keep_targets)
     problems += _options_of_other_losses(recipe)
-    for name, value in vars(recipe).items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            problems.append(f"{name}: expected finite numbers, found {value}")
+    not_finite = {name: value for name, value in vars(recipe).items() if not _is_finite(value)}
+    problems += [f"{name}: expected finite numbers, found {value}" for name, value in not_finite.items()]
     for expected, fits, names in _LIMITS:
         for field in names:
             number = getattr(recipe, field)
-            if number is not None and not fits(number):
+            if field in not_finite or (number is None and field in _MAY_BE_NONE):
+                continue
+            if not fits(number):
                 problems.append(f"{field}: expected {expected}, found {number}")
-    if recipe.crop_scale is not None and not 0.0 < recipe.crop_scale[0] <= recipe.crop_scale[1] <= 1.0:
-        problems.append(f"crop_scale: expected 0 < least <= most <= 1, found {recipe.crop_scale}")
+    if recipe.crop_scale is not None and "crop_scale" not in not_finite:
+        least, most = recipe.crop_scale
+        if not 0.0 < least <= most <= 1.0:
+            problems.append(f"crop_scale: expected 0 < least <= most <= 1, found {recipe.crop_scale}")
     if not problems:
         problems += _augment_problems(recipe)
     return problems
+
+
+def _is_finite(value: object) -> bool:
+    """Whether no number of a recipe's value, or of a tuple of them, is infinite or NaN."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    return all(math.isfinite(number) for number in numbers if isinstance(number, float))
 
 
 def _augment_problems(recipe: Recipe) -> list[str]:

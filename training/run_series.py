@@ -63,14 +63,14 @@ def train_series(
     return None
 
 
-def settle_folder(path: Path, call: Mapping[str, Any], option: str, unlike: str | None = None) -> None:
+def settle_folder(path: Path, call: Mapping[str, Any], option: str, may_differ: str | None = None) -> None:
     """Begin a folder of runs, or make sure that it is this call's: half the runs of another recipe compare nothing.
 
     Args:
         path: the JSON file in it that says whose it is.
         call: what must be the same, as JSON can hold it.
         option: names another folder, for the message.
-        unlike: what may differ all the same.
+        may_differ: a key of it that need not be.
 
     Raises:
         UsageError: the folder is another call's.
@@ -86,7 +86,7 @@ def settle_folder(path: Path, call: Mapping[str, Any], option: str, unlike: str 
         raise DataError(
             f"{path}: expected what an earlier run wrote, found: {error}. Remove {path.parent}"
         ) from error
-    keys = (wanted.keys() | found.keys()) - {unlike}
+    keys = (wanted.keys() | found.keys()) - {may_differ}
     if other := sorted(key for key in keys if wanted.get(key) != found.get(key)):
         raise UsageError(
             f"{path.parent}: expected the runs of this call, found those of one with another {', '.join(other)}. Repeat "

@@ -148,20 +148,23 @@ def seconds_per_step(metrics: Path, global_batch: int) -> float:
     A median: a run begins slowly, and may have been continued. It is the first line's where there is no other.
 
     Raises:
-        DataError: the file is missing, or has no line.
+        DataError: the file is missing, has no line, or its median is no speed.
     """
     try:
         with metrics.open(newline="") as file:
             rates = [float(row["images_per_s"]) for row in csv.DictReader(file)]
-        if not all(0 < rate < inf for rate in rates):
-            raise ValueError("expected images a second above 0")
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise DataError(f"{metrics}: expected the lines of a training run, found none ({error})") from error
     if not rates:
         raise DataError(
             f"{metrics}: expected the lines of a training run, found none; begin it in a new folder"
         )
-    return global_batch / median(rates[1:] or rates)
+    rate = median(rates[1:] or rates)
+    if not 0 < rate < inf:
+        raise DataError(
+            f"{metrics}: expected a median of images_per_s above 0, found {rate}; begin it in a new folder"
+        )
+    return global_batch / rate
 
 
 def summarise(rows: Iterable[Row], reference: str = REFERENCE) -> list[dict[str, Any]]:

@@ -160,7 +160,7 @@ def score_data_set(
     target.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(hold_folder(folder))
-        settle_folder(folder / PLAN_NAME, header, "--runs", unlike="dataset")
+        settle_folder(folder / PLAN_NAME, header, "--runs", may_differ="dataset")
         for half in (0, 1):
             text = "".join(f"{keys[i]}\n" for i in np.flatnonzero(halves == half).tolist())
             write_atomically(_keys_file(folder, half), text.encode("utf-8", "surrogateescape"))

@@ -28,7 +28,7 @@ from ..shards.teacher_levels import encode_teacher_levels
 from .distillation import teacher_levels
 from .label_space import LabelSpace
 from .level_layout import LevelLayout
-from .precision import autocast, how_it_runs
+from .precision import autocast, check_amp, how_it_runs
 from .shard_run import run_over_shards
 from .teacher import Teacher
 
@@ -69,12 +69,13 @@ def store_teacher(
 
     Raises:
         UsageError: the destination holds something else, the data set has no tree or one with several paths
-            to a class.
+            to a class, or there is no such `amp`.
         DataError: the checkpoint or the data set is damaged, or they have another class list or tree. Shards that are
             finished stay, and the same call continues.
     """
     if batch_size < 1:
         raise UsageError(f"stored teacher: expected a batch size from 1, found {batch_size}")
+    check_amp(amp)
     dataset, target = dataset_path(dataset), open_destination(destination)
     source = Manifest.load(dataset)
     check_sidecars(dataset, source)

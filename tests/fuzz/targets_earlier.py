@@ -27,6 +27,7 @@ from softshard.shards.tags_tasks import BlockCounts, BlockLines, BlockStats
 from softshard.shards.tags_work import Counted, TagsWork
 from softshard.training import subset_score, subset_study
 from softshard.training.demo_folder import MARKED, MARKER, _is_demo
+from softshard.training.run_series import settle_folder
 from softshard.training.start import _read
 from softshard.training.steplog import LogLine, _start_csv
 from softshard.training.study import seconds_per_step
@@ -133,9 +134,11 @@ def targets() -> list[Target]:
             (metrics.encode(),), TEXT, "metrics.csv"),
         Target("import.json", in_folder(IMPORT_NAME, lambda folder: settle_import(folder, folder, [], options)),
             (json.dumps(imported | {"shape": [3, 4, 5]}).encode(),), JSON),
-        Target("plan of scores", in_folder(subset_score.PLAN_NAME, lambda folder: subset_score._settle(folder, _CALL)),
+        Target("plan of scores", in_folder(subset_score.PLAN_NAME,
+            lambda folder: settle_folder(folder / subset_score.PLAN_NAME, _CALL, "--runs", may_differ="dataset")),
             (json.dumps(_CALL).encode(),), JSON),
-        Target("plan of a study", in_folder(subset_study.STUDY_NAME, lambda folder: subset_study._settle(folder, _CALL)),
+        Target("plan of a study", in_folder(subset_study.STUDY_NAME,
+            lambda folder: settle_folder(folder / subset_study.STUDY_NAME, _CALL, "-o")),
             (json.dumps(_CALL).encode(),), JSON),
         Target("mark of a demo", in_folder(MARKER, _is_demo), (json.dumps(MARKED).encode(),), JSON),
         Target("weights as safetensors", _weights("model.safetensors"), (tensors,), BINARY, "model.safetensors"),

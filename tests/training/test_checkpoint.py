@@ -1,7 +1,9 @@
 """Checkpoints appear whole, come back equal, and are refused when damaged or of other data."""
 
 import dataclasses
+import errno
 import json
+import os
 import resource
 from pathlib import Path
 
@@ -90,6 +92,17 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_went_wrong_is_told_where_the_half_checkpoint_cannot_be_removed_either(tmp_path, monkeypatch):
+    def crash(fields, file):
+        Path(file.name).unlink()
+        Path(file.name).mkdir()  # which is not unlinked
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", crash)
+    with pytest.raises(OSError, match=r"No space left on device: .*checkpoint\.pt"):
+        save_checkpoint(tmp_path / "checkpoint.pt", make_checkpoint())
+
+
 @pytest.mark.parametrize("keep", [0, 10, 1000, -100, -1])
 def test_a_checkpoint_that_is_cut_short_is_named(tmp_path, keep):
     path = tmp_path / "checkpoint.pt"
@@ -150,6 +163,7 @@ def test_other_files_of_torch_are_refused(tmp_path, content, message):
         ({"recipe": {"name": "relabel", "colour": 1}}, "expected a recipe of this version of softshard"),
         ({"recipe": {**vars(relabel()), "loss": "bce"}}, "loss: expected one of"),
         ({"recipe": {**vars(relabel()), "lr": "0.1"}}, "expected a recipe of this version of softshard"),
+        ({"recipe": {**vars(relabel()), "lr": None}}, "expected a recipe of this version of softshard"),
         ({"recipe": {**vars(relabel()), "crop_scale": (0.1,)}}, "expected a recipe of this version"),
     ],
 )

@@ -25,8 +25,10 @@ from softshard.shards.errors import DataError, UsageError
 from softshard.shards.manifest import Manifest
 from softshard.training import live_distillation, semantic_kd
 from softshard.training.average_precision import average_precision
+from softshard.training.confusion import confusion_of_model
 from softshard.training.down_the_tree import DownTheTree
-from softshard.training.evaluate import evaluate_model
+from softshard.training.ensemble import evaluate_ensemble
+from softshard.training.evaluate import evaluate, evaluate_model
 from softshard.training.evaluate_timm import evaluate_timm
 from softshard.training.label_sets import AnyOfAccuracy, AnyOfPrecision, LabelSets, real_labels, sample_names
 from softshard.training.label_space import LabelSpace
@@ -339,6 +341,20 @@ def test_a_model_for_other_classes_is_refused(shards, large, tmp_path):
         evaluate_timm("test_efficientnet", str(large / "shards" / "train"), weights=tmp_path / "ten.pth")
     with pytest.raises(UsageError, match="expected a name that timm"):
         evaluate_timm("no_such_model", str(shards / "val"))
+
+
+@pytest.mark.parametrize(
+    ("look", "option"),
+    [
+        (evaluate, "faults"),
+        (evaluate_timm, "connection"),
+        (confusion_of_model, "connection"),
+        (evaluate_ensemble, "subset"),
+    ],
+)
+def test_options_of_a_loader_that_a_pass_has_not_are_refused(look, option):
+    with pytest.raises(TypeError, match=f"expected options of a pass .*, found {option}"):
+        look("nothing", "nowhere", **{option: None})
 
 
 def test_a_part_of_imagenet_is_read_with_all_its_classes(large, tmp_path):

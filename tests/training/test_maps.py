@@ -446,6 +446,15 @@ def test_wrong_options_are_refused(wrong, message):
         replace(OPTIONS, **wrong)
 
 
+def test_a_broken_environment_of_torchrun_is_named_before_a_teacher_is_fetched(
+    dataset, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    words = ["maps", "make", str(dataset), str(tmp_path / "out"), "--teacher", "no_such_model"]
+    assert main([*words, "--size", "64"]) == 2
+    assert "WORLD_SIZE: expected a number as torchrun sets it" in capsys.readouterr().err
+
+
 def test_a_teacher_whose_head_cannot_run_densely_is_refused_with_the_reason(dataset, tmp_path):
     model = timm.create_model("mobilenetv3_small_050", num_classes=5).eval()
     teacher = Teacher(model, "mobilenetv3_small_050", NO_SHIFT["mean"], NO_SHIFT["std"], None)

@@ -245,6 +245,7 @@ def test_models_without_probabilities_over_the_classes_are_refused(shards, tmp_p
         ({"threshold": 1.5}, "threshold: expected a probability from 0 to 1, found 1.5"),
         ({"threshold": float("nan")}, "threshold: expected a probability from 0 to 1, found nan"),
         ({"top": 0}, "top: expected at least 1, found 0"),
+        ({"amp": "fp16"}, "amp: expected one of bfloat16, float16, found 'fp16'"),
         ({"below": "drop"}, "below: expected one of own, none, found 'drop'"),
     ],
 )

@@ -143,6 +143,13 @@ def test_the_time_of_a_step_is_the_median_without_the_first_line(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,images_per_s\n1,1\n2,100\n3,200\n4,400\n")
     assert seconds_per_step(path, 50) == 0.25
+    path.write_text("step,images_per_s\n1,1\n2,100\n3,0.0\n4,400\n")  # a slow step rounds to nothing
+    assert seconds_per_step(path, 50) == 0.5
+    path.write_text("step,images_per_s\n1,1\n2,0.0\n")
+    with pytest.raises(
+        DataError, match=r"metrics\.csv: expected a median of images_per_s above 0, found 0\.0"
+    ):
+        seconds_per_step(path, 50)
     path.write_text("step,images_per_s\n1,100\n")
     assert seconds_per_step(path, 50) == 0.5
     path.write_text("step,images_per_s\n")

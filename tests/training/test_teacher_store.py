@@ -323,6 +323,12 @@ def test_reshard_keeps_who_spoke_and_refuses_to_merge_two_teachers(shards, store
         reshard([folder, tmp_path / "certain"], tmp_path / "both", ReshardOptions())
 
 
+def test_a_precision_that_there_is_not_is_refused_before_anything_is_written(shards, checkpoint, tmp_path):
+    with pytest.raises(UsageError, match="amp: expected one of bfloat16, float16, found 'fp16'"):
+        store_teacher(shards / "train", tmp_path / "stored", checkpoint, amp="fp16")
+    assert not (tmp_path / "stored").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

@@ -70,7 +70,8 @@ for epoch in range(2):
 @pytest.fixture
 def run(forks):
     """`python -m softshard.training.timm_script`."""
-    code = "import sys; from softshard.training.timm_script import main; sys.exit(main(sys.argv[1:]))"
+    module = '"softshard.training.timm_script", run_name="__main__", alter_sys=True'
+    code = f"import runpy; runpy.run_module({module})"
     return lambda script, data, *rest: forks.run(script, "--data-dir", data, *rest, code=code, seconds=300)
 
 

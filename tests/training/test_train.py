@@ -140,19 +140,33 @@ def test_a_killed_run_continues_bit_for_bit(killed_at, changes, shards, tmp_path
     ]
 
 
-@pytest.mark.parametrize("at", [4, 6])  # 6 is the last step of an epoch, before its evaluation
-def test_sigterm_saves_and_the_run_continues_bit_for_bit(at, shards, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "at"),
+    [(signal.SIGTERM, 4), (signal.SIGHUP, 6)],  # 6 is the last step of an epoch, before its evaluation
+)
+def test_a_signal_saves_and_the_run_continues_bit_for_bit(number, at, shards, tmp_path, monkeypatch):
     recipe = tiny(relabel(), epochs=2)
     whole = run(recipe, shards, tmp_path / "whole", val=str(shards / "val"))
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        before_micro_batch(patch, at, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        before_micro_batch(patch, at, lambda: os.kill(os.getpid(), number))
         stopped = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), log_steps=2)
-    assert (stopped.stopped_by, stopped.steps, stopped.weights) == (signal.SIGTERM, at, None)
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert (stopped.stopped_by, stopped.steps, stopped.weights) == (number, at, None)
+    assert signal.getsignal(number) == before
     finished = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), resume=True)
     assert (finished.steps, finished.history) == (12, whole.history)
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_the_command_exits_with_128_and_the_signal(number, code, shards, tmp_path, monkeypatch):
+    before_micro_batch(monkeypatch, 1, lambda: os.kill(os.getpid(), number))
+    stopped = main([
+        "train", "relabel", str(shards / "train"), "--model", "test_resnet", "--out", str(tmp_path), "--device", "cpu",
+        "--epochs", "1", "--global-batch", "8", "--image-size", "32", "--log-steps", "1", "--set", "targets=original",
+    ])  # fmt: skip
+    assert stopped == code
+    assert load_checkpoint(tmp_path / "checkpoint.pt").step == 1
 
 
 def test_images_and_weights_are_channels_last(shards, tmp_path, monkeypatch):
