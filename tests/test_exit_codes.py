@@ -71,7 +71,7 @@ ELSEWHERE = {
 # Data that are damaged or not there: 1. A call that nobody can do: 2.
 BAD = [
     (1, "bench {missing}"),
-    (2, "completion fish"),
+    (2, "completion tcsh"),
     (1, "demo --images {maps} --out {new}"),
     (2, "demo --images {missing} --out {new}"),
     (1, "evaluate {damaged_file} {set}"),
