@@ -157,7 +157,8 @@ def test_a_data_set_in_other_words_wants_the_outputs_in_its_words(hundred, own_w
         DataError, match=r"timm's imagenet-1k .*not named by wnid; .*--labels FILE.*--checkpoint"
     ):
         load_teacher("test_resnet", words, size=32)
-    lines = [ImageNetInfo("imagenet-1k").index_to_description(i).partition(",")[0] for i in range(1000)]
+    info = ImageNetInfo("imagenet-1k")
+    lines = [info.index_to_description(i).partition(",")[0] for i in range(1000)]
     unique = [line if lines.count(line) == 1 else f"{line} {i}" for i, line in enumerate(lines)]
     (tmp_path / "words.txt").write_text("\n".join(unique) + "\n")
     teacher = load_teacher("test_resnet", words, size=32, labels=tmp_path / "words.txt")
