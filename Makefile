@@ -81,14 +81,15 @@ format: $(DEV)
 
 # One script a table, in turn: they are not to disturb each other.
 BENCHMARKS = peers augment_cpu label_maps sharder plan_scale order_scale streaming exactness kill_pack faults \
-             confusion_groups losses semantic_losses relabel tags soft_targets service service_kill gpu
+             first_look confusion_groups losses semantic_losses relabel tags soft_targets service service_kill gpu
 
-# As the tables of benchmarks/README.md were made. PHOTOS: folders of photographs named by wnid, for the four that used such.
+# As the tables of benchmarks/README.md were made. PHOTOS: folders of photographs named by wnid, for the five that used such.
 OPTIONS_peers            = --repeats 3 --steps 15 $(if $(AGAINST),--against $(AGAINST))
 OPTIONS_augment_cpu      = --repeats 3 --steps 8
 OPTIONS_label_maps       = $(if $(PHOTOS),--maps $(abspath build/benchmarks/maps.npz))
 OPTIONS_sharder          = --repeats 5 $(PHOTO_OPTION) $(if $(IMG2DATASET),--img2dataset $(IMG2DATASET))
 OPTIONS_streaming        = --samples 16384 --pace 0.6 --repeats 2
+OPTIONS_first_look       = --repeats 15 $(PHOTO_OPTION)
 OPTIONS_confusion_groups = --repeats 3
 OPTIONS_losses           = --repeats 15
 OPTIONS_semantic_losses  = $(PHOTO_OPTION)

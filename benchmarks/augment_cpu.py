@@ -20,7 +20,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-from harness import RESULTS, arguments, make_data_set, sweep, write_result
+from harness import arguments, make_data_set, sweep, write_result
 
 from softshard.loaders import RANDAUGMENT_21K, Augment, CutMix, Erasing, Loader, Mixup, RandAugment
 from softshard.loaders.bench import loader_batches
@@ -74,7 +74,7 @@ def main() -> None:
 
     swept = {"pixels": [256]}
     write_result(
-        args.out or RESULTS / "augment_cpu.json",
+        args.out,
         benchmark="augment_cpu",
         job="random resized crop to 224, flip, float32, label maps; local shards in the page cache",
         swept=swept,

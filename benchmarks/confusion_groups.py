@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from harness import RESULTS, arguments, sweep, write_result
+from harness import arguments, sweep, write_result
 
 from softshard.shards.confusion_groups import confusion_groups
 
@@ -76,7 +76,7 @@ def main() -> None:
     swept = {"num_classes": [100, 1000], "num_groups": [2, 10, 67, 100]}
     rows = sweep(swept, measure)
     write_result(
-        args.out or RESULTS / "confusion_groups.json",
+        args.out,
         benchmark="confusion_groups",
         job="confusion_groups over a simulated confusion matrix",
         swept=swept,

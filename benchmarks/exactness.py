@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import RESULTS, arguments, write_result
+from harness import arguments, in_own_process, write_result
 
 from softshard.loaders.order import EpochOrder, num_steps, rank_slots
 
@@ -155,24 +155,6 @@ def measure(contender: str, num_shards: int) -> list[dict[str, Any]]:
     return rows
 
 
-def into_queue(contender: str, num_shards: int, queue: Any) -> None:
-    queue.put(measure(contender, num_shards))
-
-
-def in_own_process(contender: str, num_shards: int) -> list[dict[str, Any]]:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=into_queue, args=(contender, num_shards, queue))
-    process.start()
-    try:
-        return queue.get(timeout=TIMEOUT_S)
-    except Exception:
-        return [{"contender": contender, "shards": num_shards, "outcome": f"no end in {TIMEOUT_S} s"}]
-    finally:
-        process.kill()
-        process.join()
-
-
 def train_rank(rank: int, urls: list[str], meet: str, queue: Any, done: Any) -> None:
     """One rank of a training loop that only adds up how many samples all ranks have."""
     import torch
@@ -214,13 +196,18 @@ def main() -> None:
     rows = []
     for contender in CONTENDERS:
         for num_shards in SHARDS:
-            cells = in_own_process(contender, num_shards)
+            try:
+                cells = in_own_process(measure, contender, num_shards, timeout_s=TIMEOUT_S)
+            except multiprocessing.TimeoutError:
+                cells = [
+                    {"contender": contender, "shards": num_shards, "outcome": f"no end in {TIMEOUT_S} s"}
+                ]
             print(contender, num_shards, dict(Counter(row["outcome"] for row in cells)))
             rows += cells
     hang = hang_for_real()
     print(hang)
     write_result(
-        args.out or RESULTS / "exactness.json",
+        args.out,
         benchmark="exactness",
         job="one epoch over all ranks",
         swept=swept,

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from harness import RESULTS, arguments, make_data_set, simulated_map, sweep, write_result
+from harness import arguments, make_data_set, simulated_map, sweep, write_result
 
 from softshard.loaders import Augment, Loader, pool_label_maps
 from softshard.loaders.ceilings import decoded_batches
@@ -286,7 +286,7 @@ def main() -> None:
         elif part == "pooling":
             parts[part] = sweep({"maps": [NUM_MAPS]}, lambda maps: pooling(device, **common))
     write_result(
-        args.out or RESULTS / "gpu.json",
+        args.out,
         benchmark="gpu",
         job="random resized crop of 256 pixels to 224, flip, float16; label pooling of 256 maps of 1,000 classes",
         swept={**swept, "load": args.loads},

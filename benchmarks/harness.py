@@ -9,6 +9,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
+import resource
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -81,8 +85,32 @@ def sweep(
     return rows
 
 
+def in_own_process(
+    function: Callable[..., Any], *args: Any, timeout_s: float | None = None, **options: Any
+) -> Any:
+    """What a function of the script gives in a new process, whose peak of memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply_async(function, args, options).get(timeout_s)
+
+
+def peak_mb() -> int:
+    """The most memory that this process has had, in MiB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def cpu_s(function: Callable[[], object], repeats: int) -> float:
+    """Median CPU-seconds of a call, after one that does not count."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return statistics.median(times)
+
+
 def write_result(
-    path: Path,
+    out: Path | None,
     *,
     benchmark: str,
     job: str,
@@ -90,7 +118,8 @@ def write_result(
     rows: Sequence[Mapping[str, Any]],
     **more: Any,
 ) -> None:
-    """Write one benchmark's result file."""
+    """Write one benchmark's result file, by default `results/<benchmark>.json`."""
+    path = out or RESULTS / f"{benchmark}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "benchmark": benchmark,

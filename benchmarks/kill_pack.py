@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import RESULTS, arguments, photographs, sweep, write_result
+from harness import arguments, photographs, sweep, write_result
 
 NUM_SHARDS, SHARD_SAMPLES = 24, 20
 NUM_PHOTOGRAPHS = NUM_SHARDS * SHARD_SAMPLES
@@ -137,7 +137,7 @@ def main() -> None:
 
         rows = sweep(swept, kill_once)
         write_result(
-            args.out or RESULTS / "kill_pack.json",
+            args.out,
             benchmark="kill_pack",
             job=f"{NUM_PHOTOGRAPHS} photographs, {SHARD_SAMPLES} a shard, killed and run again",
             swept=swept,

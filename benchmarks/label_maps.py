@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
@@ -31,7 +30,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import RESULTS, arguments, make_data_set, simulated_arrays, sweep, write_result
+from harness import (
+    arguments,
+    cpu_s,
+    in_own_process,
+    make_data_set,
+    simulated_arrays,
+    sweep,
+    write_result,
+)
 from torchvision.ops import roi_align
 
 from softshard.loaders import Augment, LabelPooling, Loader, pool_label_maps, pool_top_classes
@@ -64,14 +71,8 @@ def random_crops(num: int, epoch: int = 0) -> np.ndarray:
 
 
 def cpu_us(function: Callable[[], Any], num: int, repeats: int) -> float:
-    """Median CPU time, microseconds a map."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        function()
-        times.append(time.process_time() - start)
-    return round(statistics.median(times) / num * 1e6, 2)
+    """CPU time, microseconds a map."""
+    return round(cpu_s(function, repeats) / num * 1e6, 2)
 
 
 def changes(scores: np.ndarray, ids: np.ndarray, decoded: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -173,7 +174,7 @@ def in_numpy(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         pooling_module.load_kernels = load
 
 
-def peak_memory(name: str, kind: str, file: Path | None, threads: int, answer: Any) -> None:
+def peak_memory(name: str, kind: str, file: Path | None, threads: int) -> float:
     """In a process of its own: megabytes of resident memory that one call adds at its peak."""
     torch.set_num_threads(threads)
     maps, crops = pooling_job(kind, file)
@@ -191,7 +192,7 @@ def peak_memory(name: str, kind: str, file: Path | None, threads: int, answer: A
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = resident("VmRSS")
     run()
-    answer.put(round((resident("VmHWM") - before) / 1024, 1))
+    return round((resident("VmHWM") - before) / 1024, 1)
 
 
 def pooling(file: Path | None, threads: int, repeats: int) -> Callable[..., dict[str, Any]]:
@@ -207,13 +208,9 @@ def pooling(file: Path | None, threads: int, repeats: int) -> Callable[..., dict
                 start = time.perf_counter()
                 function()
                 times[name].append(time.perf_counter() - start)
-        spawn, memory = multiprocessing.get_context("spawn"), {}
-        for name in runs:
-            answer = spawn.Queue()
-            process = spawn.Process(target=peak_memory, args=(name, pooled, file, threads, answer))
-            process.start()
-            memory[name] = answer.get(timeout=120)
-            process.join()
+        memory = {
+            name: in_own_process(peak_memory, name, pooled, file, threads, timeout_s=120) for name in runs
+        }
         results = {
             name: {
                 "ms": round(statistics.median(values) * 1e3, 2),
@@ -299,7 +296,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Any]] = {
         "codec": lambda: sweep(swept, codec(args.maps, args.repeats)),
         "pooling": lambda: sweep({"pooled": kinds}, pooling(args.maps, args.threads, args.repeats)),
-        "loader": lambda: loader_share(args.data, args.photos, args.threads, rounds=8 * args.repeats),
+        "loader": lambda: loader_share(args.data, args.photos, args.threads, rounds=24 * args.repeats),
     }
     if args.only:
         print(parts[args.only]())
@@ -307,7 +304,7 @@ def main() -> None:
     codec_rows, pooling_rows, share = (part() for part in parts.values())
     print(share)
     write_result(
-        args.out or RESULTS / "label_maps.json",
+        args.out,
         benchmark="label_maps",
         job=f"15 x 15 cells, 5 classes a cell, {NUM_CLASSES} classes; pooling {BATCH} maps",
         swept={**swept, "pooled": kinds},

@@ -22,8 +22,6 @@ Run: python benchmarks/order_scale.py
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import RESULTS, arguments, sweep, write_result
+from harness import arguments, in_own_process, peak_mb, sweep, write_result
 
 from softshard.loaders.balance import Balance, load_kernel
 from softshard.loaders.find_keys import find_keys
@@ -50,10 +48,6 @@ WINDOW = 32_768
 PER_SHARD = 10_000
 GLOBAL_BATCH = 2_048
 NUM_CLASSES = 10_450
-
-
-def peak_mb() -> int:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def whole_epoch(make: Callable[[], Order], num_samples: int) -> dict[str, Any]:
@@ -196,20 +190,15 @@ JOBS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def in_own_process(job: str) -> dict[str, Any]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(JOBS[job])
-
-
 def main() -> None:
     args = arguments(__doc__.splitlines()[0]).parse_args()
     swept = {"job": list(JOBS)}
     write_result(
-        args.out or RESULTS / "order_scale.json",
+        args.out,
         benchmark="order_scale",
         job="the order of whole epochs; opening and restoring",
         swept=swept,
-        rows=sweep(swept, in_own_process),
+        rows=sweep(swept, lambda job: in_own_process(JOBS[job])),
     )
 
 

@@ -23,7 +23,7 @@ import os
 from contextlib import ExitStack
 from typing import Any
 
-from harness import RESULTS, arguments, make_data_set, sweep, write_result
+from harness import arguments, make_data_set, sweep, write_result
 
 from softshard.loaders import Augment, Loader
 from softshard.loaders.against import Peer, described, installed_peers, parse_peers
@@ -105,7 +105,7 @@ def main() -> None:
     swept = {"pixels": args.pixels}
     rows = sweep(swept, run)
     write_result(
-        args.out or RESULTS / "peers.json",
+        args.out,
         benchmark="peers",
         job="random resized crop to 224, flip, uint8; local shards in the page cache",
         swept=swept,

@@ -14,13 +14,12 @@ Run: python benchmarks/plan_scale.py
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
-from harness import RESULTS, arguments, sweep, write_result
+from harness import arguments, in_own_process, peak_mb, sweep, write_result
 
 from softshard.shards.listing import ClassFolder, Listing, Spans
 from softshard.shards.plan import make_plan
@@ -52,10 +51,6 @@ def make_listing(num_files: int, inside_tar: bool) -> Listing:
     return Listing("source", tuple(folders))
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def measure(num_files: int, source: str) -> dict[str, Any]:
     """One row."""
     before = peak_mb()
@@ -71,15 +66,10 @@ def measure(num_files: int, source: str) -> dict[str, Any]:
         "listing_s": round(listed - start, 2),
         "plan_s": round(planned - listed, 2),
         "shard_lookup_s": round(time.perf_counter() - planned, 4),
-        "before_mb": round(before),
-        "listing_peak_mb": round(listing_peak),
-        "peak_mb": round(peak_mb()),
+        "before_mb": before,
+        "listing_peak_mb": listing_peak,
+        "peak_mb": peak_mb(),
     }
-
-
-def in_own_process(num_files: int, source: str) -> dict[str, Any]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (num_files, source))
 
 
 def main() -> None:
@@ -88,11 +78,11 @@ def main() -> None:
     args = parser.parse_args()
     swept = {"num_files": args.files, "source": ["class folders", "tar of class tars"]}
     write_result(
-        args.out or RESULTS / "plan_scale.json",
+        args.out,
         benchmark="plan_scale",
         job=f"make_plan over {NUM_CLASSES} classes, {VAL_PER_CLASS} validation images a class by hash",
         swept=swept,
-        rows=sweep(swept, in_own_process),
+        rows=sweep(swept, partial(in_own_process, measure)),
     )
 
 

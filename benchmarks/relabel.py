@@ -44,7 +44,7 @@ import numpy as np
 import simplejpeg
 import torch
 from harness import RESULTS, arguments, write_result
-from semantic_losses import part_of, photographs
+from semantic_losses import one_photograph_a_class, part_of
 
 from softshard.shards import ImageRecipe, PackOptions, pack
 from softshard.shards.manifest import Manifest
@@ -171,7 +171,7 @@ def main() -> None:
         default=2,
         help="those of the live teacher, which takes longest (default: 2)",
     )
-    parser.add_argument("--most-photos", type=int, default=40, help="photographs used (default: 40)")
+    parser.add_argument("--most-photos", type=int, default=40, help="photographs used, from 4 (default: 40)")
     parser.add_argument("--teacher", choices=("windows", "collages"), default="windows")
     parser.add_argument(
         "--collages", type=int, default=1280, help="training images of the students (default: 1280)"
@@ -191,7 +191,9 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     home = args.data / "relabel"
-    photos = photographs(args.photos, args.most_photos)
+    photos = one_photograph_a_class(args.photos, args.most_photos)
+    if len(photos) < 4:
+        parser.error(f"expected 4 photographs or more, one for each part of a collage, found {len(photos)}")
     classes = sorted(photos)
     side = 2 * args.image_size  # of stored collages: a tile is as large as a student's crop
     rng = np.random.default_rng(0)

@@ -30,7 +30,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ import cv2
 import numpy as np
 import simplejpeg
 import torch
-from harness import RESULTS, arguments, write_result
+from harness import arguments, write_result
 from torch import Tensor, nn
 
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, pack
@@ -58,13 +58,16 @@ METRICS = ("semantic_accuracy", "semantic_choice", "leaf_top1", "leaf_tree_dista
 REFERENCE = "semantic-softmax"
 
 
-def photographs(folder: Path | None, most: int) -> dict[str, np.ndarray]:
+def one_photograph_a_class(folder: Path | None, most: int) -> dict[str, np.ndarray]:
     """One photograph for each wnid, uint8 [H, W, 3 or 1]; evenly chosen where there are more than `most`."""
     if folder is None:
-        return {photo.wnid: read_photo(photo) for photo in PHOTOS}
+        return {photo.wnid: read_photo(photo) for photo in chosen(PHOTOS, most)}
     files = [sorted(path.iterdir())[0] for path in sorted(folder.iterdir()) if path.is_dir()]
-    chosen = [files[len(files) * i // most] for i in range(most)] if len(files) > most else files
-    return {file.parent.name: cv2.imread(str(file))[:, :, ::-1] for file in chosen}
+    return {file.parent.name: cv2.imread(str(file))[:, :, ::-1] for file in chosen(files, most)}
+
+
+def chosen(photos: Sequence[Any], most: int) -> Sequence[Any]:
+    return [photos[len(photos) * i // most] for i in range(most)] if len(photos) > most else photos
 
 
 def make_data_set(
@@ -171,7 +174,7 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     home = args.data / "semantic-losses"
-    photos = photographs(args.photos, args.most_photos)
+    photos = one_photograph_a_class(args.photos, args.most_photos)
     windows = {"train": args.windows, "val": args.val_windows}
     tree = make_data_set(home / "data", photos, windows, args.image_size)
     print(tree.summary())
@@ -229,7 +232,7 @@ def main() -> None:
                 trained = home / "runs" / f"{name}-{seed}-{lrs[name]}-{args.epochs}" / "checkpoint.pt"
                 rows.append(rows[-1] | {"recipe": other, **measure(trained, reading)})
     write_result(
-        args.out or RESULTS / "semantic_losses.json",
+        args.out,
         benchmark="semantic_losses",
         job="losses over a label tree, a third of the labels at inner nodes; the same start, data and steps for all",
         swept={"seed": range(args.seeds), "recipe": list(dict.fromkeys(row["recipe"] for row in rows))},

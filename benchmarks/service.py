@@ -30,7 +30,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from harness import RESULTS, arguments, make_data_set, write_result
+from harness import arguments, make_data_set, write_result
 from serving import ServerProcess, serving
 
 from softshard.loaders import Augment, Connection, Loader, RemoteLoader
@@ -289,7 +289,7 @@ def main() -> None:
     if args.only:
         return
     write_result(
-        args.out or RESULTS / "service.json",
+        args.out,
         benchmark="service",
         job=f"{SAMPLES} photographs of 256 pixels ({SCALE_SAMPLES} in scale), crops of 224, batches of {BATCH}",
         swept={"part": PARTS},

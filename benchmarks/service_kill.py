@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import RESULTS, arguments, make_data_set, write_result
+from harness import arguments, make_data_set, write_result
 from serving import serving
 
 from softshard.loaders import Augment, Connection, CutMix, Loader, RemoteLoader
@@ -149,7 +149,7 @@ def main() -> None:
     rows.sort(key=lambda row: row["trainer"])
     all_same = not any(row["differing"] or row["samples_twice_in_an_epoch"] for row in rows)
     write_result(
-        args.out or RESULTS / "service_kill.json",
+        args.out,
         benchmark="service_kill",
         job=f"two servers, one killed every {PAUSE_S[0]:g} to {PAUSE_S[1]:g} s; two trainers of batches of {BATCH}",
         swept={"trainer": list(TRAINERS)},

@@ -35,7 +35,7 @@ import cv2
 import numpy as np
 import simplejpeg
 import webdataset
-from harness import RESULTS, arguments, photographs, write_result
+from harness import arguments, photographs, write_result
 from PIL import Image
 
 from softshard.loaders.measure import take_turns
@@ -273,7 +273,7 @@ def main() -> None:
     }
     print(json.dumps({**row, "memory": memory}, indent=1))
     write_result(
-        args.out or RESULTS / "sharder.json",
+        args.out,
         benchmark="sharder",
         job=f"JPEG to {SIZE} pixels short side, area average, quality {QUALITY}, 4:2:0; from the page cache",
         swept={"times": args.times},

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import RESULTS, arguments, make_data_set, write_result
+from harness import arguments, make_data_set, write_result
 from streaming import network, upload
 
 from softshard.loaders import Augment, Cache, Faults, Loader
@@ -342,7 +342,7 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     write_result(
-        args.out or RESULTS / "soak.json",
+        args.out,
         benchmark="soak",
         job=f"{result['minutes']} minutes of two loaders and one that is killed, {'local' if args.local else 'S3'}",
         swept={},

@@ -22,14 +22,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import RESULTS, arguments, make_data_set, write_result
+from harness import arguments, cpu_s, make_data_set, write_result
 
 from softshard.loaders import Augment, Loader
+from softshard.loaders.bench import loader_batches
 from softshard.loaders.soft_compiled import find_compiled, load_soft_kernels
 from softshard.loaders.soft_targets import SoftTargets
 from softshard.shards.components import decode_meta
@@ -94,15 +94,6 @@ def with_soft_labels(source: Path, folder: Path) -> Path:
     return folder
 
 
-def forever(loader: Loader) -> Generator[Any, None, None]:
-    """Epoch after epoch."""
-    epoch = 0
-    while True:
-        loader.set_epoch(epoch)
-        yield from loader
-        epoch += 1
-
-
 class TimedTargets:
     """CPU-seconds that loaders' threads spend in making soft targets, and how many they make."""
 
@@ -126,15 +117,6 @@ class TimedTargets:
         return ms
 
 
-def cpu_ms(work: Callable[[], object], repeats: int = 20) -> float:
-    """Milliseconds of CPU for one call."""
-    work()
-    started = time.process_time()
-    for _ in range(repeats):
-        work()
-    return (time.process_time() - started) / repeats * 1e3
-
-
 def main() -> None:
     args = arguments(str(__doc__).splitlines()[0]).parse_args()
     plain = make_data_set(args.data, args.photos, size=256, samples=SAMPLES)
@@ -142,10 +124,10 @@ def main() -> None:
     manifest = Manifest.load(dataset)
     members = [sample.parts["msgpack"] for sample in read_shard(dataset / manifest.shards[0].name)][:BATCH]
     kinds = (("tags", NUM_TAGS), ("weights", manifest.num_classes))
-    decode_ms = cpu_ms(lambda: [decode_soft_labels(kind, members, num, str) for kind, num in kinds])
+    decode_ms = 1e3 * cpu_s(lambda: [decode_soft_labels(kind, members, num, str) for kind, num in kinds], 20)
     kernels = load_soft_kernels()
-    find_ms = kernels and cpu_ms(
-        lambda: [find_compiled(kernels.find_labels, kind, members, num) for kind, num in kinds]
+    find_ms = kernels and 1e3 * cpu_s(
+        lambda: [find_compiled(kernels.find_labels, kind, members, num) for kind, num in kinds], 20
     )
     timed = TimedTargets()
     loaders = {
@@ -162,13 +144,13 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in loaders}
     made: dict[str, list[float]] = {name: [] for name in loaders}
     for name, loader in loaders.items():
-        batches = forever(loader)
+        batches = loader_batches(loader)
         next(batches)
         batches.close()
         assert name in seconds
     for _ in range(args.repeats):
         for name, loader in loaders.items():
-            batches = forever(loader)
+            batches = loader_batches(loader)
             next(batches)
             timed.take(1)
             started = time.process_time()
@@ -200,7 +182,7 @@ def main() -> None:
         f"decode alone: {decode_ms:.2f} ms of CPU, compiled {find_ms or 0:.2f}, for {BATCH} samples' {META.suffix}"
     )
     write_result(
-        args.out or RESULTS / "soft_targets.json",
+        args.out,
         benchmark="soft_targets",
         job=f"random crops to 224 pixels, uint8, batches of {BATCH}, {args.threads} threads",
         swept={"targets": list(CONTENDERS)},

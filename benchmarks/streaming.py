@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness import RESULTS, arguments, make_data_set, sweep, write_result
+from harness import arguments, make_data_set, sweep, write_result
 
 from softshard.loaders import Augment, Cache, Loader
 from softshard.loaders.download import Downloads
@@ -257,7 +257,7 @@ def main() -> None:
                 "speed": args.speed,
             }
             write_result(
-                args.out or RESULTS / "streaming.json",
+                args.out,
                 benchmark="streaming",
                 job="random resized crop to 224, flip, uint8; S3 on loopback, 100 ms before each answer, 2 % broken",
                 swept=swept,

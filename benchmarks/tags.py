@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import RESULTS, arguments, write_result
+from harness import arguments, in_own_process, peak_mb, write_result
 
 from softshard.shards.storage import open_storage
 from softshard.shards.tags_build import TagOptions, build_tags
@@ -104,7 +102,7 @@ def build(num: int) -> dict[str, Any]:
         source = Path(folder) / "in.jsonl"
         with open(source, "wb") as file:
             file.writelines(lines_of(num))
-        before = _peak_mb()
+        before = peak_mb()
         start, cpu = time.perf_counter(), time.process_time()
         report = build_tags(source, Path(folder) / "out.jsonl", TagOptions(), workers=1)
         cpu_s = time.process_time() - cpu
@@ -116,14 +114,14 @@ def build(num: int) -> dict[str, Any]:
             "tags_per_image": round(report.stats.tags / num, 2),
             "vocabulary": report.vocabulary,
             "before_mb": before,
-            "peak_mb": _peak_mb(),
+            "peak_mb": peak_mb(),
         }
 
 
 def counts(num: int) -> dict[str, Any]:
     """The first pass's counting alone."""
     rng = np.random.default_rng(0)
-    before = _peak_mb()
+    before = peak_mb()
     start = time.process_time()
     hashes, sizes, own = [], [], 0
     with DocumentCounts() as kept:
@@ -147,18 +145,12 @@ def counts(num: int) -> dict[str, Any]:
         "repeats": len(repeats),
         "cpu_s": round(time.process_time() - start, 1),
         "before_mb": before,
-        "peak_mb": _peak_mb(),
+        "peak_mb": peak_mb(),
     }
 
 
-def _peak_mb() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-def _in_own_process(job: str, values: dict[str, Any]) -> dict[str, Any]:
-    # Spawned: a peak of memory is that of this job alone.
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        row = {"job": job, **values, **pool.apply(globals()[job], kwds=values)}
+def row_of(job: Callable[..., dict[str, Any]], **values: Any) -> dict[str, Any]:
+    row = {"job": job.__name__, **values, **in_own_process(job, **values)}
     print(json.dumps(row))
     return row
 
@@ -170,19 +162,16 @@ def main() -> None:
     parser.add_argument("--no-nltk-tagger", action="store_true", help="its data are missing")
     args = parser.parse_args()
     rows = [
-        _in_own_process(
-            "speed", {"tokenizer": "softshard", "tagger": "wordnet", "num": 21_844, "repeats": args.repeats}
-        ),
-        _in_own_process("speed", {"tokenizer": "nltk", "tagger": "wordnet", "num": 21_844, "repeats": 1}),
+        row_of(speed, tokenizer="softshard", tagger="wordnet", num=21_844, repeats=args.repeats),
+        row_of(speed, tokenizer="nltk", tagger="wordnet", num=21_844, repeats=1),
     ]
     if not args.no_nltk_tagger:
         for tokenizer in ("softshard", "nltk"):
-            values = {"tokenizer": tokenizer, "tagger": "nltk", "num": 2000, "repeats": 1}
-            rows.append(_in_own_process("speed", values))
-    rows += [_in_own_process("build", {"num": num}) for num in args.records]
-    rows += [_in_own_process("counts", {"num": num}) for num in args.counted]
+            rows.append(row_of(speed, tokenizer=tokenizer, tagger="nltk", num=2000, repeats=1))
+    rows += [row_of(build, num=num) for num in args.records]
+    rows += [row_of(counts, num=num) for num in args.counted]
     write_result(
-        args.out or RESULTS / "tags.json",
+        args.out,
         benchmark="tags",
         job="tags from the definitions in timm's wheel; counts of a simulated first pass",
         swept={"tokenizer": ["softshard", "nltk"], "tagger": ["wordnet", "nltk"], "records": args.records},

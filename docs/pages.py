@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("shards", "loaders", "training")
 PAGES = ("*.md", "shards/*.md", "loaders/*.md", "training/*.md", "benchmarks/*.md", "docs/**/*.md")
-SERVED = ("LICENSE", "shards/WORDNET-LICENSE", "docs/site.css")  # as they are, beside the pages; and results
+# As they are, beside the pages; and results.
+SERVED = (
+    *("LICENSE", "shards/WORDNET-LICENSE", "docs/site.css"),
+    *("docker/Dockerfile", "docker/compose.yaml", "docker/certificates.sh"),
+)
 
 _packages = tempfile.TemporaryDirectory()
 

@@ -89,6 +89,18 @@ class Background(Generic[Item]):
                 "new process, or iterate after the fork only"
             )
 
+    def check_running(self) -> None:
+        """Refuse to go on with a loop that was ended elsewhere.
+
+        Raises:
+            UsageError: `stop` has been called.
+        """
+        if self.stopped:
+            raise UsageError(
+                "loader: expected one iteration at a time, found this one continued after another "
+                "began, or after set_epoch, load_state_dict or close. Build a second loader for that"
+            )
+
     @property
     def depth(self) -> int:
         """Items in the queue now."""
@@ -125,7 +137,12 @@ class Background(Generic[Item]):
         return False
 
     def next(self) -> Item | None:
-        """The next item, or None at the end; raises what the thread died of, and UsageError in a forked process."""
+        """The next item, or None at the end.
+
+        Raises:
+            UsageError: in a forked process, or `stop` was called meanwhile, from another thread.
+            Whatever the thread died of.
+        """
         self.check_free()
         begun = time.monotonic()
         while True:
@@ -137,6 +154,7 @@ class Background(Generic[Item]):
                 raise
             except queue.Empty:
                 if not self._thread.is_alive() and self._ready.empty():
+                    self.check_running()
                     raise RuntimeError(
                         "loader: the thread that makes batches has ended without a word"
                     ) from None

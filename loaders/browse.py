@@ -297,9 +297,8 @@ class Browser:
             self._add_numbers(page, samples)
         else:
             page.paragraph(f"No sample has the key {query!r}.")
-        wanted = query.casefold()
         names = self._found.manifest.class_names
-        classes = [i for i in range(len(names)) if wanted in self._names.title(i).casefold()]
+        classes = [i for i in range(len(names)) if self._names.has(i, query)]
         if names:
             page.heading("Classes")
             if classes:

@@ -13,7 +13,7 @@ from .bad_lines import read_bad_lines
 from .inspect_links import Places
 
 LINES_A_PAGE = 100
-_COLUMNS = ("shard", "key", "path", "kind", "reason", "epoch", "step", "rank", "sample")
+_COLUMNS = ("sample", "shard", "key", "path", "kind", "reason", "epoch", "step", "rank")
 _MAX_CELL = 500  # characters
 
 

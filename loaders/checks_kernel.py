@@ -13,15 +13,19 @@ from ..shards.schema import MAX_CLASS_ID, MAX_MAP_ELEMENTS
 
 
 @njit(nogil=True)
-def headers_fit(raw, starts, magic):
-    """Whether `labelmap_header.read_headers` takes all headers.
+def headers_fit(raw, starts, magic, heads):
+    """Read headers; whether `labelmap_header.read_headers` takes them all.
 
     Args:
         raw: uint8, the maps.
         starts: int64 [N], where they begin; there is room for a header.
         magic: uint8 [4], the first bytes of each.
+        heads: uint8 [N, bytes of a header], to be filled.
     """
-    for at in starts:
+    for i in range(len(heads)):
+        at = starts[i]
+        for byte in range(heads.shape[1]):
+            heads[i, byte] = raw[at + byte]
         for byte in range(4):
             if raw[at + byte] != magic[byte]:
                 return False

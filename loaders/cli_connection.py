@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .service_client import Connection
 
 
-def add_connection(command: argparse.ArgumentParser) -> None:
+def add_connection(command: argparse._ActionsContainer) -> None:
     """Register them."""
     command.add_argument(
         "--token-file", metavar="FILE", help="with grpc:// or grpc+tls://: file of the servers' token"

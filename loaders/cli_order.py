@@ -27,9 +27,19 @@ def add_order(subparsers: argparse._SubParsersAction) -> None:
         "--batch-size", type=int, default=256, metavar="N", help="global batch (default: 256)"
     )
     shuffle.add_argument(
-        "--window", type=int, default=DEFAULT_WINDOW, metavar="W", help=f"(default: {DEFAULT_WINDOW})"
+        "--window",
+        type=int,
+        default=DEFAULT_WINDOW,
+        metavar="W",
+        help=f"samples that are shuffled among each other (default: {DEFAULT_WINDOW})",
     )
-    shuffle.add_argument("--lanes", type=int, default=1, metavar="K", help="(default: 1)")
+    shuffle.add_argument(
+        "--lanes",
+        type=int,
+        default=1,
+        metavar="K",
+        help="parts of an epoch that are read side by side (default: 1)",
+    )
     shuffle.add_argument("--seed", type=int, default=0, help="(default: 0)")
     shuffle.add_argument("--epoch", type=int, default=0, help="(default: 0)")
     stats.set_defaults(run=_run_stats)

@@ -356,8 +356,10 @@ class GpuDecoder(Decoder):
         if len(slots):
             images = torch.from_dlpack(self._pipe.share_outputs()[0].as_tensor())
             try:
-                # Copied out, within the device: memory of torch's allocator may be used on any stream
-                # (BatchStream), DALI's would have to be given back at the right moment of the training loop's.
+                # Copied out, within the device. DALI's memory would be the tensor's own, too (DLPack, dynamic executor),
+                # but is free again the moment that the tensor is: `record_stream`, by which BatchStream holds memory
+                # until the loop's kernels are done with it, passes over what torch has not allocated. A batch of 256 at
+                # 224 pixels in float16 is 77 MB, 0.05 ms to copy at an H100's 3.35 TB/s (docs/decisions.md).
                 if len(slots) == num_slots:
                     out.copy_(images)
                 else:

@@ -211,7 +211,8 @@ def _home(package: str) -> Path | None:
         found = distribution(package)
     except ImportError:
         return None
-    if '"editable": true' in (found.read_text("direct_url.json") or ""):
+    origin = found.read_text("direct_url.json") or ""
+    if re.search(r'"editable":\s*true', origin):  # pip writes a space, uv none
         return None
     home = Path(str(found.locate_file(""))).resolve()
     return None if (home / "pyproject.toml").exists() else home  # what building left in a clone

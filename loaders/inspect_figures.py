@@ -17,9 +17,11 @@ from ..shards.images import resample
 from ..shards.jpeg import read_jpeg_header
 from ..shards.map_pictures import overlay_class, score_range
 from ..shards.pictures import VIRIDIS, data_uri, image_data_uri
+from ..shards.text_limits import shortened
 from ..shards.tree_build import shown_name
 from .inspect_views import CropView, Inspection, MapView, SampleView
 
+MAX_NAME, MAX_TITLE = 80, 300  # characters of a class's name: beside a picture, and where it stands alone
 MAP_CLASSES = 5  # overlays of one label map, at most
 MIN_MAP_SHARE = 0.01  # of the map's own target; overlays of classes below it are left out after the third
 FEW_MAP_CLASSES = 3
@@ -48,21 +50,28 @@ class ClassNames:
         self._map_fits = maps is not None and maps.num_classes == len(names)
 
     def title(self, class_index: int) -> str:
-        """Name and words."""
-        name, shown = self._names[class_index], self._shown[class_index]
-        return name if shown == name else f"{name} {shown}"
+        """Name and words, cut where they are long."""
+        return shortened(self._title(class_index), MAX_TITLE)
 
     def short(self, class_index: int) -> str:
-        """Words, or the name."""
-        return self._shown[class_index]
+        """Words, or the name, cut where they are long."""
+        return shortened(self._shown[class_index], MAX_NAME)
+
+    def has(self, class_index: int, text: str) -> bool:
+        """Whether name and words, in full, hold a text, whatever its case."""
+        return text.casefold() in self._title(class_index).casefold()
 
     def of_target(self, index: int) -> str:
         """What a target's column stands for: a tag, or a class."""
-        return self.tags[index] if self.tags else self.short(index)
+        return shortened(self.tags[index], MAX_NAME) if self.tags else self.short(index)
 
     def of_map(self, class_index: int) -> str:
         """A class of the label maps' teacher, whose class list may be another one."""
         return self.short(class_index) if self._map_fits else f"the teacher's class {class_index}"
+
+    def _title(self, class_index: int) -> str:
+        name, shown = self._names[class_index], self._shown[class_index]
+        return name if shown == name else f"{name} {shown}"
 
 
 def stored_figure(sample: SampleView, names: ClassNames, budget: int) -> Figure | None:

@@ -258,11 +258,7 @@ class Loader(Position):
                 # Counted before the yield: a state taken in the loop's body says that this batch is done.
                 self._taken = min(self._taken + self._per_lane, -(-self.num_samples // self.lanes))
                 yield batch
-                if run.stopped:
-                    raise UsageError(
-                        "loader: expected one iteration at a time, found this one continued after another "
-                        "began, or after set_epoch, load_state_dict or close. Build a second loader for that"
-                    )
+                run.check_running()
         finally:
             run.stop()
             give_back_memory()

@@ -24,15 +24,12 @@ import numpy as np
 import torch
 
 from ..shards.errors import UsageError
-from ..shards.labelmap import GROUP_ELEMENTS, MapGroup, decode_group, decode_map_groups
-from ..shards.labelmap_header import check_sums, read_headers
+from ..shards.labelmap import GROUP_ELEMENTS, DecodeSteps, MapGroup, decode_map_groups
 from .pooling_compiled import (
-    COMPILED_GROUP_ELEMENTS,
     EncodedGroup,
     compiled_axis_weights,
-    compiled_check_sums,
     compiled_decode,
-    compiled_read_headers,
+    compiled_steps,
     load_kernels,
     num_shares,
     pool_compiled,
@@ -149,12 +146,9 @@ class _Path(NamedTuple):
     """How maps are decoded and pooled: by which functions, in how many threads."""
 
     pool: Callable[[Sequence[Iterable[MapGroup]], PoolingJob], list[torch.Tensor]]
-    decode: Callable[..., MapGroup | EncodedGroup] = decode_group
+    steps: DecodeSteps = DecodeSteps()
     weigh: Callable[..., np.ndarray] = axis_weights
     shares: int = 1
-    group_elements: int = GROUP_ELEMENTS
-    check: Callable[..., None] = check_sums
-    read: Callable[..., np.ndarray] = read_headers
     crops_fit: Callable[[np.ndarray], bool] = lambda _: False
 
 
@@ -174,14 +168,12 @@ def _path(
         return _Path(lambda shares, job: pool_on_host(chain.from_iterable(shares), job))
     num = len(maps[0]) if _are_arrays(maps) else len(maps)
     threads = torch.get_num_threads() if num_threads is None else num_threads
+    decode = compiled_decode(kernels) if pooling.swap_xy or pooling.class_map is not None else EncodedGroup
     return _Path(
         partial(pool_compiled, kernels=kernels, num_threads=threads),
-        compiled_decode(kernels) if pooling.swap_xy or pooling.class_map is not None else EncodedGroup,
+        compiled_steps(kernels, decode),
         compiled_axis_weights(kernels),
         num_shares(num, threads),
-        COMPILED_GROUP_ELEMENTS,
-        compiled_check_sums(kernels),
-        compiled_read_headers(kernels),
         kernels.crops_fit,
     )
 
@@ -215,10 +207,7 @@ def _prepare(
             maps,  # pyright: ignore[reportArgumentType]
             where,
             shares=path.shares,
-            decode=path.decode,
-            group_elements=path.group_elements,
-            check=path.check,
-            read=path.read,
+            steps=path.steps,
         )
         num = len(maps)
     regions = _checked_crops(crops, (num, *shape), path.crops_fit)

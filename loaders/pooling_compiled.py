@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..shards.labelmap import MapGroup, decode_group, decode_map_groups, encode_label_map
+from ..shards.labelmap import DecodeSteps, MapGroup, decode_group, decode_map_groups, encode_label_map
+from ..shards.labelmap_expand import expand
 from ..shards.labelmap_header import (
     HEADER,
     HEADER_DTYPE,
@@ -31,9 +32,9 @@ from ..shards.labelmap_header import (
     MAX_PALETTE,
     RANK_DIFFERENCES,
     SCORES_UINT8,
+    ZSTD,
     JoinedMaps,
     check_sums,
-    gather,
     read_headers,
 )
 from .pooling_job import PoolingJob, check_ids
@@ -59,6 +60,7 @@ class Kernels(NamedTuple):
     pool_coded: Any
     headers_fit: Any
     crops_fit: Any
+    expand_frames: Any  # None without libzstd
 
 
 @lru_cache(maxsize=1)
@@ -72,16 +74,16 @@ def load_kernels() -> Kernels | None:
         return None
     from . import checks_kernel, checksum_kernel, coded_kernel, pooling_kernels, roialign_kernel
 
-    modules = pooling_kernels, roialign_kernel, checksum_kernel, coded_kernel, checks_kernel
+    modules = pooling_kernels, roialign_kernel, checksum_kernel, coded_kernel, checks_kernel, _expand_kernel()
 
     # Where numba can write to no folder, or what lies there is damaged, the error may be any.
     with suppress(Exception):
         kernels = _kernels(*modules)
-        for kernel in kernels:
+        for kernel in filter(None, kernels):
             kernel.enable_caching()
         return _tried(kernels)
     try:  # without the cache: what was defined anew knows of none
-        return _tried(_kernels(*map(reload, modules)))
+        return _tried(_kernels(*[module and reload(module) for module in modules]))
     except Exception as error:
         warnings.warn(
             f"label pooling: expected numba to compile it, found: {error!r}; it runs in numpy, three times as slowly",
@@ -104,7 +106,15 @@ def pooling_engine() -> str:
     return "numpy" if numba.config.DISABLE_JIT or failed else f"numba {numba.__version__}"  # pyright: ignore
 
 
-def _kernels(pooling: Any, roialign: Any, checksum: Any, coded: Any, checks: Any) -> Kernels:
+def _expand_kernel() -> Any:
+    """The module, or on a machine without libzstd None."""
+    with suppress(RuntimeError):
+        from . import expand_kernel
+
+        return expand_kernel
+
+
+def _kernels(pooling: Any, roialign: Any, checksum: Any, coded: Any, checks: Any, frames: Any) -> Kernels:
     """The functions of these modules."""
     return Kernels(
         pooling.decode_maps,
@@ -115,20 +125,21 @@ def _kernels(pooling: Any, roialign: Any, checksum: Any, coded: Any, checks: Any
         coded.pool_coded,
         checks.headers_fit,
         checks.crops_fit,
+        frames and frames.expand_frames,
     )
 
 
 def _tried(kernels: Kernels) -> Kernels:
     """The same, having pooled a map of each kind in each way, which compiles them."""
-    ones, zeros = np.ones((1, 1, 3), np.float32), np.zeros((1, 1, 3), np.int64)
+    shape = 1, 1, 300  # below 256 bytes nothing would be compressed
+    ones, zeros = np.ones(shape, np.float32), np.zeros(shape, np.int64)
     maps = [
         encode_label_map(ones, zeros, num_classes=1, score_encoding=kind) for kind in ("float16", "uint8")
     ]
-    compiled = {"check": compiled_check_sums(kernels), "read": compiled_read_headers(kernels)}
-    _, (groups,) = decode_map_groups(maps, decode=EncodedGroup, **compiled)
+    _, (groups,) = decode_map_groups(maps, steps=compiled_steps(kernels, EncodedGroup))
     encoded = list(groups)
     weigh, start, end = compiled_axis_weights(kernels), np.zeros(2, np.float32), np.ones(2, np.float32)
-    job = PoolingJob(1, weigh(start, end, 1), weigh(start, end, 3), 1, "softmax", False, 0.0, None, None)
+    job = PoolingJob(1, weigh(start, end, 1), weigh(start, end, 300), 1, "softmax", False, 0.0, None, None)
     for forms in (encoded, [group.decoded(kernels) for group in encoded]):
         (targets,) = pool_compiled([forms], job, kernels, 1)
         if not ((targets == 1).all() and kernels.crops_fit(np.array([[0, 0, 1, 1]], np.float32))):
@@ -155,7 +166,7 @@ class EncodedGroup(NamedTuple):
     """
 
     members: np.ndarray
-    payloads: bytes
+    payloads: bytes | np.ndarray
     starts: np.ndarray
     heads: np.ndarray
     shape: tuple[int, int, int]
@@ -193,8 +204,20 @@ class EncodedGroup(NamedTuple):
         scores, places, tables = self.arrays(len(self.members))
         limits = self.field("classes")
         if not kernels.decode_maps(*self.source, self.sizes, limits, _halves(), scores, places, tables):
-            return decode_group(*self)  # raises, and says what is wrong
+            # Raises, and says what is wrong.
+            return decode_group(self.members, bytes(self.payloads), *self[2:])
         return MapGroup(self.members, scores, places, tables if tables.size else None, self.sizes)
+
+
+def compiled_steps(kernels: Kernels, decode: Callable[..., MapGroup | EncodedGroup]) -> DecodeSteps:
+    """The steps of decoding by compiled loops; the last leaves maps encoded for `pool_compiled`, or decodes them."""
+    return DecodeSteps(
+        compiled_read_headers(kernels),
+        compiled_check_sums(kernels),
+        expand if kernels.expand_frames is None else compiled_expand(kernels),
+        decode,
+        COMPILED_GROUP_ELEMENTS,
+    )
 
 
 def compiled_decode(kernels: Kernels) -> Callable[..., MapGroup]:
@@ -228,11 +251,28 @@ def compiled_read_headers(kernels: Kernels) -> Callable[..., np.ndarray]:
     magic = np.frombuffer(MAGIC, np.uint8)
 
     def read(maps: JoinedMaps, where: Callable[[int], str]) -> np.ndarray:
-        if kernels.headers_fit(np.frombuffer(maps.data, np.uint8), maps.starts[:-1], magic):
-            return gather(maps.data, maps.starts[:-1], HEADER_DTYPE)
+        heads = np.empty((len(maps.starts) - 1, HEADER.size), np.uint8)
+        if kernels.headers_fit(np.frombuffer(maps.data, np.uint8), maps.starts, magic, heads):
+            return heads.view(HEADER_DTYPE)[:, 0]
         return read_headers(maps, where)  # raises, and says which
 
     return read
+
+
+def compiled_expand(kernels: Kernels) -> Callable[..., bytes | np.ndarray]:
+    """`labelmap_expand.expand` by a compiled loop that calls libzstd."""
+
+    def unpack(
+        maps: JoinedMaps, members: np.ndarray, heads: np.ndarray, where: Callable[[int], str]
+    ) -> bytes | np.ndarray:
+        raw, sizes = np.frombuffer(maps.data, np.uint8), heads["payload"][members].astype(np.int64)
+        starts, ends = maps.starts[members] + HEADER.size, maps.starts[members + 1]
+        payloads, frames = np.empty(sizes.sum(), np.uint8), (heads["compression"][members] == ZSTD).all()
+        if frames and kernels.expand_frames(raw, starts, ends, sizes, payloads):
+            return payloads
+        return expand(maps, members, heads, where)  # other blocks; or raises, and says which is damaged
+
+    return unpack
 
 
 def compiled_axis_weights(kernels: Kernels) -> Callable[..., np.ndarray]:
@@ -323,6 +363,8 @@ def _in_threads(
     Raises:
         The error of the first share that has one.
     """
+    if len(shares) == 1:
+        return run(shares[0])
     waiting, errors = deque(enumerate(shares)), dict[int, BaseException]()
 
     def work() -> None:

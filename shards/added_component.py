@@ -7,7 +7,6 @@ are added like this.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -15,16 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from .destination import Destination
-from .errors import DataError, UsageError
-from .files import canonical_json, sha256_hex
+from .errors import DataError
 from .images import pixel_stack
 from .manifest import Manifest
 from .reader import Sample, read_samples
-from .receipts import read_receipts, settle_plan, write_receipt
+from .receipts import read_receipts, settle_content, write_receipt
 from .schema import (
     CLASSES_NAME,
     MAX_TREE_BYTES,
-    PLAN_NAME,
     RECEIPTS_DIR,
     TREE_NAME,
     VOCABULARY_NAME,
@@ -91,25 +88,7 @@ def settle(target: Destination, content: dict[str, Any], source: Manifest) -> tu
         UsageError: the destination holds something else, or the work of another call.
         DataError: the earlier plan is damaged.
     """
-    plan_sha256 = sha256_hex(canonical_json(content))
-    earlier = settle_plan(
-        target, lambda: json.dumps({"sha256": plan_sha256, **content}, indent=1).encode("ascii")
-    )
-    if earlier is not None:
-        try:
-            found = json.loads(earlier)
-            other = {key for key in content if found.get(key) != json.loads(json.dumps(content[key]))}
-            found_sha256 = str(found["sha256"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(
-                f"{target.name}/{PLAN_NAME}: expected the plan of an earlier run, found: {error!r}; it is damaged. "
-                "Write into a new folder"
-            ) from error
-        if found_sha256 != plan_sha256:
-            raise UsageError(
-                f"{target.name}: expected the plan {plan_sha256[:12]} of this call, found {found_sha256[:12]} of another "
-                f"run ({', '.join(sorted(other)) or 'options'} differ). Write into a new folder"
-            )
+    plan_sha256 = settle_content(target, content)
     target.folder(RECEIPTS_DIR).make()
     names = [record.name for record in source.shards]
     receipts = read_receipts(target, names, plan_sha256)

@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +111,7 @@ class Added:
         if self.tree is not None:
             added += TAR_BLOCK_BYTES + padded(len(encode_levels(self.tree.vectors()[0])))
         if self.maps is not None:
-            added += TAR_BLOCK_BYTES + -(-self.maps.sizes // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
+            added += TAR_BLOCK_BYTES + padded(self.maps.sizes)
         for rows in self.rows:
             added += rows.sizes
         return added
@@ -246,8 +245,11 @@ def check_maps(
     shape: tuple[int, int, int] | None = None
     num_missing = 0
     problems: list[str] = []
-    look = partial(_look_at_maps, folder, table, num_classes)
     batches = [numbers[at : at + _MAPS_OF_A_TASK] for at in range(0, len(numbers), _MAPS_OF_A_TASK)]
+
+    def look(batch: np.ndarray) -> list[_FoundMap | DataError | FileNotFoundError]:
+        return list(_each_map(folder, table, num_classes, batch))
+
     for batch, results in zip(batches, in_threads(look, batches, workers), strict=True):
         for number, found in zip(batch.tolist(), results, strict=True):
             if isinstance(found, _FoundMap) and found.shape != (shape := shape or found.shape):
@@ -274,12 +276,6 @@ def check_maps(
         )
     assert shape is not None
     return AddedMaps(folder, LabelMapInfo(*shape, num_classes), digest.hexdigest(), sizes, hashes)
-
-
-def _look_at_maps(
-    folder: Path, table: SampleTable, num_classes: int, numbers: np.ndarray
-) -> list[_FoundMap | DataError | FileNotFoundError]:
-    return list(_each_map(folder, table, num_classes, numbers))
 
 
 def _each_map(

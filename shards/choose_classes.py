@@ -14,9 +14,8 @@ from .confusion_groups import confusion_groups, group_sizes
 from .errors import DataError, UsageError
 from .philox import PURPOSE_CHOOSE_CLASSES, permutation
 from .subset_file import ClassGroup
+from .text_limits import some
 from .tree_sources import read_pairs
-
-_SHOWN = 10
 
 
 def random_classes(names: Sequence[str], num: int, seed: int) -> tuple[ClassGroup, ...]:
@@ -105,8 +104,7 @@ def groups_of_file(url: str, names: Sequence[str]) -> tuple[ClassGroup, ...]:
     if unknown := [name for name in group_of if name not in known]:
         problems.append(
             f"{url}: expected names of the {len(names):,} classes, found {len(unknown):,} others: "
-            f"{', '.join(map(repr, unknown[:_SHOWN]))}{' and more' if len(unknown) > _SHOWN else ''}; correct them, or "
-            "leave them out"
+            f"{some(unknown)}; correct them, or leave them out"
         )
     if not pairs:
         problems.append(f"{url}: expected classes, found none")

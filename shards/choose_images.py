@@ -14,8 +14,8 @@ import numpy as np
 
 from .errors import DataError, UsageError
 from .philox import PURPOSE_CHOOSE_IMAGES, PURPOSE_SPREAD, permutation, random_keys
+from .text_limits import some
 
-_SHOWN = 10
 _WHOLE_SET = 2**32 - 1  # in place of a class's index: whose remainder is spread
 
 
@@ -157,9 +157,10 @@ def too_few(counts: np.ndarray, names: Sequence[str], wanted: int) -> str:
     few = np.flatnonzero(counts < wanted).tolist()
     if not few:
         return ""
-    shown = ", ".join(f"{names[i]} {counts[i]:,}" for i in few[:_SHOWN])
+    shown = some([f"{names[i]} {counts[i]:,}" for i in few], show=str)
     return (
         f"subset: expected {wanted:,} images of each of {len(names):,} classes, found fewer of {len(few):,} "
-        f"({shown}{' and more' if len(few) > _SHOWN else ''}). Take groups of classes, which have more "
-        "(softshard subset classes --method groups, siblings, confusion or coarse), or fewer images"
+        f"({shown}). Take groups of classes, which have more "
+        "(softshard subset classes --method groups, siblings, confusion or coarse), fewer images, or all that there are "
+        "(--allow-fewer)"
     )

@@ -6,16 +6,16 @@ above all) trains on wrong labels without any error, so a list always goes with 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .errors import DataError, MissingExtraError, UsageError
-from .files import read_text
+from .files import read_text, sha256_hex
+from .names import name_bytes
 from .schema import MIB
 from .storage import is_remote, public_name
-from .wordnet import WNID_PATTERN, hypernyms, lemmas, wordnet
+from .wordnet import WNID_PATTERN, wordnet
 
 _MAX_LIST_BYTES = 64 * MIB
 
@@ -77,9 +77,7 @@ def _folder_classes(folder: Path) -> tuple[str, ...]:
 
 def class_list_sha256(names: Iterable[str]) -> str:
     """SHA-256 (hex) over the names in order, UTF-8, each followed by a newline."""
-    return hashlib.sha256(
-        "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
-    ).hexdigest()
+    return sha256_hex(name_bytes("".join(f"{name}\n" for name in names)))
 
 
 def resolve_wnid(name: str) -> str:
@@ -119,11 +117,11 @@ def noun_senses(names: Sequence[str], num: int = 40) -> list[str]:
     for name in names:
         if not WNID_PATTERN.fullmatch(name):
             wnid = resolve_wnid(name)
-            parents = [lemmas(parent)[0] for parent in hypernyms(wnid)[:1]]
+            parents = [wordnet().lemmas(parent)[0] for parent in wordnet().hypernyms(wnid)[:1]]
             others = len(wordnet().senses(name)) - 1
             more = f"; one of {others + 1} senses, name the wnid for another" if others else ""
             kind = f", a kind of {parents[0]}" if parents else ""
-            lines.append(f"  {name} is taken as {wnid} {', '.join(lemmas(wnid)[:3])}{kind}{more}")
+            lines.append(f"  {name} is taken as {wnid} {', '.join(wordnet().lemmas(wnid)[:3])}{kind}{more}")
     return lines if len(lines) <= num else [*lines[:num], f"  and {len(lines) - num} more nouns"]
 
 

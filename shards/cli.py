@@ -7,8 +7,8 @@ command runs import what they need when they run, so that `softshard pack` never
 from __future__ import annotations
 
 import argparse
+import errno
 import io
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -26,6 +26,7 @@ from .cli_values import (
     EXIT_FINE,
     EXIT_INTERRUPTED,
     EXIT_WRONG_CALL,
+    add_max_bad,
     byte_size,
     local_path,
     print_json,
@@ -33,14 +34,17 @@ from .cli_values import (
 from .cli_weigh import add_weigh
 from .errors import DataError, SoftshardError
 from .schema import DEFAULT_SHARD_BYTES
+from .standard_streams import open_streams, reader_has_gone
 
 _DEFAULTS = {"size": 224, "resize": "squish", "min_images": 1, "val_per_class": 0}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # ImageNet-21K-P as published (Ridnik et al. 2021); its script keeps count > 500: --min-images 501.
 PRESETS = {"imagenet-21k-p": {"size": 224, "resize": "squish", "min_images": 500, "val_per_class": 50}}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (0 fine, 1 bad data, 2 wrong call, 130 interrupted)."""
+    open_streams()
     parser = build_parser()
     args = parser.parse_args(argv)
     warnings.showwarning = _show_warning
@@ -64,13 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) has gone; the interpreter's own flush at the end must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FINE
     except OSError as error:  # no permission, no space, a file where a folder is expected
+        if isinstance(error, BrokenPipeError) and reader_has_gone():
+            return EXIT_FINE
         where = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
-        print(f"softshard: {where}", file=sys.stderr)
+        room = ". Make room, and give the same command again" if error.errno in _FULL else ""
+        print(f"softshard: {where}{room}", file=sys.stderr)
         return EXIT_WRONG_CALL
 
 
@@ -160,7 +163,12 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
     )
     images = pack.add_argument_group("images")
     images.add_argument("--size", type=int, metavar="PX", help="stored size (default: 224)")
-    images.add_argument("--resize", choices=("squish", "short-edge", "none"), help="(default: squish)")
+    images.add_argument(
+        "--resize",
+        choices=("squish", "short-edge", "none"),
+        help="squish: to --size x --size, whatever the shape (default); short-edge: the shorter side to --size, shape "
+        "kept; none: pixels as they are",
+    )
     images.add_argument(
         "--upscale",
         action="store_true",
@@ -173,14 +181,28 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
         help="copy baseline JPEGs that fit already, without metadata, rather than encode them again",
     )
     split = pack.add_argument_group("classes and split")
-    split.add_argument("--min-images", type=int, metavar="N", help="leave out classes with fewer images")
-    split.add_argument("--val-per-class", type=int, metavar="N", help="images of each class for DST/val")
     split.add_argument(
-        "--val-split", default="hash", choices=("hash", "lexical"), help="how they are chosen (default: hash)"
+        "--min-images", type=int, metavar="N", help="leave out classes with fewer images (default: 1)"
+    )
+    split.add_argument(
+        "--val-per-class",
+        type=int,
+        metavar="N",
+        help="images of each class for DST/val (default: 0)",
+    )
+    split.add_argument(
+        "--val-split",
+        default="hash",
+        choices=("hash", "lexical"),
+        help="which ones: by a hash of their names (default; a new image moves one other at most), or the first by name",
     )
     shards = pack.add_argument_group("shards")
     shards.add_argument(
-        "--shard-bytes", type=byte_size, default=DEFAULT_SHARD_BYTES, metavar="SIZE", help="(default: 256MB)"
+        "--shard-bytes",
+        type=byte_size,
+        default=DEFAULT_SHARD_BYTES,
+        metavar="SIZE",
+        help="about so large, such as 512MB or 1GiB (default: 256MB)",
     )
     shards.add_argument("--shard-samples", type=int, metavar="N", help="samples of a shard instead of bytes")
     shards.add_argument("--seed", type=int, default=0, help="of the global shuffle (default: 0)")
@@ -194,13 +216,7 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
         "else Ray on this machine. The machines of a cluster must share SRC and DST: folders mounted everywhere under "
         "the same path, or buckets",
     )
-    run.add_argument(
-        "--max-bad",
-        type=float,
-        default=0.001,
-        metavar="SHARE",
-        help="share of bad inputs that stops the run (default: 0.001; ten always may be, with 0 none)",
-    )
+    add_max_bad(run, "bad inputs")
     run.add_argument(
         "--retry-bad",
         action="store_true",

@@ -1,4 +1,4 @@
-"""The command completion: a script that completes softshard's commands, options and files in bash and zsh."""
+"""The command completion: a script that completes softshard's commands, options and files in bash, zsh and fish."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from functools import partial
 
 from .cli_help import commands_of
 from .cli_values import EXIT_FINE
+from .errors import UsageError
 
+SHELLS = ("bash", "zsh", "fish")
 _FOLDERS = frozenset({"DATASET", "DIR", "DST", "SIDE", "FULL", "SUBSET"})
 _FILES = frozenset(
     {
@@ -31,13 +33,18 @@ def add_completion(subparsers: argparse._SubParsersAction, parser: argparse.Argu
         help="print a script that completes commands, options and files in a shell",
         description="Print a script for the shell. It holds all commands and options: make it again after an update.",
     )
-    command.add_argument("shell", choices=("bash", "zsh"), metavar="SHELL", help="bash or zsh")
+    command.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh or fish")
     command.set_defaults(run=partial(_run_completion, parser))
 
 
 def _run_completion(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     import shtab
 
+    if args.shell not in shtab.SUPPORTED_SHELLS:  # older ones know no fish
+        raise UsageError(
+            f"completion: expected a shtab that knows {args.shell}, found one for {', '.join(shtab.SUPPORTED_SHELLS)}. "
+            "Run: pip install --upgrade shtab"
+        )
     for _, command in commands_of(parser):
         for action in command._actions:
             if action.choices is None and isinstance(action.metavar, str):

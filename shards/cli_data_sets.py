@@ -68,7 +68,11 @@ def _add_reshard(subparsers: argparse._SubParsersAction) -> None:
         help="new folder, or prefix of a bucket (any fsspec URL); the shards go right into it",
     )
     command.add_argument(
-        "--shard-bytes", type=byte_size, default=DEFAULT_SHARD_BYTES, metavar="SIZE", help="(default: 256MB)"
+        "--shard-bytes",
+        type=byte_size,
+        default=DEFAULT_SHARD_BYTES,
+        metavar="SIZE",
+        help="about so large, such as 512MB or 1GiB (default: 256MB)",
     )
     command.add_argument("--shard-samples", type=int, metavar="N", help="samples of a shard instead of bytes")
     command.add_argument(

@@ -27,6 +27,7 @@ EXAMPLES = {
         "softshard tree build --relations own.yaml -o own.json",
     ),
     "tree show": ("softshard tree show tree.json", "softshard tree show tree.json dog"),
+    "tree check": ("softshard tree check tree.json --dataset shards",),
     "tree export": ("softshard tree export tree.json --html tree.html",),
     "pack": (
         "softshard pack photos shards --val-per-class 50",
@@ -68,6 +69,10 @@ EXAMPLES = {
         "softshard bench shards/train",
         "softshard bench shards/train --against webdataset,dali --html bench.html",
     ),
+    "serve": (
+        "softshard serve shards/train shards/val --listen 127.0.0.1:7070",
+        "softshard serve train=s3://bucket/in21k/train --cache /scratch",
+    ),
     "replay": ("softshard replay shards/train --epoch 3 --step 120 --out batch.html",),
     "train": (
         "softshard train single-label shards/train --val shards/val --model resnet50 --out runs/r50",
@@ -82,6 +87,7 @@ EXAMPLES = {
     "completion": (
         "softshard completion bash > ~/.local/share/bash-completion/completions/softshard",
         'eval "$(softshard completion zsh)"',
+        "softshard completion fish > ~/.config/fish/completions/softshard.fish",
     ),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .cli_values import actions_of
+from .cli_values import EXIT_FINE, actions_of, add_max_bad, print_data_set, print_json
 
 
 def add_maps(subparsers: argparse._SubParsersAction) -> None:
@@ -34,13 +34,7 @@ def add_maps(subparsers: argparse._SubParsersAction) -> None:
         "--scores", default="float16", choices=("float16", "uint8"), help="(default: float16)"
     )
     command.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
-    command.add_argument(
-        "--max-bad",
-        type=float,
-        default=0.001,
-        metavar="SHARE",
-        help="bad files that stop the run (default: 0.001; ten always may be, with 0 none)",
-    )
+    add_max_bad(command, "bad files")
     command.add_argument("--json", action="store_true", help="print the summary as JSON")
     command.set_defaults(run=_run_import)
 
@@ -55,7 +49,6 @@ def add_maps(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run_import(args: argparse.Namespace) -> int:
-    from .cli_values import EXIT_FINE, print_json
     from .labelmap_import import ImportOptions, import_label_maps
 
     options = ImportOptions(args.num_classes, args.transpose, args.scores, args.max_bad)
@@ -75,7 +68,6 @@ def _run_import(args: argparse.Namespace) -> int:
 
 
 def _run_join(args: argparse.Namespace) -> int:
-    from .cli_values import EXIT_FINE, print_data_set
     from .labelmap_side import join_label_maps
     from .storage import public_name
 

@@ -211,7 +211,9 @@ def _finish(args: argparse.Namespace, source: str, subset: SubsetFile) -> int:
 
     val = args.val or _beside(source)
     if val is not None and (warning := small_validation(count_validation(val, subset), len(subset.groups))):
-        subset = replace(subset, notes=(*subset.notes, warning))
+        subset = replace(
+            subset, notes=tuple(dict.fromkeys((*subset.notes, warning)))
+        )  # of the classes it may be said
     for note in subset.notes:
         print(f"softshard: note: {note}", file=sys.stderr)
     subset.save(args.out)

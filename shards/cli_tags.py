@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .cli_values import EXIT_FINE, actions_of, local_path, print_json
+from .cli_values import EXIT_FINE, actions_of, add_max_bad, local_path, print_json
 from .storage import public_name
 
 
@@ -96,13 +96,7 @@ def add_build(subparsers: argparse._SubParsersAction) -> None:
         help="keep here what is done, so that the same command goes on after a kill (default: OUT.tags-work beside a "
         "local list, gone with the run; for a bucket nothing is kept)",
     )
-    run.add_argument(
-        "--max-bad",
-        type=float,
-        default=0.001,
-        metavar="SHARE",
-        help="share of bad rows that stops the run (default: 0.001; ten always may be, with 0 none)",
-    )
+    add_max_bad(run, "bad rows")
     run.add_argument("--json", action="store_true", help="print the report as JSON")
     command.set_defaults(run=_run_build)
 

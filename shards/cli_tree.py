@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 
+from .cli_values import EXIT_BAD_DATA, EXIT_FINE, print_json
 from .errors import DataError, UsageError
 from .relations import INNER_RULES, PARENT_RULES
 
@@ -141,7 +141,7 @@ def _run_build(args: argparse.Namespace) -> int:
     if from_wordnet:
         for line in noun_senses(tree.classes[: tree.num_listed]):
             print(line)
-    return 0
+    return EXIT_FINE
 
 
 def _run_show(args: argparse.Namespace) -> int:
@@ -156,7 +156,7 @@ def _run_show(args: argparse.Namespace) -> int:
         print(tree.show(args.name))
     else:
         print(outline(tree, find_one(tree, args.name), depth=args.depth, lines=lines))
-    return 0
+    return EXIT_FINE
 
 
 def _run_stats(args: argparse.Namespace) -> int:
@@ -164,8 +164,11 @@ def _run_stats(args: argparse.Namespace) -> int:
     from .tree_stats import format_tree_stats, tree_stats
 
     stats = tree_stats(LabelTree.load(args.tree))
-    print(json.dumps(stats, indent=1) if args.json else format_tree_stats(stats))
-    return 0
+    if args.json:
+        print_json(stats)
+    else:
+        print(format_tree_stats(stats))
+    return EXIT_FINE
 
 
 def _run_check(args: argparse.Namespace) -> int:
@@ -182,13 +185,12 @@ def _run_check(args: argparse.Namespace) -> int:
     if args.dataset is not None:
         differences += compare_data_set(tree, args.dataset)
     if args.json:
-        result = {"ok": not differences, "differences": [asdict(difference) for difference in differences]}
-        print(json.dumps(result, indent=1))
+        print_json({"ok": not differences, "differences": [asdict(difference) for difference in differences]})
     elif differences:
         print("\n".join(difference.text() for difference in differences))
     else:
         print(f"tree {tree.fingerprint[:12]}: no differences")
-    return 1 if differences else 0
+    return EXIT_BAD_DATA if differences else EXIT_FINE
 
 
 def _run_export(args: argparse.Namespace) -> int:
@@ -212,7 +214,7 @@ def _run_export(args: argparse.Namespace) -> int:
             sys.stdout.write(text)
         else:
             _write_text(args.out, text)
-    return 0
+    return EXIT_FINE
 
 
 def _write_page(tree, args: argparse.Namespace) -> None:

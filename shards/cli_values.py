@@ -63,6 +63,17 @@ def byte_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def add_max_bad(command: argparse._ActionsContainer, what: str) -> None:
+    """The option --max-bad of a command that goes on without bad inputs of a kind."""
+    command.add_argument(
+        "--max-bad",
+        type=float,
+        default=0.001,
+        metavar="SHARE",
+        help=f"share of {what} that stops the run (default: 0.001; ten always may be, with 0 none)",
+    )
+
+
 def print_json(value: object) -> None:
     """A command's result for a program to read."""
     print(json.dumps(value, indent=1))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .cli_values import EXIT_FINE, actions_of, local_path, print_json
+from .cli_values import EXIT_FINE, actions_of, add_max_bad, local_path, print_json
+from .errors import UsageError
 
 
 def add_weigh(subparsers: argparse._SubParsersAction) -> None:
@@ -27,13 +28,7 @@ def add_weigh(subparsers: argparse._SubParsersAction) -> None:
         "-o", "--output", type=local_path, required=True, metavar="OUT.jsonl", help="list to write"
     )
     _add_measures(command, top=20)
-    command.add_argument(
-        "--max-bad",
-        type=float,
-        default=0.001,
-        metavar="SHARE",
-        help="share of bad lines that stops the run (default: 0.001; ten always may be, with 0 none)",
-    )
+    add_max_bad(command, "bad lines")
     command.add_argument("--json", action="store_true", help="print the summary as JSON")
     command.set_defaults(run=_run_weigh)
 
@@ -156,7 +151,6 @@ def _run_weigh(args: argparse.Namespace) -> int:
 
 
 def _run_show(args: argparse.Namespace) -> int:
-    from .errors import UsageError
     from .similarities import COUNTS, Similarities
     from .weigh_page import FELL_BACK, neighbours, weights_page
 

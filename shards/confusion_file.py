@@ -20,12 +20,13 @@ import numpy as np
 from .destination import open_destination
 from .errors import DataError, UsageError
 from .files import read_limited, read_text, split_url
+from .names import name_bytes
 from .storage import public_name
+from .text_limits import every_problem, some
 
 CORNER = "class"
 SUFFIXES = (".npy", ".csv")
 _MAX_BYTES = 4 * 2**30  # 21,841 classes in float64 take 3.8 GB
-_SHOWN = 10
 
 
 def save_confusion(path: str | Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
@@ -49,7 +50,7 @@ def save_confusion(path: str | Path, counts: np.ndarray, class_names: Sequence[s
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([CORNER, *class_names])
         writer.writerows([name, *row.tolist()] for name, row in zip(class_names, counts, strict=True))
-        content = text.getvalue().encode("utf-8", "surrogateescape")
+        content = name_bytes(text.getvalue())
     folder, name = split_url(path)
     target = open_destination(folder)
     target.make()
@@ -95,7 +96,7 @@ def load_confusion(path: str | Path, class_names: Sequence[str]) -> np.ndarray:
     if missing := [name for name in class_names if name not in index]:
         raise DataError(
             f"{where}: expected the data set's {len(class_names):,} classes, found {len(missing):,} missing: "
-            f"{_listed(missing)}; it is of another class list"
+            f"{some(missing)}; it is of another class list"
         )
     order = [index[name] for name in class_names]
     return matrix[np.ix_(order, order)]
@@ -162,7 +163,7 @@ def _read_csv(text: str, where: str) -> tuple[list[str] | None, np.ndarray]:
         if found != names:
             problems.append(
                 f"expected the {len(names):,} classes of the first line as the first cells of as many lines, in that "
-                f"order, found {_listed(found)}"
+                f"order, found {some(found)}"
             )
     width = len(rows) + (names is not None)
     # Before memory is taken: a file of a few bytes a line can have millions of lines.
@@ -181,8 +182,7 @@ def _read_csv(text: str, where: str) -> tuple[list[str] | None, np.ndarray]:
         if square:
             matrix[place] = values
     if problems:
-        more = [f"{where}: and {len(problems) - _SHOWN:,} more problems"] if len(problems) > _SHOWN else []
-        raise DataError("\n".join([*(f"{where}: {problem}" for problem in problems[:_SHOWN]), *more]))
+        raise DataError(every_problem(f"{where}: {problem}" for problem in problems))
     return names, matrix
 
 
@@ -191,8 +191,3 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more

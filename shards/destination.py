@@ -10,7 +10,6 @@ temporary files (`TMPDIR`), which goes with the process, and uploaded from there
 from __future__ import annotations
 
 import os
-import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,14 +17,22 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from .errors import DataError, UsageError
-from .files import TEMPORARY_SUFFIX, hold_folder, replace_durably, write_atomically
+from .files import (
+    LOCK_NAME,
+    TEMPORARY_SUFFIX,
+    hold_folder,
+    naming,
+    open_named,
+    replace_durably,
+    temporary_beside,
+    write_atomically,
+)
 from .retries import http_status, patiently
 from .schema import LISTING_NAME, PLAN_NAME
 from .storage import LocalStorage, RemoteStorage, open_storage, public_name, read_at_most
 
 # A file appears there when it is whole; elsewhere (sftp, hdfs, smb) it grows under its own name.
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "r2", "memory")
-LOCK_NAME = ".lock"  # of `hold`
 _PRECONDITION_FAILED = 412  # the status of a write that was to make a file anew
 
 T = TypeVar("T")
@@ -216,18 +223,19 @@ class _RenamedFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Not one name for all: a worker that has lost its run may still be writing the same shard.
-        self._temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-        self.file: BinaryIO = open(self._temporary, "wb")  # noqa: SIM115 (closed by publish or discard)
+        self._temporary = temporary_beside(path)
+        self.file = open_named(self._temporary)
 
     def publish(self) -> None:
         self.file.flush()
-        os.fsync(self.file.fileno())
+        with naming(self._temporary):
+            os.fsync(self.file.fileno())
         self.file.close()
         replace_durably(self._temporary, self._path)
 
     def discard(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # on a full disk there is no room for what was still in memory
+            self.file.close()
         self._temporary.unlink(missing_ok=True)
 
 

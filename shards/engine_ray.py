@@ -135,7 +135,7 @@ def connected(ray: ModuleType, workers: int | None, address: str | None = None) 
             socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         ray.init(**settings)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # a Ray of this machine that takes too long to start is just that to Ray
         found = (str(error).strip() or repr(error)).splitlines()[0]
         where = "this machine" if address == "local" else f"{ADDRESS_VARIABLE}={address}"
         raise UsageError(

@@ -6,6 +6,7 @@ bug (anything else). Messages read `where: expected, found; likely cause; what t
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 
@@ -44,6 +45,16 @@ class ImageError(DataError):
 
 class UsageError(SoftshardError, ValueError):
     """The call is wrong: options that contradict, a path that is not there. Commands exit with 2."""
+
+
+def check_choice(what: str, value: str, choices: Collection[str]) -> None:
+    """Refuse what is none of some choices.
+
+    Raises:
+        UsageError: it names all of them.
+    """
+    if value not in choices:
+        raise UsageError(f"{what}: expected one of {', '.join(choices)}, found {value!r}")
 
 
 class MissingExtraError(SoftshardError, ImportError):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
+from .escape import escape
 from .links import Inline, Link, inline_html
 from .pictures import LOSSLESS_SIDE_PX, image_data_uri
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 from .errors import DataError, UsageError
 from .storage import is_remote, open_storage, public_name
 
 TEMPORARY_SUFFIX = ".part"
-_PIECE_BYTES = 1 << 20
+LOCK_NAME = ".lock"  # of `hold_folder`
+_PIECE_BYTES, _BUFFER_BYTES = 1 << 20, 1 << 18
 _MOST_HASHED = 2**33  # bytes; whoever read the file had a limit of its own
 
 
@@ -100,19 +103,69 @@ def read_text(url: str, limit: int) -> str:
         ) from error
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small local file so that it appears whole or not at all, and stays."""
-    # Not one name for all: two workers of a cluster may write the same file, with the same bytes.
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+class _NamedFile(io.FileIO):
+    """A local file whose errors say which it is: what the system says of a full disk does not."""
+
+    def write(self, data: Any, /) -> int:
+        with naming(self.name):
+            return super().write(data) or 0
+
+
+def open_named(path: Path, mode: Literal["w", "a"] = "w") -> BinaryIO:
+    """A local file to write to, anew or at its end; an error while it is written names it."""
+    return io.BufferedWriter(_NamedFile(path, mode), _BUFFER_BYTES)  # type: ignore[return-value]
+
+
+@contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Let an error of the system that names no file name this one."""
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        replace_durably(temporary, path)
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def temporary_beside(path: Path) -> Path:
+    """Where to write a file that gets its name when it is whole.
+
+    Not one name for all: two workers of a cluster may write the same file with the same bytes, one of them for a run
+    that it has lost.
+    """
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a small local file so that it appears whole or not at all, and stays.
+
+    What is no file of a disk (`/dev/stdout`, a pipe) is written to: replaced, it would be gone for everybody.
+    """
+    if _is_stream(path):
+        path.write_bytes(data)
+        return
+    temporary = temporary_beside(path)
+    try:
+        with naming(path):
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            replace_durably(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is a device or a pipe, or one of the names that a process has for its own open files."""
+    if str(path.absolute().parent) in ("/dev", "/dev/fd", "/proc/self/fd"):
+        return True
+    try:
+        mode = path.lstat().st_mode  # a link is replaced as ever, wherever it leads
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
 def replace_durably(temporary: Path, path: Path) -> None:
@@ -135,7 +188,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: another process holds it.
     """
-    with open(folder / ".lock", "w") as file:
+    with open(folder / LOCK_NAME, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -22,7 +22,7 @@ from .errors import DataError
 from .files import sha256_hex
 from .index import ShardIndex, index_name, padded, parse_index
 from .manifest import Manifest
-from .names import Names
+from .names import Names, name_bytes
 from .parallel import in_threads
 from .reader import Sample
 from .schema import META, TAR_BLOCK_BYTES, split_member_name
@@ -267,7 +267,7 @@ def _original_paths(file: BinaryIO, index: ShardIndex, where: str) -> Iterator[s
 
 def _extents(index: ShardIndex, drop: Sequence[str], where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Offsets, lengths and kept bytes of one shard's samples."""
-    members = TAR_BLOCK_BYTES + -(-index.sizes // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
+    members = TAR_BLOCK_BYTES + padded(index.sizes)
     starts = index.offsets.min(axis=1) - TAR_BLOCK_BYTES
     lengths = (index.offsets - TAR_BLOCK_BYTES + members).max(axis=1) - starts
     if (lengths != members.sum(axis=1)).any():
@@ -278,7 +278,7 @@ def _extents(index: ShardIndex, drop: Sequence[str], where: str) -> tuple[np.nda
 
 def key_hashes(keys: Sequence[str]) -> np.ndarray:
     """uint64 [keys]: 64 bits of each key's SHA-256."""
-    hashes = [hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8] for key in keys]
+    hashes = [hashlib.sha256(name_bytes(key)).digest()[:8] for key in keys]
     return np.frombuffer(b"".join(hashes), ">u8").astype(np.uint64)
 
 

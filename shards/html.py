@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from numbers import Integral, Real
 from pathlib import Path
 
+from .escape import escape
 from .figures import Figure, figure_card
+from .files import write_atomically
 from .links import Field, Inline, Link, form_html, inline_html, nav_html
 
 NUM_COLORS = 6  # series colours in STYLE; a seventh series repeats the first one dashed
@@ -35,6 +36,7 @@ h3{font-size:1.02rem;margin:1.6rem 0 .4rem}p{max-width:44rem;margin:.5rem 0 1rem
 .scroll{overflow-x:auto}table{border-collapse:collapse;margin:.6rem 0 1.2rem;font-size:.92rem}
 caption{text-align:left;color:var(--soft);padding-bottom:.3rem}
 th,td{text-align:left;padding:.3rem .9rem .3rem 0;border-bottom:1px solid var(--rule);vertical-align:top}
+td{max-width:min(34rem,75vw);overflow-wrap:break-word}
 th{font-weight:600;color:var(--soft)}.num{text-align:right;font-variant-numeric:tabular-nums}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.25rem 1.25rem;margin:.6rem 0 1.2rem}
 dt{color:var(--soft)}dd{margin:0;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
@@ -241,7 +243,7 @@ class Page:
 
     def write(self, path: Path) -> None:
         # A file's name need not be text: half a character shows as a question mark.
-        path.write_text(self.render(), encoding="utf-8", errors="replace")
+        write_atomically(path, self.render().encode("utf-8", errors="replace"))
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -19,7 +19,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import ImageError, UsageError
+from .errors import ImageError, UsageError, check_choice
 from .jpeg import JpegHeader, raise_if_memory_ran_out, read_jpeg_header
 from .jpeg_copy import strip_metadata
 from .schema import JPG, MAX_IMAGE_PIXELS, MAX_JPEG_SIDE
@@ -51,8 +51,7 @@ class ImageRecipe:
     reencode: bool = True
 
     def __post_init__(self) -> None:
-        if self.resize not in RESIZES:
-            raise UsageError(f"resize: expected one of {', '.join(RESIZES)}, found {self.resize!r}")
+        check_choice("resize", self.resize, RESIZES)
         if not 1 <= self.size <= MAX_JPEG_SIDE:
             raise UsageError(f"size: expected 1 to {MAX_JPEG_SIDE} pixels, found {self.size}")
         if not 1 <= self.quality <= 100:

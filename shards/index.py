@@ -12,12 +12,14 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
 from .errors import DataError
 from .schema import COMPONENT_BY_SUFFIX, MAX_TAR_MEMBERS, TAR_BLOCK_BYTES, split_member_name
+
+Size = TypeVar("Size", int, np.ndarray)
 
 
 class Member(NamedTuple):
@@ -139,8 +141,8 @@ def check_tar_end(file: BinaryIO, last: Member | None, where: str) -> None:
         )
 
 
-def padded(size: int) -> int:
-    """Bytes that a member's data takes in a tar, a multiple of 512."""
+def padded(size: Size) -> Size:
+    """Bytes that the data of a member, or of each of several, take in a tar: multiples of 512."""
     return -(-size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
 
 

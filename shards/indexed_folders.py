@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .errors import DataError, UsageError
-from .listing import ClassFolder, Listing, every_problem
+from .listing import ClassFolder, Listing
+from .text_limits import every_problem
 
 
 def name_by_index(listing: Listing, class_names: Sequence[str] | None) -> Listing:

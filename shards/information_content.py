@@ -11,9 +11,9 @@ from .errors import DataError
 from .files import read_text
 from .schema import MIB
 from .storage import public_name
+from .text_limits import every_problem
 
 _MAX_BYTES = 256 * MIB
-_MAX_PROBLEMS = 20
 
 
 def load_counts(file: str) -> tuple[dict[int, float], float]:
@@ -57,7 +57,7 @@ def load_counts(file: str) -> tuple[dict[int, float], float]:
         counts[offset] = count
         root += count if fields[2:] == ["ROOT"] else 0
     if problems:
-        raise DataError("\n".join(problems[:_MAX_PROBLEMS]))
+        raise DataError(every_problem(problems))
     if not root:
         raise DataError(f"{where}: expected the count of a root of nouns, found none")
     return counts, root

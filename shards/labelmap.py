@@ -18,7 +18,7 @@ import numpy as np
 
 from .errors import DataError
 from .labelmap_encode import encode_label_map
-from .labelmap_expand import decompressor, expand
+from .labelmap_expand import expand
 from .labelmap_header import (
     IDS_PALETTE_DIFFERENCES,
     IDS_UINT16,
@@ -46,7 +46,6 @@ __all__ = [
 # Maps are decoded a few at a time: arrays of so many elements stay in cache and in memory that the allocator keeps
 # (fresh pages for a whole batch took four times as long as the arithmetic).
 GROUP_ELEMENTS = 32_000
-_EXPANDED_BYTES = 1024 * 1024  # of payloads that are expanded in one call, before they are decoded
 
 
 class MapHeader(NamedTuple):
@@ -127,10 +126,7 @@ def decode_map_groups(
     where: Callable[[int], str] | None = None,
     *,
     shares: int = 1,
-    decode: Callable[..., Any] | None = None,
-    group_elements: int = GROUP_ELEMENTS,
-    check: Callable[..., None] = check_sums,
-    read: Callable[..., np.ndarray] = read_headers,
+    steps: DecodeSteps | None = None,
 ) -> tuple[tuple[int, int, int], list[Iterator[Any]]]:
     """Decode N label maps of one shape, a few of one encoding at a time.
 
@@ -138,10 +134,7 @@ def decode_map_groups(
         maps: N `lmap` values with the same K, P and Q; encodings may differ.
         where: the name of map i (shard, sample, component), for messages.
         shares: parts that the groups are dealt out to, for as many threads.
-        decode: what makes a group of its arguments, in the stead of `decode_group`.
-        group_elements: K * P * Q times the maps of a group, at most.
-        check: what compares checksums, in the stead of `check_sums`.
-        read: what reads headers, in the stead of `read_headers`.
+        steps: by which functions; in numpy by default.
 
     Returns:
         ((K, P, Q), shares of the groups). Headers have been checked; every map is in one of the groups, which are
@@ -151,11 +144,11 @@ def decode_map_groups(
     Raises:
         DataError: see `decode_label_maps`.
     """
-    where = where or (lambda i: f"label map {i}")
+    where, steps = where or (lambda i: f"label map {i}"), steps or DecodeSteps()
     if not maps:
         raise DataError("label maps: expected at least one, found none")
     joined = join_maps(maps, where)
-    heads = read(joined, where)
+    heads = steps.read(joined, where)
     top, rows, columns = (heads[name] for name in ("top", "rows", "columns"))
     shape = int(top[0]), int(rows[0]), int(columns[0])
     other = (top != shape[0]) | (rows != shape[1]) | (columns != shape[2])
@@ -166,11 +159,10 @@ def decode_map_groups(
             f"{[int(top[i]), int(rows[i]), int(columns[i])]}"
         )
     kinds = heads["scores"] * np.uint8(16) + heads["ids"]
-    step = max(1, group_elements // (shape[0] * shape[1] * shape[2]))
     order = np.argsort(kinds, kind="stable")
     ends = [len(maps) * share // shares for share in range(shares + 1)]
     return shape, [
-        _groups(joined, order[first:last], kinds, step, heads, shape, where, decode or decode_group, check)
+        _groups(joined, order[first:last], kinds, heads, shape, where, steps)
         for first, last in pairwise(ends)
     ]
 
@@ -179,28 +171,20 @@ def _groups(
     maps: JoinedMaps,
     members: np.ndarray,
     kinds: np.ndarray,
-    step: int,
     heads: np.ndarray,
     shape: tuple[int, int, int],
     where: Callable[[int], str],
-    decode: Callable[..., Any],
-    check: Callable[..., None],
+    steps: DecodeSteps,
 ) -> Iterator[Any]:
     """Maps in the order of their kinds, decoded so many of one kind at a time."""
-    check(maps, members, heads, where)
-    zstd = decompressor()  # not for two threads at once
-    most = max(step, _EXPANDED_BYTES // int(heads["payload"][members].max(initial=1)))
-    for lot in _runs(members, most):
-        payloads = expand(maps, lot, heads, zstd, where)
-        sizes = heads["payload"][lot].astype(np.int64)
-        starts = np.cumsum(sizes) - sizes
-        for same in np.split(np.arange(len(lot)), np.flatnonzero(np.diff(kinds[lot])) + 1):
-            for part in _runs(same, step):
-                yield decode(lot[part], payloads, starts[part], heads, shape, where)
-
-
-def _runs(numbers: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    return (numbers[first : first + most] for first in range(0, len(numbers), most))
+    steps.check(maps, members, heads, where)
+    step = max(1, steps.group_elements // (shape[0] * shape[1] * shape[2]))
+    for same in np.split(members, np.flatnonzero(np.diff(kinds[members])) + 1):
+        for first in range(0, len(same), step):
+            part = same[first : first + step]
+            payloads = steps.expand(maps, part, heads, where)
+            starts = np.concatenate([[0], np.cumsum(heads["payload"][part][:-1], dtype=np.int64)])
+            yield steps.decode(part, payloads, starts, heads, shape, where)
 
 
 def decode_label_maps(
@@ -335,3 +319,21 @@ def _decode_scores(raw: np.ndarray, score_code: int, shape: tuple[int, int, int]
         scores = levels * step
         scores += low
     return scores
+
+
+class DecodeSteps(NamedTuple):
+    """By which functions label maps are decoded. Others than these give the same, and raise the same errors.
+
+    Attributes:
+        read: (maps, where) to headers.
+        check: compares (maps, members, heads, where) with their checksums.
+        expand: (maps, members, heads, where) to payloads.
+        decode: makes a group of what `decode_group` takes.
+        group_elements: K * P * Q times the maps of a group, at most.
+    """
+
+    read: Callable[..., np.ndarray] = read_headers
+    check: Callable[..., None] = check_sums
+    expand: Callable[..., bytes | np.ndarray] = expand
+    decode: Callable[..., Any] = decode_group
+    group_elements: int = GROUP_ELEMENTS

@@ -108,7 +108,8 @@ def read_headers(maps: JoinedMaps, where: Callable[[int], str]) -> np.ndarray:
     Raises:
         DataError: not a label map, of a newer version, damaged, or over the limits.
     """
-    heads = gather(maps.data, maps.starts[:-1], HEADER_DTYPE)
+    raw = np.frombuffer(maps.data, np.uint8)
+    heads = raw[maps.starts[:-1, None] + np.arange(HEADER.size)].view(HEADER_DTYPE)[:, 0]
     sides = [heads[name].astype(np.int64) for name in ("top", "rows", "columns")]
     elements = sides[0] * sides[1] * sides[2]
     scores, ids, palette = heads["scores"], heads["ids"], heads["palette"]
@@ -141,12 +142,6 @@ def read_headers(maps: JoinedMaps, where: Callable[[int], str]) -> np.ndarray:
             i, f"expected a payload of {expected[i]} bytes for its shape, found {heads['payload'][i]}"
         )
     return heads
-
-
-def gather(data: bytes, starts: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """One record from each of the places, which may lie anywhere in the bytes."""
-    raw = np.frombuffer(data, np.uint8)
-    return raw[starts[:, None] + np.arange(dtype.itemsize)].view(dtype)[:, 0]
 
 
 def check_geometry(

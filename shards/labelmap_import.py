@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import operator
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from .destination import LocalDestination
-from .errors import DataError, ImageError, MissingExtraError, UsageError
-from .files import TEMPORARY_SUFFIX, hold_folder, write_atomically
+from .errors import DataError, ImageError, MissingExtraError, UsageError, check_choice
+from .files import LOCK_NAME, hold_folder, temporary_beside, write_atomically
 from .labelmap import decode_label_map, encode_label_map, read_map_header
 from .labelmap_encode import SCORE_ENCODINGS
 from .labelmap_published import HALF_EXACT, read_published_map
 from .ledger import bad_limit, write_ledger
-from .parallel import in_processes
+from .parallel import in_processes, num_workers
 from .progress import progress_bar
 from .schema import LEDGER_NAME, MAX_CLASS_ID, MAX_PLAN_BYTES
 from .shard_task import BadInput, map_path, read_map_file
@@ -61,8 +60,7 @@ class ImportOptions:
             raise UsageError(
                 f"num_classes: expected 1 to {MAX_CLASS_ID + 1} classes, found {self.num_classes}"
             )
-        if self.scores not in SCORE_ENCODINGS:
-            raise UsageError(f"scores: expected one of {', '.join(SCORE_ENCODINGS)}, found {self.scores!r}")
+        check_choice("scores", self.scores, SCORE_ENCODINGS)
         if not 0 <= self.max_bad <= 1:
             raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
 
@@ -133,8 +131,7 @@ def import_label_maps(
     """
     options = options or ImportOptions()
     source, destination = Path(source), Path(destination)
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers: expected 1 or more, found {workers}")
+    workers = num_workers(workers)
     _need_torch()
     names = _list_files(source)
     destination.mkdir(parents=True, exist_ok=True)
@@ -145,7 +142,7 @@ def import_label_maps(
         target = LocalDestination(destination)
         counts = _Counts()
         with progress_bar(len(names), "import", "map") as bar:
-            for num, done in _run(task, names, workers or len(os.sched_getaffinity(0))):
+            for num, done in _run(task, names, workers):
                 counts.add(done)
                 bar.update(num)
                 _check_halves(source, counts)
@@ -207,7 +204,7 @@ class _Task:
         # Not flushed: that takes longer than all the rest. A map that a power cut has emptied fails its
         # checksum in the next run, and is written again.
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+        temporary = temporary_beside(file)
         temporary.write_bytes(data)
         os.replace(temporary, file)
         counts.written += 1
@@ -276,7 +273,7 @@ def _settle(source: Path, destination: Path, names: Sequence[str], options: Impo
                 "folder"
             )
         return top, rows, columns
-    others = sorted(name for name in os.listdir(destination) if name != ".lock")
+    others = sorted(name for name in os.listdir(destination) if name != LOCK_NAME)
     if others:
         raise UsageError(f"{destination}: expected an empty or new folder, found {', '.join(others[:5])}")
     shape = _first_shape(source, names, options)

@@ -11,6 +11,7 @@ import io
 import pickletools
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,6 +92,12 @@ def _load_tensor(file: Path) -> tuple[Tensor, str]:
     held = _expanded_bytes(file, data)
     try:
         value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # what torch says of it goes on to advise loading it all the same
+        raise ImageError(
+            f"{file}: expected a tensor that torch.save wrote, found a file that cannot be read as one (it is damaged, or "
+            "holds more than tensors, which is never unpickled: it could run code)",
+            kind="unreadable",
+        ) from error
     except Exception as error:  # a damaged pickle fails in any way: IndexError, struct.error, ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ImageError(

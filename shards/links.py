@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from .escape import escape
 
 # Text of a page: anything that has a `str`, a link, or a tuple of such parts, one after the other.
 Inline = object

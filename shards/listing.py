@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -17,7 +17,6 @@ from .storage import LocalStorage, Storage
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 )
-_MAX_PROBLEMS = 20
 _REMOTE_LISTERS = 16  # threads
 
 T = TypeVar("T")
@@ -172,10 +171,3 @@ class Listing:
     def files(self) -> Storage:
         """Where to read."""
         return self.storage if self.storage is not None else LocalStorage(str(self.root))
-
-
-def every_problem(problems: Iterable[str]) -> str:
-    """One message of several problems, a line each, up to a limit."""
-    problems = list(problems)
-    more = len(problems) - _MAX_PROBLEMS
-    return "\n".join(problems[:_MAX_PROBLEMS]) + (f"\nand {more} more problems" if more > 0 else "")

@@ -22,9 +22,9 @@ import numpy as np
 
 from .classes import class_list_sha256
 from .destination import Destination
-from .files import canonical_json
+from .files import canonical_json, sha256_hex
 from .listing import ClassFolder, Listing, Spans
-from .names import Names
+from .names import Names, name_bytes, name_text
 from .schema import LISTING_NAME, MAX_LISTING_BYTES
 from .source_lists import LIST_SUFFIXES, folder_of_list
 from .storage import LocalStorage, RemoteStorage, Storage, open_storage, public_name
@@ -133,9 +133,7 @@ def folders_stamp(storage: Storage, folders: Mapping[str, str]) -> str | None:
 def _digest(storage: Storage, stamps: list[str | None]) -> str | None:
     if not stamps or None in stamps:
         return None
-    return hashlib.sha256(
-        "\n".join([storage.name, *filter(None, stamps)]).encode("utf-8", "surrogateescape")
-    ).hexdigest()
+    return sha256_hex(name_bytes("\n".join([storage.name, *filter(None, stamps)])))
 
 
 def _stamps(storage: Storage, folder: str | None, suffix: str) -> list[str | None]:
@@ -241,8 +239,8 @@ class _Arrays:
 
 def _latin(name: str) -> str:
     """Text whose every character is one byte of the name, which need not be UTF-8."""
-    return name.encode("utf-8", "surrogateescape").decode("latin-1")
+    return name_bytes(name).decode("latin-1")
 
 
 def _text(latin: str) -> str:
-    return latin.encode("latin-1").decode("utf-8", "surrogateescape")
+    return name_text(latin.encode("latin-1"))

@@ -18,17 +18,19 @@ from .choose_images import choose_images, percents
 from .coarse_labels import adjust_number, read_coarse_labels
 from .confusion_file import load_confusion
 from .difficulty import Difficulty, read_difficulty
-from .errors import DataError, UsageError
+from .errors import DataError, UsageError, check_choice
 from .files import file_record
-from .manifest import Manifest, load_tree
+from .manifest import Manifest, load_tree, sample_classes
 from .merge_siblings import ancestor_tree, merge_siblings
+from .names import name_text
 from .philox import check_seed
 from .shard_files import dataset_name, dataset_path
 from .shard_keys import each_shards_keys
 from .storage import public_name
 from .subset_configs import IMAGENET, imagenet_shortage, shortage
 from .subset_file import ClassGroup, SubsetFile
-from .subset_pool import Pool, sample_classes, training_set
+from .subset_pool import Pool, training_set
+from .text_limits import some
 from .tree import LabelTree
 
 CLASS_METHODS = ("random", "groups", "siblings", "confusion", "coarse", "file")
@@ -62,8 +64,7 @@ class ClassChoice:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        if self.method not in CLASS_METHODS:
-            raise UsageError(f"method: expected one of {', '.join(CLASS_METHODS)}, found {self.method!r}")
+        check_choice("method", self.method, CLASS_METHODS)
         needs_file = self.method in ("confusion", "coarse", "file")
         if needs_file != (self.file is not None):
             raise UsageError(
@@ -146,7 +147,7 @@ def _coarse_groups(pool: Pool, choice: ClassChoice) -> tuple[tuple[ClassGroup, .
     labels = read_coarse_labels(choice.file, pool.names, choice.meanings)
     groups, notes = labels.groups, []
     if labels.uncovered:
-        shown = ", ".join(labels.uncovered[:10]) + (" and more" if len(labels.uncovered) > 10 else "")
+        shown = some(labels.uncovered, show=str)
         notes.append(
             f"{len(labels.uncovered):,} classes are left out, since the table does not have them: {shown}"
         )
@@ -200,10 +201,8 @@ class ImageChoice:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        if self.method not in IMAGE_METHODS:
-            raise UsageError(f"method: expected one of {', '.join(IMAGE_METHODS)}, found {self.method!r}")
-        if self.cap not in CAPS:
-            raise UsageError(f"cap: expected one of {', '.join(CAPS)}, found {self.cap!r}")
+        check_choice("method", self.method, IMAGE_METHODS)
+        check_choice("cap", self.cap, CAPS)
         if (self.method == "difficulty") != (self.scores is not None):
             raise UsageError(
                 f"method {self.method!r}: expected {'scores' if self.scores is None else 'no scores'}, found "
@@ -298,10 +297,7 @@ def _probabilities(folder: str | Path, manifest: Manifest, scores: Difficulty, w
         DataError: scores of keys that the data set does not have.
     """
     found = np.concatenate(
-        [
-            scores.of([key.decode("utf-8", "surrogateescape") for key in keys])
-            for keys in each_shards_keys(folder, manifest)
-        ]
+        [scores.of(list(map(name_text, keys))) for keys in each_shards_keys(folder, manifest)]
     )
     num_unknown = len(scores.hashes) - int((~np.isnan(found)).sum())
     if num_unknown > 0:
@@ -317,6 +313,6 @@ def _keys_of(folder: str | Path, manifest: Manifest, numbers: np.ndarray) -> tup
     first = 0
     for shard in each_shards_keys(folder, manifest):
         start, stop = np.searchsorted(numbers, [first, first + len(shard)])
-        keys += [shard[i - first].decode("utf-8", "surrogateescape") for i in numbers[start:stop].tolist()]
+        keys += [name_text(shard[i - first]) for i in numbers[start:stop].tolist()]
         first += len(shard)
     return tuple(keys)

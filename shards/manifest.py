@@ -266,6 +266,13 @@ def check_sidecar(dataset: str | Path, manifest: Manifest) -> None:
         )
 
 
+def sample_classes(dataset: str | Path, manifest: Manifest) -> np.ndarray:
+    """`load_sidecar` and `check_sidecar`: int32 [samples], every sample's class."""
+    classes = load_sidecar(dataset, manifest)
+    check_sidecar(dataset, manifest)
+    return classes
+
+
 def load_tree(dataset: str | Path, manifest: Manifest) -> LabelTree | None:
     """The data set's label tree, or None.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .listing import is_image_name
 from .schema import MANIFEST_NAME, SIDE_NAME
 from .shard_files import dataset_path
 
-_IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 _NOT_FINISHED = (
     "the path is another one, or packing has not finished (the manifest is written last). Run `softshard pack` again: it "
     "continues"
@@ -38,4 +38,4 @@ def _has_images(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     places = folder, *sorted(entry for entry in folder.iterdir() if entry.is_dir())[:1]
-    return any(entry.suffix.lower() in _IMAGES for place in places for entry in place.iterdir())
+    return any(is_image_name(entry.name) for place in places for entry in place.iterdir())

@@ -9,7 +9,6 @@ was killed continues: finished shards have a receipt, which a second run of the 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
@@ -23,7 +22,7 @@ import numpy as np
 from .classes import class_list_sha256
 from .destination import Destination, LocalDestination, RemoteDestination, open_destination
 from .engine_local import run_locally
-from .errors import DataError, UsageError
+from .errors import DataError, UsageError, check_choice
 from .files import canonical_json
 from .ledger import bad_limit, too_many, write_ledger
 from .listing import Listing
@@ -31,7 +30,8 @@ from .listing_file import KeptListing
 from .manifest import LabelMapInfo, Manifest, save_sidecar
 from .pack_plan import PackOptions, estimate_shard, make_job, plan_source
 from .pack_soft import soft_info
-from .plan import Plan, some
+from .parallel import ENGINES, num_workers
+from .plan import Plan
 from .progress import progress_bar
 from .receipts import check_free, read_receipts, remove_receipt, settle_plan
 from .schema import (
@@ -44,10 +44,9 @@ from .schema import (
 )
 from .shard_task import RECEIPT_KEYS, BadInput, Job, PlannedShard
 from .storage import open_storage
+from .text_limits import some
 from .tree import LabelTree
 from .writer import ShardRecord
-
-ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,12 @@ def pack(
         SoftshardError: processes died again and again; the shards that are finished stay.
     """
     options = options or PackOptions()
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers: expected 1 or more, found {workers}")
-    if engine not in ENGINES:
-        raise UsageError(f"engine: expected one of {', '.join(ENGINES)}, found {engine!r}")
+    num_workers(workers)  # refuses less than one
+    check_choice("engine", engine, ENGINES)
+    if engine == "ray":
+        from .engine_ray import import_ray
+
+        import_ray()  # before anything is written
     target = open_destination(destination)
     _check_apart(source, target)
     check_free(target)
@@ -313,7 +314,7 @@ def _run(
         from .engine_ray import run_on_ray
 
         return run_on_ray(job, shards, workers)
-    return run_locally(job, shards, min(workers or len(os.sched_getaffinity(0)), len(shards)))
+    return run_locally(job, shards, min(num_workers(workers), len(shards)))
 
 
 def _finish(
@@ -349,7 +350,7 @@ def _finish(
         if not records:
             raise DataError(
                 f"{folder.name}: expected samples, found none that could be read; see the reasons: "
-                f"{some([item.reason for item in bad])}"
+                f"{some([item.reason for item in bad], 5)}"
             )
         if tree is not None:
             tree.save(folder.at(TREE_NAME))

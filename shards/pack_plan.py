@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .classes import class_list_sha256
-from .errors import DataError, StorageError, UsageError
+from .errors import DataError, StorageError, UsageError, check_choice
 from .images import ImageRecipe, pixel_stack
 from .index import padded
 from .indexed_folders import name_by_index
@@ -18,7 +18,7 @@ from .labelmap import read_map_header
 from .listing import Listing, in_order
 from .pack_soft import check_has_rows, soft_columns
 from .philox import PURPOSE_PLAN, check_seed, permutation
-from .plan import Plan, PlannedSample, make_plan
+from .plan import Plan, PlannedSample, check_shard_size, make_plan
 from .progress import progress_bar
 from .schema import DEFAULT_SHARD_BYTES, TAR_BLOCK_BYTES
 from .shard_task import Job, make_sample, map_path, read_map_file
@@ -74,15 +74,10 @@ class PackOptions:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        if self.shard_bytes < 1 or (self.shard_samples is not None and self.shard_samples < 1):
-            raise UsageError(
-                f"expected a shard of at least one byte or sample, found shard_bytes={self.shard_bytes}, "
-                f"shard_samples={self.shard_samples}"
-            )
+        check_shard_size(self.shard_bytes, self.shard_samples)
         if not 0 <= self.max_bad <= 1:
             raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
-        if self.folders not in FOLDERS:
-            raise UsageError(f"folders: expected one of {', '.join(FOLDERS)}, found {self.folders!r}")
+        check_choice("folders", self.folders, FOLDERS)
         if self.subset is not None:
             for found, is_there in (
                 ("chosen images", self.subset.keys is not None),

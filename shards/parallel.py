@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from .errors import SoftshardError, UsageError
 
+ENGINES = ("local", "ray")  # what work may be spread by: processes of this machine, or Ray
 S = TypeVar("S")
 T = TypeVar("T")
 

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import DataError, UsageError
+from .errors import DataError, UsageError, check_choice
 from .files import canonical_json
 from .keys import ambiguous_names, repeated_keys, sample_key
 from .listing import ClassFolder, Listing, Location
 from .names import Names, name_bytes
 from .philox import PURPOSE_PLAN, permutation
 from .storage import public_name
+from .text_limits import some
 
 VAL_SPLITS = ("hash", "lexical")
 
@@ -192,8 +193,7 @@ def make_plan(
     Raises:
         DataError: no class is left, or a class would have no training image.
     """
-    if val_split not in VAL_SPLITS:
-        raise UsageError(f"val_split: expected one of {', '.join(VAL_SPLITS)}, found {val_split!r}")
+    check_choice("val_split", val_split, VAL_SPLITS)
     if min_images < 0 or val_per_class < 0:
         raise UsageError(
             f"expected min_images and val_per_class from 0, found {min_images} and {val_per_class}"
@@ -263,10 +263,17 @@ def make_plan(
     return Plan(names, tuple(splits), tuple(dropped), without, digest.hexdigest())
 
 
-def some(names: Sequence[str], num: int = 5) -> str:
-    """The first few names, for a message."""
-    shown = ", ".join(repr(name) for name in names[:num])
-    return shown if len(names) <= num else f"{shown} and {len(names) - num} more"
+def check_shard_size(shard_bytes: int, shard_samples: int | None) -> None:
+    """Refuse shards that nothing fits into.
+
+    Raises:
+        UsageError: less than one byte or sample.
+    """
+    if shard_bytes < 1 or (shard_samples is not None and shard_samples < 1):
+        raise UsageError(
+            f"expected a shard of at least one byte or sample, found shard_bytes={shard_bytes}, "
+            f"shard_samples={shard_samples}"
+        )
 
 
 def _numbered_hint(listing: Listing, listed: set[str] | None) -> str:

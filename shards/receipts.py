@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .destination import LOCK_NAME, Destination
-from .errors import UsageError
-from .files import canonical_json
+from .destination import Destination
+from .errors import DataError, UsageError
+from .files import LOCK_NAME, canonical_json, sha256_hex
 from .index import index_name
-from .plan import some
 from .schema import MAX_PLAN_BYTES, MAX_RECEIPT_BYTES, PLAN_NAME, RECEIPTS_DIR
+from .text_limits import some
 
 _READERS = 16  # threads; a bucket answers many at once
 
@@ -58,6 +58,35 @@ def settle_plan(destination: Destination, make_plan: Callable[[], bytes]) -> byt
         if destination.create(PLAN_NAME, plan):
             return None
         # Another run was faster: its plan decides.
+
+
+def settle_content(destination: Destination, content: Mapping[str, Any]) -> str:
+    """Write `plan.json` of all that decides a run, or compare it with that of an earlier run; returns its SHA-256.
+
+    Raises:
+        UsageError: the destination holds something else, or the work of another call.
+        DataError: the earlier plan is damaged.
+    """
+    plan_sha256 = sha256_hex(canonical_json(content))
+    text = json.dumps({"sha256": plan_sha256, **content}, indent=1).encode("ascii")
+    earlier = settle_plan(destination, lambda: text)
+    if earlier is None:
+        return plan_sha256
+    try:
+        found = json.loads(earlier)
+        other = {key for key in content if found.get(key) != json.loads(json.dumps(content[key]))}
+        found_sha256 = str(found["sha256"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{destination.name}/{PLAN_NAME}: expected the plan of an earlier run, found: {error!r}; it is damaged. "
+            "Write into a new folder"
+        ) from error
+    if found_sha256 != plan_sha256:
+        raise UsageError(
+            f"{destination.name}: expected the plan {plan_sha256[:12]} of this call, found {found_sha256[:12]} of another "
+            f"run ({', '.join(sorted(other)) or 'options'} differ). Write into a new folder"
+        )
+    return plan_sha256
 
 
 def write_receipt(folder: Destination, shard_name: str, receipt: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ C_old classes of the data set, C_new classes after it, L levels and A paths of t
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,11 @@ import numpy as np
 
 from . import relations, tree_build
 from .classes import class_list_sha256
-from .errors import DataError, UsageError
+from .errors import DataError, UsageError, check_choice
+from .files import canonical_json, sha256_hex
+from .text_limits import some
 from .tree import LabelTree
-from .tree_json import compact_json
 from .wordnet import WNID_PATTERN, wordnet
-
-_SHOWN = 10
 
 ParentsOf = Callable[[str], Sequence[str]]
 
@@ -71,7 +69,7 @@ class Relabelling:
             "tree": self.tree.fingerprint if self.tree else None,
             "class_map": self.class_map.tolist(),
         }
-        return hashlib.sha256(compact_json(content).encode()).hexdigest()
+        return sha256_hex(canonical_json(content))
 
     def summary(self) -> str:
         """What happened, in lines for a person."""
@@ -82,7 +80,7 @@ class Relabelling:
             ("without samples", self.without_source),
         ):
             if names:
-                lines.append(f"  {what}: {len(names):,}: {_listed(names)}")
+                lines.append(f"  {what}: {len(names):,}: {some(names, show=str)}")
         return "\n".join(lines)
 
 
@@ -130,7 +128,7 @@ def relabel(
         if not names:
             raise UsageError("relabel: expected new classes, found none")
         if twice := [name for name, count in Counter(names).items() if count > 1]:
-            raise DataError(f"relabel: expected distinct new classes, found twice: {_listed(twice)}")
+            raise DataError(f"relabel: expected distinct new classes, found twice: {some(twice)}")
         if inner != "none" and old_tree is None:
             raise UsageError(
                 "relabel: expected the data set's tree where inner nodes become classes, found none"
@@ -155,7 +153,7 @@ def relabel(
     if without_source and not isinstance(new, LabelTree) and not allow_missing:
         raise DataError(
             f"relabel: expected classes of the data set, found {len(without_source)} of {num_listed} that it has "
-            f"nothing for: {_listed(without_source)}; correct the names, or give the data set's own class list"
+            f"nothing for: {some(without_source)}; correct the names, or give the data set's own class list"
             + ("" if to_ancestor else " (an inner node takes its descendants with to_ancestor)")
         )
     if filled == {-1}:
@@ -190,8 +188,7 @@ def restrict_tree(
         UsageError: no names, or an unknown `inner`.
         DataError: a name twice.
     """
-    if inner not in relations.INNER_RULES:
-        raise UsageError(f"tree: inner: expected one of {', '.join(relations.INNER_RULES)}, found {inner!r}")
+    check_choice("tree: inner", inner, relations.INNER_RULES)
     graph = relations.ancestor_graph(names, _parents_lookup(tree, beyond_roots=beyond_roots))
     rule = "all-paths" if len(tree.other_parents) else "first"
     added, parents, other_parents = tree_build.place_nodes(names, graph, rule, inner)
@@ -237,8 +234,3 @@ def _nearest(name: str, kept: Container[str], parents_of: ParentsOf) -> str | No
                 return node
         seen.update(layer)
     return None
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -10,7 +10,6 @@ sources, on what is added and on the options alone, so a run that was killed con
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,17 +21,15 @@ import numpy as np
 from .attach import Added, check_maps, check_tree
 from .classes import class_list_sha256
 from .destination import Destination, open_destination
-from .errors import DataError, UsageError
-from .files import canonical_json, sha256_hex
 from .gather import SampleTable, index_samples
 from .joined_rows import join_rows
 from .ledger import write_ledger
-from .manifest import Manifest, check_sidecar, load_sidecar, load_tree, save_sidecar
+from .manifest import Manifest, load_tree, sample_classes, save_sidecar
 from .pack_soft import load_how, soft_columns, soft_info
 from .parallel import in_threads, num_workers
 from .philox import PURPOSE_RESHARD, permutation
 from .progress import progress_bar
-from .receipts import check_free, read_receipts, settle_plan, write_receipt
+from .receipts import check_free, read_receipts, settle_content, write_receipt
 from .reshard_plan import (
     ReshardOptions,
     check_fit,
@@ -42,7 +39,7 @@ from .reshard_plan import (
     shard_bounds,
     with_keys,
 )
-from .schema import HIER, KD, LMAP, PLAN_NAME, RECEIPTS_DIR, SOFT, TREE_NAME, VOCABULARY_NAME, sorted_suffixes
+from .schema import HIER, KD, LMAP, RECEIPTS_DIR, SOFT, TREE_NAME, VOCABULARY_NAME, sorted_suffixes
 from .shard_files import dataset_path
 from .shard_task import BadInput
 from .soft_labels import KINDS, TAGS, WEIGHTS, SoftLabelInfo
@@ -126,7 +123,7 @@ def reshard(
         first = sources[0][1]
         maps_stay = LMAP.suffix in first.components and LMAP.suffix not in options.left_out
         check_tree(options.tree, first, maps_stay)
-    classes = np.concatenate([_checked_classes(folder, manifest) for folder, manifest in sources])
+    classes = np.concatenate([sample_classes(folder, manifest) for folder, manifest in sources])
     kept = kept_samples(sources[0][1], classes, options)
     with progress_bar(sum(manifest.num_bytes for _, manifest in sources), "check sources", "B") as bar:
         with_paths = any((options.label_maps, options.tags, options.weights))
@@ -147,7 +144,7 @@ def reshard(
     run = _Run(target, name, sources, options, table, added)
     target.make()
     with target.hold():
-        plan_sha256 = _settle_plan(run)
+        plan_sha256 = settle_content(target, {"name": name, "reshard": run.origin()})
         target.folder(RECEIPTS_DIR).make()
         receipts = dict(zip(shards, read_receipts(target, list(shards), plan_sha256), strict=True))
         missing = [shard_name for shard_name, receipt in receipts.items() if receipt is None]
@@ -160,12 +157,6 @@ def reshard(
         records = [ShardRecord(**receipt["record"]) for receipt in receipts.values() if receipt is not None]
         _write_missing(run, kept)
         return _finish(run, records, classes[kept])
-
-
-def _checked_classes(dataset: str | Path, manifest: Manifest) -> np.ndarray:
-    classes = load_sidecar(dataset, manifest)
-    check_sidecar(dataset, manifest)
-    return classes
 
 
 def _class_names(manifest: Manifest, options: ReshardOptions) -> tuple[str, ...]:
@@ -245,28 +236,6 @@ def _make_shard(run: _Run, shards: dict[str, np.ndarray], plan_sha256: str, name
     receipt = {"plan": plan_sha256, "record": writer.record.to_json()}
     write_receipt(run.destination, name, receipt)
     return receipt
-
-
-def _settle_plan(run: _Run) -> str:
-    """Write `plan.json`, or compare it with the one of an earlier run; returns its fingerprint."""
-    content = {"name": run.name, "reshard": run.origin()}
-    where = run.destination.name
-    plan_sha256 = sha256_hex(canonical_json(content))
-    text = json.dumps({"sha256": plan_sha256, **content}, indent=1).encode("ascii")
-    earlier = settle_plan(run.destination, lambda: text)
-    if earlier is not None:
-        try:
-            found = str(json.loads(earlier)["sha256"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{where}/{PLAN_NAME}: expected the plan of an earlier run, found: {error!r}; it is damaged"
-            ) from error
-        if found != plan_sha256:
-            raise UsageError(
-                f"{where}: expected the plan {plan_sha256[:12]} of these data sets and options, found "
-                f"{found[:12]} of another run. Write into a new folder"
-            )
-    return plan_sha256
 
 
 def _finish(run: _Run, records: Sequence[ShardRecord], classes: np.ndarray) -> Manifest:

@@ -14,14 +14,14 @@ from .destination import Destination
 from .errors import DataError, UsageError
 from .gather import SampleTable, alike, key_hashes
 from .manifest import Manifest
-from .plan import some
+from .plan import check_shard_size
 from .schema import COMPONENT_BY_SUFFIX, DEFAULT_SHARD_BYTES, HIER, KD, LMAP, SOFT, TAR_BLOCK_BYTES
 from .shard_files import dataset_name
 from .stored_vocabulary import Vocabulary
 from .subset_file import SubsetFile
+from .text_limits import some
 from .tree import LabelTree
 
-_LISTED_PROBLEMS = 20
 _MOST_SUSPECTS = 1000  # samples whose keys are read to name them
 
 
@@ -63,11 +63,7 @@ class ReshardOptions:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.shard_bytes < 1 or (self.shard_samples is not None and self.shard_samples < 1):
-            raise UsageError(
-                f"expected a shard of at least one byte or sample, found shard_bytes={self.shard_bytes}, "
-                f"shard_samples={self.shard_samples}"
-            )
+        check_shard_size(self.shard_bytes, self.shard_samples)
         for suffix in self.drop:
             known = COMPONENT_BY_SUFFIX.get(suffix)
             if known and known.required:
@@ -227,11 +223,9 @@ def check_keys(table: SampleTable, kept: np.ndarray) -> None:
         places.setdefault(sample.key, []).append(table.shards[table.shard_of(number)].where)
     clashes = sorted(f"{key!r} in {' and '.join(where)}" for key, where in places.items() if len(where) > 1)
     if clashes:  # and not two keys of one hash
-        shown = ", ".join(clashes[:_LISTED_PROBLEMS])
-        more = f" and {len(clashes) - _LISTED_PROBLEMS} more" if len(clashes) > _LISTED_PROBLEMS else ""
         num_again = len(again) - len(np.unique(table.key_hashes[again]))
         raise DataError(
-            f"expected each key once, found {num_again} again: {shown}{more}; the "
+            f"expected each key once, found {num_again} again: {some(clashes, 20, str)}; the "
             "data sets share samples, or were packed from folders with the same names. Leave one out, or pack "
             "their sources together"
         )

@@ -1,7 +1,7 @@
 """What to do when a server does not give what it was asked for: wait, or stop with a message that says why.
 
-File systems of fsspec raise what their libraries raise: OSError, errors of aiohttp, of botocore, of Google. This
-file alone knows how to tell a server that is away from one that says no.
+File systems of fsspec raise what their libraries raise: OSError, errors of aiohttp, of botocore, of Google, of Azure.
+This file alone knows how to tell a server that is away from one that says no.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 5.0
 _SLOW_DOWN = frozenset({408, 409, 425, 429})
 _REFUSED = frozenset({401, 403})
-_CREDENTIALS = (
-    "expected to be let in; check the address and the credentials (for s3: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, "
-    "AWS_SECRET_ACCESS_KEY)"
-)
+_MISSING = 404
+_LET_IN = "expected to be let in; check the address and the credentials"
+_CREDENTIALS = {
+    "s3": "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or run: gcloud auth application-default login",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING",
+}
+_ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 
 
 def patiently(
@@ -59,7 +63,7 @@ def patiently(
         except StorageError:
             raise
         except Exception as error:
-            if isinstance(error, FileNotFoundError) and not _never_asked(error):
+            if _is_missing(error):
                 raise FileNotFoundError(failure(where, error, done)) from None
             if is_final(error):
                 kind = RefusedError if _is_refused(error) else StorageError
@@ -81,15 +85,24 @@ def failure(where: str, error: Exception, done: str = "read") -> str:
     )  # the server's own word, such as SignatureDoesNotMatch
     detail = code or http_status(error) or getattr(error, "errno", None) or ""
     text = f"{where}: cannot be {done}: {type(error).__name__} {detail}".rstrip()
-    return f"{text}; {_CREDENTIALS}" if _is_refused(error) else text
+    return f"{text}; {_LET_IN}{credentials_of(where)}" if _is_refused(error) else text
+
+
+def credentials_of(url: str) -> str:
+    """Where a store's credentials come from, in brackets; nothing for one that is not known."""
+    protocol = url.partition("://")[0].lower()
+    protocol = _ALIASES.get(protocol, protocol)
+    return f" (for {protocol}: {_CREDENTIALS[protocol]})" if protocol in _CREDENTIALS else ""
 
 
 def http_status(error: BaseException) -> int | None:
     """The status of the answer that an error is about; None where there was no whole answer."""
     if answer := _s3_answer(error):
         return answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    status = getattr(error, "status", None) or getattr(error, "code", None)  # aiohttp's, gcsfs's
-    return status if isinstance(status, int) else None
+    for name in ("status", "code", "status_code"):  # aiohttp's, gcsfs's, Azure's
+        if isinstance(status := getattr(error, name, None), int):
+            return status
+    return None
 
 
 def is_final(error: BaseException) -> bool:
@@ -102,6 +115,12 @@ def is_final(error: BaseException) -> bool:
     return status is not None and 400 <= status < 500 and status not in _SLOW_DOWN
 
 
+def _is_missing(error: BaseException) -> bool:
+    if isinstance(error, FileNotFoundError):
+        return not _never_asked(error)
+    return http_status(error) == _MISSING  # adlfs, of a container
+
+
 def _never_asked(error: FileNotFoundError) -> bool:
     """Whether a file counts as missing because its server did not answer, as with fsspec's HTTP."""
     cause = error.__cause__
@@ -111,12 +130,14 @@ def _never_asked(error: FileNotFoundError) -> bool:
 
 
 def _is_refused(error: BaseException) -> bool:
-    return (
-        isinstance(error, PermissionError)
-        or http_status(error) in _REFUSED
-        or "Credentials"
-        in type(error).__name__  # botocore's NoCredentialsError, google.auth's DefaultCredentialsError
-    )
+    if isinstance(error, PermissionError) or http_status(error) in _REFUSED:
+        return True
+    # gcsfs's only sign of status 403 is the first word of its text.
+    if type(error) is OSError and str(error).startswith("Forbidden: "):
+        return True
+    # botocore's NoCredentialsError, google.auth's DefaultCredentialsError; Azure's, also of a key that is none.
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    return "Credentials" in kinds[0] or "ClientAuthenticationError" in kinds
 
 
 def _s3_answer(error: BaseException) -> dict:

@@ -20,10 +20,10 @@ import numpy as np
 from .errors import DataError
 from .files import read_text
 from .storage import public_name
+from .text_limits import every_problem
 
 KIND, VERSION = "scores", 1
 _MAX_BYTES = 8 * 2**30  # 14 million lines take 1.4 GB
-_SHOWN = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +105,7 @@ def read_scores(path: str | Path, *, fingerprint: str | None = None) -> Scores:
             f"{where}: expected {header['samples']:,} scores, found {len(lines) - 1:,}; it is cut short"
         )
     if problems:
-        more = [f"{where}: and {len(problems) - _SHOWN:,} more problems"] if len(problems) > _SHOWN else []
-        raise DataError("\n".join([*problems[:_SHOWN], *more]))
+        raise DataError(every_problem(problems))
     return Scores(header, tuple(seen), classes, probability, half)
 
 

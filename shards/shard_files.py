@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .errors import DataError
-from .files import join_url
+from .files import join_url, read_limited
 from .index import index_name
 from .schema import MIB
 from .storage import Storage, is_remote, open_storage, public_name
@@ -168,14 +167,7 @@ def read_small(dataset: str | Path, name: str, limit: int) -> bytes:
         FileNotFoundError: it is not there.
         DataError: it is larger than `limit` bytes, or its server is away.
     """
-    if isinstance(dataset, Path):
-        with open(dataset / name, "rb") as file:
-            data = file.read(limit + 1)
-    else:
-        data = open_storage(dataset).read(name, 0, None, limit)
-    if len(data) > limit:
-        raise DataError(f"{dataset_name(inside(dataset, name))}: expected at most {limit} bytes, found more")
-    return data
+    return read_limited(str(inside(dataset, name)), limit)
 
 
 def read_index(dataset: str | Path, record: ShardRecord, num_components: int) -> bytes:

@@ -10,6 +10,7 @@ from .errors import DataError
 from .files import join_url, read_limited, sha256_hex
 from .index import index_name
 from .manifest import Manifest
+from .names import name_bytes
 from .parallel import in_threads, num_workers
 from .schema import MAX_RECEIPT_BYTES
 from .storage import public_name
@@ -84,7 +85,7 @@ def find_key(dataset: str | Path, manifest: Manifest, key: str) -> tuple[int, in
     # A member's name follows a space and ends its line; a key with either in it is none.
     if not key or any(character.isspace() for character in key):
         return None
-    end = f" {key}.{manifest.components[-1]}\n".encode("utf-8", "surrogateescape")
+    end = name_bytes(f" {key}.{manifest.components[-1]}\n")
     threads = min(len(manifest.shards), _THREADS_A_CORE * num_workers(None))
     texts = in_threads(partial(_index_text, dataset, manifest), range(len(manifest.shards)), threads)
     for number, text in enumerate(texts):

@@ -25,14 +25,14 @@ import numpy as np
 from .classes import class_list_sha256, resolve_wnid
 from .concept_graph import ConceptGraph, contents_of_counts, contents_of_file, tree_graph, wordnet_graph
 from .confusion_file import load_confusion
-from .errors import DataError, UsageError
+from .errors import DataError, UsageError, check_choice
 from .files import file_record, read_text
 from .information_content import load_counts
 from .schema import MIB
 from .storage import public_name
 from .text_overlap import TextOverlap
 from .tree import LabelTree
-from .wordnet import WNID_PATTERN, lemmas
+from .wordnet import WNID_PATTERN, wordnet
 
 GRAPH_MEASURES = ("path", "wup", "lch", "lin", "jcn")
 CONTENT_MEASURES = ("lin", "jcn")
@@ -67,8 +67,7 @@ class Measures:
             raise UsageError(f"by: expected measures of {', '.join(MEASURES)}, found {', '.join(unknown)}")
         if not self.shares or not all(0 < share < float("inf") for share in self.shares.values()):
             raise UsageError(f"by: expected measures with shares above 0, found {dict(self.shares)}")
-        if self.combine not in COMBINATIONS:
-            raise UsageError(f"combine: expected one of {', '.join(COMBINATIONS)}, found {self.combine!r}")
+        check_choice("combine", self.combine, COMBINATIONS)
         wants_content = any(name in self.shares for name in CONTENT_MEASURES)
         for name, wanted, value in (
             ("information content", wants_content, self.information_content),
@@ -273,7 +272,7 @@ def class_words(
     names = []
     for name in class_names:
         if WNID_PATTERN.fullmatch(name):
-            names.append(lemmas(name))
+            names.append(wordnet().lemmas(name))
         else:
             names.append(tuple(dict.fromkeys((name.replace("_", " "), shown.get(name, name)))))
     index = {name: i for i, name in enumerate(class_names)}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, NamedTuple, cast
 
@@ -48,7 +48,7 @@ class SoftLabelInfo:
     num_tags: int = 0
     vocabulary_sha256: str | None = None
     weights: Mapping[str, Any] | None = None
-    pseudo: Mapping[str, Any] | None = field(default=None)
+    pseudo: Mapping[str, Any] | None = None
     tags: Mapping[str, Any] | None = None
 
     def has(self, kind: str) -> bool:

@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 
 from .errors import DataError
 from .kept_rows import KeptRows
-from .listing import ClassFolder, Listing, Seen, every_problem, not_seen
+from .listing import ClassFolder, Listing, Seen, not_seen
 from .source_labels import name_classes
 from .storage import Storage, is_remote, open_storage, public_name
+from .text_limits import every_problem
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _MAX_PROBLEMS = 1000  # then the list is not what it is taken for

@@ -24,12 +24,12 @@ from .listing import (
     Location,
     Seen,
     Spans,
-    every_problem,
     in_order,
     is_image_name,
     not_seen,
 )
 from .storage import Storage
+from .text_limits import every_problem
 
 _READ_BYTES = 4096  # of the buffer of a tar in a tar
 _MAGIC = {

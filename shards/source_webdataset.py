@@ -13,12 +13,13 @@ from typing import Any, BinaryIO
 
 from .errors import DataError, StorageError
 from .files import join_url, read_limited
-from .listing import ClassFolder, Listing, Location, Seen, Spans, every_problem, in_order, not_seen
+from .listing import ClassFolder, Listing, Location, Seen, Spans, in_order, not_seen
 from .manifest import Manifest
 from .schema import MANIFEST_NAME, MAX_MANIFEST_BYTES, MIB, split_member_name
 from .source_labels import name_classes
 from .source_tars import plain_name, tar_members
 from .storage import Storage
+from .text_limits import every_problem
 
 LABEL_SUFFIXES = (".cls", ".json")
 _IMAGES = ("jpg", "jpeg", "png", "webp")

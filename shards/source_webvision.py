@@ -10,8 +10,9 @@ from typing import Any
 
 from .errors import DataError, StorageError
 from .kept_rows import KeptRows
-from .listing import ClassFolder, Listing, Seen, every_problem, not_seen
+from .listing import ClassFolder, Listing, Seen, not_seen
 from .storage import Storage
+from .text_limits import every_problem
 from .webvision_info import Part, WebVision, WebVisionRow, open_webvision, read_meta, text_of
 
 _MAX_PROBLEMS = 1000  # then the folder is not what it is taken for

@@ -7,21 +7,28 @@ passwords and signed queries stay in memory.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import stat
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
 from .errors import DataError, ImageError, MissingExtraError, StorageError, UsageError
-from .retries import http_status, patiently
+from .retries import credentials_of, http_status, patiently
 
 _OPEN_FILES = 64  # tars that a worker keeps open
 _READ_BYTES = 4096  # of a file's buffer; fsspec reads ahead below it
-_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-_MODULES = {"http": "aiohttp", "s3": "s3fs", "gcs": "gcsfs"}  # of each extra: fsspec names it in prose alone
+_EXTRAS = {
+    "http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs",
+    "az": "azure", "abfs": "azure", "abfss": "azure",
+}  # fmt: skip
+# Of each extra; fsspec names it in prose alone.
+_MODULES = {"http": "aiohttp", "s3": "s3fs", "gcs": "gcsfs", "azure": "adlfs"}
+_NO_LOG = logging.NullHandler()  # one: a logger takes each handler once
 _FILE_SUFFIXES = frozenset(
     {".tar", ".csv", ".tsv", ".jsonl", ".ndjson", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"}
 )
@@ -29,6 +36,15 @@ _REMOTE = re.compile(r"^([a-z0-9+.-]+::)*[a-z0-9+.-]+://", re.IGNORECASE)
 # Nested tars and signed links: each part of `simplecache::https://u:p@host/x?sig` is a URL of its own.
 _USERINFO = re.compile(r"(://)[^/?#]*@")
 _QUERY = re.compile(r"[?#].*?(?=::|$)", re.DOTALL)
+
+
+def _renew_event_loop() -> None:
+    """In a forked process: the thread of fsspec's event loop stayed behind, and older fsspecs wait for it for ever."""
+    if (asyn := sys.modules.get("fsspec.asyn")) is not None:
+        asyn.reset_lock()
+
+
+os.register_at_fork(after_in_child=_renew_event_loop)
 
 
 class Entry(NamedTuple):
@@ -195,9 +211,15 @@ class RemoteStorage:
             module = ImportError(str(error), name=error.name or _MODULES[extra])
             raise MissingExtraError(f"a {protocol}:// address", extra, module) from error
         except ValueError as error:
+            if "credentials" in str(error):  # adlfs, which wants some before it is asked for anything
+                raise UsageError(
+                    f"{self.name}: expected credentials{credentials_of(url)}, found none"
+                ) from None
             raise UsageError(
                 f"{self.name}: expected a path or a URL that fsspec knows, found: {error}"
             ) from None
+        # What gcsfs logs is in the error, too; without a handler it would write it, traceback and all, to stderr.
+        logging.getLogger("gcsfs").addHandler(_NO_LOG)
         self._quoted = protocol in ("http", "https")  # a listing's links are quoted, names are not
 
     @property
@@ -308,7 +330,7 @@ class RemoteStorage:
         if len(data) > end - offset:
             raise DataError(
                 f"{self.where(path)}: expected {end - offset} bytes of a range, found {len(data)}; the server does "
-                "not answer range requests"
+                "not answer range requests. Copy the file and give its path"
             )
         return data
 

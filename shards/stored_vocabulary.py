@@ -18,9 +18,9 @@ from .errors import DataError
 from .files import join_url, read_text, sha256_hex
 from .schema import MAX_VOCABULARY, MAX_VOCABULARY_BYTES, VOCABULARY_NAME
 from .storage import public_name
+from .text_limits import every_problem
 
 HEADER = "tag\timages"
-_MAX_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ class Vocabulary:
                 seen[tag] = number
                 images.append(int(num))
         if problems:
-            more = f"\n{where}: {len(problems) - _MAX_PROBLEMS} more" if len(problems) > _MAX_PROBLEMS else ""
-            raise DataError("\n".join(problems[:_MAX_PROBLEMS]) + more)
+            raise DataError(every_problem(problems))
         return cls(tuple(seen), tuple(images))
 
 

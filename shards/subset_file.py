@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,13 +21,13 @@ from .errors import DataError, SoftshardError, UsageError
 from .files import canonical_json, read_text, sha256_hex, split_url
 from .relabel import Relabelling, restrict_tree
 from .storage import public_name
+from .text_limits import some
 from .tree import LabelTree
 from .tree_build import shown_name
 
 FORMAT_NAME = "softshard-subset"
 FORMAT_VERSION = (1, 0)
 MAX_SUBSET_BYTES = 2**30  # 14 million keys take half of it
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class SubsetFile:
     keys: tuple[str, ...] | None = None
     image_method: Mapping[str, Any] | None = None
     image_source: Mapping[str, Any] | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if problems := _group_problems(self.groups) + _key_problems(self.keys):
@@ -132,7 +132,7 @@ class SubsetFile:
         if missing := [name for name in self.class_of if name not in known]:
             raise DataError(
                 f"subset: expected classes of the data set's {len(class_names):,}, found {len(missing):,} that it does "
-                f"not have: {_listed(missing)}; it was chosen from {self.class_source.get('name')!r}, another class list"
+                f"not have: {some(missing)}; it was chosen from {self.class_source.get('name')!r}, another class list"
             )
         index = {group.name: i for i, group in enumerate(self.groups)}
         becomes = [self.class_of.get(name) for name in class_names]
@@ -267,7 +267,7 @@ def _group_problems(groups: Sequence[ClassGroup]) -> list[str]:
         ("classes in one group each", [member for group in groups for member in group.members]),
     ):
         if twice := [name for name, count in Counter(names).items() if count > 1]:
-            problems.append(f"expected distinct {what}, found twice: {_listed(twice)}")
+            problems.append(f"expected distinct {what}, found twice: {some(twice)}")
     odd = [group.name for group in groups if not group.name or "\n" in group.name]
     if odd:
         problems.append(f"expected names of one line, found {odd[0]!r}")
@@ -282,7 +282,7 @@ def _key_problems(keys: Sequence[str] | None) -> list[str]:
     if len(set(keys)) == len(keys):
         return []
     twice = [key for key, count in Counter(keys).items() if count > 1]
-    return [f"expected every key once, found {len(twice):,} more often: {_listed(twice)}"]
+    return [f"expected every key once, found {len(twice):,} more often: {some(twice)}"]
 
 
 def _problems(classes: object, images: object) -> list[str]:
@@ -342,8 +342,3 @@ def _lines(content: dict[str, Any]) -> str:
             f'  "keys": {listed(images["keys"], "  ")}\n }}'
         )
     return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .classes import KNOWN_LISTS, class_list_sha256, load_class_list
-from .manifest import Manifest, check_sidecar, load_sidecar, load_tree
+from .manifest import Manifest, load_tree, sample_classes
 from .schema import MANIFEST_NAME
 from .shard_files import dataset_path
 from .sources import open_source
@@ -102,14 +102,3 @@ def training_set(source: str | Path) -> str | Path | None:
         return source
     folders = (Path(source), Path(source, "train"))
     return next((folder for folder in folders if (folder / MANIFEST_NAME).exists()), None)
-
-
-def sample_classes(dataset: str | Path, manifest: Manifest) -> np.ndarray:
-    """int32 [samples], every sample's class in the data set.
-
-    Raises:
-        DataError: the file of the samples' classes is missing or damaged.
-    """
-    classes = load_sidecar(dataset, manifest)
-    check_sidecar(dataset, manifest)
-    return classes

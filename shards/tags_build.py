@@ -20,7 +20,7 @@ from typing import Any
 
 from .classes import class_list_sha256
 from .destination import Destination, open_destination
-from .errors import DataError, UsageError
+from .errors import DataError, UsageError, check_choice
 from .files import TEMPORARY_SUFFIX, canonical_json, sha256_hex, split_url
 from .ledger import bad_limit
 from .pack_soft import load_how, save_how
@@ -74,8 +74,7 @@ class TagOptions:
             ("tokenizer", self.settings.tokenizer, TOKENIZERS),
             ("tagger", self.settings.tagger, TAGGERS),
         ):
-            if value not in known:
-                raise UsageError(f"{name}: expected one of {', '.join(known)}, found {value!r}")
+            check_choice(name, value, known)
 
 
 def build_tags(

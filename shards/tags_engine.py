@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
 
-from .errors import SoftshardError, UsageError
-from .parallel import in_processes, num_workers
+from .errors import check_choice
+from .parallel import ENGINES, in_processes, num_workers
 
-ENGINES = ("local", "ray")
 _IN_FLIGHT_PER_CPU = 2
+_LOST = "expected tasks to live, found one whose worker or machine was lost again and again: {found}. Run it again"
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -33,14 +33,12 @@ def run_in_order(
         MissingExtraError: ray is not installed.
         SoftshardError: a process died.
     """
-    if engine not in ENGINES:
-        raise UsageError(f"engine: expected one of {', '.join(ENGINES)}, found {engine!r}")
+    check_choice("engine", engine, ENGINES)
+    processes = num_workers(workers)
     if engine == "local":
-        yield from in_processes(function, shared, items, num_workers(workers))
+        yield from in_processes(function, shared, items, processes)
         return
-    if workers is not None:
-        num_workers(workers)
-    from .engine_ray import connected, import_ray
+    from .engine_ray import connected, import_ray, result_of
 
     ray = import_ray()
     with connected(ray, workers):
@@ -51,20 +49,6 @@ def run_in_order(
         for item in items:
             waiting.append(task.remote(reference, item))
             if len(waiting) >= limit:
-                yield _result(ray, waiting.popleft())
+                yield result_of(ray, waiting.popleft(), _LOST)
         while waiting:
-            yield _result(ray, waiting.popleft())
-
-
-def _result(ray: Any, reference: Any) -> Any:
-    """What a task returned; its own error where it failed, as if it had run here."""
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, SoftshardError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        raise SoftshardError(
-            f"expected tasks to live, found one whose worker or machine was lost again and again: {error}. Run it again"
-        ) from error
+            yield result_of(ray, waiting.popleft(), _LOST)

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 from .errors import DataError, UsageError
 from .files import canonical_json, sha256_hex
-from .listing import every_problem
 from .listing_file import folders_stamp, source_stamp
 from .source_lists import (
     LIST_SUFFIXES,
@@ -33,6 +32,7 @@ from .source_lists import (
 )
 from .source_webvision import rows_by_meta, texts_of
 from .storage import Storage, is_remote, open_storage
+from .text_limits import every_problem
 from .webvision_info import INFO_FOLDER, WebVision, WebVisionRow, is_webvision, open_webvision
 
 BLOCK_RECORDS = 2000

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from .tags_tokens import LONGEST_TAG, tokenize
 from .tags_words import Word, WordTable, word_table
-from .wordnet import WNID_PATTERN, lemmas, wordnet
+from .wordnet import WNID_PATTERN, wordnet
 
 TEXT_FIELDS = ("title", "description", "tags")
 LONGEST_TEXT = 20_000  # characters of a field; who has more pasted a page
@@ -82,7 +82,7 @@ def clean(text: str) -> str:
 def label_words(label: str) -> str:
     """What a class is called: the names of a wnid's synset, else the label with spaces for underscores."""
     if WNID_PATTERN.fullmatch(label) and label in wordnet():
-        return _PAUSE.join(lemmas(label))
+        return _PAUSE.join(wordnet().lemmas(label))
     return label.replace("_", " ")
 
 

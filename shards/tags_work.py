@@ -17,16 +17,16 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from .destination import LOCK_NAME, Destination, LocalDestination, RemoteDestination
-from .files import TEMPORARY_SUFFIX, hold_folder, replace_durably, write_atomically
+from .destination import Destination, LocalDestination, RemoteDestination
+from .files import LOCK_NAME, TEMPORARY_SUFFIX, hold_folder, open_named, replace_durably, write_atomically
 from .tags_tasks import BlockCounts, BlockLines, BlockStats
 
 WORK_SUFFIX = ".tags-work"
@@ -114,9 +114,13 @@ class Counted:
         """Raises any of zipfile's, NumPy's and JSON's errors for what `to_bytes` does not write."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             sizes, hashes, facts = (arrays[name] for name in ("sizes", "hashes", "facts"))
-        if sizes.sum() != len(hashes):
-            raise ValueError(f"expected {sizes.sum()} hashes, found {len(hashes)}")
+        if sizes.dtype != np.int64 or hashes.dtype != np.uint64 or sizes.sum() != len(hashes):
+            raise ValueError(
+                f"expected {sizes.sum()} hashes of 8 bytes, found {len(hashes)} of {hashes.dtype}"
+            )
         images, (validation, problems, textless), examples = json.loads(facts.tobytes())
+        images, examples = dict(images), [str(example) for example in examples]
+        _check_counts([*sizes.tolist(), *images.values(), validation, problems, textless])
         return cls(Counter(images), sizes.tolist(), [hashes], validation, problems, textless, examples)
 
 
@@ -200,15 +204,15 @@ class WrittenLines:
             if found["key"] != key:
                 return None
             lengths = [(self._folder / name).stat().st_size for name in _LINES]
-            num_blocks, sizes = int(found["num_blocks"]), [int(size) for size in found["sizes"]]
-            stats = BlockStats(**{**found["stats"], "by_source": Counter(found["stats"]["by_source"])})
+            num_blocks, sizes, stats = found["num_blocks"], found["sizes"], _stats_of(found["stats"])
+            _check_counts([num_blocks, *sizes])
             is_whole = all(size <= length for size, length in zip(sizes, lengths, strict=True))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return (num_blocks, sizes, stats) if is_whole else None  # else one of them has been published
 
     def _opened(self, name: str, size: int) -> BinaryIO:
-        file = open(self._folder / name, "ab")  # noqa: SIM115 (closed by `writing`)
+        file = open_named(self._folder / name, "a")  # closed by `writing`
         file.truncate(size)  # what came after the last note of it is written again
         return file
 
@@ -238,6 +242,22 @@ class WrittenLines:
                 replace_durably(path, destination.path / name)
             else:
                 _copy(path, destination, name)
+
+
+def _stats_of(kept: dict[str, Any]) -> BlockStats:
+    """Raises KeyError, TypeError or ValueError for what `vars` of them does not give."""
+    by_number, by_source = list(kept["by_number"]), dict(kept["by_source"])
+    stats = BlockStats(**{**kept, "by_number": by_number, "by_source": Counter(by_source)})
+    if len(by_number) != len(BlockStats().by_number):
+        raise ValueError(f"expected {len(BlockStats().by_number)} numbers of lines, found {len(by_number)}")
+    others = [value for name, value in vars(stats).items() if name not in ("by_number", "by_source")]
+    _check_counts([*by_number, *by_source.values(), *others])
+    return stats
+
+
+def _check_counts(values: Iterable[object]) -> None:
+    if not all(type(value) is int and 0 <= value < 2**63 for value in values):
+        raise ValueError("expected numbers from 0")
 
 
 def _flushed(file: BinaryIO) -> int:

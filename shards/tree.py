@@ -10,7 +10,6 @@ C classes, L hierarchy levels kept, N_k classes of level k, A paths of a class a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,11 +23,11 @@ import numpy as np
 from . import tree_build, tree_paths, tree_text
 from .destination import open_destination
 from .errors import DataError, UsageError
-from .files import read_text, split_url
+from .files import canonical_json, read_text, sha256_hex, split_url
 from .schema import MAX_TREE_BYTES
 from .storage import public_name
 from .tree_build import TreeRule
-from .tree_json import TREE_FORMAT, TREE_VERSION, check_tree_json, compact_json
+from .tree_json import TREE_FORMAT, TREE_VERSION, check_tree_json
 from .tree_limits import check_tree, count_levels
 from .tree_sources import read_pairs
 
@@ -264,7 +263,7 @@ class LabelTree:
         }
         if len(self.other_parents):
             content["other_parents"] = self.other_parents.tolist()
-        return hashlib.sha256(compact_json(content).encode()).hexdigest()
+        return sha256_hex(canonical_json(content))
 
     def to_json(self) -> dict[str, Any]:
         """The tree as a JSON object."""
@@ -318,7 +317,7 @@ class LabelTree:
     def save(self, path: str | Path) -> None:
         """Write the tree as JSON to a local path or any fsspec URL; it appears whole."""
         folder, name = split_url(path)
-        open_destination(folder).write(name, (compact_json(self.to_json()) + "\n").encode())
+        open_destination(folder).write(name, canonical_json(self.to_json()) + b"\n")
 
     @classmethod
     def load(cls, path: str | Path) -> LabelTree:
@@ -360,7 +359,11 @@ class LabelTree:
 def _warn_if_flat(tree: LabelTree, *, inner_would_help: bool) -> None:
     if tree.num_levels > 1:
         return
-    hint = "; inner='branching' makes common ancestors classes too" if inner_would_help else ""
+    hint = (
+        "; inner='branching' (--inner branching) makes common ancestors classes too"
+        if inner_would_help
+        else ""
+    )
     warnings.warn(
         f"softshard: the label tree has one level, of {tree.level_sizes[0]} classes, and semantic softmax is "
         f"plain softmax there{hint}",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import relations, tree_paths
-from .errors import DataError, UsageError
+from .errors import DataError, check_choice
 from .relations import INNER_RULES, PARENT_RULES, Graph
 from .tree_sources import read_wordnet_list
 from .wordnet import WNID_PATTERN, wordnet
@@ -51,8 +51,8 @@ def wordnet_parts(
     classes: Sequence[str], *, parents: str, inner: str, relations_file: str | None = None
 ) -> TreeParts:
     """See `LabelTree.from_wordnet`."""
-    _check_rule("parents", parents, PARENT_RULES)
-    _check_rule("inner", inner, INNER_RULES)
+    check_choice("tree: parents", parents, PARENT_RULES)
+    check_choice("tree: inner", inner, INNER_RULES)
     listed, problems = relations.resolve_classes(classes)
     if relations_file is None:
         parents_of = _published_parents if parents == "published" else wordnet().hypernyms
@@ -89,7 +89,7 @@ def table_parts(
 ) -> TreeParts:
     """See `LabelTree.from_table`."""
     if parents is not None:
-        _check_rule("parents", parents, tuple(rule for rule in PARENT_RULES if rule != "published"))
+        check_choice("tree: parents", parents, tuple(rule for rule in PARENT_RULES if rule != "published"))
     classes, graph = relations.table_graph(
         classes, child_parent_pairs, source, several_parents=parents is not None
     )
@@ -142,8 +142,3 @@ def _published_parents(wnid: str) -> list[str]:
 
 def _parents_in(graph: Graph, wnid: str) -> Sequence[str]:
     return graph.get(wnid, ())  # a synset that no line names is a root
-
-
-def _check_rule(what: str, found: str, rules: Sequence[str]) -> None:
-    if found not in rules:
-        raise UsageError(f"tree: {what}: expected one of {', '.join(rules)}, found {found!r}")

@@ -126,7 +126,7 @@ def compare_data_set(tree: LabelTree, dataset: str | Path) -> list[Difference]:
         DataError: there is no data set, or its manifest cannot be read.
     """
     found: list[Difference] = []
-    for folder in [dataset] if "://" in str(dataset) else data_set_folders(dataset):
+    for folder in data_set_folders(dataset):
         manifest = Manifest.load(folder)
         if manifest.tree_sha256 is None:
             if tree.classes != manifest.class_names:

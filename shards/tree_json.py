@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from .errors import DataError
@@ -10,11 +9,6 @@ from .tree_limits import is_plain_text
 
 TREE_FORMAT = "softshard-tree"
 TREE_VERSION = (1, 0)
-
-
-def compact_json(content: object) -> str:
-    """The one spelling of a tree's JSON: the fingerprint is taken of it."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
 def check_tree_json(content: Any, where: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from . import relations
 from .errors import DataError, UsageError
 from .schema import MAX_LEVEL_CLASSES
+from .text_limits import some
 from .tree_paths import MAX_VECTOR_ELEMENTS, MAX_VECTOR_VALUES, check_num_paths, check_other_parents
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_LEVELS = MAX_VECTOR_VALUES
 
-_SHOWN = 10
+_SHOWN = 10  # of a cycle
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -36,10 +36,10 @@ def check_tree(tree: LabelTree) -> None:
     if tree.max_levels is not None and tree.max_levels < 1:
         raise UsageError(f"tree: levels: expected 1 or more, found {tree.max_levels}")
     if twice := [name for name, count in Counter(tree.classes).items() if count > 1]:
-        raise DataError(f"tree: classes: expected distinct names, found twice: {_listed(twice)}")
+        raise DataError(f"tree: classes: expected distinct names, found twice: {some(twice, show=_shown)}")
     if wrong := [name for name in (*tree.classes, *tree.names) if not is_plain_text(name)]:
         raise DataError(
-            f"tree: classes: expected names of one line without control characters, found {_listed(wrong)}"
+            f"tree: classes: expected names of one line without control characters, found {some(wrong, show=_shown)}"
         )
     if len(tree.names) != num_classes or tree.parents.shape != (num_classes,):
         raise DataError(
@@ -102,7 +102,5 @@ def is_plain_text(name: str) -> bool:
     return bool(name.strip()) and not _CONTROL.search(name)
 
 
-def _listed(names: Iterable[str]) -> str:
-    shown = [repr(name[:60]) for name in names]
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return ", ".join(shown[:_SHOWN]) + more
+def _shown(name: str) -> str:
+    return repr(name[:60])

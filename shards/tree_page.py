@@ -6,9 +6,8 @@ bar in proportion to the classes below it; what would be too thin to see is left
 
 from __future__ import annotations
 
-from html import escape
-
-from .html import Page
+from .escape import escape
+from .html import NUM_COLORS, Page
 from .tree import LabelTree
 from .tree_stats import tree_stats
 from .tree_text import children_of_classes, count_below, roots, title, walk
@@ -23,7 +22,6 @@ _PAGE_PX = 1040  # what fits beside each other on a page
 _THINNEST_PX = 0.8
 _FEW_TOPS = 3  # are shown unfolded
 _LABEL_PX = 13  # height of a bar from which on its name is printed
-_NUM_COLORS = 6
 
 
 def tree_page(tree: LabelTree, top: int | None = None, *, depth: int | None = None) -> tuple[Page, int]:
@@ -138,7 +136,7 @@ def _draw_names(page: Page, tree: LabelTree, children: list[list[int]], tops: li
                 )
         tooltip = escape(title(tree, node))
         marks.append(
-            f'<g><title>{tooltip}</title><circle class="f{steps % _NUM_COLORS}" cx="{left[steps] + 3:.0f}" '
+            f'<g><title>{tooltip}</title><circle class="f{steps % NUM_COLORS}" cx="{left[steps] + 3:.0f}" '
             f'cy="{y[node]:.1f}" r="3.5"/><text class="value" x="{left[steps] + 11:.0f}" y="{y[node] + 4:.1f}">'
             f"{escape(name)}</text></g>"
         )
@@ -178,7 +176,7 @@ def _draw_bars(
             else ""
         )
         bars.append(
-            f'<g class="bar"><title>{escape(tooltip)}</title><rect class="f{steps % _NUM_COLORS}" x="{x}" '
+            f'<g class="bar"><title>{escape(tooltip)}</title><rect class="f{steps % NUM_COLORS}" x="{x}" '
             f'y="{y:.1f}" width="{column_px - 1}" height="{max(height - 0.5, 0.6):.1f}"/>{text}</g>'
         )
         if steps < depth:

@@ -74,7 +74,7 @@ def _has_manifest(folder: str | Path) -> bool:
     if isinstance(folder, Path):
         return (folder / MANIFEST_NAME).exists()
     try:
-        return bool(open_storage(folder).read(MANIFEST_NAME, 0, 1, 1))
+        return bool(open_storage(folder).read(MANIFEST_NAME, 0, None, 1))
     except FileNotFoundError:
         return False
 

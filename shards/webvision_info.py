@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 
 from .errors import DataError, UsageError
 from .files import join_url, read_limited
-from .listing import every_problem
 from .schema import MIB
 from .source_labels import is_index
 from .source_lists import bounded_lines, text_lines
 from .storage import Storage
+from .text_limits import every_problem
 from .wordnet import WNID_PATTERN
 
 INFO_FOLDER = "info"

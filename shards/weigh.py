@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import DataError, UsageError
+from .errors import DataError, UsageError, check_choice
 from .files import TEMPORARY_SUFFIX, replace_durably
 from .json_lines import JsonLine, read_json_lines
 from .ledger import bad_limit
@@ -72,8 +72,7 @@ class WeighOptions:
             raise UsageError(f"threshold: expected a score from 0 to 1, found {self.threshold}")
         if self.top is not None and self.top < 1:
             raise UsageError(f"top: expected 1 or more, found {self.top}")
-        if self.normalise not in NORMALISE:
-            raise UsageError(f"normalise: expected one of {', '.join(NORMALISE)}, found {self.normalise!r}")
+        check_choice("normalise", self.normalise, NORMALISE)
         if not 0 <= self.max_bad <= 1:
             raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
 

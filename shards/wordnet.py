@@ -170,26 +170,6 @@ def wordnet() -> WordNet:
     return WordNet.load(TABLE_PATH)
 
 
-def hypernyms(wnid: str) -> tuple[str, ...]:
-    """`WordNet.hypernyms` of the packaged table."""
-    return wordnet().hypernyms(wnid)
-
-
-def published_parent(wnid: str) -> str | None:
-    """`WordNet.published_parent` of the packaged table."""
-    return wordnet().published_parent(wnid)
-
-
-def lemmas(wnid: str) -> tuple[str, ...]:
-    """`WordNet.lemmas` of the packaged table."""
-    return wordnet().lemmas(wnid)
-
-
-def senses(name: str) -> tuple[str, ...]:
-    """`WordNet.senses` of the packaged table."""
-    return wordnet().senses(name)
-
-
 def _spelling(name: str) -> str:
     return "_".join(name.replace("_", " ").lower().split())
 

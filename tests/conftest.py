@@ -10,11 +10,12 @@ import fsspec
 import pytest
 from botocore.config import Config
 from botocore.session import get_session
+from forked import Forks
 from hypothesis import settings
 from ray_processes import make_ray_folder, remove_ray_folder
 from s3fs import S3FileSystem
 
-from servers import web
+from servers import gcs, web
 from servers.proxy import FaultyProxy
 from servers.swift import ACCESS_KEY, REGION, SECRET_KEY, Swift, why_not
 
@@ -40,6 +41,14 @@ def shared_data() -> Path:
     if not (SHARED / "photos").is_dir():
         pytest.skip(f"needs the photographs and lists of {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Runs softshard commands in processes of their own; see forked.py."""
+    forks = Forks()
+    yield forks
+    forks.close()
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +161,42 @@ def proxy(s3_server, monkeypatch):
         # s3fs and softshard try again by themselves; the pauses of botocore are for larger stores.
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def gcs_session(tmp_path_factory):
+    """One Google Cloud Storage for the whole run."""
+    if reason := gcs.why_not():
+        pytest.skip(f"Google Cloud Storage {reason}")
+    # Before gcsfs is imported: it would look for credentials of hierarchical buckets, which the emulator has none of.
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+    with gcs.Emulator(tmp_path_factory.mktemp("gcs") / "log") as server:
+        yield server
+
+
+@pytest.fixture
+def gcs_proxy(gcs_session, monkeypatch):
+    """The network between softshard and Google Cloud Storage; the environment holds its address."""
+    with FaultyProxy(gcs_session.endpoint, seed=3) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.endpoint)
+        monkeypatch.setenv("NO_GCE_CHECK", "true")  # this is no machine of Google's; asking takes seconds
+        monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+        forget_gcs()
+        yield proxy
+    forget_gcs()
+
+
+@pytest.fixture
+def gcs_bucket(gcs_session, gcs_proxy):
+    """The URL of a new, empty bucket: `gs://bucket-0`."""
+    name = f"bucket-{next(_buckets)}"
+    gcs_session.make_bucket(name)
+    return f"gs://{name}"
+
+
+def forget_gcs():
+    """File systems are kept by their arguments; the environment is none of them."""
+    fsspec.get_filesystem_class("gs").clear_instance_cache()
 
 
 @pytest.fixture

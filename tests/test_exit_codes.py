@@ -1,9 +1,13 @@
 """Every command once as it should be and once with something wrong: the exit codes of docs/operating.md."""
 
 import argparse
+import errno
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,6 +203,42 @@ def test_no_permission_and_no_space_are_a_call_that_cannot_be_done(places, monke
     )
     assert code_of("stats {set}", places, None) == 2
     assert capsys.readouterr().err == "softshard: /proc/self/none: No such file or directory\n"
+
+
+def run_with(places, new, *, closed="", **streams):
+    """`tree build` of one level, which warns, in a process of its own; its exit code."""
+    code = "import sys; from softshard.shards.cli import main; sys.exit(main(sys.argv[1:]))"
+    call = [sys.executable, "-c", code, "tree", "build", "--classes", places["classes"], "-o", f"{new}.json"]
+    shell = ["bash", "-c", f'exec "$@" {closed}', "bash"] if closed else []
+    return subprocess.run([*shell, *call], timeout=60, **streams).returncode
+
+
+@pytest.mark.parametrize("stream", ["gone", "full"])
+def test_messages_that_nobody_reads_end_no_run(places, tmp_path, stream):
+    reader, writer = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        code = run_with(places, tmp_path / "new", stderr=writer if stream == "gone" else full)
+    finally:
+        os.close(writer)
+        os.close(full)
+    assert code == 0
+    assert json.loads((tmp_path / "new.json").read_text())["names"]
+
+
+def test_closed_streams_end_no_run_and_nothing_is_written_into_its_files(places, tmp_path):
+    assert run_with(places, tmp_path / "new", closed="<&- >&- 2>&-") == 0
+    assert json.loads((tmp_path / "new.json").read_text())["names"]
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_an_error(places, monkeypatch, capsys):
+    def broken(*_):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe", "storage")
+
+    monkeypatch.setattr("softshard.loaders.cli_order.run_stats", broken)
+    assert code_of("stats {set}", places, None) == 2
+    assert capsys.readouterr().err == "softshard: storage: Broken pipe\n"
 
 
 def test_the_page_says_the_same():

@@ -6,14 +6,17 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from softshard.shards.cli import build_parser
+from softshard.shards.cli import build_parser, main
 from softshard.shards.cli_help import EXAMPLES, TASKS, commands_of
 
+ROOT = Path(__file__).parents[1]
+# As typed: with variables, a prompt or torchrun before it.
+SOFTSHARD = re.compile(r"(\$ )?(\w+=\S+ )*(torchrun .*--no-python )?softshard \w+ ")
 COMMANDS = dict(commands_of(build_parser()))
-COMMAND = [sys.executable, "-c", "import sys; from softshard.shards.cli import main; sys.exit(main())"]
 # Options that say in words what holds without them, or that have nothing to hold.
 LATE_DEFAULTS = (None, False, [], "")
 # What these name is another thing in another command.
@@ -74,6 +77,32 @@ def test_examples_are_commands_that_the_parser_takes(line):
     assert args.run
 
 
+def commands_of_pages():
+    """Every whole command of the pages' drawn blocks, its lines joined: page, words after `softshard`."""
+    for page in sorted(path for pattern in ("*.md", "*/*.md", "docs/*/*.md") for path in ROOT.glob(pattern)):
+        text = page.read_text().replace("\\\n", " ")
+        blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        lines = [line for block in blocks for line in block.splitlines()] + re.findall(
+            r"^    (.*)", text, re.MULTILINE
+        )
+        for line in lines:
+            words = shlex.split(re.sub(r"\s#.*|\s&$", "", line)) if SOFTSHARD.match(line) else []
+            if words and "..." not in words:
+                yield page.relative_to(ROOT).as_posix(), words[words.index("softshard") + 1 :]
+
+
+def test_commands_of_pages_are_commands_that_the_parser_takes(capsys):
+    wrong, pages = [], set()
+    for page, words in commands_of_pages():
+        pages.add(page)
+        try:
+            COMMANDS[""].parse_args(words)
+        except SystemExit:
+            wrong.append((page, words, capsys.readouterr().err.splitlines()[-1]))
+    assert wrong == []
+    assert {"README.md", "training/README.md", "docs/tutorials/relabel.md"} <= pages
+
+
 def test_only_commands_have_examples():
     assert EXAMPLES.keys() <= COMMANDS.keys()
     actions = {name for name, parser in COMMANDS.items() if name and not inner(parser)}
@@ -81,10 +110,10 @@ def test_only_commands_have_examples():
 
 
 @pytest.mark.parametrize("name", [name for name, parser in COMMANDS.items() if inner(parser)])
-def test_a_command_without_its_action_is_a_wrong_call(name):
-    done = subprocess.run([*COMMAND, *name.split()], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "required" in done.stderr
+def test_a_command_without_its_action_is_a_wrong_call(name, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(name.split())
+    assert "required" in capsys.readouterr().err
 
 
 def test_the_help_needs_neither_opencv_nor_fsspec_nor_torch():
@@ -99,13 +128,12 @@ def test_the_help_needs_neither_opencv_nor_fsspec_nor_torch():
 # --- completion ---
 
 
-@pytest.fixture(scope="module")
-def script(tmp_path_factory):
+@pytest.fixture
+def script(tmp_path, capsys):
     def write(shell):
-        file = tmp_path_factory.mktemp(shell) / f"softshard.{shell}"
-        done = subprocess.run([*COMMAND, "completion", shell], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        file.write_text(done.stdout)
+        assert main(["completion", shell]) == 0
+        file = tmp_path / f"softshard.{shell}"
+        file.write_text(capsys.readouterr().out)
         return file
 
     return write
@@ -139,9 +167,38 @@ def test_bash_completes_commands_options_choices_and_folders(script, tmp_path):
     assert complete_in_bash(file, "verify", "shards", folder=tmp_path) == {"shards-of-mine"}
 
 
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish_completes_commands_options_choices_and_folders(script, tmp_path):
+    file = script("fish")
+    (tmp_path / "shards-of-mine").mkdir()
+
+    def offered(line):
+        code = f"source {shlex.quote(str(file))}; complete -C {shlex.quote(line)}"
+        done = subprocess.run(
+            ["fish", "--no-config", "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        return {row.partition("\t")[0] for row in done.stdout.splitlines()}
+
+    assert offered("softshard tr") == {"tree", "train"}
+    assert offered("softshard tree b") == {"build"}
+    assert offered("softshard pack --shard") == {"--shard-bytes", "--shard-samples"}
+    assert offered("softshard pack --resize s") == {"squish", "short-edge"}
+    assert offered("softshard verify sha") == {"shards-of-mine/"}
+
+
+def test_a_shell_that_shtab_does_not_know_is_a_wrong_call(monkeypatch, capsys):
+    import shtab
+
+    monkeypatch.setattr(shtab, "SUPPORTED_SHELLS", ["bash", "zsh", "tcsh"])  # shtab 1.7
+    assert main(["completion", "fish"]) == 2
+    assert "found one for bash, zsh, tcsh. Run: pip install --upgrade shtab" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
 def test_zsh_takes_its_script(script):
-    code = f"autoload -Uz compinit && compinit -u -D; source {shlex.quote(str(script('zsh')))}; print $_comps[softshard]"
+    given = f'eval "$(cat {shlex.quote(str(script("zsh")))})"'  # as the help says; shtab's script wants no `source`
+    code = f"autoload -Uz compinit && compinit -u -D; {given}; print $_comps[softshard]"
     done = subprocess.run(["zsh", "-f", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "softshard" in done.stdout

@@ -98,7 +98,7 @@ class AskedModel:
         decoder = CpuDecoder(
             batch_size,
             recipe.image_size,
-            "float32" if recipe.normalise else "uint8",
+            recipe.loader_dtype,
             MEAN,
             STD,
             self._num_threads or 1,

@@ -13,8 +13,8 @@ from torch import distributed as dist
 
 from ..shards.errors import UsageError
 from ..shards.tree import LabelTree
+from .counted import sum_over_ranks
 from .level_layout import LevelLayout
-from .metrics import sum_over_ranks
 from .multi_label import multi_label_targets
 
 # Scores that are kept are 5 bytes of memory each: 1.3 GB, or 50,000 images of 5,000 classes.
@@ -27,7 +27,7 @@ class MeanAveragePrecision:
     the n-th threshold, one for each distinct score (scikit-learn's `average_precision_score`, without interpolation).
 
     Classes that no sample has are left out of the mean. `update` adds a batch, `reduce` brings the ranks together,
-    `compute` gives the numbers, as in metrics.py; neither uneven batches nor padded slots change them.
+    `compute` gives the numbers, as of a Counted; neither uneven batches nor padded slots change them.
 
     By default every score is kept, on the device, and the result is exact. With `bins` two counts for each class and bin
     are kept instead, whatever the number of samples, and the result is exactly that of the scores rounded to the
@@ -177,7 +177,7 @@ class MeanAveragePrecision:
 class AncestorPrecision:
     """Mean average precision over the classes of a label tree, where a label and all its ancestors are right.
 
-    For models of sigmoids; `MeanAveragePrecision.within_memory`. It works as the classes of metrics.py do.
+    For models of sigmoids; `MeanAveragePrecision.within_memory`. It works as a Counted does.
 
     Args:
         tree: a LabelTree; classes below a cut of its levels have no part in it.

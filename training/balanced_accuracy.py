@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..shards.errors import UsageError
-from .metrics import sum_over_ranks
+from .counted import Counted
 
 
-class BalancedAccuracy:
+class BalancedAccuracy(Counted):
     """Mean over classes of per-class top-1 and top-5, WebVision's metric (Yan et al. 2020): noisy sets have few images
     of some classes and many of others.
 
-    Works as the classes of metrics.py do: `update`, `reduce`, `compute`. Classes without a sample are left out of the
-    mean, and counted. Top-k is among all C classes; with fewer than five, top-5 means top-C.
+    Classes without a sample are left out of the mean, and counted. Top-k is among all C classes; with fewer than five,
+    top-5 means top-C.
 
     Args:
         num_classes: C.
@@ -28,22 +27,12 @@ class BalancedAccuracy:
     @torch.no_grad()
     def update(self, logits: Tensor, classes: Tensor, valid: Tensor | None = None) -> None:
         """Count a batch: logits floating [N, C], classes int64 [N], valid bool [N] or None."""
-        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
-            raise UsageError(
-                f"BalancedAccuracy: expected logits [N, {self.num_classes}], found {tuple(logits.shape)}; "
-                "the model was built for another class list"
-            )
-        self.counts = self.counts.to(logits.device)
-        valid = torch.ones_like(classes, dtype=torch.bool) if valid is None else valid
+        valid = self._begin(logits, self.num_classes, valid)
         # A padded slot may hold any class index: it adds zeros to class 0.
         classes = classes.masked_fill(~valid, 0)
         hits = logits.topk(min(5, self.num_classes), dim=1).indices == classes[:, None]
         found = torch.stack([hits[:, 0], hits.any(dim=1), torch.ones_like(valid)], dim=1) & valid[:, None]
         self.counts.index_add_(0, classes, found.to(torch.int64))
-
-    def reduce(self) -> None:
-        """Sum the counts over the ranks of torch.distributed; afterwards every rank computes the same."""
-        sum_over_ranks(self.counts)
 
     def compute(self) -> dict[str, float | int | None]:
         """The numbers so far.

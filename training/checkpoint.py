@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ..shards.errors import DataError
-from ..shards.files import TEMPORARY_SUFFIX, replace_durably
+from ..shards.files import TEMPORARY_SUFFIX, naming, replace_durably
 from ..shards.images import ImageRecipe
 from ..shards.manifest import Manifest
 from ..shards.schema import MANIFEST_NAME
@@ -135,11 +135,20 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     fields = {part.name: getattr(checkpoint, part.name) for part in dataclasses.fields(checkpoint)}
     fields["recipe"] = dataclasses.asdict(checkpoint.recipe)
     part = path.with_name(path.name + TEMPORARY_SUFFIX)
-    with part.open("wb") as file:
-        torch.save({"version": CHECKPOINT_VERSION, **fields}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    replace_durably(part, path)
+    try:
+        with naming(path), part.open("wb") as file:
+            torch.save({"version": CHECKPOINT_VERSION, **fields}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        replace_durably(part, path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)  # a full disk has no room for half a checkpoint
+        first = error.__context__
+        if isinstance(error, RuntimeError) and isinstance(
+            first, OSError
+        ):  # torch fails again as it ends its archive
+            raise OSError(first.errno, first.strerror, str(path)) from error
+        raise
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -10,7 +10,8 @@ from ..loaders.loader import Loader
 from ..shards.errors import DataError, UsageError
 from .checkpoint import Checkpoint
 from .label_space import LabelSpace
-from .recipes import TREE_LOSSES, Recipe
+from .recipe_targets import TREE_LOSSES
+from .recipes import Recipe
 from .schedule import first_other_rate
 
 

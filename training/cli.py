@@ -20,9 +20,10 @@ from .cli_subset import add_subset
 from .cli_tags import add_tags
 from .cli_teacher import add_teacher
 from .cli_use import add_evaluate, add_predict
+from .recipe_checks import PRECISIONS
 from .recipe_list import RECIPES
 from .recipe_presets import PRESETS, with_settings
-from .recipes import PRECISIONS, Recipe
+from .recipes import Recipe
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -47,7 +48,7 @@ def _add_demo(subparsers: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--out", default="demo-out", metavar="DIR", help="output folder (default: demo-out)")
     command.add_argument("--seed", type=int, default=0, help="of everything (default: 0)")
-    command.add_argument("--threads", type=int, metavar="N", help="decoding threads")
+    command.add_argument("--threads", type=int, metavar="N", help="decoding threads (default: one a core)")
     command.set_defaults(run=_run_demo)
 
 
@@ -60,7 +61,14 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "What decides the result stands in the recipe: RECIPE names it, --preset small shrinks it, --set and the "
         "options below change it.",
     )
-    command.add_argument("recipe", choices=sorted(RECIPES), metavar="RECIPE", help=", ".join(sorted(RECIPES)))
+    command.add_argument(
+        "recipe",
+        choices=sorted(RECIPES),
+        metavar="RECIPE",
+        help="labels: single-label, multi-label and asl (a sigmoid for each class), semantic-softmax (all levels of a "
+        "tree); a teacher: relabel (label maps), semantic-kd, live-distillation; noisy web images: weakly-tagged, "
+        "label-weighted, joint, then fine-tune, larger-images, pseudo; other classes: transfer",
+    )
     command.add_argument(
         "dataset",
         metavar="DATASET",
@@ -71,9 +79,9 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--out", required=True, metavar="DIR", help="folder for the checkpoint, metrics and weights"
     )
-    add_connection(command)
-    command.add_argument("--val", metavar="DATASET", help="data set to evaluate on after every epoch")
-    command.add_argument(
+    data = command.add_argument_group("data")
+    data.add_argument("--val", metavar="DATASET", help="data set to evaluate on after every epoch")
+    data.add_argument(
         "--labels",
         metavar="FILE|LIST",
         help="read both data sets with these labels instead of their own; nothing is packed again. A label tree (a file "
@@ -81,51 +89,54 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "set, or a known list such as imagenet-1k), whose classes, in its order, are then those of the model. Images "
         "of other classes are left out. --resume wants the same labels again",
     )
-    command.add_argument(
+    data.add_argument(
         "--subset",
         metavar="FILE",
         help="train on the images that softshard subset chose, and read both data sets with its classes and groups; "
         "nothing is packed again. --resume wants the same again",
     )
-    command.add_argument(
+    data.add_argument(
         "--side",
         metavar="DIR|URL",
         help="side shards of softshard maps make --side, whose label maps are joined to the training set's samples. "
         "--resume wants the same again",
     )
-    start = command.add_mutually_exclusive_group()
-    start.add_argument(
+    add_connection(data)
+    start = command.add_argument_group("what it begins with, and learns from")
+    weights = start.add_mutually_exclusive_group()
+    weights.add_argument(
         "--pretrained",
         action="store_true",
         help="begin with timm's own weights; their head is left out unless the data set's classes are its own",
     )
-    start.add_argument(
+    weights.add_argument(
         "--init-from",
         metavar="FILE|TIMM_NAME",
         help="begin with these weights: a checkpoint, safetensors, or timm's such as resnet50.a1_in1k. A head for a "
         "class list known to be another is refused; one of another size and unknown origin is left out",
     )
-    command.add_argument(
+    start.add_argument(
         "--new-head",
         action="store_true",
         help="begin with a new head whatever the weights bring (the recipes transfer, fine-tune and pseudo always do)",
     )
-    command.add_argument(
+    start.add_argument(
         "--freeze", action="store_true", help="train the head only; the rest stays as it was loaded"
     )
-    command.add_argument(
+    start.add_argument(
         "--teacher",
         metavar="CHECKPOINT|timm:NAME",
         help="checkpoint.pt of the model that the recipes semantic-kd and live-distillation learn from, with the same "
         "classes and tree: it is asked about every crop. live-distillation also takes a model of timm's, such as "
         "timm:resnet50.a1_in1k; semantic-kd does without where the data set has a stored one: softshard teacher make",
     )
-    command.add_argument(
+    start.add_argument(
         "--resume",
         action="store_true",
         help="continue from the checkpoint in --out; begin where there is none",
     )
-    command.add_argument(
+    recipe = command.add_argument_group("the recipe")
+    recipe.add_argument(
         "--preset",
         choices=sorted(PRESETS),
         default="paper",
@@ -133,42 +144,42 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         "visible-cutmix: that, with targets pooled from what is visible of both images; small: 128 pixels, batch 64, "
         "20 epochs for one small machine, without augmentation beside crop and flip",
     )
-    command.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
-    command.add_argument(
+    recipe.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
+    recipe.add_argument(
         "--global-batch",
         type=int,
         metavar="N",
         help="samples per step over all processes, instead of the recipe's",
     )
-    command.add_argument(
+    recipe.add_argument(
         "--lanes",
         type=int,
         metavar="K",
         help="parts of an epoch that are read side by side; as many as there are machines, so that each fetches the shards "
         "of its own part only (default: 1). They decide the order: --resume wants the same again",
     )
-    command.add_argument("--lr", type=float, help="highest learning rate, instead of the recipe's")
-    command.add_argument("--image-size", type=int, metavar="PX", help="instead of the recipe's")
-    command.add_argument(
+    recipe.add_argument("--lr", type=float, help="highest learning rate, instead of the recipe's")
+    recipe.add_argument("--image-size", type=int, metavar="PX", help="instead of the recipe's")
+    recipe.add_argument(
         "--class-balance",
         type=float,
         metavar="EXPONENT",
         help="class-balanced sampling, from 0 (the data set as it is) to 1 (every class the same): a class with n "
         "samples has a share of an epoch that goes with n^(1 - EXPONENT)",
     )
-    command.add_argument(
+    recipe.add_argument(
         "--precision",
         choices=PRECISIONS,
         help="of the forward pass, instead of the recipe's float32; bfloat16 on a GPU made since 2020, float16 (with "
         "loss scaling) on an older one",
     )
-    command.add_argument(
+    recipe.add_argument(
         "--accumulate",
         type=int,
         metavar="N",
         help="cut each process's part of the global batch into N micro-batches, for less memory",
     )
-    command.add_argument(
+    recipe.add_argument(
         "--set",
         action="append",
         default=[],
@@ -176,19 +187,18 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         help="change any other field of the recipe, such as ema_decay=0.9998, schedule=cosine, "
         "augment=color-jitter:0.4+lighting:0.1+mixup:0.2; may be repeated",
     )
-    command.add_argument(
+    run = command.add_argument_group("run")
+    run.add_argument(
         "--compile", action="store_true", help="run the model through torch.compile (needs a C++ compiler)"
     )
-    command.add_argument(
+    run.add_argument(
         "--tensorboard",
         action="store_true",
         help="write the numbers of metrics.csv and epochs.csv for TensorBoard, too",
     )
-    command.add_argument(
-        "--seed", type=int, default=0, help="of weights, dropout, order and crops (default: 0)"
-    )
-    add_device(command, threads="decoding threads of each process")
-    command.add_argument(
+    run.add_argument("--seed", type=int, default=0, help="of weights, dropout, order and crops (default: 0)")
+    add_device(run, threads="decoding threads of each process (default: one a core)")
+    run.add_argument(
         "--max-bad",
         type=float,
         default=0.001,
@@ -196,20 +206,20 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         help="stop when more of the samples than this cannot be read (default: 0.001; ten always may). They are listed in "
         "bad_samples.jsonl",
     )
-    command.add_argument(
+    run.add_argument(
         "--check-images",
         action="store_true",
         help="decode each image in full the first time, to find damage that decoders show as grey (for tars without hashes; "
         "slows the first epoch down)",
     )
-    command.add_argument(
+    run.add_argument(
         "--log-steps",
         type=int,
         default=10,
         metavar="N",
         help="steps between lines of metrics.csv (default: 10)",
     )
-    command.add_argument(
+    run.add_argument(
         "--checkpoint-steps",
         type=int,
         metavar="N",

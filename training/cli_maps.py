@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from ..shards.cli_values import actions_of, needs_extra, print_data_set, print_json
-from .cli_over_shards import add_over_shards, where_it_runs
+from ..shards.cli_values import actions_of, needs_extra, print_json
+from .cli_over_shards import add_over_shards, add_source_and_destination, print_made, where_it_runs
 from .cli_process import add_device, torch_device
 from .cli_study import add_recipe, add_study, print_study, recipe_of
 from .ray_ranks import run_command
@@ -29,12 +29,7 @@ def _add_make(actions: argparse._SubParsersAction) -> None:
         "encoded again. A run that was killed continues when it is given again. On several GPUs or processes: "
         "torchrun --nproc-per-node N --no-python softshard maps make ..., or --engine ray.",
     )
-    make.add_argument("dataset", metavar="DATASET", help="folder or fsspec URL of a data set")
-    make.add_argument(
-        "destination",
-        metavar="DST",
-        help="new folder, or fsspec URL that can be written: the same data set with label maps",
-    )
+    add_source_and_destination(make, "a data set", "label maps")
     _add_teacher(make, required=True, several="; given again, the dense logits of all are averaged")
     make.add_argument(
         "--size", type=int, default=475, metavar="PX", help="images are squished to it (default: 475)"
@@ -143,7 +138,6 @@ def _run_make(args: argparse.Namespace) -> int:
     from ..shards.storage import public_name
 
     options = MapOptions(args.size, args.top, args.scores, args.batch_size, args.amp, args.side)
-    process = where_it_runs(args)
     teachers = load_teachers(
         args.teacher,
         args.checkpoint or [],
@@ -151,29 +145,17 @@ def _run_make(args: argparse.Namespace) -> int:
         size=args.size,
         labels=args.labels or (),
     )
-    made = make_label_maps(
-        args.dataset,
-        args.destination,
-        teachers,
-        options,
-        **process,
-    )
-    maps = made.label_maps
+    made = make_label_maps(args.dataset, args.destination, teachers, options, **where_it_runs(args))
+    maps, where = made.label_maps, public_name(args.destination)
     assert maps is not None
-    if process["rank"] == 0 and args.json:
-        print_data_set(made, args.destination)
-    elif process["rank"] == 0:
-        for teacher in teachers:
-            if teacher.outputs is not None:
-                print(teacher.outputs.line(teacher.name))
-        print(
-            f"{made.num_samples:,} label maps, top {maps.top} of {maps.num_classes} classes on {maps.rows} x "
-            f"{maps.columns} cells; {made.num_bytes / made.num_samples:,.0f} bytes a sample: "
-            f"{public_name(args.destination)}"
-        )
-        if args.side:
-            print(f"Run: softshard maps join {public_name(args.dataset)} {public_name(args.destination)} DST")
-    return 0
+    lines = [each.outputs.line(each.name) for each in teachers if each.outputs is not None]
+    lines.append(
+        f"{made.num_samples:,} label maps, top {maps.top} of {maps.num_classes} classes on {maps.rows} x {maps.columns} "
+        f"cells; {made.num_bytes / made.num_samples:,.0f} bytes a sample: {where}"
+    )
+    if args.side:
+        lines.append(f"Run: softshard maps join {public_name(args.dataset)} {where} DST")
+    return print_made(made, args, lines)
 
 
 def _run_check(args: argparse.Namespace) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from ..shards.cli_values import needs_extra, print_data_set
-from .cli_over_shards import add_over_shards, where_it_runs
+from ..shards.cli_values import needs_extra
+from .cli_over_shards import add_over_shards, add_source_and_destination, print_made, where_it_runs
 from .ray_ranks import run_command
 
 
@@ -23,12 +23,7 @@ def add_pseudo(subparsers: argparse._SubParsersAction) -> None:
         "again. A run that was killed continues when it is given again. On several GPUs or processes: torchrun "
         "--nproc-per-node N --no-python softshard pseudo make ..., or --engine ray.",
     )
-    make.add_argument("dataset", metavar="DATASET", help="folder or fsspec URL of a data set")
-    make.add_argument(
-        "destination",
-        metavar="DST",
-        help="new folder, or fsspec URL that can be written: the same data set with pseudo labels",
-    )
+    add_source_and_destination(make, "a data set", "pseudo labels")
     make.add_argument(
         "--model",
         required=True,
@@ -67,7 +62,6 @@ def _run_make(args: argparse.Namespace) -> int:
         from .pseudo_store import PseudoOptions, make_pseudo_labels
     from ..shards.storage import public_name
 
-    process = where_it_runs(args)
     sure = seen = 0
 
     def labelled(num_sure: int, num_seen: int) -> None:
@@ -79,15 +73,14 @@ def _run_make(args: argparse.Namespace) -> int:
         args.destination,
         args.model,
         PseudoOptions(args.threshold, args.top, args.below, args.batch_size, args.amp),
-        **process,
+        **where_it_runs(args),
         labelled=labelled,
     )
-    if process["rank"] == 0 and args.json:
-        print_data_set(made, args.destination)
-    elif process["rank"] == 0:
-        where = public_name(args.destination)
-        rest = {"own": "the others keep their own label", "none": "the others have none"}[args.below]
-        found = f"{sure:,} of the {seen:,} images of this process got a label of the model's, {rest}"
-        print(f"{made.num_samples:,} samples with pseudo labels: {where}" + (f"; {found}" if seen else ""))
-        print(f"Run: softshard train pseudo {where} --model TIMM_NAME --init-from FILE --out DIR")
-    return 0
+    where = public_name(args.destination)
+    rest = {"own": "the others keep their own label", "none": "the others have none"}[args.below]
+    found = f"{sure:,} of the {seen:,} images of this process got a label of the model's, {rest}"
+    lines = (
+        f"{made.num_samples:,} samples with pseudo labels: {where}" + (f"; {found}" if seen else ""),
+        f"Run: softshard train pseudo {where} --model TIMM_NAME --init-from FILE --out DIR",
+    )
+    return print_made(made, args, lines)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..shards.cli_values import EXIT_FINE, actions_of, local_path, needs_extra, print_json
 from ..shards.errors import UsageError
-from .cli_process import add_device, process_of_torchrun, torch_device
+from .cli_process import add_device, add_pass, at_least_one, pass_of, process_of_torchrun, torch_device
 from .cli_study import add_recipe, recipe_of, stopped
 from .recipes import single_label
 
@@ -46,19 +46,11 @@ def _add_confusion(actions: argparse._SubParsersAction) -> None:
         "-o", "--out", required=True, metavar="FILE", help=".npy (numbers alone), or .csv with class names"
     )
     command.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="with timm:NAME: these weights of that architecture instead of timm's own",
-    )
-    command.add_argument(
         "--labels",
         metavar="FILE|LIST",
         help="read the data set with these labels, as softshard evaluate does",
     )
-    command.add_argument(
-        "--batch-size", type=int, default=256, metavar="N", help="of each process (default: 256)"
-    )
-    add_device(command)
+    add_pass(command)
     command.set_defaults(run=_run_confusion)
 
 
@@ -194,33 +186,17 @@ def _one_process(command: str) -> None:
         )
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise UsageError(f"{name}: expected at least 1, found {value}")
-
-
 def _run_confusion(args: argparse.Namespace) -> int:
-    _at_least_one("--batch-size", args.batch_size)
+    at_least_one("--batch-size", args.batch_size)
     from ..shards.confusion_file import check_confusion_name, save_confusion
     from ..shards.storage import public_name
 
     check_confusion_name(args.out)
-    rank, world_size, local_rank = process_of_torchrun()
     with needs_extra("softshard subset confusion", "training"):
         from .confusion import confusion_of_model
-    found = confusion_of_model(
-        args.model,
-        args.dataset,
-        weights=args.weights,
-        labels=args.labels,
-        batch_size=args.batch_size,
-        device=torch_device(args.device, local_rank),
-        rank=rank,
-        world_size=world_size,
-        num_threads=args.threads,
-        progress=rank == 0,
-    )
-    if rank == 0:
+    options = pass_of(args)
+    found = confusion_of_model(args.model, args.dataset, weights=args.weights, **options)
+    if options["rank"] == 0:
         save_confusion(args.out, found.counts, found.class_names)
         print(
             f"{found.counts.sum():,} images of {len(found.class_names):,} classes, {found.top1:.1%} taken for what they "
@@ -230,7 +206,7 @@ def _run_confusion(args: argparse.Namespace) -> int:
 
 
 def _run_score(args: argparse.Namespace) -> int:
-    _at_least_one("--batch-size", args.batch_size)
+    at_least_one("--batch-size", args.batch_size)
     _one_process("softshard subset score")
     recipe = recipe_of(args, single_label())
     if args.epochs is not None:
@@ -301,7 +277,7 @@ def _run_study(args: argparse.Namespace) -> int:
     _one_process("softshard subset study")
     recipe = recipe_of(args, single_label())
     for name in ("epochs_full", "epochs_subset"):
-        _at_least_one(f"--{name.replace('_', '-')}", getattr(args, name))
+        at_least_one(f"--{name.replace('_', '-')}", getattr(args, name))
     with needs_extra("softshard subset study", "training"):
         from .curves import FULL, SUBSET, read_curves
         from .subset_evaluation import evaluate_subset, format_evaluation, write_page

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from ..shards.cli_values import needs_extra, print_data_set
-from .cli_over_shards import add_over_shards, where_it_runs
+from ..shards.cli_values import needs_extra
+from .cli_over_shards import add_over_shards, add_source_and_destination, print_made, where_it_runs
 from .ray_ranks import run_command
 
 
@@ -23,14 +23,7 @@ def add_teacher(subparsers: argparse._SubParsersAction) -> None:
         "--teacher. Images are not encoded again. A run that was killed continues when it is given again. On several GPUs "
         "or processes: torchrun --nproc-per-node N --no-python softshard teacher make ..., or --engine ray.",
     )
-    make.add_argument(
-        "dataset", metavar="DATASET", help="folder or fsspec URL of a data set with a label tree"
-    )
-    make.add_argument(
-        "destination",
-        metavar="DST",
-        help="new folder, or fsspec URL that can be written: the same data set with the stored teacher",
-    )
+    add_source_and_destination(make, "a data set with a label tree", "the stored teacher")
     make.add_argument(
         "--teacher",
         required=True,
@@ -46,23 +39,13 @@ def _run_make(args: argparse.Namespace) -> int:
         from .teacher_store import store_teacher
     from ..shards.storage import public_name
 
-    process = where_it_runs(args)
-    made = store_teacher(
-        args.dataset,
-        args.destination,
-        args.teacher,
-        batch_size=args.batch_size,
-        amp=args.amp,
-        **process,
-    )
+    options = {"batch_size": args.batch_size, "amp": args.amp, **where_it_runs(args)}
+    made = store_teacher(args.dataset, args.destination, args.teacher, **options)
     assert made.teacher is not None
-    if process["rank"] == 0 and args.json:
-        print_data_set(made, args.destination)
-    elif process["rank"] == 0:
-        where = public_name(args.destination)
-        print(
-            f"{made.num_samples:,} samples with the levels of {made.teacher.model}; "
-            f"{made.num_bytes / made.num_samples:,.0f} bytes a sample: {where}"
-        )
-        print(f"Run: softshard train semantic-kd {where} --model TIMM_NAME --out DIR")
-    return 0
+    where = public_name(args.destination)
+    lines = (
+        f"{made.num_samples:,} samples with the levels of {made.teacher.model}; "
+        f"{made.num_bytes / made.num_samples:,.0f} bytes a sample: {where}",
+        f"Run: softshard train semantic-kd {where} --model TIMM_NAME --out DIR",
+    )
+    return print_made(made, args, lines)

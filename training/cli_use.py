@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..loaders.cli_connection import add_connection, connection_of
 from ..shards.cli_values import EXIT_BAD_DATA, EXIT_FINE, needs_extra
 from ..shards.errors import UsageError
-from .cli_process import add_device, process_of_torchrun, torch_device
+from .cli_process import add_device, add_pass, at_least_one, pass_of, torch_device
 
 if TYPE_CHECKING:
     from .predict import Guess, Prediction
@@ -52,15 +52,7 @@ def add_evaluate(subparsers: argparse._SubParsersAction) -> None:
         "mean average precision over classes is given, too",
     )
     _add_ensemble(command)
-    command.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="with timm:NAME: these weights of that architecture instead of timm's own",
-    )
-    command.add_argument(
-        "--batch-size", type=int, default=256, metavar="N", help="of each process (default: 256)"
-    )
-    add_device(command)
+    add_pass(command)
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=_run_evaluate)
 
@@ -115,24 +107,13 @@ def _add_ensemble(command: argparse.ArgumentParser) -> None:
 
 
 def _run_evaluate(args: argparse.Namespace) -> int:
-    if args.batch_size < 1:
-        raise UsageError(f"--batch-size: expected at least 1, found {args.batch_size}")
-    rank, world_size, local_rank = process_of_torchrun()
+    at_least_one("--batch-size", args.batch_size)
     with needs_extra("softshard evaluate", "training"):
         from .ensemble import evaluate_ensemble
         from .evaluate import evaluate
         from .evaluate_timm import evaluate_timm
         from .preparation import PREFIX
-    options: dict[str, Any] = {
-        "labels": args.labels,
-        "label_sets": args.label_sets,
-        "batch_size": args.batch_size,
-        "device": torch_device(args.device, local_rank),
-        "rank": rank,
-        "world_size": world_size,
-        "num_threads": args.threads,
-        "progress": rank == 0,
-    }
+    options = {"label_sets": args.label_sets, **pass_of(args)}
     connection = connection_of(args, args.dataset)
     checkpoints = [args.checkpoint, *args.ensemble]
     if args.ensemble and any(name.startswith(PREFIX) for name in checkpoints):
@@ -153,7 +134,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         numbers = evaluate_ensemble(checkpoints, args.dataset, connection=connection, **options)
     else:
         numbers = evaluate(args.checkpoint, args.dataset, connection=connection, **options)
-    if rank == 0:
+    if options["rank"] == 0:
         print(json.dumps(numbers, indent=1) if args.json else _table(numbers))
     return EXIT_FINE
 

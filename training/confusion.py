@@ -11,21 +11,21 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..loaders.labels import LabelSource
 from ..shards.errors import DataError, UsageError
 from ..shards.tree import LabelTree
 from .ancestors import leaf_classes
+from .counted import Counted
 from .down_the_tree import DownTheTree
-from .evaluate import model_outputs, open_checkpoint
+from .evaluate import PassOptions, model_outputs, open_checkpoint
 from .evaluate_timm import open_timm
-from .metrics import sum_over_ranks
 from .preparation import PREFIX
-from .recipes import TREE_LOSSES
+from .recipe_targets import TREE_LOSSES
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Confusion:
         return float(np.trace(self.counts) / self.counts.sum())
 
 
-class ConfusionMatrix:
-    """Counts (right class, answer) pairs. It works as the classes of metrics.py do.
+class ConfusionMatrix(Counted):
+    """Counts (right class, answer) pairs.
 
     Args:
         num_classes: C.
@@ -59,16 +59,10 @@ class ConfusionMatrix:
     @torch.no_grad()
     def update(self, scores: Tensor, classes: Tensor, valid: Tensor | None = None) -> None:
         """Count a batch: scores floating [N, C], the largest is the answer; classes int64 [N], valid bool [N] or None."""
-        if self.counts.device != scores.device:
-            self.counts = self.counts.to(scores.device)
-        valid = torch.ones_like(classes, dtype=torch.bool) if valid is None else valid
+        valid = self._begin(scores, len(self.counts), valid)
         # A padded slot may hold any class index, so it must not be used to look anything up.
         cells = classes.masked_fill(~valid, 0) * len(self.counts) + scores.argmax(dim=1)
         self.counts.view(-1).scatter_add_(0, cells, valid.to(torch.int64))
-
-    def reduce(self) -> None:
-        """Sum the counts over the ranks of torch.distributed; afterwards every rank has the same."""
-        sum_over_ranks(self.counts)
 
     def compute(self) -> np.ndarray:
         """int64 [C, C]: row the right class, column the answer."""
@@ -80,13 +74,8 @@ def confusion_of_model(
     dataset: str,
     *,
     weights: str | Path | None = None,
-    labels: str | Path | LabelSource | None = None,
-    batch_size: int = 256,
-    device: str | torch.device = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    num_threads: int | None = None,
     progress: bool = False,
+    **how: Unpack[PassOptions],
 ) -> Confusion:
     """Show a model every image of a data set once, in float32, and count what it takes them for.
 
@@ -95,13 +84,8 @@ def confusion_of_model(
             some of the model's classes, matched by name: it then answers with one of these alone.
         dataset: a local folder or any fsspec URL.
         weights: with `timm:`, a file of weights for this architecture instead of timm's own.
-        labels: read the data set with these instead of its own, as in `evaluate`.
-        batch_size: samples per step of each process; it does not change the result.
-        device: where the model runs.
-        rank: this process, in [0, world_size).
-        world_size: how many processes share the samples, as in `evaluate`; every one gets the result.
-        num_threads: the loader's.
         progress: show a progress bar on standard error.
+        how: see PassOptions.
 
     Returns:
         The counts. A model that was trained over a label tree answers with a leaf class: read down the tree where it
@@ -113,25 +97,21 @@ def confusion_of_model(
     """
     if weights is not None and not str(model).startswith(PREFIX):
         raise UsageError(f"--weights: expected timm:NAME, which they are for, found {model}")
-    how = {"labels": labels, "batch_size": batch_size, "device": device}
-    ranks = {"rank": rank, "world_size": world_size, "num_threads": num_threads}
     with ExitStack() as stack:
         if str(model).startswith(PREFIX):
             name = str(model).removeprefix(PREFIX)
-            _, network, loader = stack.enter_context(
-                open_timm(name, dataset, weights=weights, **how, **ranks)
-            )
+            _, network, loader = stack.enter_context(open_timm(name, dataset, weights=weights, **how))
             normalise, read = True, torch.Tensor.float
         else:
-            saved, network, loader = stack.enter_context(open_checkpoint(model, dataset, **how, **ranks))
+            saved, network, loader = stack.enter_context(open_checkpoint(model, dataset, **how))
             normalise = saved.recipe.normalise
-            read = _reading(saved.recipe.loss, loader.tree, saved.recipe.levels, device)
+            read = _reading(saved.recipe.loss, loader.tree, saved.recipe.levels, loader.device)
         # A timm model reads a data set of some of its classes as all of them: back to those there are.
-        names = loader.class_names if labels is not None else loader.manifest.class_names
+        names = loader.class_names if how.get("labels") is not None else loader.manifest.class_names
         kept = _places(names, loader.class_names)
         place = torch.full((loader.num_classes,), -1)
         place[kept] = torch.arange(len(kept))
-        kept, place = kept.to(device), place.to(device)
+        kept, place = kept.to(loader.device), place.to(loader.device)
         matrix = ConfusionMatrix(len(names))
         for batch, logits in model_outputs(network, loader, normalise=normalise, progress=progress):
             valid = batch.valid.to(logits.device)
@@ -151,7 +131,7 @@ def _places(names: Sequence[str], among: Sequence[str]) -> Tensor:
 
 
 def _reading(
-    loss: str, tree: LabelTree | None, levels: int | None, device: str | torch.device
+    loss: str, tree: LabelTree | None, levels: int | None, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
     """What makes of logits scores whose largest is the model's answer."""
     if tree is None or loss not in TREE_LOSSES:

@@ -77,7 +77,7 @@ def open_loaders(
         side=side,
         teacher=stored_teacher,
         augment=recipe.train_augment(),
-        dtype="float32" if recipe.normalise else "uint8",
+        dtype=recipe.loader_dtype,
         shuffle=True,
         last_batch="drop",
         seed=seed,

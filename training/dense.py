@@ -18,7 +18,6 @@ Shape letters: N batch, F features, C classes, K kept per cell, P Q rows and col
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -27,13 +26,12 @@ from torch.nn import functional as F
 
 from ..shards.errors import UsageError
 from .dense_head import WatchedHead, cells_of, norm_as_affine, relative_difference, watch_head
+from .precision import AMP_DTYPES, autocast
 
 # How far the mean over cells may be from the model's answer, relative to its largest logit. float32 stays
 # near 1e-6; half precision rounds every cell, and cuDNN's convolutions round to TF32 by default.
 MEAN_TOLERANCE = 1e-4
 ROUNDED_MEAN_TOLERANCE = 1e-2
-
-AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class DenseTeacher:
@@ -99,10 +97,8 @@ class DenseTeacher:
         return dense_NCPQ
 
     def _features(self, images: Tensor) -> Tensor:
-        dtype = AMP_DTYPES.get(self.amp or "")
-        context = nullcontext() if dtype is None else torch.autocast(images.device.type, dtype)
         try:
-            with context:
+            with autocast(images.device, self.amp):
                 features = self.model.forward_features(images)
         except (AssertionError, RuntimeError) as error:
             reason = " ".join(str(error).split())

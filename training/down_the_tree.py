@@ -73,7 +73,7 @@ class DownTheTree(nn.Module):
 class LeavesDownTheTree:
     """Leaf top-1, top-5 and tree distance of a model of one softmax per level, read down the tree.
 
-    It works as the classes of metrics.py do.
+    It works as a Counted does.
 
     Args:
         tree: a LabelTree.

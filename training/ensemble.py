@@ -14,28 +14,25 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..loaders.batch import Batch
-from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
 from ..shards.errors import DataError, UsageError
 from ..shards.progress import progress_bar
 from ..shards.storage import public_name
 from .checkpoint import Checkpoint, load_checkpoint
-from .evaluate import evaluation_loader, measure, named_batches, sharing_samples
+from .evaluate import PassOptions, evaluation_loader, measure, named_batches, sharing_samples
 from .label_sets import LabelSets
 from .label_space import LabelSpace
 from .models import load_trained_model
-from .recipes import TREE_LOSSES, Recipe
+from .recipe_targets import TREE_LOSSES
+from .recipes import Recipe
 from .step import model_input
-
-if TYPE_CHECKING:
-    from ..loaders.service_client import Connection
 
 
 class MeanProbability:
@@ -127,15 +124,9 @@ def evaluate_ensemble(
     checkpoints: Sequence[str | Path],
     dataset: str,
     *,
-    labels: str | Path | LabelSource | None = None,
     label_sets: str | Path | None = None,
-    connection: Connection | None = None,
-    batch_size: int = 256,
-    device: str | torch.device = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    num_threads: int | None = None,
     progress: bool = False,
+    **how: Unpack[PassOptions],
 ) -> dict[str, Any]:
     """Evaluate the mean of several checkpoints' probabilities on a whole data set, every sample once.
 
@@ -143,8 +134,7 @@ def evaluate_ensemble(
         checkpoints: files that `train` wrote, for the same classes (and tree); architectures, image sizes and
             recipes may differ, and each member sees images as it would alone. Of models with outputs for keywords, too,
             the classes alone count, unless all have them.
-        dataset, labels, label_sets, connection, batch_size, device, rank, world_size, num_threads, progress: as in
-            `evaluate`.
+        dataset, label_sets, progress, how: as in `evaluate`.
 
     Returns:
         The numbers of `evaluate_model`, and lists of `model`, `recipe`, `step` and `weights`, one for each member;
@@ -160,31 +150,22 @@ def evaluate_ensemble(
     with_tags = all(saved.tag_names == first.tag_names for saved in members)
     loss = first.recipe.loss if with_tags or first.recipe.loss != "joint" else "label-weighted"
     models = [
-        load_trained_model(path, saved, saved.recipe.image_size, with_tags=with_tags).to(device).eval()
+        load_trained_model(path, saved, saved.recipe.image_size, with_tags=with_tags)
         for path, saved in zip(paths, members, strict=True)
     ]
     average = MeanProbability(first, with_tags=with_tags)
     with ExitStack() as stack:
-        stack.enter_context(sharing_samples(device, rank, world_size))
+        stack.enter_context(sharing_samples(how))
         loaders: dict[tuple[object, ...], Loader] = {}
         for saved in members:
             key = preparation(saved.recipe)
             if key not in loaders:
-                loader = evaluation_loader(
-                    saved.recipe,
-                    dataset,
-                    labels=load_labels(labels),
-                    connection=connection,
-                    batch_size=batch_size,
-                    device=device,
-                    rank=rank,
-                    world_size=world_size,
-                    num_threads=num_threads,
-                    with_tags=with_tags,
-                )
+                loader = evaluation_loader(saved.recipe, dataset, with_tags=with_tags, **how)
                 loaders[key] = stack.enter_context(loader)
         main = loaders[preparation(first.recipe)]
         first.check_data(paths[0], dataset, LabelSpace.of_loader(main, loss))
+        for model in models:
+            model.to(main.device).eval()
 
         def answers() -> Iterator[tuple[Batch, Tensor]]:
             of_loaders = zip(*map(named_batches, loaders.values()), strict=True)

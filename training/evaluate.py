@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,8 @@ from .level_layout import LevelOrder
 from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
 from .models import load_trained_model
 from .processes import process_group
-from .recipe_targets import TAG_LOSSES
-from .recipes import TREE_LOSSES, Recipe
+from .recipe_targets import TAG_LOSSES, TREE_LOSSES
+from .recipes import Recipe
 from .step import model_input
 from .tag_accuracy import TagAccuracy
 
@@ -41,34 +41,44 @@ if TYPE_CHECKING:
     from ..loaders.service_client import Connection
 
 
+class PassOptions(TypedDict, total=False):
+    """How a model sees a whole data set, every sample once.
+
+    Attributes:
+        labels: read the data set with these instead of its own, as in `train`; they must then be the model's.
+        connection: how to speak to servers, where the data set is theirs (`grpc://host:port/NAME`).
+        batch_size: samples per step of each process (256); it does not change the result.
+        device: where the model runs; the CPU by default.
+        rank: this process, in [0, world_size).
+        world_size: how many processes share the samples, under torchrun as in `train`; every one gets the result.
+        num_threads: the loader's.
+    """
+
+    labels: str | Path | LabelSource | None
+    connection: Connection | None
+    batch_size: int
+    device: str | torch.device
+    rank: int
+    world_size: int
+    num_threads: int | None
+
+
 def evaluate(
     checkpoint: str | Path,
     dataset: str,
     *,
-    labels: str | Path | LabelSource | None = None,
     label_sets: str | Path | None = None,
-    connection: Connection | None = None,
-    batch_size: int = 256,
-    device: str | torch.device = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    num_threads: int | None = None,
     progress: bool = False,
+    **how: Unpack[PassOptions],
 ) -> dict[str, Any]:
     """Evaluate a checkpoint on a whole data set, every sample once, in float32.
 
     Args:
         checkpoint: a file that `train` wrote.
         dataset: a local folder or any fsspec URL, with the class list (and tree) of the checkpoint.
-        labels: read the data set with these instead of its own, as in `train`; they must then be the checkpoint's.
         label_sets: several right classes for an image, in addition: `real` or a file (see LabelSets).
-        connection: how to speak to servers, where the data set is theirs (`grpc://host:port/NAME`).
-        batch_size: samples per step of each process; it does not change the result.
-        device: where the model runs.
-        rank: this process, in [0, world_size).
-        world_size: how many processes share the samples, under torchrun as in `train`; every one gets the result.
-        num_threads: the loader's.
         progress: show how far it is on standard error: a bar on a terminal, else a line a minute.
+        how: see PassOptions.
 
     Returns:
         The numbers of `evaluate_model`, and `model`, `step`, `recipe`, `dataset`, and `weights`: `ema` where the
@@ -77,19 +87,7 @@ def evaluate(
     Raises:
         DataError: the checkpoint or the data set is damaged, or they do not belong together.
     """
-    opened = open_checkpoint(
-        checkpoint,
-        dataset,
-        labels=labels,
-        connection=connection,
-        batch_size=batch_size,
-        device=device,
-        rank=rank,
-        world_size=world_size,
-        num_threads=num_threads,
-        with_tags=True,
-    )
-    with opened as (saved, model, loader):
+    with open_checkpoint(checkpoint, dataset, with_tags=True, **how) as (saved, model, loader):
         numbers = evaluate_model(
             model,
             loader,
@@ -114,25 +112,18 @@ def open_checkpoint(
     checkpoint: str | Path,
     dataset: str,
     *,
-    labels: str | Path | LabelSource | None = None,
-    subset: Subset | None = None,
-    connection: Connection | None = None,
-    batch_size: int = 256,
-    device: str | torch.device = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    num_threads: int | None = None,
     with_tags: bool = False,
+    subset: Subset | None = None,
     faults: Faults | None = None,
+    **how: Unpack[PassOptions],
 ) -> Iterator[tuple[Checkpoint, nn.Module, Loader]]:
     """A checkpoint's model beside a loader of a data set as it wants it, for one pass; see `evaluate`.
 
     Args:
-        subset: the part of the data set to look at; None for all of it.
-        faults: what the loader puts up with; None for nothing.
-        connection: how to speak to servers.
         with_tags: of a model with outputs for classes and for keywords, keep both; else those of the classes, and a
             model of keywords alone is refused.
+        subset: the part of the data set to look at; None for all of it.
+        faults: what the loader puts up with; None for nothing.
 
     Yields:
         The checkpoint, its model on the device (averaged weights where it has them), and the loader.
@@ -143,39 +134,25 @@ def open_checkpoint(
     path = Path(checkpoint)
     saved = load_checkpoint(path)
     model = load_trained_model(path, saved, saved.recipe.image_size, with_tags=with_tags)
-    with ExitStack() as stack:
-        stack.enter_context(sharing_samples(device, rank, world_size))
-        loader = evaluation_loader(
-            saved.recipe,
-            dataset,
-            labels=load_labels(labels),
-            subset=subset,
-            connection=connection,
-            batch_size=batch_size,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-            num_threads=num_threads,
-            with_tags=with_tags,
-            faults=faults,
-        )
-        stack.enter_context(loader)
+    options: dict[str, Any] = {"with_tags": with_tags, "subset": subset, "faults": faults, **how}
+    with sharing_samples(how), evaluation_loader(saved.recipe, dataset, **options) as loader:
         saved.check_data(
             path, dataset, LabelSpace.of_loader(loader, saved.recipe.loss if with_tags else None)
         )
-        yield saved, model.to(device), loader
+        yield saved, model.to(loader.device), loader
 
 
 @contextmanager
-def sharing_samples(device: str | torch.device, rank: int, world_size: int) -> Iterator[None]:
+def sharing_samples(how: PassOptions) -> Iterator[None]:
     """A process group, where there are several processes."""
+    world_size = how.get("world_size", 1)
     if world_size == 1:
         yield
         return
-    on_gpu = torch.device(device).type == "cuda"
-    if on_gpu:
+    device = torch.device(how.get("device", "cpu"))
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-    with process_group("nccl" if on_gpu else "gloo", rank, world_size):
+    with process_group("nccl" if device.type == "cuda" else "gloo", how.get("rank", 0), world_size):
         yield
 
 
@@ -196,7 +173,7 @@ def evaluate_model(
         model: maps float32 images [N, 3, H, W] to logits [N, C]; left in the mode it came in.
         loader: padded and in order: see `evaluation_loader`.
         normalise: False where the loader brings uint8 pixels that the model wants in [0, 1].
-        loss: what the model was trained with, one of `recipes.LOSSES`, which adds what only such models have. One of
+        loss: what the model was trained with, one of `recipe_targets.LOSSES`, which adds what only such models have. One of
             keywords is judged by them (TagAccuracy), one of classes and keywords by both where the loader brings
             `tags`.
         levels: how many levels of the label tree it was trained on, from the root; None for all.
@@ -316,43 +293,18 @@ def _between_images(
     return torch.Tensor.float if loss in TREE_LOSSES else None  # sigmoids are as they are
 
 
-def evaluation_loader(
-    recipe: Recipe,
-    dataset: str,
-    *,
-    labels: LabelSource | None = None,
-    subset: Subset | None = None,
-    connection: Connection | None = None,
-    batch_size: int,
-    device: str | torch.device,
-    rank: int = 0,
-    world_size: int = 1,
-    num_threads: int | None = None,
-    with_tags: bool = True,
-    faults: Faults | None = None,
-) -> Loader:
-    """A loader of the recipe's evaluation view of every image, in order, the last batch padded.
+def evaluation_loader(recipe: Recipe, dataset: str, *, with_tags: bool = True, **options: Any) -> Loader:
+    """A loader of the recipe's evaluation view of every image: see `whole_data_set`, whose options these are.
 
     It brings the keywords of a data set that has some, for a model that has outputs for them; one that has no other
     outputs cannot do without; `with_tags=False` leaves them out, for predictions alone.
     """
     make = partial(
-        open_loader,
+        whole_data_set,
         dataset,
-        connection=connection,
-        labels=labels,
-        subset=subset,
-        batch_size=batch_size,
-        device=str(device),
         augment=recipe.evaluation_augment(),
-        dtype="float32" if recipe.normalise else "uint8",
-        shuffle=False,
-        last_batch="pad",
-        faults=faults or Faults(max_bad=0),  # a number over other samples would be another number
-        rank=rank,
-        world_size=world_size,
-        num_threads=num_threads,
-        num_epochs=1,
+        dtype=recipe.loader_dtype,
+        **options,
     )
     if with_tags and recipe.loss == "weakly-tagged":
         return make(targets="tags", keep_targets=recipe.keep_targets)
@@ -361,6 +313,29 @@ def evaluation_loader(
         loader.close()
         return make(targets="tags", keep_targets=recipe.keep_targets)
     return loader
+
+
+def whole_data_set(
+    dataset: str,
+    *,
+    labels: str | Path | LabelSource | None = None,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    faults: Faults | None = None,
+    **options: Any,
+) -> Loader:
+    """A loader of every image once, in order, the last batch padded; `options` are more of a Loader's."""
+    return open_loader(
+        dataset,
+        labels=load_labels(labels),
+        batch_size=batch_size,
+        device=str(device),
+        shuffle=False,
+        last_batch="pad",
+        faults=faults or Faults(max_bad=0),  # a number over other samples would be another number
+        num_epochs=1,
+        **options,
+    )
 
 
 def named_batches(loader: Loader) -> Iterator[Batch]:

@@ -9,20 +9,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from torch import nn
 
-from ..loaders.faults import Faults
-from ..loaders.labels import LabelSource, load_labels
 from ..loaders.loader import Loader
 from ..shards.classes import class_list_sha256
 from ..shards.errors import DataError
 from ..shards.manifest import Manifest
 from ..shards.relabel import Relabelling, relabel
 from ..shards.storage import public_name
-from .evaluate import evaluate_model, sharing_samples
+from .evaluate import PassOptions, evaluate_model, sharing_samples, whole_data_set
 from .label_sets import LabelSets
 from .label_space import LabelSpace
 from .models import create_model
@@ -35,14 +32,9 @@ def evaluate_timm(
     dataset: str,
     *,
     weights: str | Path | None = None,
-    labels: str | Path | LabelSource | None = None,
     label_sets: str | Path | None = None,
-    batch_size: int = 256,
-    device: str | torch.device = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    num_threads: int | None = None,
     progress: bool = False,
+    **how: Unpack[PassOptions],
 ) -> dict[str, Any]:
     """Evaluate a timm model on a whole data set, every sample once, in float32.
 
@@ -51,14 +43,9 @@ def evaluate_timm(
         dataset: a local folder or any fsspec URL. Its classes are the model's, or some of them, in any order: they are
             matched by name.
         weights: a file of weights for this architecture instead of timm's own, which are downloaded once.
-        labels: read the data set with these instead of its own; they must then be the model's, in its order.
         label_sets: several right classes for an image, in addition: `real` or a file (see LabelSets).
-        batch_size: samples per step of each process; it does not change the result.
-        device: where the model runs.
-        rank: this process, in [0, world_size).
-        world_size: how many processes share the samples, as in `evaluate`.
-        num_threads: the loader's.
         progress: show a progress bar on standard error.
+        how: see PassOptions; `labels` must be the model's, in its order.
 
     Returns:
         The numbers of `evaluate_model`, and `model`, `dataset`, `weights`, `preparation` (see Preparation) and
@@ -68,18 +55,7 @@ def evaluate_timm(
         UsageError: no such model or weights, or images that the loader cannot make.
         DataError: the data set has other classes, or it or the file of weights is damaged.
     """
-    opened = open_timm(
-        name,
-        dataset,
-        weights=weights,
-        labels=labels,
-        batch_size=batch_size,
-        device=device,
-        rank=rank,
-        world_size=world_size,
-        num_threads=num_threads,
-    )
-    with opened as (preparation, model, loader):
+    with open_timm(name, dataset, weights=weights, **how) as (preparation, model, loader):
         numbers = evaluate_model(
             model,
             loader,
@@ -99,16 +75,7 @@ def evaluate_timm(
 
 @contextmanager
 def open_timm(
-    name: str,
-    dataset: str,
-    *,
-    weights: str | Path | None = None,
-    labels: str | Path | LabelSource | None = None,
-    batch_size: int = 256,
-    device: str | torch.device = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    num_threads: int | None = None,
+    name: str, dataset: str, *, weights: str | Path | None = None, **how: Unpack[PassOptions]
 ) -> Iterator[tuple[Preparation, nn.Module, Loader]]:
     """A timm model beside a loader of a data set as it wants it, for one pass; see `evaluate_timm`.
 
@@ -120,28 +87,11 @@ def open_timm(
     """
     preparation = Preparation.of(name)
     num_classes = own_config(name).num_classes
-    with (
-        sharing_samples(device, rank, world_size),
-        Loader(
-            dataset,
-            labels=load_labels(labels)
-            if labels is not None
-            else _matched(num_classes, Manifest.load(dataset)),
-            batch_size=batch_size,
-            device=str(device),
-            augment=preparation.augment,
-            dtype="float32",
-            mean=preparation.mean,
-            std=preparation.std,
-            shuffle=False,
-            last_batch="pad",
-            faults=Faults(max_bad=0),
-            rank=rank,
-            world_size=world_size,
-            num_threads=num_threads,
-            num_epochs=1,
-        ) as loader,
-    ):
+    options: dict[str, Any] = {**how}
+    if how.get("labels") is None:
+        options["labels"] = _matched(num_classes, Manifest.load(dataset))
+    images = {"augment": preparation.augment, "mean": preparation.mean, "std": preparation.std}
+    with sharing_samples(how), whole_data_set(dataset, dtype="float32", **images, **options) as loader:
         _check_classes(name, num_classes, loader)
         model = create_model(name, num_classes, preparation.size, pretrained=weights is None)
         if weights is not None:
@@ -157,7 +107,7 @@ def open_timm(
                 raise DataError(
                     f"{weights}: expected weights of {name} for {num_classes} classes, found a head of another size"
                 )
-        yield preparation, model.to(device), loader
+        yield preparation, model.to(loader.device), loader
 
 
 def _matched(num_classes: int, manifest: Manifest) -> Relabelling | None:

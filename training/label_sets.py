@@ -20,7 +20,6 @@ from typing import Any, TypeGuard
 import timm
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from ..loaders.fetch import OpenShard
 from ..loaders.loader import Loader
@@ -31,6 +30,7 @@ from ..shards.errors import DataError
 from ..shards.files import read_text
 from ..shards.schema import META, MIB
 from .average_precision import MeanAveragePrecision
+from .counted import Counted
 
 REAL = "real"
 IMAGENET_VAL = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -82,10 +82,10 @@ class LabelSets:
         return right
 
 
-class AnyOfAccuracy:
+class AnyOfAccuracy(Counted):
     """Share of samples for which the best class, or one of the best five, is among the right ones.
 
-    Samples without a right class are left out. Works as the classes of metrics.py do.
+    Samples without a right class are left out.
     """
 
     def __init__(self) -> None:
@@ -95,19 +95,13 @@ class AnyOfAccuracy:
     @torch.no_grad()
     def update(self, logits: Tensor, right: Tensor, valid: Tensor | None = None) -> None:
         """Count a batch: logits floating [N, C], right bool [N, C], valid bool [N] or None."""
-        self.counts = self.counts.to(logits.device)
-        valid = torch.ones(len(logits), dtype=torch.bool, device=logits.device) if valid is None else valid
+        valid = self._begin(logits, right.shape[1], valid)
         counted = right.any(dim=1) & valid
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = right.gather(1, best) & counted[:, None]
         self.counts += torch.stack(
             [hits[:, 0].sum(), hits.any(dim=1).sum(), counted.sum(), (valid & ~counted).sum()]
         )
-
-    def reduce(self) -> None:
-        """Sum the counts over the ranks of torch.distributed."""
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self.counts)
 
     def compute(self) -> dict[str, Any]:
         """`any_top1` and `any_top5`, shares in [0, 1] or None where nothing was counted; `any_samples`, how many were
@@ -124,7 +118,7 @@ class AnyOfAccuracy:
 class AnyOfPrecision:
     """Mean average precision over classes: are the images that a class is right for scored above the others?
 
-    Images without a right class are left out, as for AnyOfAccuracy. Works as the classes of metrics.py do.
+    Images without a right class are left out, as for AnyOfAccuracy. Works as a Counted does.
 
     Args:
         num_classes: C.

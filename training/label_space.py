@@ -48,7 +48,7 @@ class LabelSpace:
 
         Args:
             loader: of the data set.
-            loss: of the model, one of `recipes.LOSSES`: it decides whether classes, keywords or both have outputs.
+            loss: of the model, one of `recipe_targets.LOSSES`: it decides whether classes, keywords or both have outputs.
         """
         tags = tag_names(loader) if loss in TAG_LOSSES else ()
         if loss == "weakly-tagged":

@@ -30,6 +30,7 @@ from ..shards.shard_files import dataset_path
 from ..shards.writer import ShardRecord
 from .dense import DenseTeacher, mean_of_teachers, top_k_map
 from .maps_teacher import Teacher, load_teacher, load_teachers
+from .precision import how_it_runs
 from .shard_run import run_over_shards
 from .teacher_outputs import check_all_known
 
@@ -185,9 +186,7 @@ def _prove(
         "teachers": [teacher.facts() for teacher in teachers],
         "size": options.size,
         "scores": options.scores,
-        "precision": f"{options.amp} amp" if options.amp else "float32",
-        "device": torch.device(device).type,
-        "torch": torch.__version__,
+        **how_it_runs(device, options.amp),
     }
     if len(teachers) == 1:
         facts["weights_sha256"] = teachers[0].weights_sha256

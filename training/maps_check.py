@@ -289,7 +289,7 @@ def format_check(result: dict[str, Any]) -> str:
         f"rows and columns: {meaning}",
         f"  against a teacher on {len(WINDOWS)} crops of {found['num_images']:,} images: cross-entropy "
         f"{found['as_stored']['cross_entropy']:.4f} as stored, {found['swapped']['cross_entropy']:.4f} swapped; difference "
-        f"{found['advantage']:+.4f} (95% {low:+.4f} to {high:+.4f})",
+        f"{found['advantage']:+.2g} (95% {low:+.2g} to {high:+.2g})",
         f"  same best class as the teacher: {found['as_stored']['top1']:.2%} as stored, {found['swapped']['top1']:.2%} "
         "swapped",
     ]

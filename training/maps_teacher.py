@@ -21,7 +21,7 @@ from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest
 from .checkpoint import Checkpoint, load_checkpoint
 from .label_space import LabelSpace
-from .models import create_model, load_trained_model
+from .models import check_model_name, create_model, load_trained_model
 from .teacher_outputs import Outputs, match_outputs
 
 
@@ -103,8 +103,9 @@ def load_teacher(
         source = "the given list"
     if size is not None and size < 1:
         raise UsageError(f"teacher {name}: expected a size from 1 pixel, found {size}")
-    config: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if checkpoint is None:
+        check_model_name(name, pretrained=True)
+        config: Any = timm.get_pretrained_cfg(name)
         number = manifest.num_classes if config is None else config.num_classes
         outputs = _own_outputs(name, number, labels, source, manifest)
         own_size = config.input_size[-1] if config is not None else 224

@@ -1,10 +1,6 @@
 """Accuracy over a label tree and over all classes, counted without waiting for the device.
 
 Shape letters: N batch, C classes, L hierarchy levels, A paths to a class.
-
-All classes work alike: `update` adds a batch's counts, `reduce` sums them over the ranks, `compute` turns
-them into numbers (the first moment the host waits for the device). Counts, not means of means, are kept, so
-uneven batches and padded slots do no harm.
 """
 
 from __future__ import annotations
@@ -15,17 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from ..shards.errors import UsageError
 from ..shards.tree import LabelTree
-from .ancestors import AncestorTable, ancestor_table, count_edges, leaf_classes
+from .ancestors import ancestor_table, count_edges, leaf_classes
+from .counted import Counted
 from .level_layout import LevelClasses, distinct_targets
 
 
-class SemanticAccuracy:
-    """Share of (sample, level) pairs with a target whose argmax within the level is right (Ridnik et al.
-    2021).
+class SemanticAccuracy(Counted):
+    """Share of (sample, level) pairs with a target whose argmax within the level is right (Ridnik et al. 2021).
 
     In a tree of all paths a pair counts once, however many classes the label has on the level, and is right where the
     argmax is any of them. With one path that is the published number.
@@ -33,6 +28,8 @@ class SemanticAccuracy:
     Args:
         tree: a LabelTree, or its `level_classes`: for each level the class indices, ascending.
     """
+
+    _summed = ("counts", "per_class")
 
     def __init__(self, tree: LabelTree | LevelClasses) -> None:
         level_classes = tree.level_classes if isinstance(tree, LabelTree) else tree
@@ -60,10 +57,7 @@ class SemanticAccuracy:
                 f"SemanticAccuracy: expected levels {(len(logits), len(self.level_classes))}, or several rows of them "
                 f"for each sample, found {tuple(levels.shape)}; the data set was packed with another tree"
             )
-        if self.counts.device != logits.device:
-            self.level_classes = [ids.to(logits.device) for ids in self.level_classes]
-            self.starts, self.counts = self.starts.to(logits.device), self.counts.to(logits.device)
-            self.per_class = self.per_class.to(logits.device)
+        self._follow(logits)
         counted = paths >= 0
         if valid is not None:
             counted = counted & valid[:, None, None]
@@ -73,10 +67,6 @@ class SemanticAccuracy:
         # A padded slot may hold any index, so it must not be used to look anything up.
         places = self.starts + paths.masked_fill(~counted, 0)
         self.per_class.scatter_add_(0, places.flatten(), counted.flatten().to(torch.int64))
-
-    def reduce(self) -> None:
-        """Sum the counts over the ranks of torch.distributed; afterwards every rank computes the same."""
-        sum_over_ranks(self.counts, self.per_class)
 
     def compute(self) -> dict[str, Any]:
         """The numbers so far.
@@ -108,7 +98,7 @@ class SemanticAccuracy:
         }
 
 
-class TopKAccuracy:
+class TopKAccuracy(Counted):
     """Top-1 and top-5: of all samples among all C classes, and of leaf samples among the leaf classes.
 
     A model trained with semantic softmax never compares a class with its ancestors, so among all classes its
@@ -122,6 +112,8 @@ class TopKAccuracy:
         leaf_classes: int [number of leaves], class indices; None where there is no tree and every class is
             one.
     """
+
+    _summed = ("counts", "per_class")
 
     def __init__(self, num_classes: int, leaf_classes: np.ndarray | Sequence[int] | None = None) -> None:
         self.num_classes = num_classes
@@ -137,15 +129,7 @@ class TopKAccuracy:
     @torch.no_grad()
     def update(self, logits: Tensor, classes: Tensor, valid: Tensor | None = None) -> None:
         """Count a batch: logits floating [N, C], classes int64 [N], valid bool [N] or None."""
-        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
-            raise UsageError(
-                f"TopKAccuracy: expected logits [N, {self.num_classes}], found {tuple(logits.shape)}; "
-                "the model was built for another class list"
-            )
-        if self.counts.device != logits.device:
-            self.is_leaf, self.counts = self.is_leaf.to(logits.device), self.counts.to(logits.device)
-            self.per_class = self.per_class.to(logits.device)
-        valid = torch.ones_like(classes, dtype=torch.bool) if valid is None else valid
+        valid = self._begin(logits, self.num_classes, valid)
         # A padded slot may hold any class index, so it must not be used to look anything up.
         classes = classes.masked_fill(~valid, 0)
         self.counts[0] += _count_top_k(logits, classes, valid, min(5, self.num_classes))
@@ -153,10 +137,6 @@ class TopKAccuracy:
         leaf_valid = valid & self.is_leaf[classes]
         self.counts[1] += _count_top_k(leaf_logits, classes, leaf_valid, min(5, self.num_leaves))
         self.per_class.scatter_add_(0, classes, valid.to(torch.int64))
-
-    def reduce(self) -> None:
-        """Sum the counts over the ranks of torch.distributed; afterwards every rank computes the same."""
-        sum_over_ranks(self.counts, self.per_class)
 
     def compute(self) -> dict[str, Any]:
         """The numbers so far: shares in [0, 1] (None where nothing was counted) and the number of samples.
@@ -178,7 +158,7 @@ class TopKAccuracy:
         }
 
 
-class TreeDistance:
+class TreeDistance(Counted):
     """How far off the answers are: edges of the label tree between the predicted class and the right one.
 
     The way leads up to the lowest common ancestor and down again: 0 for the right class, 1 for its parent, 2 for
@@ -200,26 +180,13 @@ class TreeDistance:
     @torch.no_grad()
     def update(self, logits: Tensor, classes: Tensor, valid: Tensor | None = None) -> None:
         """Count a batch: logits floating [N, C], classes int64 [N], valid bool [N] or None."""
-        if logits.ndim != 2 or logits.shape[1] != len(self.is_leaf):
-            raise UsageError(
-                f"TreeDistance: expected logits [N, {len(self.is_leaf)}], found {tuple(logits.shape)}; "
-                "the model was built for another class list"
-            )
-        if self.counts.device != logits.device:
-            self.ancestors = AncestorTable(*(part.to(logits.device) for part in self.ancestors))
-            self.is_leaf = self.is_leaf.to(logits.device)
-            self.counts = self.counts.to(logits.device)
-        valid = torch.ones_like(classes, dtype=torch.bool) if valid is None else valid
+        valid = self._begin(logits, len(self.is_leaf), valid)
         classes = classes.masked_fill(~valid, 0)
         for row, among in enumerate((logits, logits.masked_fill(~self.is_leaf, -torch.inf))):
             counted = valid if row == 0 else valid & self.is_leaf[classes]
             edges = count_edges(self.ancestors, among.argmax(dim=1), classes)
             found = torch.stack([edges, edges > 0, torch.ones_like(edges)], dim=1)
             self.counts[row] += found.masked_fill(~counted[:, None], 0).sum(dim=0)
-
-    def reduce(self) -> None:
-        """Sum the counts over the ranks of torch.distributed; afterwards every rank computes the same."""
-        sum_over_ranks(self.counts)
 
     def compute(self) -> dict[str, float | None]:
         """The numbers so far, in edges: no shares.
@@ -247,10 +214,3 @@ def _count_top_k(logits: Tensor, classes: Tensor, counted: Tensor, k: int) -> Te
 
 def _share(part: float, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-def sum_over_ranks(*counts: Tensor) -> None:
-    """Sum counts over the ranks of torch.distributed, in place; nothing happens without it."""
-    if dist.is_available() and dist.is_initialized():
-        for count in counts:
-            dist.all_reduce(count)

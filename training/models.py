@@ -35,19 +35,9 @@ def create_model(
     Raises:
         UsageError: there is no such architecture, or timm's weights cannot be had.
     """
-    if not timm.is_model(name):
-        near = timm.list_models(f"{name[:6]}*")[:5]
-        raise UsageError(
-            f"model: expected a name that timm {timm.__version__} knows, found {name!r}"
-            + (f"; near it: {', '.join(near)}" if near else "")
-        )
+    check_model_name(name, pretrained=pretrained)
     config = timm.get_pretrained_cfg(name)
     size: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
-    if pretrained and not timm.is_model_pretrained(name):
-        raise UsageError(
-            f"model {name}: expected an architecture with weights of timm's, found one without. Give them in a "
-            "file (train --init-from FILE, maps make --checkpoint FILE)"
-        )
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **size)
     except (
@@ -59,6 +49,25 @@ def create_model(
             "network, or give weights in a file (train --init-from FILE, maps make --checkpoint FILE)"
         ) from error
     return model
+
+
+def check_model_name(name: str, *, pretrained: bool) -> None:
+    """Refuse what timm does not know, or with `pretrained` has no weights of.
+
+    Raises:
+        UsageError: see above.
+    """
+    if not timm.is_model(name):
+        near = timm.list_models(f"{name[:6]}*")[:5]
+        raise UsageError(
+            f"model: expected a name that timm {timm.__version__} knows, found {name!r}"
+            + (f"; near it: {', '.join(near)}" if near else "")
+        )
+    if pretrained and not timm.is_model_pretrained(name):
+        raise UsageError(
+            f"model {name}: expected an architecture with weights of timm's, found one without. Give them in a "
+            "file (train --init-from FILE, maps make --checkpoint FILE)"
+        )
 
 
 def head_prefixes(model: nn.Module) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """What a recipe minimises: its loss module, and what of a batch the loss compares the logits with.
 
-A new loss is a name in `recipes.LOSSES` and a case in each of the two functions here.
+A new loss is a name in `recipe_targets.LOSSES` and a case in each of the two functions here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ..shards.tree import LabelTree
 from .distillation import LiveTeacherLoss, SemanticKDLoss
 from .losses import SemanticSoftmaxLoss, SingleLabelLoss, SoftTargetLoss
 from .multi_label import AsymmetricLoss, BinaryCrossEntropyLoss
-from .recipe_targets import TARGET_LOSSES
-from .recipes import TREE_LOSSES, Recipe
+from .recipe_targets import TARGET_LOSSES, TREE_LOSSES
+from .recipes import Recipe
 from .weighted_softmax import JointLoss, LabelWeightedLoss, WeaklyTaggedLoss
 
 Target = Tensor | SparseTargets | tuple[Tensor | SparseTargets, Tensor | SparseTargets]

@@ -25,7 +25,7 @@ from .asked_model import Answer, AskedModel
 from .checkpoint import Checkpoint
 from .down_the_tree import DownTheTree
 from .ensemble import MeanProbability, load_members
-from .recipes import TREE_LOSSES
+from .recipe_targets import TREE_LOSSES
 
 if TYPE_CHECKING:
     from ..loaders.service_client import Connection

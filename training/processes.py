@@ -28,9 +28,9 @@ def process_group(backend: str, rank: int, world_size: int) -> Iterator[None]:
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], int]]:
-    """While it lasts, SIGTERM and SIGINT do not kill; the function given says which has come, 0 for none.
+    """While it lasts, SIGTERM, SIGINT and SIGHUP do not kill; the function given says which has come, 0 for none.
 
-    A second one kills as ever.
+    A second one kills as ever. SIGHUP that is ignored (nohup) stays so.
     """
     received = 0
 
@@ -41,8 +41,9 @@ def stop_signal() -> Iterator[Callable[[], int]]:
 
     previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # nobody else may set handlers
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, note)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                previous[number] = signal.signal(number, note)
     try:
         yield lambda: received
     finally:
@@ -86,7 +87,7 @@ def set_rng_state(states: list[dict[str, Tensor]], rank: int, world_size: int, o
         torch.cuda.set_rng_state(states[rank]["cuda"])
 
 
-def sum_over_ranks(number: int, world_size: int, device: str) -> int:
+def sum_of_all(number: int, world_size: int, device: str) -> int:
     """The sum of a number of each rank; called by all of them together."""
     if world_size == 1:
         return number

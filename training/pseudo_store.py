@@ -28,6 +28,7 @@ from ..shards.schema import CLS
 from ..shards.shard_files import dataset_path
 from ..shards.soft_labels import encode_pseudo_labels
 from .label_space import LabelSpace
+from .precision import autocast, how_it_runs
 from .shard_run import run_over_shards
 from .teacher import Teacher
 
@@ -129,15 +130,12 @@ def make_pseudo_labels(
         "top": options.top,
         "below": options.below,
         "size": size,
-        "precision": f"{options.amp} amp" if options.amp else "float32",
-        "device": torch.device(device).type,
-        "torch": torch.__version__,
+        **how_it_runs(device, options.amp),
     }
     column = source.components.index(CLS.suffix)
 
     def encoded(images: Tensor, places: list[Place]) -> Iterator[Callable[[], bytes]]:
-        dtype = None if options.amp is None else getattr(torch, options.amp)
-        with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
+        with autocast(device, options.amp):
             logits = [teacher(images.float() / 255) for teacher in teachers]
         said = [each.double().softmax(dim=1) for each in logits]
         for path, each in zip(checkpoints, said, strict=True):

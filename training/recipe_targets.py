@@ -1,9 +1,22 @@
-"""Which targets of the loader's a recipe's loss compares the logits with."""
+"""Losses of recipes, and which targets of the loader's they compare the logits with."""
 
 from __future__ import annotations
 
 from ..loaders.target_modes import TARGETS
 
+LOSSES = (
+    "single-label",
+    "semantic-softmax",
+    "multi-label",
+    "asl",
+    "soft-target",
+    "live-teacher",
+    "weakly-tagged",
+    "label-weighted",
+    "joint",
+)
+# These need a label tree: what a sample is right about is its class and all its ancestors.
+TREE_LOSSES = ("semantic-softmax", "multi-label", "asl")
 # These compare the logits with what the loader's `targets` bring.
 TARGET_LOSSES = ("soft-target", "weakly-tagged", "label-weighted", "joint")
 # These train outputs for the keywords of a vocabulary; of them only `joint` has outputs for classes, too.
@@ -17,7 +30,7 @@ def target_problems(loss: str, targets: str, keep: int | None) -> list[str]:
     """What is wrong with a recipe's `targets` and `keep_targets`: a line for each problem.
 
     Args:
-        loss: one of `recipes.LOSSES`.
+        loss: one of `recipe_targets.LOSSES`.
         targets: names that the loader knows, joined by `+`.
         keep: of each image's targets, or None.
     """

@@ -10,38 +10,12 @@ everywhere and is what the exactness promises are tested with: say `precision="b
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from ..loaders.augment_text import parse_augment
 from ..loaders.crops import Augment
 from ..shards.errors import UsageError
-from .recipe_targets import TARGET_LOSSES, target_problems
-
-LOSSES = (
-    "single-label",
-    "semantic-softmax",
-    "multi-label",
-    "asl",
-    "soft-target",
-    "live-teacher",
-    "weakly-tagged",
-    "label-weighted",
-    "joint",
-)
-# These need a label tree: what a sample is right about is its class and all its ancestors.
-TREE_LOSSES = ("semantic-softmax", "multi-label", "asl")
-BALANCES = ("classes", "images")
-DISTILLATIONS = ("none", "paper", "code")
-SCHEDULES = ("one-cycle", "cosine", "step", "constant")
-PRECISIONS = ("float32", "bfloat16", "float16")
-_CHOICES = {
-    "loss": LOSSES,
-    "schedule": SCHEDULES,
-    "precision": PRECISIONS,
-    "balance": BALANCES,
-    "distill": DISTILLATIONS,
-}
+from .recipe_checks import recipe_problems
 
 
 @dataclass(frozen=True)
@@ -157,73 +131,18 @@ class Recipe:
     lanes: int = 1
 
     def __post_init__(self) -> None:
-        problems = []
-        for field, choices in _CHOICES.items():
-            if getattr(self, field) not in choices:
-                problems.append(f"{field}: expected one of {choices}, found {getattr(self, field)!r}")
-        problems += target_problems(self.loss, self.targets, self.keep_targets)
-        problems += self._options_of_other_losses()
-        for name, value in vars(self).items():
-            numbers = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-                problems.append(f"{name}: expected finite numbers, found {value}")
-        for field in ("epochs", "global_batch", "image_size", "accumulate", "step_epochs", "lanes"):
-            if getattr(self, field) < 1:
-                problems.append(f"{field}: expected at least 1, found {getattr(self, field)}")
-        for field in ("smoothing", "warmup"):
-            if not 0.0 <= getattr(self, field) < 1.0:
-                problems.append(f"{field}: expected a number in [0, 1), found {getattr(self, field)}")
-        if self.lr <= 0.0:
-            problems.append(f"lr: expected more than 0, found {self.lr}")
-        if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
-            problems.append(f"ema_decay: expected a number in [0, 1), found {self.ema_decay}")
-        if self.clip_norm is not None and self.clip_norm <= 0.0:
-            problems.append(f"clip_norm: expected more than 0, found {self.clip_norm}")
-        if self.levels is not None and self.levels < 1:
-            problems.append(f"levels: expected at least 1, or none for all, found {self.levels}")
-        if self.weight_clamp is not None and self.weight_clamp <= 0.0:
-            problems.append(f"weight_clamp: expected more than 0, found {self.weight_clamp}")
-        if min(self.gamma_neg, self.gamma_pos) < 0.0:
-            problems.append(
-                f"gamma_neg, gamma_pos: expected 0 or more, found {self.gamma_neg}, {self.gamma_pos}"
-            )
-        if not 0.0 <= self.asl_clip < 1.0:
-            problems.append(f"asl_clip: expected a number in [0, 1), found {self.asl_clip}")
-        for field in ("distill_weight", "tag_weight", "step_factor"):
-            if getattr(self, field) <= 0.0:
-                problems.append(f"{field}: expected more than 0, found {getattr(self, field)}")
-        if not 0.0 <= self.class_balance <= 1.0:
-            problems.append(f"class_balance: expected a number from 0 to 1, found {self.class_balance}")
-        if self.crop_scale is not None and not 0.0 < self.crop_scale[0] <= self.crop_scale[1] <= 1.0:
-            problems.append(f"crop_scale: expected 0 < least <= most <= 1, found {self.crop_scale}")
-        if not problems:
-            problems += self._augment_problems()
-        if problems:
+        if problems := recipe_problems(self):
             raise UsageError(f"recipe {self.name!r}: " + "; ".join(problems))
-
-    def _augment_problems(self) -> list[str]:
-        try:
-            mixes = parse_augment(self.augment).mixes
-        except UsageError as error:
-            return [f"augment: {error}"]
-        if mixes and self.loss not in TARGET_LOSSES:
-            return [f"augment: expected no mixing with the loss {self.loss!r}, found {self.augment!r}"]
-        if mixes and self.keep_targets is not None:
-            return [
-                f"augment: expected no mixing of sparse targets, found {self.augment!r}; --set keep_targets=none"
-            ]
-        if not 0 <= self.mix_off_epochs <= (self.epochs if mixes else 0):
-            most = f"the number of epochs, {self.epochs}" if mixes else "0 without mixup and cutmix"
-            cure = "; --set mix_off_epochs=0 mixes to the end" if mixes else ""
-            return [f"mix_off_epochs: expected 0 to {most}, found {self.mix_off_epochs}{cure}"]
-        if self.eval_centre is not None and not 0.0 < self.eval_centre <= 1.0:
-            return [f"eval_centre: expected a share above 0, at most 1, found {self.eval_centre}"]
-        return []
 
     @property
     def loader_targets(self) -> str | tuple[str, ...]:
         """`targets` as the loader takes them: `weights+tags` are two."""
         return tuple(self.targets.split("+")) if "+" in self.targets else self.targets
+
+    @property
+    def loader_dtype(self) -> str:
+        """Pixels as the loader gives them: normalised, or raw ones that `model_input` scales to [0, 1]."""
+        return "float32" if self.normalise else "uint8"
 
     def train_augment(self) -> Augment:
         """What training cuts from images and does to them."""
@@ -239,21 +158,6 @@ class Recipe:
     def evaluation_augment(self) -> Augment:
         """What evaluation sees of an image."""
         return Augment.evaluation(self.image_size, self.eval_centre)
-
-    def _options_of_other_losses(self) -> list[str]:
-        """Options that this recipe's loss would not look at."""
-        problems = []
-        for field, plain, losses in (
-            ("balance", "classes", ("semantic-softmax",)),
-            ("distill", "none", ("semantic-softmax",)),
-            ("levels", None, TREE_LOSSES),
-            ("level_order", False, TREE_LOSSES),
-            ("tag_weight", 1.0, ("joint",)),
-        ):
-            value = getattr(self, field)
-            if value != plain and self.loss not in losses:
-                problems.append(f"{field}: expected {plain!r} with the loss {self.loss!r}, found {value!r}")
-        return problems
 
     @property
     def wants_teacher(self) -> bool:

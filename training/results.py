@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table; it appears whole."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
 def epoch_numbers(entry: Mapping[str, Any]) -> dict[str, float | None]:
     """The numbers of an epoch under names of one column each: an entry of TrainResult's history.
 
@@ -91,12 +100,8 @@ def write_epochs(path: Path, history: list[dict[str, Any]], board: Any = None, s
     """
     rows = [epoch_numbers(entry) for entry in history]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: f"{value:.8g}" for name, value in row.items() if value is not None})
-    write_atomically(path, text.getvalue().encode())
+    shown = [{name: f"{value:.8g}" for name, value in row.items() if value is not None} for row in rows]
+    write_csv(path, columns, shown)
     if board is not None:
         for name in columns:
             if name not in _NOT_EVALUATED and rows[-1].get(name) is not None:

@@ -5,13 +5,16 @@ A series that was killed continues when it is given again: finished runs are not
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..shards.errors import DataError, UsageError
 from .recipes import Recipe
-from .train import TrainResult, train
+from .results import TrainResult, write_json
+from .train import train
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,34 @@ def train_series(
         if trained.late_signal:
             return trained.late_signal
     return None
+
+
+def settle_folder(path: Path, call: Mapping[str, Any], option: str, unlike: str | None = None) -> None:
+    """Begin a folder of runs, or make sure that it is this call's: half the runs of another recipe compare nothing.
+
+    Args:
+        path: the JSON file in it that says whose it is.
+        call: what must be the same, as JSON can hold it.
+        option: names another folder, for the message.
+        unlike: what may differ all the same.
+
+    Raises:
+        UsageError: the folder is another call's.
+        DataError: the file is damaged.
+    """
+    wanted = json.loads(json.dumps(call))  # as JSON has it: a tuple is a list
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    try:
+        found = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: expected what an earlier run wrote, found: {error}. Remove {path.parent}"
+        ) from error
+    keys = (wanted.keys() | found.keys()) - {unlike}
+    if other := sorted(key for key in keys if wanted.get(key) != found.get(key)):
+        raise UsageError(
+            f"{path.parent}: expected the runs of this call, found those of one with another {', '.join(other)}. Repeat "
+            f"that call, or give another folder: {option}"
+        )

@@ -25,7 +25,7 @@ from ..shards.errors import DataError, UsageError
 from ..shards.tree import LabelTree
 from .checkpoint import CHECKPOINT_NAME, load_checkpoint
 from .label_space import LabelSpace, name_difference
-from .models import create_model, head_prefixes
+from .models import create_model, freeze_backbone, head_prefixes
 from .preparation import own_classes
 from .recipes import Recipe
 
@@ -68,6 +68,44 @@ class LayerReport:
     def to_json(self) -> dict[str, Any]:
         """All of it, for `init.json`."""
         return asdict(self)
+
+
+def start_model(
+    name: str,
+    recipe: Recipe,
+    source: str | Path | None,
+    *,
+    labels: LabelSpace,
+    dataset: str,
+    seed: int,
+    device: str,
+) -> tuple[nn.Module, LayerReport | None]:
+    """The model that a run trains, channels last on its device: the same on every rank.
+
+    Args:
+        name: timm's name of the architecture.
+        recipe: says image size, and whether the head is new or all else is frozen.
+        source: weights to begin with, see `load_start`; None for those that timm draws.
+        labels: what the outputs stand for.
+        dataset: where these are from, for messages.
+        seed: of what is drawn.
+        device: of the model.
+
+    Returns:
+        The model, and what was loaded into it.
+    """
+    torch.manual_seed(seed)
+    model = create_model(name, labels.num_outputs, recipe.image_size)
+    report = None
+    if source is not None:
+        size, new_head = recipe.image_size, recipe.new_head
+        report = load_start(
+            model, name, source, image_size=size, labels=labels, dataset=dataset, new_head=new_head
+        )
+    if recipe.freeze:
+        freeze_backbone(model, name)
+    model.to(device)
+    return model.to(memory_format=torch.channels_last), report  # pyright: ignore[reportCallIssue]
 
 
 def load_start(

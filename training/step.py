@@ -26,11 +26,10 @@ from .head_order import HeadOrder
 from .level_layout import LevelOrder
 from .models import set_training
 from .objective import target_of
+from .precision import autocast
 from .recipes import Recipe
 from .teacher import Teacher
 from .teacher_timm import TimmTeacher
-
-AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class StepResult(NamedTuple):
@@ -103,7 +102,7 @@ class TrainStep:
         for i, (images, target, valid, *stored) in enumerate(micro_batches):
             # The ranks exchange gradients once, after the last micro-batch.
             with nullcontext() if i + 1 == len(micro_batches) else self._no_sync():
-                with self._autocast():
+                with autocast(self.device_type, self.recipe.precision):
                     inputs = model_input(images, self.recipe.normalise)
                     logits = [self._logits(inputs)]
                     if stored:
@@ -195,10 +194,6 @@ class TrainStep:
 
     def _no_sync(self) -> Any:
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
-
-    def _autocast(self) -> torch.autocast:
-        dtype = AUTOCAST[self.recipe.precision]
-        return torch.autocast(self.device_type, dtype=dtype, enabled=dtype is not None)
 
 
 def _cut(parts: tuple[Any, ...], num: int) -> list[tuple[Any, ...]]:

@@ -10,10 +10,10 @@ the same crops, for as many steps. Every run is a folder of `train`'s; a study t
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import product
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,10 +22,9 @@ import numpy as np
 
 from ..loaders.labels import LabelSource
 from ..shards.errors import DataError, UsageError
-from ..shards.files import write_atomically
 from ..shards.storage import public_name
 from .recipes import Recipe
-from .results import METRICS_NAME, TrainResult
+from .results import METRICS_NAME, TrainResult, write_json
 from .run_series import SeriesRun, train_series
 
 STUDY_NAME = "study.json"
@@ -131,7 +130,7 @@ def study(
             {"contender": name, "seed": int(seed), "steps": trained.steps, "step_s": step_s, **numbers}
         )
         result["summary"] = summarise(rows)
-        write_atomically(folder / STUDY_NAME, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(folder / STUDY_NAME, result)
 
     result["stopped_by"] = train_series(runs(), folder, finished=finished, log=log)
     return result
@@ -154,7 +153,9 @@ def seconds_per_step(metrics: Path, global_batch: int) -> float:
     try:
         with metrics.open(newline="") as file:
             rates = [float(row["images_per_s"]) for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError) as error:
+        if not all(0 < rate < inf for rate in rates):
+            raise ValueError("expected images a second above 0")
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise DataError(f"{metrics}: expected the lines of a training run, found none ({error})") from error
     if not rates:
         raise DataError(

@@ -33,7 +33,7 @@ from .checkpoint import Checkpoint
 from .evaluate import model_outputs, open_checkpoint
 from .recipes import Recipe
 from .results import BAD_NAME, TrainResult
-from .run_series import SeriesRun, train_series
+from .run_series import SeriesRun, settle_folder, train_series
 
 PLAN_NAME = "scores.json"
 
@@ -160,7 +160,7 @@ def score_data_set(
     target.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(hold_folder(folder))
-        _settle(folder, header)
+        settle_folder(folder / PLAN_NAME, header, "--runs", unlike="dataset")
         for half in (0, 1):
             text = "".join(f"{keys[i]}\n" for i in np.flatnonzero(halves == half).tolist())
             write_atomically(_keys_file(folder, half), text.encode("utf-8", "surrogateescape"))
@@ -217,30 +217,6 @@ def _checked_halves(
             "them: --labels"
         )
     return split_halves(keys, classes, seed)
-
-
-def _settle(folder: Path, header: dict[str, Any]) -> None:
-    """Begin a folder of runs, or make sure that it is this call's."""
-    path = folder / PLAN_NAME
-    if not path.exists():
-        write_atomically(path, (json.dumps(header, indent=1) + "\n").encode())
-        return
-    try:
-        found = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{path}: expected what an earlier run wrote, found: {error}. Remove {folder}"
-        ) from error
-    # As JSON has it: a tuple is a list.
-    wanted = json.loads(json.dumps(header))
-    other = sorted(
-        key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key) and key != "dataset"
-    )
-    if other:
-        raise UsageError(
-            f"{folder}: expected the runs of this call, found those of one with another {', '.join(other)}. Repeat that "
-            "call, or give another folder: --runs"
-        )
 
 
 def _score_half(

@@ -8,8 +8,6 @@ the same on both sets. A study that was killed continues.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,15 +21,15 @@ import timm
 from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource
 from ..loaders.subset import Subset
-from ..shards.errors import DataError, UsageError
-from ..shards.files import hold_folder, write_atomically
+from ..shards.errors import UsageError
+from ..shards.files import hold_folder
 from ..shards.storage import public_name
 from ..shards.subset_file import SubsetFile
 from .curves import COLUMNS, FULL, IMAGE_COLUMNS, SUBSET
 from .data import open_loaders
 from .recipes import Recipe
-from .results import SUMMARY_NAME, TrainResult
-from .run_series import SeriesRun, train_series
+from .results import SUMMARY_NAME, TrainResult, write_csv
+from .run_series import SeriesRun, settle_folder, train_series
 
 CURVES_NAME = "curves.csv"
 STUDY_NAME = "study.json"
@@ -152,16 +150,14 @@ def study_subset(
             }
             for entry in trained.history
         )
-        write_atomically(path, _csv(rows))
+        write_csv(path, [*COLUMNS, *IMAGE_COLUMNS], rows)
 
     with hold_folder(folder):
         for name, each in ((FULL, full), (SUBSET, subset)):
             _check_fits(each, replace(recipe, epochs=epochs[name]), seed, device, num_threads)
-        _settle(
-            folder,
-            {"recipe": asdict(recipe), "epochs": dict(epochs), "seed": seed}
-            | {FULL: full.to_json(), SUBSET: subset.to_json()},
-        )
+        call = {"recipe": asdict(recipe), "epochs": dict(epochs), "seed": seed}
+        sets = {FULL: full.to_json(), SUBSET: subset.to_json()}
+        settle_folder(folder / STUDY_NAME, call | sets, "-o")
         return StudyResult(path, train_series(runs(), folder, finished=finished, log=log))
 
 
@@ -195,31 +191,3 @@ def _check_models(models: Sequence[str]) -> None:
         problems.append(f"expected names that timm {timm.__version__} knows, found {', '.join(unknown)}")
     if problems:
         raise UsageError("subset study: " + "; ".join(problems))
-
-
-def _settle(folder: Path, call: dict[str, Any]) -> None:
-    """Begin a folder of runs, or make sure that it is this call's: half the curves of another recipe compare nothing."""
-    path = folder / STUDY_NAME
-    wanted = json.loads(json.dumps(call))  # as JSON has it: a tuple is a list
-    if path.exists():
-        try:
-            found = dict(json.loads(path.read_text()))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{path}: expected what an earlier run wrote, found: {error}. Remove {folder}"
-            ) from error
-        if other := sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)):
-            raise UsageError(
-                f"{folder}: expected the runs of this call, found those of one with another {', '.join(other)}. Repeat "
-                "that call, or give another folder: -o"
-            )
-        return
-    write_atomically(path, (json.dumps(wanted, indent=1) + "\n").encode())
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*COLUMNS, *IMAGE_COLUMNS], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()

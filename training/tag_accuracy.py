@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 from ..loaders.pooling import SparseTargets
-from ..shards.errors import UsageError
-from .metrics import sum_over_ranks
+from .counted import Counted
 
 
-class TagAccuracy:
+class TagAccuracy(Counted):
     """Of the images that have keywords: is the best guess one of them, and how many are among the five best?
 
-    Works as the classes of metrics.py do: `update`, `reduce`, `compute`. Images without a keyword are only counted.
+    Images without a keyword are only counted.
 
     Args:
         num_tags: T.
     """
+
+    _summed = ("counts", "sums", "per_tag")
 
     def __init__(self, num_tags: int) -> None:
         self.num_tags = num_tags
@@ -39,15 +40,7 @@ class TagAccuracy:
             targets: [N, T], above 0 for an image's keywords; or SparseTargets [N, K], whose values are.
             valid: bool [N]; False slots are not counted.
         """
-        if logits.ndim != 2 or logits.shape[1] != self.num_tags:
-            raise UsageError(
-                f"TagAccuracy: expected logits [N, {self.num_tags}], found {tuple(logits.shape)}; the model was "
-                "built for another vocabulary"
-            )
-        if self.counts.device != logits.device:
-            self.counts, self.sums = self.counts.to(logits.device), self.sums.to(logits.device)
-            self.per_tag = self.per_tag.to(logits.device)
-        valid = torch.ones(len(logits), dtype=torch.bool, device=logits.device) if valid is None else valid
+        valid = self._begin(logits, self.num_tags, valid, "vocabulary")
         best = logits.topk(min(5, self.num_tags), dim=1).indices
         if isinstance(targets, SparseTargets):
             there = (targets.values > 0) & valid[:, None]
@@ -62,10 +55,6 @@ class TagAccuracy:
         self.counts += torch.stack([hits[:, 0].sum(), tagged.sum(), (valid & ~tagged).sum()])
         recall = hits.sum(dim=1) / num_own.clamp(min=1)
         self.sums += torch.stack([recall.double().sum(), num_own.sum().double()])
-
-    def reduce(self) -> None:
-        """Sum the counts over the ranks of torch.distributed; afterwards every rank computes the same."""
-        sum_over_ranks(self.counts, self.sums, self.per_tag)
 
     def compute(self) -> dict[str, float | int | None]:
         """The numbers so far; shares in [0, 1], None where no image has a keyword.

@@ -8,7 +8,6 @@ teach is measured on classes. Every run is a folder of `train`'s; a study that w
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -18,11 +17,10 @@ from typing import Any
 
 from ..loaders.labels import LabelSource
 from ..shards.errors import UsageError
-from ..shards.files import write_atomically
 from ..shards.storage import public_name
 from .checkpoint import load_checkpoint
 from .recipes import Recipe
-from .results import METRICS_NAME, TrainResult
+from .results import METRICS_NAME, TrainResult, write_json
 from .run_series import SeriesRun, train_series
 from .study import STUDY_NAME, Row, format_study, seconds_per_step, summarise
 
@@ -122,7 +120,7 @@ def study_tags(
         numbers = {metric: last[metric] for metric in METRICS}
         rows.append({"contender": name, "seed": int(seed), "steps": steps, "step_s": step_s, **numbers})
         result["summary"] = summarise(rows, NONE)
-        write_atomically(folder / STUDY_NAME, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(folder / STUDY_NAME, result)
 
     result["stopped_by"] = train_series(runs(), folder, finished=finished, log=log)
     return result

@@ -20,7 +20,8 @@ from .checkpoint import load_checkpoint
 from .label_space import LabelSpace
 from .models import load_trained_model
 from .preparation import PREFIX
-from .recipes import TREE_LOSSES, Recipe
+from .recipe_targets import TREE_LOSSES
+from .recipes import Recipe
 from .teacher_timm import TimmTeacher
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..loaders.cache import Cache
@@ -29,6 +28,7 @@ from ..shards.teacher_levels import encode_teacher_levels
 from .distillation import teacher_levels
 from .label_space import LabelSpace
 from .level_layout import LevelLayout
+from .precision import autocast, how_it_runs
 from .shard_run import run_over_shards
 from .teacher import Teacher
 
@@ -92,17 +92,11 @@ def store_teacher(
         model=teacher.name,
         checkpoint_sha256=teacher.sha256,
         levels=teacher.levels or tree.num_levels,
-        how={
-            "size": teacher.image_size,
-            "precision": f"{amp} amp" if amp else "float32",
-            "device": torch.device(device).type,
-            "torch": torch.__version__,
-        },
+        how={"size": teacher.image_size, **how_it_runs(device, amp)},
     )
 
     def encoded(images: Tensor, _places: list[Place]) -> Iterator[Callable[[], bytes]]:
-        dtype = None if amp is None else getattr(torch, amp)
-        with torch.autocast(torch.device(device).type, dtype=dtype, enabled=amp is not None):
+        with autocast(device, amp):
             logits = teacher(images.float() / 255)
         ids, probabilities = (part.cpu().numpy() for part in teacher_levels(logits, layout))
         for ids_K, probabilities_K in zip(ids, probabilities, strict=True):

@@ -59,6 +59,13 @@ class Split:
         self.place, self.seed = place, seed
         self.batches: Batches[Any] | None = None
 
+    @property
+    def transform(self) -> Any:
+        """What the script's AugMix, `--aug-splits`, asks for before create_loader is called."""
+        raise UsageError(
+            "timm: expected no --aug-splits, which softshard's Loader has no equal of. Leave it out"
+        )
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that is served next."""
         if self.batches is not None:

@@ -37,7 +37,6 @@ from .data import open_loaders
 from .evaluate import evaluate_model, named_batches
 from .head_order import HeadOrder
 from .label_space import LabelSpace
-from .models import create_model, freeze_backbone
 from .objective import count_images, create_loss
 from .processes import (
     process_group,
@@ -46,7 +45,7 @@ from .processes import (
     state_of_all,
     state_of_one,
     stop_signal,
-    sum_over_ranks,
+    sum_of_all,
 )
 from .progress import Progress, epoch_line, print_to_stderr, run_line, say_nothing
 from .recipes import Recipe
@@ -65,7 +64,7 @@ from .results import (
     write_weights,
 )
 from .schedule import create_schedule
-from .start import load_start, with_rate_of_start
+from .start import start_model, with_rate_of_start
 from .step import TrainStep
 from .steplog import StepLog, board_writer
 from .teacher import choose_teacher
@@ -154,7 +153,8 @@ def train(
         epochs=recipe.epochs if epochs is None else epochs,
         global_batch=recipe.global_batch if global_batch is None else global_batch,
     )
-    checkpoint_path = Path(out) / CHECKPOINT_NAME
+    folder = Path(out)
+    checkpoint_path = folder / CHECKPOINT_NAME
     if pretrained and init_from is not None:
         raise UsageError("model: expected either pretrained weights or --init-from, found both")
     start_weights = model if pretrained else init_from
@@ -172,7 +172,7 @@ def train(
     )
     recipe = with_rate_of_start(recipe, start_weights)
     open_board = board_writer() if tensorboard else None
-    checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     is_main = rank == 0
     say = (log or print_to_stderr) if is_main else say_nothing
     on_terminal = is_main and sys.stderr.isatty()
@@ -199,7 +199,7 @@ def train(
             rank=rank,
             world_size=world_size,
             num_threads=num_threads,
-            faults=Faults(max_bad, checkpoint_path.with_name(BAD_NAME), check_images=check_images),
+            faults=Faults(max_bad, folder / BAD_NAME, check_images=check_images),
             opened=stack,
         )
         steps_per_epoch = len(loader)
@@ -209,26 +209,19 @@ def train(
 
         # 3. Model: the same on every rank. From here on the ranks draw different numbers for their dropout.
         saved = load_checkpoint(checkpoint_path) if resume and checkpoint_path.exists() else None
-        begins = saved is None
-        torch.manual_seed(seed)
-        plain_model = create_model(model, label_space.num_outputs, recipe.image_size)
-        if begins and start_weights is not None:
-            report = load_start(
-                plain_model,
-                model,
-                start_weights,
-                image_size=recipe.image_size,
-                labels=label_space,
-                dataset=dataset,
-                new_head=recipe.new_head,
-            )
-            say(f"{report.line()}; all of it: {checkpoint_path.with_name(INIT_NAME)}")
+        plain_model, report = start_model(
+            model,
+            recipe,
+            start_weights if saved is None else None,
+            labels=label_space,
+            dataset=dataset,
+            seed=seed,
+            device=device,
+        )
+        if report is not None:
+            say(f"{report.line()}; all of it: {folder / INIT_NAME}")
             if is_main:
-                write_json(checkpoint_path.with_name(INIT_NAME), report.to_json())
-        if recipe.freeze:
-            freeze_backbone(plain_model, model)
-        plain_model.to(device)
-        plain_model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+                write_json(folder / INIT_NAME, report.to_json())
         torch.manual_seed(seed + rank)
 
         # 4. Loss, optimizer, schedule.
@@ -273,10 +266,10 @@ def train(
             take_step.load_state_dict(
                 {"model": saved.model, "model_ema": saved.model_ema, "scaler": saved.scaler}
             )
-        metrics_path = checkpoint_path.with_name(METRICS_NAME) if is_main else None
+        metrics_path = folder / METRICS_NAME if is_main else None
         board = None
         if open_board is not None and is_main:
-            board = open_board(checkpoint_path.with_name(BOARD_NAME), step)
+            board = open_board(folder / BOARD_NAME, step)
             stack.callback(board.close)
         read_from = labels if subset is None else subset
         labels_file = str(read_from) if isinstance(read_from, str | Path) else None
@@ -348,7 +341,7 @@ def train(
                 break
             without = without_entry(recipe, steps.without)
             entry: dict[str, Any] = {"epoch": epoch, "loss": steps.close_epoch(), **without}
-            entry["num_bad"] = sum_over_ranks(loader.num_bad, world_size, device)
+            entry["num_bad"] = sum_of_all(loader.num_bad, world_size, device)
             if val_loader is not None:
                 take_step.share_buffers()
                 entry["weights"] = take_step.best_weights
@@ -364,7 +357,7 @@ def train(
             history.append(entry)
             say(epoch_line(entry))
             if is_main:
-                write_epochs(checkpoint_path.with_name(EPOCHS_NAME), history, board, steps.step)
+                write_epochs(folder / EPOCHS_NAME, history, board, steps.step)
             epoch += 1
             loader.set_epoch(epoch)
             save()
@@ -376,12 +369,12 @@ def train(
                 "continues"
             )
             return TrainResult(checkpoint_path, None, steps.step, history, stopped_by)
-        weights_path = checkpoint_path.with_name(WEIGHTS_NAME)
+        weights_path = folder / WEIGHTS_NAME
         if is_main:
             best, weights = take_step.best_weights, take_step.best_state_dict()
             write_weights(weights_path, weights, which=best, model=model, recipe=recipe, labels=label_space)
             write_summary(
-                checkpoint_path.with_name(SUMMARY_NAME),
+                folder / SUMMARY_NAME,
                 recipe,
                 loader,
                 steps,
@@ -394,5 +387,5 @@ def train(
                 processes=world_size,
                 weights=best,
             )
-        say(f"finished after {steps.step} steps: {checkpoint_path.parent}")
+        say(f"finished after {steps.step} steps: {folder}")
         return TrainResult(checkpoint_path, weights_path, steps.step, history, None, signal_received())

@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -48,3 +50,35 @@ def test_pages_load_nothing_from_elsewhere(site):
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 20
     assert [page.name for page in pages if loads.search(page.read_text())] == []
+
+
+class Links(HTMLParser):
+    """What a page points to, and what it can be pointed at."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.places: set[str] = {"", "__skip"}
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.places.add(values.get("id") or "")
+        self.targets += [values[name] for name in ("href", "src") if values.get(name)]
+
+
+def test_links_of_the_site_lead_somewhere(site):
+    pages = {
+        page: Links(page) for page in site.rglob("*.html") if page.name != "404.html"
+    }  # its links are absolute
+    dead = []
+    for page, links in pages.items():
+        for target in links.targets:
+            url = urlsplit(target)
+            if url.scheme or url.netloc:
+                continue
+            found = (page.parent / unquote(url.path)).resolve() if url.path else page
+            found = found / "index.html" if found.is_dir() else found
+            if not found.exists() or (found in pages and unquote(url.fragment) not in pages[found].places):
+                dead.append((str(page.relative_to(site)), target))
+    assert dead == []

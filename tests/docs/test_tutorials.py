@@ -1,7 +1,10 @@
 """The tutorials, block by block in an empty folder, as a reader types them but for sizes and places."""
 
+import contextlib
 import csv
+import io
 import os
+import re
 import sys
 import sysconfig
 import types
@@ -13,6 +16,7 @@ import torch
 from page_blocks import code_blocks, put_in_place, run_bash, run_python, with_scripts
 from servers.swift import ACCESS_KEY, REGION, SECRET_KEY, free_ports
 from softshard.shards import Manifest, read_shard
+from softshard.shards.cli import main
 
 TUTORIALS = Path(__file__).parents[2] / "docs" / "tutorials"
 TIMEOUT_S = 600  # of a block, on a machine with much other work
@@ -50,6 +54,8 @@ def run_tutorial(name, texts, folder, monkeypatch):
     for (language, _), code in zip(blocks, page, strict=True):
         if language == "python":
             run_python(code, f"{name}.md", module)
+        elif (lines := commands(code)) is not None:
+            said.append("".join(map(in_process, lines)))
         else:
             environment = with_scripts(dict(os.environ), Path(sys.executable).parent, scripts(folder))
             text, left = run_bash(code, folder, environment, TIMEOUT_S)
@@ -57,6 +63,20 @@ def run_tutorial(name, texts, folder, monkeypatch):
             for variable in left.keys() - environment.keys() - {"_", "SHLVL", "PWD", "OLDPWD"}:
                 monkeypatch.setenv(variable, left[variable])
     return said, vars(module)
+
+
+def commands(code):
+    """The words of the commands of a block that is nothing but softshard's; None of any other."""
+    lines = [line.split() for line in code.replace("\\\n", " ").splitlines()]
+    is_plain = all(line[:1] == ["softshard"] for line in lines) and not re.search(r"[#$&|<>'\"]", code)
+    return lines if is_plain else None
+
+
+def in_process(words):
+    """What a command says: most of a process of its own would be importing torch."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        assert main(words[1:]) == 0, out.getvalue()
+    return out.getvalue()
 
 
 def scripts(folder):

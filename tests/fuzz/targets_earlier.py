@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 
@@ -21,11 +21,15 @@ from softshard.shards.destination import open_destination
 from softshard.shards.files import canonical_json, sha256_hex
 from softshard.shards.labelmap_import import IMPORT_NAME, ImportOptions
 from softshard.shards.labelmap_import import _settle as settle_import
-from softshard.shards.reshard import _settle_plan
+from softshard.shards.pack_soft import load_how
+from softshard.shards.receipts import settle_content
+from softshard.shards.tags_tasks import BlockCounts, BlockLines, BlockStats
+from softshard.shards.tags_work import Counted, TagsWork
 from softshard.training import subset_score, subset_study
 from softshard.training.demo_folder import MARKED, MARKER, _is_demo
 from softshard.training.start import _read
 from softshard.training.steplog import LogLine, _start_csv
+from softshard.training.study import seconds_per_step
 
 from . import whole_files as whole
 from .judge import Target
@@ -46,8 +50,43 @@ def _manifest() -> Manifest:
 
 
 def _reshard(folder: Path) -> None:
-    run: Any = SimpleNamespace(destination=open_destination(folder), name="train", origin=lambda: _ORIGIN)
-    _settle_plan(run)
+    settle_content(open_destination(folder), {"name": "train", "reshard": _ORIGIN})
+
+
+def _counts(folder: Path) -> None:
+    """What was counted is added up as `tags build` does; a damaged part and those after it are counted again."""
+    (folder / "build-key").write_text("k")
+    total = Counted()
+    for part in TagsWork(folder, "k").counted():
+        total.images.update(part.images)
+        total.add_part(part)
+    total.repeats()
+
+
+def _lines(folder: Path) -> None:
+    """What was written is gone on with, or begun again."""
+    (folder / "build-key").write_text("k")
+    for name in ("lines.part", "bad.part"):
+        (folder / name).write_bytes(b"{}\n" * 4)
+    with TagsWork(folder, "k").writing("k") as written:
+        written.add(BlockLines(b"{}\n", b"", BlockStats(images=1)))
+
+
+def _counted_facts(data: bytes, folder: Path) -> None:
+    """Behind the checksum of the archive's member."""
+    file = io.BytesIO()
+    with np.load(io.BytesIO(_counted())) as arrays:
+        np.savez(file, **{**arrays, "facts": np.frombuffer(data, np.uint8)})
+    (folder / "count-000000.npz").write_bytes(file.getvalue())
+    _counts(folder)
+
+
+def _counted() -> bytes:
+    part = Counted()
+    part.add_block(
+        BlockCounts({"big cat": 2}, np.array([3, 5, 3], np.uint64), 1, 1, 0, ["web.csv: line 4: no label"])
+    )
+    return part.to_bytes()
 
 
 def _weights(name: str) -> Callable[[bytes, Path], Any]:
@@ -82,6 +121,16 @@ def targets() -> list[Target]:
             (_plan_of({"name": "train", "reshard": _ORIGIN}),), JSON),
         Target("plan of a component", in_folder("plan.json",
             lambda folder: settle(open_destination(folder), dict(_CALL), _manifest())), (_plan_of(_CALL),), JSON),
+        Target("counts of tags", in_folder("count-000000.npz", _counts), (_counted(),), BINARY),
+        Target("counts of tags behind their checksum", _counted_facts, (b'[{"big cat": 2}, [1, 1, 0], ["line 4"]]',), JSON),
+        Target("written lines of tags", in_folder("written.json", _lines),
+            (json.dumps({"key": "k", "num_blocks": 50, "sizes": [9, 6], "stats": vars(BlockStats(images=7))}).encode(),),
+            JSON),
+        Target("how tags were made", in_folder("list.tags.json", lambda folder: load_how(folder / "list.jsonl", "tags")),
+            (json.dumps({"tokenizer": "softshard", "keep": ["title"], "max_share": 0.25}).encode(),), JSON,
+            "list.tags.json"),
+        Target("speed of a run", in_file("metrics.csv", lambda path: seconds_per_step(Path(path), 8)),
+            (metrics.encode(),), TEXT, "metrics.csv"),
         Target("import.json", in_folder(IMPORT_NAME, lambda folder: settle_import(folder, folder, [], options)),
             (json.dumps(imported | {"shape": [3, 4, 5]}).encode(),), JSON),
         Target("plan of scores", in_folder(subset_score.PLAN_NAME, lambda folder: subset_score._settle(folder, _CALL)),

@@ -241,7 +241,7 @@ def test_a_checkpoint_with_fields_of_other_types_is_refused(targets, tmp_path):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("name", ["plan.json", "label sets"])
+@pytest.mark.parametrize("name", ["manifest", "tree.json", "subset", "plan.json", "label sets"])
 def test_json_that_nests_too_deep_is_refused(targets, tmp_path, name):
     with pytest.raises(DataError, match=targets[name].where):
         targets[name].parse(DEEP.encode(), tmp_path)

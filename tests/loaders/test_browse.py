@@ -314,7 +314,7 @@ def test_it_listens_on_this_machine_only_and_a_taken_port_is_an_error(client, pa
 
 
 def test_hostile_class_names_are_text_on_every_page(tmp_path):
-    names = (HOSTILE, '"><b x="', "javascript:alert(1)")
+    names = (HOSTILE, '"><b x="', "javascript:alert(1)", "x" * 3000, "cat\u202egpj.exe")
     (tmp_path / "images").mkdir()
     rows = ["path,label"]
     rng = np.random.default_rng(0)
@@ -337,7 +337,12 @@ def test_hostile_class_names_are_text_on_every_page(tmp_path):
             elements = client.page(path)
             assert not {"script", "b"} & {tag for tag, _ in elements.elements}
             assert all("onerror" not in attributes for _, attributes in elements.elements)
-        assert HOSTILE in client.page("/classes").text
+            assert "x" * 301 not in elements.text  # but cut
+            assert "\u202e" not in elements.text  # which would turn the text beside it around
+        classes = client.page("/classes").text
+        assert HOSTILE in classes
+        assert r"cat\u202egpj.exe" in classes
+        assert "Classes with 'xxx' in their names: 1." in client.page("/search?q=xxx").text
 
 
 def write_tar(path, samples):

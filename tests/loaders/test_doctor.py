@@ -267,6 +267,23 @@ def test_sources_above_the_clone_that_hide_the_installed_package_are_named(tmp_p
     assert check_hidden(places.get, lambda _: tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("origin", "hidden"),
+    [
+        ('{"url": "file:///clone", "dir_info": {"editable": true}}', False),  # as pip writes it
+        ('{"url":"file:///clone","dir_info":{"editable":true}}', False),  # as uv does
+        ('{"url":"file:///clone","dir_info":{"editable":false}}', True),
+    ],
+)
+def test_a_clone_that_is_installed_hides_no_package(tmp_path, monkeypatch, origin, hidden):
+    metadata = tmp_path / "softshard-0.1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: softshard\nVersion: 0.1.0\n")
+    (metadata / "direct_url.json").write_text(origin)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert ("softshard" in {one.name for one in check_hidden()}) == hidden
+
+
 # --- the machine ---
 
 

@@ -208,8 +208,8 @@ def test_original_targets_are_the_new_classes(packed):
         (3, UsageError, "expected labels as a LabelTree, class names or a Relabelling, found 3"),
         ([0, 1], UsageError, r"expected labels as a LabelTree, .* found \[0, 1\]"),
         ([], UsageError, "relabel: expected new classes, found none"),
-        (["cat", "cat"], DataError, "relabel: expected distinct new classes, found twice: cat"),
-        (["cat", "lynx"], DataError, "found 1 of 2 that it has nothing for: lynx"),
+        (["cat", "cat"], DataError, "relabel: expected distinct new classes, found twice: 'cat'"),
+        (["cat", "lynx"], DataError, "found 1 of 2 that it has nothing for: 'lynx'"),
         (
             ["mammal"],
             UsageError,

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from label_map_oracles import random_crops, random_maps
@@ -19,6 +20,7 @@ from softshard.loaders.pooling_compiled import (
     compiled_axis_weights,
     compiled_check_sums,
     compiled_decode,
+    compiled_expand,
     compiled_read_headers,
     load_kernels,
     num_shares,
@@ -26,6 +28,7 @@ from softshard.loaders.pooling_compiled import (
 from softshard.loaders.roialign import axis_weights
 from softshard.shards import DataError, decode_label_map, encode_label_map
 from softshard.shards.labelmap import decode_group
+from softshard.shards.labelmap_expand import expand
 from softshard.shards.labelmap_header import (
     HEADER,
     HEADER_DTYPE,
@@ -144,15 +147,16 @@ def test_headers_that_the_loop_takes_are_those_that_numpy_takes(changes):
         encoded[at] = value
     maps = join_maps([bytes(encoded)], str)
     raw, magic = np.frombuffer(maps.data, np.uint8), np.frombuffer(MAGIC, np.uint8)
+    room = np.empty((1, HEADER.size), np.uint8)
     try:
         expected = read_headers(maps, str)
     except DataError:
-        assert not KERNELS.headers_fit(raw, maps.starts[:-1], magic)
+        assert not KERNELS.headers_fit(raw, maps.starts, magic, room)
         with pytest.raises(DataError):
             compiled_read_headers(KERNELS)(maps, str)
     else:
         np.testing.assert_array_equal(compiled_read_headers(KERNELS)(maps, str), expected)
-        assert KERNELS.headers_fit(raw, maps.starts[:-1], magic)
+        assert KERNELS.headers_fit(raw, maps.starts, magic, room)
 
 
 @pytest.mark.parametrize(
@@ -286,6 +290,56 @@ def test_any_payload_decodes_to_the_same_arrays_or_the_same_error(data, scores, 
         except DataError as error:
             results.append(str(error))
     assert results[0] == results[1]
+
+
+@given(st.integers(0, 10**6), st.integers(0, 255), st.integers(-3, 3))
+@settings(max_examples=150, deadline=None)
+def test_blocks_expand_to_the_same_payloads_or_the_same_error(at, value, more):
+    scores, ids, _ = made(0, 1, (5, 9, 9), 60)
+    (good,) = encode(scores, ids, 60, score_encoding="uint8")
+    fields, block = HEADER.unpack(good[: HEADER.size])[2:-1], bytearray(good[HEADER.size :])
+    block[at % len(block)] = value
+    changed = pack_header(fields, bytes(block[:more]) if more < 0 else bytes(block) + bytes(more))
+    maps = join_maps([good, changed, good], str)
+    heads, results = read_headers(maps, str), []
+    for unpack in (expand, compiled_expand(KERNELS)):
+        try:
+            results.append(bytes(unpack(maps, np.arange(3), heads, str)))
+        except DataError as error:
+            results.append(str(error))
+    assert results[0] == results[1]
+    assert not more or "1: expected" in results[0]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        zstandard.ZstdCompressor(write_content_size=False).compress(
+            bytes(300)
+        ),  # FORMAT.md: it MUST state its size
+        zstandard.ZstdCompressor(write_checksum=True).compress(bytes(300)),
+        zstandard.ZstdCompressor().compress(bytes(300)) + zstandard.ZstdCompressor().compress(bytes(300)),
+        zstandard.ZstdCompressor().compress(bytes(301)),
+        b"\x28\xb5\x2f\xfd\x60",
+        b"\x50\x2a\x4d\x18\x60\0\0\0" + bytes(96),  # a skippable frame
+    ],
+    ids=["no size", "a checksum", "two frames", "another size", "cut short", "skippable"],
+)
+def test_frames_of_another_kind_are_left_to_zstandard(frame):
+    raw, payloads = np.frombuffer(frame + bytes(8), np.uint8), np.empty(300, np.uint8)
+    places = np.array([0]), np.array([len(frame)]), np.array([300])
+    assert not KERNELS.expand_frames(raw, *places, payloads)
+    good = np.frombuffer(zstandard.ZstdCompressor().compress(b"7" * 300), np.uint8)
+    assert KERNELS.expand_frames(good, np.array([0]), np.array([len(good)]), np.array([300]), payloads)
+    assert bytes(payloads) == b"7" * 300
+
+
+def test_without_libzstd_maps_pool_to_the_same_bits(monkeypatch):
+    scores, ids, crops = made(5, 8)
+    maps = encode(scores, ids, 40, score_encoding="uint8")
+    expected = pool_label_maps(maps, crops, num_classes=40)
+    monkeypatch.setattr(pooling, "load_kernels", lambda: KERNELS._replace(expand_frames=None))
+    assert torch.equal(pool_label_maps(maps, crops, num_classes=40), expected)
 
 
 # ---- Where numba is missing, or has nowhere to write

@@ -122,17 +122,20 @@ def test_an_interrupted_loop_does_not_wait_for_a_server_that_hangs(pair, within)
 
 
 def test_where_all_servers_are_gone_the_error_names_them(packed, within):
-    connection = Connection(connect_s=20, request_s=1, deadline_s=1)
-    with serving_two(packed) as (one, other), make([one.url, other.url], connection) as remote:
-        batches = iter(remote)
-        next(batches)
-        for server in (one, other):
-            server.send(signal.SIGKILL)
-        with pytest.raises(ServiceError) as caught:
-            within(lambda: list(batches), 30)
+    connection = Connection(connect_s=20, request_s=2, deadline_s=3)
+    with serving_two(packed) as (one, other):
+        with make([one.url, other.url], QUICK) as remote:
+            list(remote)  # a server's first batch may take longer than 3 s
+        with make([one.url, other.url], connection) as remote:
+            batches = iter(remote)
+            next(batches)
+            for server in (one, other):
+                server.send(signal.SIGKILL)
+            with pytest.raises(ServiceError) as caught:
+                within(lambda: list(batches), 30)
     for server in (one, other):
         assert server.url in str(caught.value)
-    assert "expected a batch within 1 s, found none" in str(caught.value)
+    assert "expected a batch within 3 s, found none" in str(caught.value)
 
 
 def test_no_server_at_all_is_an_error_that_says_what_to_run():

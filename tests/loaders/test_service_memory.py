@@ -173,6 +173,12 @@ def test_a_handle_of_something_else_is_refused(tmp_path, store, buffers):
         file.write(bytes(handle.size))
         file.flush()
         assert open_segment(Handle(os.getpid(), file.fileno(), handle.size, handle.id, handle.stream)) is None
+    # The right size and the right id, but memory that its owner may still cut while it is read.
+    unsealed = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    os.write(unsealed, handle.id.encode())
+    os.truncate(unsealed, handle.size)
+    assert open_segment(Handle(os.getpid(), unsealed, handle.size, handle.id, handle.stream)) is None
+    os.close(unsealed)
     for change in ({"id": "0" * 32}, {"size": handle.size - 1}, {"descriptor": 10**6}):
         assert open_segment(Handle(**handle.to_json() | change)) is None
     assert Handle.from_json(handle.to_json() | {"descriptor": -1}) is None

@@ -10,6 +10,7 @@ import pytest
 import simplejpeg
 
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
+from softshard.shards.cli import main
 
 CLASSES = {"bird": 5, "dog": 7, "oak": 4}
 TABLE = [("bird", "animal"), ("dog", "animal"), ("oak", "plant")]
@@ -101,6 +102,34 @@ def packed_once(tmp_path_factory, options, table_tree):
 def packed(packed_once, tmp_path):
     """A copy of it, to damage."""
     return shutil.copytree(packed_once, tmp_path / "set")
+
+
+@pytest.fixture
+def run(capsys):
+    """A function: exit code, standard output and standard error of a command."""
+
+    def call(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as error:  # argparse's own
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory, options):
+    """What packing `source` with `options` gives; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    pack(make_source(folder / "source", CLASSES), folder / "set", options, workers=1)
+    return folder / "set"
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path):
+    """A copy of it: a run that is through."""
+    return shutil.copytree(finished_once, tmp_path / "set")
 
 
 def make_tar(path, members):

@@ -7,6 +7,7 @@ import shutil
 import msgpack
 import numpy as np
 import pytest
+from packed_files import samples
 
 from softshard.shards import (
     DataError,
@@ -75,10 +76,9 @@ def test_components_that_are_there_are_replaced(packed_once, source, maps_maker,
     assert manifest.tree_sha256 == other.fingerprint
     assert (manifest.label_maps.top, manifest.label_maps.rows, manifest.label_maps.columns) == (2, 3, 3)
     assert verify(tmp_path / "set", decode=True).problems == []
-    samples = [sample for path in (tmp_path / "set").glob("*.tar") for sample in read_shard(path)]
-    for sample in samples:
-        path = msgpack.unpackb(sample.parts["msgpack"])["path"]
-        assert sample.parts["lmap"] == (maps / path).with_suffix(".lmap").read_bytes()
+    for parts in samples(tmp_path / "set").values():
+        path = msgpack.unpackb(parts["msgpack"])["path"]
+        assert parts["lmap"] == (maps / path).with_suffix(".lmap").read_bytes()
 
 
 def test_data_sets_that_differ_only_in_what_is_replaced_fit_together(
@@ -124,7 +124,7 @@ def test_other_maps_are_another_run(bare, maps, tmp_path):
     for name in ("dog_0", "dog_1"):  # one of them may be in val
         (maps / "dog" / f"{name}.lmap").write_bytes(encode_label_map(one, one, num_classes=5))
     (tmp_path / "set" / "manifest.json").unlink()
-    with pytest.raises(UsageError, match=r"of another run\. Write into a new folder"):
+    with pytest.raises(UsageError, match=r"of another run \(reshard differ\)\. Write into a new folder"):
         reshard([bare], tmp_path / "set", ReshardOptions(label_maps=maps))
 
 
@@ -133,9 +133,7 @@ def test_other_maps_are_another_run(bare, maps, tmp_path):
 
 def test_every_missing_or_bad_map_is_named_and_nothing_is_written(bare, maps, tmp_path):
     kept = [
-        msgpack.unpackb(sample.parts["msgpack"])["path"].removesuffix(".jpg")
-        for path in sorted(bare.glob("*.tar"))
-        for sample in read_shard(path)
+        msgpack.unpackb(parts["msgpack"])["path"].removesuffix(".jpg") for parts in samples(bare).values()
     ]
     one = np.zeros((1, 4, 5), int)
     damages = {

@@ -2,12 +2,11 @@
 
 import importlib.util
 import json
-from html.parser import HTMLParser
 
 import pytest
+from html_elements import Elements
 
 from softshard.shards.classes import load_class_list
-from softshard.shards.cli import main
 from softshard.shards.errors import UsageError
 from softshard.shards.html import Page
 from softshard.shards.tree import LabelTree
@@ -19,16 +18,6 @@ from softshard.shards.tree_text import find_one, outline
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs timm's wheel")
 FALL11, WINTER21 = "imagenet-21k-p-fall11", "imagenet-21k-p-winter21"
 PAIRS = [("swan", "bird"), ("bird", "animal"), ("fish", "animal"), ("oak", "plant"), ("rock", "")]
-
-
-def run(capsys, *arguments):
-    """Exit code, standard output and standard error of a command."""
-    try:
-        code = main([str(argument) for argument in arguments])
-    except SystemExit as error:  # argparse's own
-        code = error.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture
@@ -45,25 +34,23 @@ def tree_file(tree, tmp_path):
 # ---- build
 
 
-def test_the_classes_of_a_yaml_are_its_leaves(capsys, tmp_path):
+def test_the_classes_of_a_yaml_are_its_leaves(run, tmp_path):
     (tmp_path / "own.yaml").write_text("animal: {bird: [swan], fish: }\nplant: [oak]\nrock:\n")
-    code, out, err = run(
-        capsys, "tree", "build", "--relations", tmp_path / "own.yaml", "-o", tmp_path / "t.json"
-    )
+    code, out, err = run("tree", "build", "--relations", tmp_path / "own.yaml", "-o", tmp_path / "t.json")
     assert (code, err) == (0, "")
     assert "7 classes: 4 listed, 3 inner nodes\n3 levels of 3 3 1 classes" in out
-    code, _, err = run(capsys, "tree", "build", "-o", tmp_path / "u.json")
+    code, _, err = run("tree", "build", "-o", tmp_path / "u.json")
     assert code == 2
     assert "expected --classes LIST, found none" in err
 
 
-def test_several_parents_need_a_rule(capsys, tmp_path):
+def test_several_parents_need_a_rule(run, tmp_path):
     (tmp_path / "own.csv").write_text("x,a\nx,b\n")
     arguments = ["tree", "build", "--relations", tmp_path / "own.csv", "-o", tmp_path / "t.json"]
-    code, _, err = run(capsys, *arguments)
+    code, _, err = run(*arguments)
     assert code == 1
     assert "--parents first|last|longest|shortest|all-paths" in err
-    code, out, _ = run(capsys, *arguments, "--parents", "all-paths")
+    code, out, _ = run(*arguments, "--parents", "all-paths")
     assert code == 0
     assert "label vectors [2, 2]" in out
     assert LabelTree.load(tmp_path / "t.json").vectors().tolist()[0] == [[0, 0], [1, 0]]
@@ -90,11 +77,11 @@ def test_the_whole_tree_is_shown_as_far_as_it_fits(tree):
             outline(tree, **wrong)
 
 
-def test_show_prints_a_class_a_branch_or_the_tree(capsys, tree_file, tree):
-    assert run(capsys, "tree", "show", tree_file, "bird")[1] == tree.show("bird") + "\n"
-    code, out, _ = run(capsys, "tree", "show", tree_file, "animal", "--depth", "0")
+def test_show_prints_a_class_a_branch_or_the_tree(run, tree_file, tree):
+    assert run("tree", "show", tree_file, "bird")[1] == tree.show("bird") + "\n"
+    code, out, _ = run("tree", "show", tree_file, "animal", "--depth", "0")
     assert (code, out) == (0, "animal: 3 below\n")
-    code, out, _ = run(capsys, "tree", "show", tree_file, "--lines", "3")
+    code, out, _ = run("tree", "show", tree_file, "--lines", "3")
     assert code == 0
     assert out == f"{tree.summary()}\n\nrock\nanimal: 3 below\nplant: 1 below\n"
 
@@ -160,12 +147,10 @@ def test_the_counts_of_imagenet_21k_p():
     assert "200 classes with several parents here; 5 paths at most" in format_tree_stats(several)
 
 
-def test_stats_are_json(capsys, tree_file, tree):
-    code, out, _ = run(capsys, "tree", "stats", tree_file, "--json")
+def test_stats_are_json(run, tree_file, tree):
+    code, out, _ = run("tree", "stats", tree_file, "--json")
     assert (code, json.loads(out)) == (0, tree_stats(tree))
-    assert run(capsys, "tree", "stats", tree_file)[1].startswith(
-        "7 classes: 4 listed, 3 inner nodes; 4 leaves\n"
-    )
+    assert run("tree", "stats", tree_file)[1].startswith("7 classes: 4 listed, 3 inner nodes; 4 leaves\n")
 
 
 # ---- check
@@ -207,28 +192,29 @@ def test_every_difference_of_a_tree_is_named(tree):
 
 
 @needs_timm
-def test_fall11_against_winter21(capsys, tmp_path):
+def test_fall11_against_winter21(run, tmp_path):
     for name in (FALL11, WINTER21):
         LabelTree.from_wordnet(load_class_list(name), parents="published").save(tmp_path / f"{name}.json")
     arguments = ["tree", "check", tmp_path / f"{FALL11}.json"]
-    assert run(capsys, *arguments, "--classes", FALL11, "--tree", arguments[-1])[0] == 0
-    code, out, _ = run(capsys, *arguments, "--classes", WINTER21)
+    assert run(*arguments, "--classes", FALL11, "--tree", arguments[-1])[0] == 0
+    code, out, _ = run(*arguments, "--classes", WINTER21)
     assert code == 1
     assert f"{WINTER21}: 771 classes of the tree are missing" in out
     assert "    and 751 more (--json names all)" in out
-    code, out, _ = run(capsys, *arguments, "--tree", tmp_path / f"{WINTER21}.json", "--json")
+    code, out, _ = run(*arguments, "--tree", tmp_path / f"{WINTER21}.json", "--json")
     result = json.loads(out)
     assert (code, result["ok"]) == (1, False)
     assert len(result["differences"][0]["places"]) == 771
 
 
-def test_a_data_set_is_compared_with_its_own_tree(capsys, tmp_path, packed_once, table_tree):
+def test_a_data_set_is_compared_with_its_own_tree(run, tmp_path, packed_once, table_tree, memory):
     table_tree.save(tmp_path / "right.json")
-    code, out, _ = run(capsys, "tree", "check", tmp_path / "right.json", "--dataset", packed_once)
-    assert (code, out) == (0, f"tree {table_tree.fingerprint[:12]}: no differences\n")
+    for place in (packed_once, memory(packed_once)):
+        code, out, _ = run("tree", "check", tmp_path / "right.json", "--dataset", place)
+        assert (code, out) == (0, f"tree {table_tree.fingerprint[:12]}: no differences\n")
     moved = [("bird", "animal"), ("dog", "plant"), ("oak", "plant")]
     LabelTree.from_table(table_tree.classes, moved).save(tmp_path / "wrong.json")
-    code, out, _ = run(capsys, "tree", "check", tmp_path / "wrong.json", "--dataset", packed_once)
+    code, out, _ = run("tree", "check", tmp_path / "wrong.json", "--dataset", packed_once)
     assert code == 1
     for split in ("train", "val"):
         assert (
@@ -240,12 +226,10 @@ def test_a_data_set_is_compared_with_its_own_tree(capsys, tmp_path, packed_once,
 # ---- export
 
 
-def test_export_writes_what_build_reads(capsys, tmp_path, tree_file, tree):
+def test_export_writes_what_build_reads(run, tmp_path, tree_file, tree):
     for suffix in ("csv", "yaml"):
-        run(capsys, "tree", "export", tree_file, "--format", "classes", "-o", tmp_path / "classes.txt")
-        code, out, err = run(
-            capsys, "tree", "export", tree_file, "--format", suffix, "-o", tmp_path / f"t.{suffix}"
-        )
+        run("tree", "export", tree_file, "--format", "classes", "-o", tmp_path / "classes.txt")
+        code, out, err = run("tree", "export", tree_file, "--format", suffix, "-o", tmp_path / f"t.{suffix}")
         assert (code, out, err) == (0, "", "")
         build = [
             "tree",
@@ -255,11 +239,9 @@ def test_export_writes_what_build_reads(capsys, tmp_path, tree_file, tree):
             "--relations",
             tmp_path / f"t.{suffix}",
         ]
-        assert run(capsys, *build, "-o", tmp_path / "again.json")[0] == 0
+        assert run(*build, "-o", tmp_path / "again.json")[0] == 0
         assert LabelTree.load(tmp_path / "again.json").fingerprint == tree.fingerprint
-    assert run(capsys, "tree", "export", tree_file, "--format", "csv")[1].startswith(
-        "child,parent\nswan,bird\n"
-    )
+    assert run("tree", "export", tree_file, "--format", "csv")[1].startswith("child,parent\nswan,bird\n")
 
 
 @pytest.mark.parametrize(
@@ -273,19 +255,17 @@ def test_export_writes_what_build_reads(capsys, tmp_path, tree_file, tree):
         ["--html", "x.html", "--branch", "blorp"],
     ],
 )
-def test_a_wrong_export_is_a_wrong_call(capsys, tree_file, tmp_path, monkeypatch, arguments):
+def test_a_wrong_export_is_a_wrong_call(run, tree_file, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(capsys, "tree", "export", tree_file, *arguments)
+    code, out, err = run("tree", "export", tree_file, *arguments)
     assert (code, out) == (2, "")
     assert "expected" in err or "usage:" in err
     assert not (tmp_path / "x.html").exists()
 
 
-def test_a_name_that_is_no_utf8_is_exported_nowhere(capsys, tmp_path):
+def test_a_name_that_is_no_utf8_is_exported_nowhere(run, tmp_path):
     LabelTree.from_table(None, [("caf\udce9", "food")]).save(tmp_path / "t.json")
-    code, _, err = run(
-        capsys, "tree", "export", tmp_path / "t.json", "--format", "csv", "-o", tmp_path / "t.csv"
-    )
+    code, _, err = run("tree", "export", tmp_path / "t.json", "--format", "csv", "-o", tmp_path / "t.csv")
     assert code == 1
     assert "expected class names in UTF-8" in err
 
@@ -293,50 +273,32 @@ def test_a_name_that_is_no_utf8_is_exported_nowhere(capsys, tmp_path):
 # ---- the page
 
 
-class Elements(HTMLParser):
-    """Counts elements, collects text, and fails on a tag that is not closed in order."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.names, self.texts = [], [], []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.names.append(tag)
-        assert not any(name.startswith("on") or name in ("src", "href") for name, _ in attrs)
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.names.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
+def elements_of(html):
+    """Of a page that loads nothing and runs nothing."""
+    found = Elements(html)
+    names = {name for _, attributes in found.elements for name in attributes}
+    assert not [name for name in names if name.startswith("on") or name in ("src", "href")]
+    return found
 
 
 def test_a_small_tree_is_drawn_with_all_its_names():
     pairs = [*PAIRS, ("swan", "<script>pet</script>"), ("rose & thorn", "plant")]
     tree = LabelTree.from_table(None, pairs, parents="all-paths")
     page, left_out = tree_page(tree)
-    found = Elements(page.render())
+    found = elements_of(page.render())
     assert left_out == 0
-    assert "script" not in found.names
+    assert not found.named("script")
     # In the picture, in its tooltip and in the list.
     for name in tree.classes:
         assert found.texts.count(name) >= 2
-    assert found.names.count("path") == len(tree.parents[tree.parents >= 0]) + len(tree.other_parents)
+    assert len(found.named("path")) == len(tree.parents[tree.parents >= 0]) + len(tree.other_parents)
     assert page.render().count('class="edge dashed"') == 1
-    assert found.names.count("details") == 3
+    assert len(found.named("details")) == 3
 
 
 def test_a_branch_and_a_depth_limit_the_page(tree):
     page, left_out = tree_page(tree, tree.class_index["animal"], depth=1)
-    found = Elements(page.render())
+    found = elements_of(page.render())
     assert left_out == 1
     assert "swan" not in found.texts
     assert "oak" not in found.texts
@@ -350,15 +312,15 @@ def test_the_page_of_imagenet_21k_p_holds_every_class_and_stays_small():
     html = page.render()
     assert left_out == 0
     assert len(html) < 2_000_000
-    found = Elements(html)
+    found = elements_of(html)
     assert set(tree.classes) <= set(found.texts)
-    assert found.names.count("rect") < 5000  # a bar too thin to see is not drawn
+    assert len(found.named("rect")) < 5000  # a bar too thin to see is not drawn
 
 
-def test_a_page_of_too_many_classes_leaves_out_whole_levels(capsys, tmp_path, monkeypatch, tree_file, tree):
+def test_a_page_of_too_many_classes_leaves_out_whole_levels(run, tmp_path, monkeypatch, tree_file, tree):
     monkeypatch.setattr("softshard.shards.tree_page.MAX_PAGE_CLASSES", 6)
     assert tree_page(tree)[1] == 1
-    code, out, err = run(capsys, "tree", "export", tree_file, "--html", tmp_path / "t.html")
+    code, out, err = run("tree", "export", tree_file, "--html", tmp_path / "t.html")
     assert (code, out) == (0, "")
     assert "1 classes of the deepest levels are not on the page" in err
     assert "6 of 7 classes are shown" in (tmp_path / "t.html").read_text()

@@ -20,11 +20,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packed_files import files
 from ray_processes import make_ray_folder, processes, remove_ray_folder, wait_until
 
 from softshard.shards import DataError, ImageRecipe, PackOptions, UsageError, engine_ray, pack
 from softshard.shards.destination import LocalDestination
-from softshard.shards.engine_ray import run_on_ray
+from softshard.shards.engine_ray import connected, run_on_ray
 from softshard.shards.errors import ImageError, MissingExtraError, SoftshardError
 from softshard.shards.pack_plan import make_job, plan_source
 from softshard.shards.shard_task import PlannedShard, ShardTask
@@ -42,26 +43,17 @@ LONG_OPTIONS = ["--size", "1200", "--shard-samples", "5"]
 TASK = "ray::_make_shard_on_node"
 
 
-def files(folder):
-    """Every file of a packed folder, by name; the lock is empty and of no account."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
-
-
 def tasks(ray_folder):
     return [process for process, command in processes(ray_folder).items() if command.startswith(TASK)]
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory, jpeg):
-    """Sixty images that take a while, and what they are packed to without interruption."""
+    """Forty images that take a while, and what they are packed to without interruption."""
     folder = tmp_path_factory.mktemp("large")
     (folder / "source" / "a").mkdir(parents=True)
     (folder / "source" / "a" / "00.jpg").write_bytes(jpeg(1600, 1600))
-    for i in range(1, 60):
+    for i in range(1, 40):
         (folder / "source" / "a" / f"{i:02d}.jpg").hardlink_to(folder / "source" / "a" / "00.jpg")
     start = time.monotonic()
     pack(folder / "source", folder / "set", LONG, workers=1)
@@ -334,6 +326,31 @@ def test_an_address_without_a_cluster_is_a_wrong_call(source, tmp_path, ray_fold
     assert run.returncode == 2
     assert text.startswith(f"softshard: {expected}")
     assert "Traceback" not in text
+
+
+def test_a_ray_that_does_not_start_is_a_wrong_call():
+    class Busy:
+        __version__ = "2.60.0"
+        is_initialized = staticmethod(bool)
+
+        @staticmethod
+        def init(**settings):
+            raise Exception("The current node timed out during startup.")  # Ray's own class for it
+
+    with (
+        pytest.raises(
+            UsageError, match=r"this machine: .* 2\.60\.0, found: The current node .*--engine local"
+        ),
+        connected(Busy, 1, "local"),
+    ):
+        pass
+
+
+def test_without_ray_nothing_is_written(source, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError):
+        pack(source, tmp_path / "set", engine="ray")
+    assert not (tmp_path / "set").exists()
 
 
 def test_without_ray_the_extra_is_named(job_and_shard, monkeypatch):

@@ -42,6 +42,17 @@ def test_every_text_is_escaped():
     assert Elements(html).text.count(HOSTILE) >= 14
 
 
+@pytest.mark.parametrize("character", ["\u202e", "\u2067", "\0", "\x1b"])
+def test_characters_that_control_the_text_beside_them_are_shown(character):
+    html = full_page(f"cat{character}gpj.exe").render()
+    assert character not in html
+    assert html.count(f"cat\\u{ord(character):04x}gpj.exe") >= 14
+
+
+def test_letters_of_right_to_left_scripts_and_their_marks_stay_as_they_are():
+    assert "\u05d0\u200f & \t\n" in Elements(full_page("\u05d0\u200f & \t\n").render()).text
+
+
 def test_tags_are_balanced_and_the_page_refers_to_nothing_outside():
     html = full_page().render()
     elements = Elements(html)

@@ -217,7 +217,9 @@ def test_what_is_no_image_is_refused_with_its_first_bytes_and_the_same_words_eac
     assert texts == ["a.jpg: expected an image, found bytes b'<html>40'"] * 2
 
 
-def test_a_decompression_bomb_is_refused_by_its_header(jpeg):
+@pytest.mark.parametrize("pillows_own", [Image.MAX_IMAGE_PIXELS, None])  # which much code switches off
+def test_a_decompression_bomb_is_refused_by_its_header(jpeg, monkeypatch, pillows_own):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows_own)
     for data in (
         png_claiming(50_000, 50_000),
         png_claiming(14_000, 14_000),

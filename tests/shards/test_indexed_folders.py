@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
+from packed_files import samples
 
-from softshard.shards import ImageRecipe, Manifest, PackOptions, pack, read_shard
+from softshard.shards import ImageRecipe, Manifest, PackOptions, pack
 from softshard.shards.classes import load_class_list
 from softshard.shards.cli import main
 from softshard.shards.components import decode_class, decode_meta
@@ -28,14 +29,14 @@ def test_they_get_the_classes_at_these_places(images, tmp_path):
     folder = tmp_path / "out" / "train"
     manifest, wnids = Manifest.load(folder), load_class_list("imagenet-1k")
     assert manifest.class_names == wnids
-    samples = [sample for shard in manifest.shards for sample in read_shard(folder / shard.name)]
-    assert len(samples) == 12
-    for sample in samples:
-        index = decode_class(sample.parts["cls"], sample.key)
+    found = samples(folder)
+    assert len(found) == 12
+    for key, parts in found.items():
+        index = decode_class(parts["cls"], key)
         # Sorted by name, folder 10 would come third and be taken for class 2.
-        assert round(simplejpeg.decode_jpeg(sample.parts["jpg"]).mean() / 20) == index
-        assert sample.key == f"{wnids[index]}_0a1b2c"
-        assert decode_meta(sample.parts["msgpack"], sample.key)["path"] == f"{index}/0a1b2c.png"
+        assert round(simplejpeg.decode_jpeg(parts["jpg"]).mean() / 20) == index
+        assert key == f"{wnids[index]}_0a1b2c"
+        assert decode_meta(parts["msgpack"], key)["path"] == f"{index}/0a1b2c.png"
 
 
 def test_without_the_option_they_are_refused_with_the_way_out(images, tmp_path, capsys):

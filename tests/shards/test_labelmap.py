@@ -11,7 +11,6 @@ from softshard.shards import DataError, UsageError, decode_label_map, decode_lab
 from softshard.shards.labelmap import read_map_header
 from softshard.shards.labelmap_header import (
     HEADER,
-    HEADER_DTYPE,
     HEADER_FIELDS,
     IDS_PALETTE_DIFFERENCES,
     IDS_UINT16,
@@ -286,30 +285,6 @@ def test_a_hostile_map_is_refused(data, message):
     with pytest.raises(DataError) as caught:
         decode_label_map(data, where)
     assert str(caught.value).startswith(f"{where}: {message}")
-
-
-@settings(deadline=None, max_examples=150)
-@given(st.integers(0, 10**6), st.integers(0, 255), st.integers(-3, 3))
-def test_blocks_that_are_expanded_together_give_what_each_gives_alone(at, value, more):
-    # A whole map, so that its frame is as the encoder writes it: such frames are expanded many in one call.
-    good = encode_label_map(*make_map((5, 9, 9), 60), num_classes=60, score_encoding="uint8")
-    head, block = np.frombuffer(good, HEADER_DTYPE, 1)[0], bytearray(good[HEADER.size :])
-    block[at % len(block)] = value
-    block = bytes(block[:more]) if more < 0 else bytes(block) + bytes(more)
-    changed = forge(block, **dict(zip(head.dtype.names[:-1], head.item(), strict=False)))
-
-    def decoded():
-        try:
-            scores, ids = decode_label_maps([good, changed, good])
-            return scores.tolist(), ids.tolist()
-        except DataError as error:
-            return str(error)
-
-    together = decoded()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("softshard.shards.labelmap_expand._EXPANDS_MANY", False)
-        assert decoded() == together
-    assert not more or "label map 1: expected a zstd frame" in together or "payload bytes" in together
 
 
 def test_a_hostile_header_is_refused_before_anything_is_allocated(monkeypatch):

@@ -79,19 +79,17 @@ def test_transposed_maps_have_rows_and_columns_swapped(source, tmp_path):
 
 
 def test_several_processes_write_the_same_files(tmp_path, monkeypatch):
-    from softshard.shards import labelmap_import
-
+    monkeypatch.setattr("softshard.shards.labelmap_import._CHUNK", 8)
     (tmp_path / "src").mkdir()
-    for number in range(600):
+    for number in range(30):
         torch.save(published(number % 7), tmp_path / "src" / f"{number}.pt")
-    import_label_maps(tmp_path / "src", tmp_path / "two", workers=2)
-    monkeypatch.setattr(labelmap_import, "_run", lambda task, names, workers: [(600, task.convert(names))])
-    import_label_maps(tmp_path / "src", tmp_path / "one")
+    for name, workers in (("one", 1), ("two", 2)):
+        import_label_maps(tmp_path / "src", tmp_path / name, workers=workers)
     one, two = (
         {path.name: path.read_bytes() for path in (tmp_path / out).iterdir()} for out in ("one", "two")
     )
     assert one == two
-    assert len(one) == 600 + 3  # and import.json, bad.jsonl, .lock
+    assert len(one) == 30 + 3  # and import.json, bad.jsonl, .lock
 
 
 def test_a_second_run_keeps_whole_maps_and_mends_damaged_ones(source, tmp_path):
@@ -164,7 +162,7 @@ def changed(**what):
         (b"\xff\xd8\xff not a tensor", "unreadable", "expected a file that torch.save wrote"),
         (saved(published())[:400], "unreadable", "expected a file that torch.save wrote"),
         (pickle.dumps(Evil()), "unreadable", "expected a file that torch.save wrote"),
-        (saved(Evil()), "unreadable", "found a file that cannot be read as one"),
+        (saved(Evil()), "unreadable", r"cannot be read as one \(it is damaged, or holds more than tensors"),
         (zip_bomb(), "too-large", "expected at most 67108864 bytes of a label map, found a claim of"),
         (claims_too_much(), "too-large", "found a claim of 1099511627776"),
         (saved({"map": published()}), "not-a-label-map", "expected one dense tensor, found dict"),

@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import msgpack
 import numpy as np
 import pytest
+from packed_files import files, samples
+from ray_processes import wait_until
 
 from softshard.shards import (
     DataError,
@@ -24,24 +25,10 @@ from softshard.shards import (
     decode_label_map,
     encode_label_map,
     pack,
-    read_shard,
     verify,
 )
 from softshard.shards.images import store_image
 from softshard.shards.manifest import load_sidecar
-
-
-def files(folder):
-    """Every file of a packed folder, by name; the lock is empty and of no account."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
-
-
-def samples(folder):
-    return {sample.key: sample.parts for path in sorted(folder.glob("*.tar")) for sample in read_shard(path)}
 
 
 def test_every_image_is_packed_with_its_labels(source, tmp_path, options, table_tree):
@@ -175,44 +162,35 @@ def test_a_second_run_of_the_same_plan_makes_nothing_and_returns_the_same(source
 
 
 @pytest.mark.parametrize("lost", ["train-000001.tar", "train-000001.idx", "receipts/train-000001.tar.json"])
-def test_a_resume_makes_again_what_is_missing(source, tmp_path, options, lost):
-    pack(source, tmp_path / "set", options, workers=1)
-    expected = files(tmp_path / "set")
-    (tmp_path / "set" / "train" / lost).unlink()
-    (tmp_path / "set" / "train" / "manifest.json").unlink()
-    pack(source, tmp_path / "set", options, workers=1)
-    assert files(tmp_path / "set") == expected
+def test_a_resume_makes_again_what_is_missing(source, finished, finished_once, options, lost):
+    (finished / "train" / lost).unlink()
+    (finished / "train" / "manifest.json").unlink()
+    pack(source, finished, options, workers=1)
+    assert files(finished) == files(finished_once)
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b"{}", b'{"plan": 1'])
-def test_a_damaged_receipt_counts_as_none(source, tmp_path, options, damage):
-    pack(source, tmp_path / "set", options, workers=1)
-    expected = files(tmp_path / "set")
-    (tmp_path / "set" / "train" / "receipts" / "train-000000.tar.json").write_bytes(damage)
-    pack(source, tmp_path / "set", options, workers=1)
-    assert files(tmp_path / "set") == expected
+def test_a_damaged_receipt_counts_as_none(source, finished, finished_once, options, damage):
+    (finished / "train" / "receipts" / "train-000000.tar.json").write_bytes(damage)
+    pack(source, finished, options, workers=1)
+    assert files(finished) == files(finished_once)
 
 
-def test_a_cut_shard_is_made_again(source, tmp_path, options):
-    pack(source, tmp_path / "set", options, workers=1)
-    expected = files(tmp_path / "set")
-    shard = tmp_path / "set" / "train" / "train-000002.tar"
+def test_a_cut_shard_is_made_again(source, finished, finished_once, options):
+    shard = finished / "train" / "train-000002.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
-    pack(source, tmp_path / "set", options, workers=1)
-    assert files(tmp_path / "set") == expected
+    pack(source, finished, options, workers=1)
+    assert files(finished) == files(finished_once)
 
 
-def test_what_a_killed_run_left_half_written_disappears(source, tmp_path, options):
-    pack(source, tmp_path / "expected", options, workers=1)
-    (tmp_path / "set" / "train" / "receipts").mkdir(parents=True)
+def test_what_a_killed_run_left_half_written_disappears(source, tmp_path, finished_once, options):
+    (tmp_path / "set").mkdir()
     (tmp_path / "set" / "plan.json.part").write_bytes(b"{")  # killed before it had a plan
-    (tmp_path / "set" / "train").joinpath("receipts").rmdir()
-    (tmp_path / "set" / "train").rmdir()
     pack(source, tmp_path / "set", options, workers=1)
     for name in ("train-000001.tar.part", "train-000001.idx.part", "receipts/train-000001.tar.json.part"):
         (tmp_path / "set" / "train" / name).write_bytes(b"half")
     pack(source, tmp_path / "set", options, workers=1)
-    assert files(tmp_path / "set") == files(tmp_path / "expected")
+    assert files(tmp_path / "set") == files(finished_once)
 
 
 def children(process):
@@ -242,7 +220,7 @@ def long_run(tmp_path, jpeg):
         pytest.skip("needs /proc to see processes")
     (tmp_path / "source" / "a").mkdir(parents=True)
     (tmp_path / "source" / "a" / "0.jpg").write_bytes(jpeg(2000, 2000))
-    for i in range(1, 120):
+    for i in range(1, 60):
         (tmp_path / "source" / "a" / f"{i}.jpg").hardlink_to(tmp_path / "source" / "a" / "0.jpg")
     command = [
         sys.executable,
@@ -256,7 +234,7 @@ def long_run(tmp_path, jpeg):
         "--size",
         "1500",
         "--shard-samples",
-        "10",
+        "5",
         "--workers",
         "2",
     ]
@@ -270,14 +248,6 @@ def long_run(tmp_path, jpeg):
         run.wait()
 
 
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return value
-
-
 def test_a_killed_run_leaves_no_process_and_continues_to_the_end(tmp_path, long_run):
     workers = children(long_run.pid)
     assert len(workers) >= 2
@@ -287,8 +257,8 @@ def test_a_killed_run_leaves_no_process_and_continues_to_the_end(tmp_path, long_
     finished = {path: path.stat().st_ino for path in (path.parents[1] / path.stem for path in receipts)}
     assert 0 < len(finished) < 12
     assert not (tmp_path / "set" / "train" / "manifest.json").exists()
-    options = PackOptions(image=ImageRecipe(1500), shard_samples=10)
-    assert pack(tmp_path / "source", tmp_path / "set", options, workers=2).packed == 120
+    options = PackOptions(image=ImageRecipe(1500), shard_samples=5)
+    assert pack(tmp_path / "source", tmp_path / "set", options, workers=2).packed == 60
     assert verify(tmp_path / "set").problems == []
     assert not list((tmp_path / "set").rglob("*.part"))
     assert {path: path.stat().st_ino for path in finished} == finished  # not made again
@@ -320,12 +290,10 @@ def test_a_worker_that_dies_is_reported_with_what_to_do(tmp_path, long_run):
         {"val_split": "lexical"},
     ],
 )
-def test_a_changed_option_into_the_same_folder_is_refused(source, tmp_path, options, change):
-    pack(source, tmp_path / "set", options, workers=1)
-    before = files(tmp_path / "set")
+def test_a_changed_option_into_the_same_folder_is_refused(source, finished, finished_once, options, change):
     with pytest.raises(UsageError, match=r"of an earlier run: .* was .*, is .*\. Give the same again, or"):
-        pack(source, tmp_path / "set", replace(options, **change), workers=1)
-    assert files(tmp_path / "set") == before
+        pack(source, finished, replace(options, **change), workers=1)
+    assert files(finished) == files(finished_once)
 
 
 def test_a_changed_source_tree_or_class_list_into_the_same_folder_is_refused(
@@ -348,15 +316,14 @@ def _fingerprint(tree):
     return replace(tree, max_levels=1).fingerprint
 
 
-def test_another_pixel_stack_is_refused_and_both_are_named(source, tmp_path, options):
-    pack(source, tmp_path / "set", options, workers=1)
-    plan = json.loads((tmp_path / "set" / "plan.json").read_bytes())
+def test_another_pixel_stack_is_refused_and_both_are_named(source, finished, options):
+    plan = json.loads((finished / "plan.json").read_bytes())
     plan["pixel_stack"]["pillow"] = "0.0.1"
-    (tmp_path / "set" / "plan.json").write_text(json.dumps(plan))
+    (finished / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(
         UsageError, match=r"expected the pixel stack .*'0\.0\.1'.* of the earlier run, found "
     ):
-        pack(source, tmp_path / "set", options, workers=1)
+        pack(source, finished, options, workers=1)
 
 
 def test_a_folder_of_something_else_is_refused(source, tmp_path, options):
@@ -366,13 +333,12 @@ def test_a_folder_of_something_else_is_refused(source, tmp_path, options):
         pack(source, tmp_path / "set", options, workers=1)
 
 
-def test_a_damaged_plan_is_refused(source, tmp_path, options):
-    pack(source, tmp_path / "set", options, workers=1)
-    (tmp_path / "set" / "plan.json").write_bytes(b"{}")
+def test_a_damaged_plan_is_refused(source, finished, options):
+    (finished / "plan.json").write_bytes(b"{}")
     with pytest.raises(
         DataError, match=r"plan\.json: expected the plan of an earlier run, found: .*it is damaged"
     ):
-        pack(source, tmp_path / "set", options, workers=1)
+        pack(source, finished, options, workers=1)
 
 
 def test_a_folder_that_another_run_writes_is_refused(source, tmp_path, options):
@@ -512,7 +478,7 @@ def test_a_resume_with_maps_of_another_shape_is_refused(source, tmp_path, option
         pack(source, tmp_path / "set", with_maps(options, others), workers=1)
 
 
-def test_bad_inputs_that_were_mended_are_packed_when_asked_for(source, tmp_path, options):
+def test_bad_inputs_that_were_mended_are_packed_when_asked_for(source, tmp_path, finished_once, options):
     bad = sorted(source.rglob("*.jpg"))[0]
     whole = bad.read_bytes()
     bad.write_bytes(whole[:40])
@@ -523,8 +489,7 @@ def test_bad_inputs_that_were_mended_are_packed_when_asked_for(source, tmp_path,
     assert (again.bad, again.shards_kept) == (1, 5)
     mended = pack(source, tmp_path / "set", options, workers=1, retry_bad=True)
     assert (mended.bad, mended.shards_kept) == (0, 4)
-    pack(source, tmp_path / "expected", options, workers=1)
-    assert files(tmp_path / "set") == files(tmp_path / "expected")
+    assert files(tmp_path / "set") == files(finished_once)
 
 
 def test_with_a_budget_of_nothing_one_bad_input_stops_the_run(source, tmp_path, options):
@@ -533,8 +498,9 @@ def test_with_a_budget_of_nothing_one_bad_input_stops_the_run(source, tmp_path, 
         pack(source, tmp_path / "set", replace(options, max_bad=0), workers=1)
 
 
-def test_a_disk_that_fails_is_not_a_bad_image_and_the_run_continues(source, tmp_path, options, monkeypatch):
-    pack(source, tmp_path / "expected", options, workers=1)
+def test_a_disk_that_fails_is_not_a_bad_image_and_the_run_continues(
+    source, tmp_path, finished_once, options, monkeypatch
+):
     task = sys.modules["softshard.shards.shard_task"]
     real, reads = task.read_image, []
 
@@ -549,7 +515,7 @@ def test_a_disk_that_fails_is_not_a_bad_image_and_the_run_continues(source, tmp_
         with pytest.raises(StorageError, match="the disk or this machine is in trouble, not the image"):
             pack(source, tmp_path / "set", options, workers=1)
     assert pack(source, tmp_path / "set", options, workers=1).bad == 0
-    assert files(tmp_path / "set") == files(tmp_path / "expected")
+    assert files(tmp_path / "set") == files(finished_once)
 
 
 def test_a_source_that_goes_away_is_not_many_bad_images(source, tmp_path, options, monkeypatch):
@@ -570,7 +536,7 @@ def test_a_source_that_goes_away_is_not_many_bad_images(source, tmp_path, option
 
 
 def test_a_retry_that_is_killed_leaves_no_receipt_of_a_shard_that_has_changed(
-    source, tmp_path, options, monkeypatch
+    source, tmp_path, finished_once, options, monkeypatch
 ):
     bad = sorted(source.rglob("*.jpg"))[0]
     whole = bad.read_bytes()
@@ -587,5 +553,4 @@ def test_a_retry_that_is_killed_leaves_no_receipt_of_a_shard_that_has_changed(
             pack(source, tmp_path / "set", options, workers=1, retry_bad=True)
     pack(source, tmp_path / "set", options, workers=1)
     assert verify(tmp_path / "set").ok
-    pack(source, tmp_path / "expected", options, workers=1)
-    assert files(tmp_path / "set") == files(tmp_path / "expected")
+    assert files(tmp_path / "set") == files(finished_once)

@@ -167,9 +167,9 @@ def test_shards_are_near_equal_runs_that_cover_all_samples(num, samples_per_shar
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_a_million_files_of_21841_classes_take_few_bytes_each():
+def test_files_take_few_bytes_each():
     """So that 14 million take a few hundred megabytes; benchmarks/plan_scale.py measures those."""
-    num_files, num_classes = 1_000_000, 21_841
+    num_files, num_classes = 200_000, 4_368
     tracemalloc.start()
     folders = []
     for i in range(num_classes):
@@ -186,7 +186,7 @@ def test_a_million_files_of_21841_classes_take_few_bytes_each():
     assert (planned - listed) / num_files < 8
     assert (peak - num_classes * per_class) / num_files < 100
     assert [len(split) for split in plan.splits] == [num_files - 5 * num_classes, 5 * num_classes]
-    sample = plan.splits[0].samples(500_000, 500_001)[0]
+    sample = plan.splits[0].samples(100_000, 100_001)[0]
     assert sample.path == f"{plan.class_names[sample.class_index]}/{sample.key}.JPEG"
 
 

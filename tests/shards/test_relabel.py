@@ -148,7 +148,7 @@ def test_the_way_beyond_the_roots_never_leads_back_into_the_tree():
 
 def test_a_mistyped_class_is_an_error_and_all_are_named(old_tree):
     with pytest.raises(DataError, match="expected classes of the data set, found 2 of 3 that it has nothing for: "
-                       "swann, ook; correct the names"):  # fmt: skip
+                       "'swann', 'ook'; correct the names"):  # fmt: skip
         relabel(OLD, ["swann", "fish", "ook"], old_tree=old_tree)
     found = relabel(OLD, ["swann", "fish", "ook"], old_tree=old_tree, allow_missing=True)
     assert found.without_source == ("swann", "ook")
@@ -159,7 +159,7 @@ def test_a_mistyped_class_is_an_error_and_all_are_named(old_tree):
     ("new", "options", "error", "message"),
     [
         ([], {}, UsageError, "expected new classes, found none"),
-        (["oak", "fish", "oak"], {}, DataError, "expected distinct new classes, found twice: oak"),
+        (["oak", "fish", "oak"], {}, DataError, "expected distinct new classes, found twice: 'oak'"),
         (
             ["oak"],
             {"inner": "all"},

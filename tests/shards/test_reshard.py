@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from packed_files import files, samples
 
 from softshard.shards import (
     DataError,
@@ -20,7 +21,6 @@ from softshard.shards import (
     UsageError,
     pack,
     progress,
-    read_shard,
     reshard,
     verify,
 )
@@ -29,23 +29,6 @@ from softshard.shards.destination import LocalDestination
 from softshard.shards.gather import index_samples
 from softshard.shards.manifest import load_sidecar
 from softshard.shards.schema import DEFAULT_SHARD_BYTES
-
-
-def samples(folder):
-    """Every sample of a data set, in the manifest's order."""
-    return {
-        sample.key: sample.parts
-        for shard in Manifest.load(folder).shards
-        for sample in read_shard(folder / shard.name)
-    }
-
-
-def files(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 @pytest.fixture
@@ -288,7 +271,7 @@ def test_killed_at_any_moment_it_never_looks_whole_and_continues(train, tmp_path
 
 def test_another_run_s_folder_or_a_full_one_is_refused(train, val, tmp_path):
     reshard([train], tmp_path / "set", ReshardOptions(shuffle=1))
-    with pytest.raises(UsageError, match=r"of another run\. Write into a new folder"):
+    with pytest.raises(UsageError, match=r"of another run \(reshard differ\)\. Write into a new folder"):
         reshard([train], tmp_path / "set", ReshardOptions(shuffle=2))
     with pytest.raises(UsageError, match="expected an empty or new folder, found"):
         reshard([train], val)

@@ -1,6 +1,7 @@
 """Which errors are worth another try; the errors are those that the file systems raised against real servers."""
 
 import errno
+import re
 
 import pytest
 from aiohttp import ClientConnectionError, ClientPayloadError
@@ -16,6 +17,24 @@ def from_s3(made, code, status):
     answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
     made.__cause__ = ClientError(answer, "GetObject")
     return made
+
+
+class HttpError(Exception):
+    """gcsfs's."""
+
+    code = 401
+
+
+class ResourceNotFoundError(Exception):
+    """Azure's, whose classes all know the status."""
+
+    status_code = 404
+
+
+class ClientAuthenticationError(Exception):
+    """Azure's of a key that is none: nothing was asked."""
+
+    status_code = None
 
 
 def cut_short():
@@ -36,6 +55,13 @@ TABLE = [
     (ClientConnectionError(), False, None),
     (ConnectionResetError(errno.ECONNRESET, "reset"), False, None),
     (ValueError("Invalid bucket name"), True, None),
+    (HttpError(), True, 401),
+    (
+        OSError("Forbidden: https://storage.googleapis.com/b/k"),
+        True,
+        None,
+    ),  # gcsfs's of 403, which it does not name
+    (type("AzureSigningError", (ClientAuthenticationError,), {})(), True, None),
 ]
 
 
@@ -75,6 +101,23 @@ def test_the_patience_of_a_call_is_its_own():
 def test_a_no_is_asked_once(error, final, status):
     with pytest.raises(StorageError, match=r"^s3://b/k: cannot be read: "):
         patiently(failing([error]), "s3://b/k")
+
+
+def test_a_container_that_is_not_there_is_no_file():
+    with pytest.raises(FileNotFoundError, match=r"^az://c/k: cannot be written: ResourceNotFoundError 404$"):
+        patiently(failing([ResourceNotFoundError()]), "az://c/k", "written")
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("gcs://b/k", r"credentials \(for gs: GOOGLE_APPLICATION_CREDENTIALS, or run: gcloud .*login\)$"),
+        ("abfs://c/k", r"credentials \(for az: AZURE_STORAGE_ACCOUNT_NAME and .*_CONNECTION_STRING\)$"),
+        ("https://h/k", "credentials$"),
+    ],
+)
+def test_who_is_not_let_in_is_told_where_credentials_come_from(url, told):
+    assert re.search(told, failure(url, PermissionError("no")))
 
 
 def test_patience_ends(monkeypatch):

@@ -26,7 +26,7 @@ def test_a_list_is_packed_with_its_other_columns(source, tmp_path, options):
         f"source/{p.relative_to(source)},{p.parent.name},Ann {p.stem}" for p in sorted(source.rglob("*.jpg"))
     ]
     write(tmp_path / "list.csv", "\n".join(lines))
-    assert pack(tmp_path / "list.csv", tmp_path / "set", options, workers=2).packed == 16
+    assert pack(tmp_path / "list.csv", tmp_path / "set", options, workers=1).packed == 16
     shard = tmp_path / "set" / "train" / "train-000000.tar"
     for sample in read_shard(shard):
         meta = msgpack.unpackb(sample.parts["msgpack"])

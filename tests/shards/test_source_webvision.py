@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import msgpack
 import pytest
+from packed_files import samples
 
-from softshard.shards import Manifest, pack, read_shard, tags_build, tags_work
+from softshard.shards import Manifest, pack, tags_build, tags_work
 from softshard.shards.errors import DataError, UsageError
 from softshard.shards.sources import open_source
 from softshard.shards.storage import LocalStorage
@@ -111,10 +112,9 @@ def test_it_is_packed_with_its_validation_images_and_texts(webvision, tmp_path, 
     assert (train.num_samples, train.class_names) == (4, ("n01440764", "n01443537", "n02123045"))
     assert Manifest.load(tmp_path / "set" / "val").num_samples == 3
     texts = {}
-    for shard in train.shards:
-        for sample in read_shard(tmp_path / "set" / "train" / shard.name):
-            meta = msgpack.unpackb(sample.parts["msgpack"])
-            texts[meta["path"]] = (meta.get("metadata"), int(sample.parts["cls"]))
+    for parts in samples(tmp_path / "set" / "train").values():
+        meta = msgpack.unpackb(parts["msgpack"])
+        texts[meta["path"]] = (meta.get("metadata"), int(parts["cls"]))
     assert texts["flickr/q0002/img 0.jpg"] == (TEXTS["flickr/q0002"][0], 1)
 
 

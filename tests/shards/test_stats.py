@@ -2,8 +2,9 @@ import json
 
 import numpy as np
 import pytest
+from packed_files import samples
 
-from softshard.shards import DataError, Manifest, read_shard
+from softshard.shards import DataError, Manifest
 from softshard.shards.cli import main
 from softshard.shards.stats import data_set_stats, format_stats
 from softshard.shards.stats_page import _sorted_curve, stats_page
@@ -12,7 +13,7 @@ from softshard.shards.stats_page import _sorted_curve, stats_page
 def test_the_counts_are_those_of_the_samples(packed_once, table_tree):
     folder = packed_once / "train"
     stats = data_set_stats(folder)
-    samples = [sample.parts for path in sorted(folder.glob("*.tar")) for sample in read_shard(path)]
+    stored = samples(folder).values()
     assert (stats["samples"], stats["shards"]) == (13, 4)
     assert (
         stats["bytes"]
@@ -24,7 +25,7 @@ def test_the_counts_are_those_of_the_samples(packed_once, table_tree):
         "listed": 5, "with_samples": 3, "smallest": 3, "median": 4.0, "largest": 6, "largest_name": "dog",
     }  # fmt: skip
     assert stats["component_bytes_per_sample"] == {
-        suffix: round(sum(len(parts[suffix]) for parts in samples) / 13, 1)
+        suffix: round(sum(len(parts[suffix]) for parts in stored) / 13, 1)
         for suffix in ("jpg", "cls", "hier.npy", "lmap", "msgpack")
     }
     levels = [(x["classes"], x["samples_with_target"], x["samples_labelled_here"]) for x in stats["levels"]]

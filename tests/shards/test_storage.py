@@ -4,18 +4,11 @@ import re
 
 import fsspec
 import pytest
+from packed_files import files
 
 from softshard.shards import DataError, StorageError, UsageError, pack, verify
 from softshard.shards.sources import open_source
 from softshard.shards.storage import LocalStorage, open_storage, public_name
-
-
-def everything(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 @pytest.mark.parametrize("form", ["folder", "tars", "whole.tar", "list.csv"])
@@ -28,8 +21,8 @@ def test_a_web_server_gives_what_the_local_path_gives(
     pack(local, tmp_path / "a", options, workers=1)
     summary = pack(url, tmp_path / "b", options, workers=2)
     assert (summary.packed, summary.bad) == (16, 0)
-    assert everything(tmp_path / "a") == everything(tmp_path / "b")
-    assert not any(b"secret" in data for data in everything(tmp_path / "b").values())
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert not any(b"secret" in data for data in files(tmp_path / "b").values())
 
 
 def test_a_file_that_is_gone_is_in_the_ledger_and_the_password_is_not(serve, source, tmp_path, options):
@@ -39,7 +32,7 @@ def test_a_file_that_is_gone_is_in_the_ledger_and_the_password_is_not(serve, sou
     url = f"{serve(source)}/list.csv"
     assert pack(url, tmp_path / "set", options, workers=1).bad == 1
     assert "FileNotFoundError" in (tmp_path / "set" / "bad.jsonl").read_text()
-    assert not any(b"secret" in data for data in everything(tmp_path / "set").values())
+    assert not any(b"secret" in data for data in files(tmp_path / "set").values())
 
 
 def test_a_wrong_password_is_an_error_that_does_not_tell_it(serve, source):
@@ -86,7 +79,7 @@ def test_any_fsspec_url_is_a_source(source, tmp_path, options, form, collection_
         pack(f"file://{local}", tmp_path / "c", options, workers=1)
     finally:
         memory.rm("/test", recursive=True)
-    assert everything(tmp_path / "a") == everything(tmp_path / "b") == everything(tmp_path / "c")
+    assert files(tmp_path / "a") == files(tmp_path / "b") == files(tmp_path / "c")
     assert verify(tmp_path / "b").ok
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgpack
 import pytest
+from packed_files import samples
 from tag_lists import ALL, ROWS, definitions, files, read_rows, write_rows
 
 from softshard.shards import Manifest, pack, read_shard
@@ -99,17 +100,17 @@ def test_numbers_as_labels_are_named_by_the_class_list(tmp_path):
 def test_the_bytes_are_the_same_for_any_number_of_processes_and_those_of_a_plain_loop(tmp_path):
     rows = definitions(4500)  # three blocks
     rows += [rows[7], {**rows[7], "description": "another text"}, {"path": "x", "label": ""}]
-    for workers in (1, 3):
+    for workers in (1, 2):
         (tmp_path / str(workers)).mkdir()
         source = write_rows(tmp_path / str(workers) / "in.jsonl", rows)
         report = build_tags(source, source.with_name("out.jsonl"), workers=workers)
         assert (report.read, report.images, report.duplicates, report.bad_rows) == (4503, 4500, 2, 1)
-    one, three = files(tmp_path / "1"), files(tmp_path / "3")
+    one, two = files(tmp_path / "1"), files(tmp_path / "2")
     report_of = lambda found: {**json.loads(found.pop("out.report.json")), "source": ""}  # noqa: E731
-    assert report_of(one) == report_of(three)
-    for found in (one, three):
-        found["out.bad.jsonl"] = found["out.bad.jsonl"].replace(b"/3/in.jsonl", b"/1/in.jsonl")
-    assert one == three
+    assert report_of(one) == report_of(two)
+    for found in (one, two):
+        found["out.bad.jsonl"] = found["out.bad.jsonl"].replace(b"/2/in.jsonl", b"/1/in.jsonl")
+    assert one == two
 
     tagger = TextTagger()
     found = [tagger(image_text(row).text) or tagger(row["label"]) for row in rows[:4500]]
@@ -323,18 +324,17 @@ def test_photographs_are_tagged_by_what_timm_says_of_their_classes(shared_data, 
         }
         for wnid in wnids
     ]
-    report = build_tags(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "tags.jsonl", workers=2)
+    report = build_tags(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "tags.jsonl", workers=1)
     assert (report.images, report.bad_rows, report.duplicates) == (300, 0, 0)
     assert report.coverage > 0.9
     assert 2 < report.stats.tags / 300 < 8
-    assert pack(tmp_path / "tags.jsonl", tmp_path / "set", workers=2).packed == 300
+    assert pack(tmp_path / "tags.jsonl", tmp_path / "set", workers=1).packed == 300
     vocabulary = set((tmp_path / "tags.vocabulary.tsv").read_text().splitlines()[1:])
     vocabulary = {line.partition("\t")[0] for line in vocabulary}
     tags = {}
-    for record in Manifest.load(tmp_path / "set" / "train").shards:
-        for sample in read_shard(tmp_path / "set" / "train" / record.name):
-            meta = msgpack.unpackb(sample.parts["msgpack"])
-            tags[Path(meta["path"]).parent.name] = meta["metadata"]["tags"]
+    for parts in samples(tmp_path / "set" / "train").values():
+        meta = msgpack.unpackb(parts["msgpack"])
+        tags[Path(meta["path"]).parent.name] = meta["metadata"]["tags"]
     assert len(tags) == 300
     assert {tag for found in tags.values() for tag in found} == vocabulary
     assert "big cat" in vocabulary or "large" in vocabulary

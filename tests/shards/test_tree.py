@@ -14,7 +14,7 @@ from softshard.shards.relations import INNER_RULES, ONE_PARENT_RULES, PARENT_RUL
 from softshard.shards.schema import HIER, MAX_LEVEL_CLASSES
 from softshard.shards.tree import LabelTree
 from softshard.shards.tree_limits import MAX_LEVELS
-from softshard.shards.wordnet import hypernyms, lemmas, wordnet
+from softshard.shards.wordnet import wordnet
 
 FALL11, WINTER21 = "imagenet-21k-p-fall11", "imagenet-21k-p-winter21"
 SWAN = "n01858441"
@@ -108,7 +108,7 @@ def test_classes_at_or_below_each_level_of_the_published_tree(class_list, tail_s
 
 @needs_timm
 def test_301_classes_of_fall11_have_several_parents():
-    assert sum(len(hypernyms(wnid)) > 1 for wnid in load_class_list(FALL11)) == 301
+    assert sum(len(wordnet().hypernyms(wnid)) > 1 for wnid in load_class_list(FALL11)) == 301
 
 
 @pytest.mark.shared
@@ -206,11 +206,11 @@ def test_all_adds_every_ancestor():
     dog = "n02084071"
     tree = LabelTree.from_wordnet([dog], inner="all")
     chain = [dog]
-    while hypernyms(chain[-1]):
-        chain.append(hypernyms(chain[-1])[0])
+    while wordnet().hypernyms(chain[-1]):
+        chain.append(wordnet().hypernyms(chain[-1])[0])
     assert tree.classes == (dog, *sorted(chain[1:]))
     assert tree.levels[0] == len(chain) - 1
-    assert tree.names[0] == lemmas(dog)[0]
+    assert tree.names[0] == wordnet().lemmas(dog)[0]
 
 
 def test_two_siblings_are_flat_and_no_inner_rule_is_praised():

@@ -17,7 +17,7 @@ from softshard.shards.schema import HIER
 from softshard.shards.stats import data_set_stats
 from softshard.shards.tree import LabelTree
 from softshard.shards.tree_paths import MAX_VECTOR_VALUES
-from softshard.shards.wordnet import hypernyms
+from softshard.shards.wordnet import wordnet
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs timm's wheel")
 ANIMAL, DOMESTIC, CANINE, DOG, CAR = "n00015388", "n01317541", "n02083346", "n02084071", "n02958343"
@@ -32,7 +32,9 @@ def diamond(**options):
 
 def nearest(wnid, kept):
     """Kept ancestors of a synset without any kept one between."""
-    return {n for above in hypernyms(wnid) for n in ({above} if above in kept else nearest(above, kept))}
+    return {
+        n for above in wordnet().hypernyms(wnid) for n in ({above} if above in kept else nearest(above, kept))
+    }
 
 
 def test_a_class_has_a_vector_for_each_path():
@@ -89,7 +91,7 @@ def test_all_paths_of_imagenet_21k_p():
     assert tree.level_sizes == (267, 1196, 2022, 2589, 2233, 1404, 729, 344, 214, 155, 62, 6)
     assert np.array_equal(tree.levels, longest.levels)
     # 200 of the 301 classes with several hypernyms have several kept parents.
-    several = [i for i, wnid in enumerate(classes) if len(hypernyms(wnid)) > 1]
+    several = [i for i, wnid in enumerate(classes) if len(wordnet().hypernyms(wnid)) > 1]
     assert len(several) == 301
     assert len(np.unique(tree.other_parents[:, 0])) == 200
     assert set(tree.other_parents[:, 0].tolist()) <= {

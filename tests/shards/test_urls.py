@@ -4,11 +4,13 @@ import json
 import re
 import shutil
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
 import numpy as np
 import pytest
+from packed_files import files
 
 from softshard.shards import DataError, Manifest, ReshardOptions, UsageError, reshard, verify
 from softshard.shards.cli import main
@@ -69,14 +71,6 @@ def faulty():
         server.server_close()
 
 
-def files(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
-
-
 # ---- The same as locally
 
 
@@ -92,6 +86,19 @@ def test_a_web_server_gives_what_the_folder_gives(serve, packed_once, tmp_path):
     assert found == files(tmp_path / "a")
     assert not any(b"secret" in data for data in found.values())
     assert verify(tmp_path / "b", decode=True).ok
+
+
+def test_a_server_without_ranges_gives_what_is_read_whole(packed_once, capfd):
+    """Python's own, `python -m http.server`."""
+    pytest.importorskip("aiohttp")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=packed_once))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        report = verify(f"http://127.0.0.1:{server.server_port}/train", decode=True, workers=1)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (report.problems, report.samples) == ([], 13)
 
 
 def test_two_processes_check_what_is_behind_a_url(serve, packed_once):

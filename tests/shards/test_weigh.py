@@ -356,13 +356,7 @@ def test_bad_lines_are_recorded_and_a_byte_order_mark_and_crlf_are_none(tmp_path
     bad = read(tmp_path / "out.bad.jsonl")
     assert [line["line"] for line in bad] == [3, 4, 5, 6, 7]
     reasons = " ".join(line["reason"] for line in bad)
-    for says in (
-        "expected a JSON object, found",
-        "found byte 0xff",
-        "found list",
-        "found 'wolf'",
-        "found None",
-    ):
+    for says in ("a JSON object, found", "found byte 0xff", "found list", "found 'wolf'", "found None"):
         assert says in reasons
 
 
@@ -450,15 +444,7 @@ def test_the_command_weighs_and_packing_takes_what_it_wrote(tmp_path, source_mak
     write(tmp_path / "web" / "in.jsonl", rows)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     out = tmp_path / "web" / "out.jsonl"
-    command = [
-        "tags",
-        "weigh",
-        tmp_path / "web" / "in.jsonl",
-        "-o",
-        out,
-        "--classes",
-        tmp_path / "classes.txt",
-    ]
+    command = ["tags", "weigh", out.with_name("in.jsonl"), "-o", out, "--classes", tmp_path / "classes.txt"]
     assert main([*map(str, command), "--by", "wup", "--temperature", "0.5"]) == 0
     assert "read 4 = written 4 + bad 0" in capsys.readouterr().out
     options = PackOptions(image=ImageRecipe(resize="none"), shard_samples=4, weights=load_how(out, "weights"))
@@ -472,7 +458,7 @@ def test_show_prints_and_draws_the_nearest_concepts(tmp_path, capsys):
     assert main(command) == 0
     text = capsys.readouterr().out
     assert f"1.0000  {DOG} dog  wup 1.000  path 1.000" in text
-    assert f"{CAT} true cat  wup 0.857  path 0.200" in text or "wup 0.857  path 0.200" in text
+    assert "wup 0.857  path 0.200" in text
     assert main([*command, "-o", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert "<svg" in page
@@ -483,17 +469,7 @@ def test_show_prints_and_draws_the_nearest_concepts(tmp_path, capsys):
 
 def test_show_says_where_an_image_gets_its_label_alone(tmp_path, capsys):
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
-    command = [
-        "tags",
-        "show",
-        DOG,
-        "--classes",
-        str(tmp_path / "classes.txt"),
-        "--by",
-        "text",
-        "--text",
-        "zzz",
-    ]
+    command = ["tags", "show", DOG, "--classes", str(tmp_path / "classes.txt"), "--by=text", "--text=zzz"]
     assert main(command) == 0
     text = capsys.readouterr().out
     assert text.splitlines() == [f"{DOG}: {FELL_BACK}", f"  1.0000  {DOG} dog  text 0.000"]

@@ -13,10 +13,6 @@ from softshard.shards.make_wordnet_table import main, published_exceptions, read
 from softshard.shards.wordnet import (
     TABLE_PATH,
     WordNet,
-    hypernyms,
-    lemmas,
-    published_parent,
-    senses,
     wordnet,
 )
 
@@ -69,30 +65,30 @@ def is_a_parents():
 
 
 def test_hypernyms_come_in_pointer_order():
-    assert hypernyms("n02084071") == ("n02083346", "n01317541")  # dog: canine, domestic animal
-    assert hypernyms("n00001740") == ()  # entity
+    assert wordnet().hypernyms("n02084071") == ("n02083346", "n01317541")  # dog: canine, domestic animal
+    assert wordnet().hypernyms("n00001740") == ()  # entity
 
 
 def test_instances_have_hypernyms_too():
-    assert hypernyms("n09450163") == ("n09444100",)  # sun, an instance of star
+    assert wordnet().hypernyms("n09450163") == ("n09444100",)  # sun, an instance of star
 
 
 def test_senses_come_most_frequent_first():
-    assert senses("cat")[:2] == ("n02121620", "n10153414")
-    assert senses("dog")[0] == "n02084071"
+    assert wordnet().senses("cat")[:2] == ("n02121620", "n10153414")
+    assert wordnet().senses("dog")[0] == "n02084071"
 
 
 @pytest.mark.parametrize("name", ["tabby cat", "tabby_cat", "Tabby Cat", " TABBY  cat "])
 def test_names_are_found_whatever_their_case_and_spaces(name):
-    assert senses(name) == ("n02123045",)
+    assert wordnet().senses(name) == ("n02123045",)
 
 
 def test_an_unknown_name_has_no_senses():
-    assert senses("not a noun at all") == ()
+    assert wordnet().senses("not a noun at all") == ()
 
 
 def test_lemmas_have_spaces():
-    assert lemmas("n02123045") == ("tabby", "tabby cat")
+    assert wordnet().lemmas("n02123045") == ("tabby", "tabby cat")
 
 
 def test_membership_is_by_wnid():
@@ -104,7 +100,7 @@ def test_membership_is_by_wnid():
 
 def test_an_unknown_wnid_is_named():
     with pytest.raises(DataError, match=r"'n00000001': not a noun synset of WordNet 3\.0"):
-        hypernyms("n00000001")
+        wordnet().hypernyms("n00000001")
 
 
 def test_the_packaged_table_is_of_wordnet_3_0():
@@ -122,7 +118,7 @@ def test_the_packaged_table_has_fixed_times_and_no_pickle():
 
 def test_reading_wordnet_imports_neither_nltk_nor_torch():
     code = (
-        "import sys; from softshard.shards.wordnet import senses; senses('cat'); "
+        "import sys; from softshard.shards.wordnet import wordnet; wordnet().senses('cat'); "
         "assert not {'nltk', 'torch', 'timm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -135,7 +131,7 @@ def test_last_kind_pointer_and_published_parent_differ_for_762_synsets():
 
 
 def test_a_synset_with_instance_pointers_only_is_a_published_root():
-    assert published_parent("n09450163") is None
+    assert wordnet().published_parent("n09450163") is None
 
 
 @pytest.mark.shared
@@ -143,7 +139,7 @@ def test_a_synset_with_instance_pointers_only_is_a_published_root():
 def test_published_parents_agree_with_every_last_line_of_the_list(is_a_parents):
     assert len(is_a_parents) == 74_389
     expected = {wnid: is_a_parents[wnid][-1] if wnid in is_a_parents else None for wnid in wordnet()}
-    assert {wnid: published_parent(wnid) for wnid in wordnet()} == expected
+    assert {wnid: wordnet().published_parent(wnid) for wnid in wordnet()} == expected
 
 
 @pytest.mark.shared
@@ -151,7 +147,7 @@ def test_published_parents_agree_with_every_last_line_of_the_list(is_a_parents):
 def test_1422_children_of_the_list_have_several_parents(is_a_parents):
     several = {child for child, parents in is_a_parents.items() if len(parents) > 1}
     assert len(several) == 1_422
-    assert all(set(is_a_parents[child]) <= set(hypernyms(child)) for child in several)
+    assert all(set(is_a_parents[child]) <= set(wordnet().hypernyms(child)) for child in several)
 
 
 @pytest.mark.shared

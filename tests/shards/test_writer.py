@@ -1,7 +1,9 @@
 import base64
 import hashlib
 import os
+import resource
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -118,6 +120,39 @@ def test_nothing_stays_behind_when_the_disk_fails_at_the_end(tmp_path, monkeypat
     with pytest.raises(OSError, match="No space"):
         writer.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_and_the_file_is_named(tmp_path):
+    """A limit of the system's stands for the disk's. What is still in memory then has no room either."""
+
+    def write_too_much():
+        with ShardWriter(tmp_path / "x.tar", ["jpg"]) as writer:
+            for i in range(1000):
+                writer.write(f"a{i}", {"jpg": bytes(5000)})
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*x\.tar\."):
+            write_too_much()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_and_a_name_of_an_open_file_are_written_to_and_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR)
+    reader, writer = os.pipe()
+    try:
+        write_atomically(tmp_path / "pipe", b"a tree")
+        assert os.read(pipe, 100) == b"a tree"
+        write_atomically(Path(f"/dev/fd/{writer}"), b"a page")
+        assert os.read(reader, 100) == b"a page"
+    finally:
+        for descriptor in (pipe, reader, writer):
+            os.close(descriptor)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_a_shard_has_no_name_before_it_is_whole(tmp_path):

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+import timm
 import torch
 
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
@@ -34,6 +35,21 @@ def shards(tmp_path_factory):
     )
     pack(folder / "images", folder / "shards", options, tree=tree, workers=1)
     return folder / "shards"  # beside folder / "images"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A function: the weights that the hub would bring come from this file; all else is timm's."""
+    plain = timm.create_model
+
+    def bring(path):
+        def create(name, pretrained=False, **options):
+            overlay = {"pretrained_cfg_overlay": {"file": str(path)}} if pretrained else {}
+            return plain(name, pretrained=pretrained, **overlay, **options)
+
+        monkeypatch.setattr(timm, "create_model", create)
+
+    return bring
 
 
 @pytest.fixture(scope="module")

@@ -1,35 +1,22 @@
 """Training on augmented and mixed batches: whole runs, and what the loss sees of a mixed batch."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
+from tiny_runs import Killed, assert_same_weights, kill_at, run, tiny
 
 from softshard.loaders import Loader
 from softshard.shards.errors import UsageError
 from softshard.training import relabel, semantic_softmax
-from softshard.training import step as step_module
-from softshard.training.checkpoint import load_checkpoint
 from softshard.training.losses import SoftTargetLoss
 from softshard.training.models import create_model
 from softshard.training.recipe_presets import paper_cutmix, visible_cutmix
 from softshard.training.step import TrainStep
-from softshard.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def tiny(recipe, **changes):
-    return dataclasses.replace(recipe, **{"epochs": 3, "global_batch": 20, "image_size": 32, **changes})
-
-
-def run(recipe, shards, out, **options):
-    options = {"model": "test_resnet", "val": None, "log_steps": 1, "log": lambda line: None, **options}
-    return train(recipe, str(shards / "train"), out=out, **options)
-
-
-class Killed(Exception):
-    """Stands for a process that is gone."""
+tiny = partial(tiny, epochs=3, global_batch=20)
 
 
 @pytest.mark.parametrize(
@@ -52,23 +39,13 @@ def test_a_killed_run_on_augmented_batches_continues_bit_for_bit(
         "global batch 20 (20 on each of 1 processes), 2 steps an epoch from 48 samples (8 samples" in lines[0]
     )
     assert f"augmented by {recipe.augment}" in lines[0]
-    plain, taken = step_module.model_input, []
-
-    def model_input(images, normalise):
-        taken.append(1)
-        if len(taken) == 1 + 3 * recipe.accumulate:
-            raise Killed
-        return plain(images, normalise)
-
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "model_input", model_input)
+        kill_at(patch, 1 + 3 * recipe.accumulate)
         with pytest.raises(Killed):
             run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), checkpoint_steps=1)
     parts = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), resume=True, num_threads=1)
     assert parts.history == whole.history
-    found, expected = (load_checkpoint(result.checkpoint).model for result in (parts, whole))
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])

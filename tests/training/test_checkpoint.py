@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,21 @@ def test_a_crash_while_saving_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(path, make_checkpoint(step=2))
     assert load_checkpoint(path).step == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_is_named(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, make_checkpoint(step=1))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # stands for the disk's
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*checkpoint\.pt"):
+            save_checkpoint(path, make_checkpoint(model={"weight": torch.zeros(10**6)}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load_checkpoint(path).step == 1
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("keep", [0, 10, 1000, -100, -1])

@@ -2,8 +2,6 @@
 
 import csv
 import dataclasses
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -102,16 +100,11 @@ def test_the_command_writes_what_is_read_again_by_name(suffix, checkpoints, shar
         assert [row[0] for row in rows] == header[1:]
 
 
-def test_two_processes_count_what_one_does(checkpoints, shards, tmp_path):
+def test_two_processes_count_what_one_does(checkpoints, forks, shards, tmp_path):
     """Of 12 images each process gets 6, in batches of 4: half of the last one is padding."""
-    script = tmp_path / "softshard_command.py"
-    script.write_text("import sys\nfrom softshard.shards.cli import main\nsys.exit(main())\n")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = ["subset", "confusion", str(shards / "val"), "--model", str(checkpoints["single-label"])]
-    options = ["-o", str(tmp_path / "c.npy"), "--device", "cpu", "--threads", "1", "--batch-size", "4"]
-    done = subprocess.run(
-        [*launcher, str(script), *command, *options], capture_output=True, text=True, timeout=180
-    )
+    command = ["subset", "confusion", shards / "val", "--model", checkpoints["single-label"]]
+    options = ["-o", tmp_path / "c.npy", "--device", "cpu", "--threads", 1, "--batch-size", 4]
+    done = forks.run(*command, *options, processes=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("12 images of 6 classes") == 1
     expected = confusion_of_model(checkpoints["single-label"], str(shards / "val"))

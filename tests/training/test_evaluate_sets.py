@@ -352,18 +352,12 @@ def test_a_part_of_imagenet_is_read_with_all_its_classes(large, tmp_path):
 
 
 @pytest.fixture
-def own_weights(tmp_path, monkeypatch):
-    """The weights of test_efficientnet; what the hub would bring comes from a file, the rest is timm's."""
-    path, plain = tmp_path / "hub.pth", timm.create_model
+def own_weights(tmp_path, hub):
+    """The weights of test_efficientnet, which the hub brings."""
     torch.manual_seed(0)
-    weights = plain("test_efficientnet").state_dict()
-    torch.save(weights, path)
-
-    def create(name, pretrained=False, **options):
-        overlay = {"pretrained_cfg_overlay": {"file": str(path)}} if pretrained else {}
-        return plain(name, pretrained=pretrained, **overlay, **options)
-
-    monkeypatch.setattr(timm, "create_model", create)
+    weights = timm.create_model("test_efficientnet").state_dict()
+    torch.save(weights, tmp_path / "hub.pth")
+    hub(tmp_path / "hub.pth")
     return weights
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from tiny_runs import tiny
 
 from softshard.loaders import Loader, Subset
 from softshard.loaders.labels import load_labels
@@ -24,10 +25,6 @@ from softshard.training.train import train
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SOME = ("gull", "cat", "dog")
-
-
-def tiny(recipe, **changes):
-    return dataclasses.replace(recipe, **{"epochs": 1, "global_batch": 8, "image_size": 32, **changes})
 
 
 def run(recipe, shards, out, **options):

@@ -16,6 +16,7 @@ import pytest
 import s3fs
 import timm
 import torch
+from forked import COMMAND
 
 from softshard.loaders import Augment, Cache, Loader
 from softshard.shards import (
@@ -237,75 +238,57 @@ def test_teachers_of_other_grids_are_refused_before_anything_is_written(dataset,
     assert not (tmp_path / "out").exists()
 
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-COMMAND = (
-    "import sys\nfrom softshard.shards.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
-)
+def command_options(checkpoint):
+    options = ["--teacher", "test_resnet", "--checkpoint", checkpoint, "--size", 64, "--top", 3]
+    return [*options, "--device", "cpu", "--threads", 1, "--batch-size", 2]
 
 
-def under_torchrun(tmp_path, *words):
-    """The command in two processes."""
+@pytest.fixture(scope="module")
+def made_by_one(dataset, checkpoint, forks, tmp_path_factory):
+    """Name to content of what the command writes in one process."""
+    out = tmp_path_factory.mktemp("one") / "out"
+    done = forks.run("maps", "make", dataset, out, *command_options(checkpoint))
+    assert done.returncode == 0, done.stderr
+    found = files_of(out)
+    assert "manifest.json" in found
+    return found
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_two_processes_make_the_same_bytes_as_one(dataset, checkpoint, made_by_one, tmp_path):
     (tmp_path / "command.py").write_text(COMMAND)
-    return subprocess.run(
-        [sys.executable, *TORCHRUN, str(tmp_path / "command.py"), *map(str, words)],
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    words = ["command.py", "maps", "make", dataset, "two", *command_options(checkpoint)]
+    done = subprocess.run(
+        [*map(str, [*launcher, *words])],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
     )
-
-
-def test_two_processes_make_the_same_bytes_as_one(dataset, checkpoint, tmp_path, monkeypatch):
-    options = ["--teacher", "test_resnet", "--checkpoint", checkpoint, "--size", 64, "--top", 3]
-    options += ["--device", "cpu", "--threads", 1, "--batch-size", 2]
-    done = under_torchrun(tmp_path, "maps", "make", dataset, tmp_path / "two", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("9 label maps, top 3 of 5 classes") == 1
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert main(["maps", "make", str(dataset), str(tmp_path / "one"), *map(str, options)]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    one, two = (
-        {path.name: path.read_bytes() for path in (tmp_path / out).iterdir() if path.is_file()}
-        for out in ("one", "two")
-    )
-    assert one == two
-    assert "manifest.json" in one
+    assert files_of(tmp_path / "two") == made_by_one
 
 
 @pytest.mark.usefixtures("one_ray_at_a_time")
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs ray: pip install '.[ray]'")
 def test_ray_makes_the_same_bytes_in_two_processes_and_brings_their_errors(
-    dataset, checkpoint, tmp_path, own_ray
+    dataset, checkpoint, made_by_one, forks, tmp_path, own_ray
 ):
-    (tmp_path / "command.py").write_text(COMMAND)
-    options = ["--teacher", "test_resnet", "--checkpoint", checkpoint, "--size", 64, "--top", 3]
-    options += ["--device", "cpu", "--threads", 1, "--batch-size", 2]
-
     def on_ray(source, destination):
-        words = ["maps", "make", source, destination, *options, "--engine", "ray", "--workers", 2]
-        return subprocess.run(
-            [sys.executable, "command.py", *map(str, words)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": own_ray},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        words = ["maps", "make", source, destination, *command_options(checkpoint)]
+        here = f"import os; os.chdir({str(tmp_path)!r}); {COMMAND}"
+        return forks.run(*words, "--engine", "ray", "--workers", 2, code=here, RAY_TMPDIR=own_ray)
 
     done = on_ray(dataset, "two")  # relative to the folder of the command
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("9 label maps, top 3 of 5 classes") == 1
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert main(["maps", "make", str(dataset), str(tmp_path / "one"), *map(str, options)]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    for path in (tmp_path / "one").glob("*.*"):
-        assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes()
+    assert files_of(tmp_path / "two") == made_by_one
 
     shutil.copytree(dataset, tmp_path / "train")
     name = Manifest.load(dataset).shards[1].name  # the second rank's
@@ -323,11 +306,12 @@ def test_workers_without_ray_are_a_wrong_call(dataset, tmp_path, capsys):
     assert "--workers: expected a number from 1 with --engine ray, found 2" in capsys.readouterr().err
 
 
-def test_an_error_of_the_first_process_ends_all(dataset, checkpoint, tmp_path):
+def test_an_error_of_the_first_process_ends_all(dataset, checkpoint, forks, tmp_path):
+    (tmp_path / "mine.txt").touch()
     options = ["--teacher", "test_resnet", "--checkpoint", checkpoint, "--size", 64, "--device", "cpu"]
-    done = under_torchrun(tmp_path, "maps", "make", dataset, tmp_path, *options)
+    done = forks.run("maps", "make", dataset, tmp_path, *options, processes=2)
     assert done.returncode != 0
-    assert done.stderr.count("expected an empty or new folder, found 'command.py'") == 2
+    assert done.stderr.count("expected an empty or new folder, found 'mine.txt'") == 2
 
 
 def test_side_shards_joined_give_the_same_data_set(dataset, teacher, made, tmp_path, capsys):

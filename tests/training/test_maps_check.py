@@ -245,3 +245,11 @@ def test_the_text_says_undecided():
     labels = {"num_images": 3, "top1": 0.5, "worst_classes": []}
     text = format_check({"labels": labels, "orientation": {**found, "as_stored": side, "swapped": side}})
     assert "rows and columns: undecided: the interval holds zero" in text
+
+
+def test_the_text_shows_on_which_side_of_zero_an_interval_lies_however_small():
+    side = {"cross_entropy": 2.484, "top1": 0.5}
+    found = {"verdict": "right", "num_images": 3, "advantage": 3e-6, "interval": [1e-6, 5e-6]}
+    labels = {"num_images": 3, "top1": 0.5, "worst_classes": []}
+    text = format_check({"labels": labels, "orientation": {**found, "as_stored": side, "swapped": side}})
+    assert "difference +3e-06 (95% +1e-06 to +5e-06)" in text

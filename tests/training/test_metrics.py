@@ -7,6 +7,7 @@ import torch
 from softshard.shards.errors import UsageError
 from softshard.shards.tree import LabelTree
 from softshard.training.ancestors import ancestor_table, count_edges
+from softshard.training.balanced_accuracy import BalancedAccuracy
 from softshard.training.metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
 
 LEVELS = [[0, 3], [1, 4], [2, 5]]
@@ -182,13 +183,13 @@ def test_no_error_has_no_distance():
 
 
 def _metrics_of(batches):
-    semantic, top_k, distance = SemanticAccuracy(LEVELS), TopKAccuracy(6), TreeDistance(_tree_of_levels())
+    semantic = SemanticAccuracy(LEVELS)
+    by_class = (TopKAccuracy(6), TreeDistance(_tree_of_levels()), BalancedAccuracy(6))
     for logits, levels, valid in batches:
-        classes = levels.masked_fill(levels < 0, 0)[:, 0] * 3
         semantic.update(logits, levels, valid)
-        top_k.update(logits, classes, valid)
-        distance.update(logits, classes, valid)
-    return semantic, top_k, distance
+        for metric in by_class:
+            metric.update(logits, levels.masked_fill(levels < 0, 0)[:, 0] * 3, valid)
+    return semantic, *by_class
 
 
 def _tree_of_levels():

@@ -3,10 +3,7 @@
 import dataclasses
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections import deque
 
 import cv2
@@ -418,29 +415,10 @@ def path_shards(tmp_path_factory):
 
 def train_by_command(recipe, shards, out, *options):
     command = [
-        "train",
-        recipe,
-        str(shards / "train"),
-        "--model",
-        "test_resnet",
-        "--out",
-        str(out),
-        "--lr",
-        "1e-2",
-    ]
-    small = [
-        "--epochs",
-        "6",
-        "--global-batch",
-        "8",
-        "--image-size",
-        "32",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-    ]
-    assert main([*command, *small, "--val", str(shards / "val"), *options]) == 0
+        "train", recipe, str(shards / "train"), "--val", str(shards / "val"), "--model", "test_resnet", "--out", str(out),
+        "--lr", "1e-2", "--epochs", "6", "--global-batch", "8", "--image-size", "32", "--device", "cpu", "--threads", "1",
+    ]  # fmt: skip
+    assert main([*command, *options]) == 0
     return out / "checkpoint.pt"
 
 
@@ -501,30 +479,13 @@ def test_models_learn_from_all_paths_and_are_evaluated_and_asked(
 
 @pytest.mark.parametrize("recipe", ["semantic-softmax", "multi-label"])
 def test_three_processes_evaluate_what_one_does_though_their_last_batches_are_uneven(
-    recipe, path_shards, tmp_path
+    recipe, forks, path_shards, tmp_path
 ):
     """12 samples in batches of five: each process has five slots, one of them has two samples."""
     checkpoint = train_by_command(recipe, path_shards, tmp_path, "--epochs", "1")
     expected = evaluate(checkpoint, str(path_shards / "val"))
-    script = tmp_path / "softshard_command.py"
-    script.write_text("import sys\nfrom softshard.shards.cli import main\nsys.exit(main())\n")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", str(script)]
-    arguments = [
-        "evaluate",
-        str(checkpoint),
-        str(path_shards / "val"),
-        "--batch-size",
-        "5",
-        "--device",
-        "cpu",
-    ]
-    done = subprocess.run(
-        [sys.executable, *launcher, *arguments, "--threads", "1", "--json"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=180,
-    )
+    command = ["evaluate", checkpoint, path_shards / "val", "--batch-size", 5, "--threads", 1, "--json"]
+    done = forks.run(*command, "--device", "cpu", processes=3)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)  # printed once
     assert found.keys() == expected.keys()

@@ -4,11 +4,14 @@ Two processes under gloo are in test_torchrun.py; two under NCCL need two GPUs.
 """
 
 import copy
-import dataclasses
+import os
+import signal
 import socket
+from functools import partial
 
 import pytest
 import torch
+from tiny_runs import tiny
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,12 +21,13 @@ from softshard.training import semantic_kd, semantic_softmax
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.models import create_model
 from softshard.training.objective import create_loss
-from softshard.training.processes import process_group
+from softshard.training.processes import process_group, stop_signal
 from softshard.training.step import TrainStep
 from softshard.training.teacher_store import store_teacher
 from softshard.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+STOPPING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 GPU = (
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
@@ -31,8 +35,7 @@ GPU = (
 GROUPS = [pytest.param("gloo", "cpu", id="gloo"), pytest.param("nccl", "cuda:0", id="nccl", marks=GPU)]
 
 
-def tiny(recipe, **changes):
-    return dataclasses.replace(recipe, **{"epochs": 2, "global_batch": 8, "image_size": 32, **changes})
+tiny = partial(tiny, epochs=2)
 
 
 @pytest.fixture
@@ -109,3 +112,23 @@ def test_a_gpu_distils_from_a_live_and_a_stored_teacher(precision, shards, tmp_p
         saved = load_checkpoint(result.checkpoint)
         assert saved.teacher["stored"] == (name == "stored")
         assert (saved.scaler is not None) == (precision == "float16")
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_is_told_and_the_handlers_before_come_back(number):
+    before = [signal.getsignal(each) for each in STOPPING]
+    with stop_signal() as received:
+        assert received() == 0
+        os.kill(os.getpid(), number)
+        assert received() == number
+    assert [signal.getsignal(each) for each in STOPPING] == before
+
+
+def test_a_terminal_that_goes_stops_nothing_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signal() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert received() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,6 +1,5 @@
 """The weights that training begins with: what is loaded, what is not, and what is refused."""
 
-import dataclasses
 import json
 import re
 
@@ -8,6 +7,7 @@ import pytest
 import timm
 import torch
 from timm.data.imagenet_info import ImageNetInfo
+from tiny_runs import tiny
 
 from softshard.shards import LabelTree, Manifest, PackOptions, pack
 from softshard.shards.errors import DataError, UsageError
@@ -20,10 +20,6 @@ from softshard.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HEAD = {"fc.weight", "fc.bias"}
-
-
-def tiny(recipe, **changes):
-    return dataclasses.replace(recipe, **{"epochs": 1, "global_batch": 8, "image_size": 32, **changes})
 
 
 def run(recipe, dataset, out, **options):
@@ -119,31 +115,20 @@ def test_weights_of_old_versions_of_torch_have_no_batch_counters(weights):
     assert any("num_batches_tracked" in name for name in load(path)[0].new)
 
 
-def test_timms_own_weights_are_found_by_their_name(weights, monkeypatch):
-    # What the hub would bring comes from a file; the rest is timm's.
-    path, plain = weights[0], timm.create_model
-    torch.save(plain("test_resnet").state_dict(), path)
-
-    def create(name, pretrained=False, **options):
-        overlay = {"pretrained_cfg_overlay": {"file": str(path)}} if pretrained else {}
-        return plain(name, pretrained=pretrained, **overlay, **options)
-
-    monkeypatch.setattr(timm, "create_model", create)
+def test_timms_own_weights_are_found_by_their_name(weights, hub):
+    path, _ = weights
+    torch.save(timm.create_model("test_resnet").state_dict(), path)
+    hub(path)
     report, model = load("test_resnet.r160_in1k")
     assert (report.source, report.not_used["fc.bias"]) == ("test_resnet.r160_in1k", [1000])
     assert torch.equal(model.state_dict()["conv1.0.weight"], torch.load(path)["conv1.0.weight"])
 
 
 @pytest.mark.parametrize("names", ["timm's", "others", "another order"])
-def test_timms_head_is_taken_for_its_own_classes_alone(weights, monkeypatch, names):
-    path, plain = weights[0], timm.create_model
-    torch.save(plain("test_resnet").state_dict(), path)
-
-    def create(name, pretrained=False, **options):
-        overlay = {"pretrained_cfg_overlay": {"file": str(path)}} if pretrained else {}
-        return plain(name, pretrained=pretrained, **overlay, **options)
-
-    monkeypatch.setattr(timm, "create_model", create)
+def test_timms_head_is_taken_for_its_own_classes_alone(weights, hub, names):
+    path, _ = weights
+    torch.save(timm.create_model("test_resnet").state_dict(), path)
+    hub(path)
     wnids = ImageNetInfo("imagenet-1k").label_names()
     class_names = {
         "timm's": wnids,

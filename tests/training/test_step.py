@@ -1,13 +1,14 @@
 """Steps: micro-batches, averaged weights, mixed precision, clipping, frozen backbones; each against a plain reference."""
 
-import csv
 import dataclasses
 import shutil
+from functools import partial
 
 import pytest
 import safetensors.torch
 import timm
 import torch
+from tiny_runs import losses, run, tiny
 
 from softshard.loaders.batch import Batch
 from softshard.shards.errors import DataError, UsageError
@@ -18,24 +19,12 @@ from softshard.training.models import create_model, freeze_backbone
 from softshard.training.objective import create_loss
 from softshard.training.step import TrainStep
 from softshard.training.steplog import MAX_SKIPPED_IN_A_ROW, StepLog
-from softshard.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NO_BATCH_NORM = "test_convnext"
 
 
-def tiny(recipe, **changes):
-    return dataclasses.replace(recipe, **{"epochs": 2, "global_batch": 8, "image_size": 32, **changes})
-
-
-def run(recipe, shards, out, **options):
-    options = {"model": NO_BATCH_NORM, "log_steps": 1, "log": lambda line: None, **options}
-    return train(recipe, str(shards / "train"), out=out, **options)
-
-
-def losses(out):
-    with (out / "metrics.csv").open(newline="") as file:
-        return [float(line["loss"]) for line in csv.DictReader(file)]
+tiny, run = partial(tiny, epochs=2), partial(run, model=NO_BATCH_NORM)
 
 
 def make_step(model=NO_BATCH_NORM, lr=0.1, **changes):

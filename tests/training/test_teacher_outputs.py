@@ -170,6 +170,14 @@ def test_a_data_set_in_other_words_wants_the_outputs_in_its_words(hundred, own_w
         load_teacher("test_resnet", words, size=32, labels=[f"noun {i}" for i in range(1000)])
 
 
+def test_a_name_that_timm_does_not_know_is_refused_before_anything_is_said_of_its_outputs(hundred):
+    with (
+        warnings.catch_warnings(action="error"),
+        pytest.raises(UsageError, match="expected a name that timm"),
+    ):
+        load_teacher("no_such_model", Manifest.load(hundred), size=32)
+
+
 def test_outputs_that_timm_has_no_class_list_for_want_one_or_the_same_number(hundred, own_weights):
     manifest = Manifest.load(hundred)
     own_weights(manifest.num_classes)

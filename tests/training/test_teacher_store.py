@@ -1,17 +1,15 @@
 """A stored teacher: what a real, tiny one says is in the shards; a student learns from it what the live one teaches."""
 
-import csv
 import dataclasses
 import hashlib
 import json
 import math
-import os
-import subprocess
-import sys
+from functools import partial
 
 import fsspec
 import pytest
 import torch
+from tiny_runs import losses, tiny
 
 from softshard.loaders import Augment, Cache, Loader
 from softshard.shards import (
@@ -48,18 +46,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 WHOLE = Augment(size=32, scale=None, flip=False)
 
 
-def tiny(recipe, **changes):
-    return dataclasses.replace(recipe, **{"epochs": 2, "global_batch": 8, "image_size": 32, **changes})
+tiny = partial(tiny, epochs=2)
 
 
 def run(recipe, dataset, out, **options):
     options = {"model": "test_resnet", "log_steps": 1, "log": lambda line: None, **options}
     return train(recipe, str(dataset), out=out, **options)
-
-
-def losses(out):
-    with (out / "metrics.csv").open(newline="") as file:
-        return [float(line["loss"]) for line in csv.DictReader(file)]
 
 
 def values(folder, suffix="kd"):
@@ -235,7 +227,7 @@ def test_a_live_teacher_is_asked_even_where_one_is_stored(stored, checkpoint, sh
 
 
 def test_a_run_that_was_interrupted_continues_and_two_processes_make_the_same(
-    shards, checkpoint, stored, tmp_path, monkeypatch
+    forks, shards, checkpoint, stored, tmp_path, monkeypatch
 ):
     plain, encoded = teacher_store_module.encode_teacher_levels, []
 
@@ -258,19 +250,6 @@ def test_a_run_that_was_interrupted_continues_and_two_processes_make_the_same(
     with pytest.raises(UsageError, match=r"of another run \(kd differ\)\. Write into a new folder"):
         store_teacher(shards / "train", tmp_path / "out", checkpoint, batch_size=4)
 
-    script = tmp_path / "command.py"
-    script.write_text(
-        "import sys\nfrom softshard.shards.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
-    )
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(script),
-    ]
     words = [
         "teacher",
         "make",
@@ -281,9 +260,7 @@ def test_a_run_that_was_interrupted_continues_and_two_processes_make_the_same(
         "--batch-size",
         8,
     ]
-    command = [*launcher, *map(str, words), "--device", "cpu", "--threads", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = forks.run(*words, "--device", "cpu", "--threads", 1, processes=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("48 samples with the levels of test_resnet") == 1
     assert Manifest.load(tmp_path / "two") == stored[1]

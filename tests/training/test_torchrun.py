@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -35,24 +36,27 @@ sys.exit(main())
 """
 
 
-def train(
-    tmp_path, shards, out, *arguments, recipe="semantic-softmax", dataset=None, processes=1, **environment
-):
-    script = tmp_path / "softshard_command.py"
-    script.write_text(COMMAND)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [
+def torchrun(*arguments, code, processes, **_options):
+    """As Forks.run does it, by the launcher that users have."""
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
+        script.write(code)
+        script.flush()
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        return subprocess.run(
+            [sys.executable, *launcher, script.name, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=180,
+        )
+
+
+def train(run, shards, out, *arguments, recipe="semantic-softmax", dataset=None, **options):
+    return run(
         "train", recipe, dataset or shards / "train", "--val", shards / "val", "--out", out,
         "--model", "test_convnext", "--global-batch", 8, "--image-size", 32, "--set", "ema_decay=0.9",
-        "--device", "cpu", "--log-steps", 1, "--threads", 1, *arguments,
-    ]  # fmt: skip
-    return subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), str(script), *map(str, command)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        timeout=180,
-    )
+        "--device", "cpu", "--log-steps", 1, "--threads", 1, *arguments, code=COMMAND, **options,
+    )  # fmt: skip
 
 
 def losses(out):
@@ -68,12 +72,12 @@ OPTIONS = {1: ("--epochs", 9), 2: ("--epochs", 9, "--accumulate", 2, "--checkpoi
 
 
 @pytest.fixture(scope="module")
-def whole(shards, tmp_path_factory):
-    """The folders of two runs that nothing disturbs: of one process, and of two that cut each half in two again."""
+def whole(forks, shards, tmp_path_factory):
+    """The folders of two runs that nothing disturbs: of one process, and of torchrun's two that cut each half in two
+    again."""
     folder = tmp_path_factory.mktemp("whole")
-    for processes in (1, 2):
-        out = folder / str(processes)
-        done = train(folder, shards, out, *OPTIONS[processes], processes=processes)
+    for processes, run in ((1, forks.run), (2, torchrun)):
+        done = train(run, shards, folder / str(processes), *OPTIONS[processes], processes=processes)
         assert done.returncode == 0, done.stderr
         assert f"{8 // processes} on each of {processes} processes" in done.stderr
     return {1: folder / "1", 2: folder / "2"}
@@ -89,37 +93,37 @@ def test_two_processes_learn_in_54_steps_what_one_does(whole):
     assert saved[0].loader == saved[1].loader
 
 
-def test_two_processes_killed_in_mid_epoch_continue_with_the_same_curve(whole, shards, tmp_path):
-    # Step 10, the fourth of the second epoch, between its two micro-batches; the evaluation took two batches.
+def test_two_processes_killed_in_mid_epoch_continue_with_the_same_curve(whole, forks, shards, tmp_path):
+    # Step 10, the fourth of the second epoch, between its two micro-batches.
     killed = train(
-        tmp_path, shards, tmp_path / "run", *OPTIONS[2], processes=2, TEST_KILL_AT="22", TEST_KILL_RANK="1"
+        forks.run, shards, tmp_path / "run", *OPTIONS[2], processes=2, TEST_KILL_AT="20", TEST_KILL_RANK="1"
     )
     assert killed.returncode != 0
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").step == 8
-    done = train(tmp_path, shards, tmp_path / "run", *OPTIONS[2], "--resume", processes=2)
+    done = train(forks.run, shards, tmp_path / "run", *OPTIONS[2], "--resume", processes=2)
     assert done.returncode == 0, done.stderr
     assert "8 of 54 steps are done" in done.stderr
     assert losses(tmp_path / "run") == losses(whole[2])
     assert history(tmp_path / "run") == history(whole[2])
 
 
-def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(whole, shards, tmp_path):
-    environment = {"TEST_KILL_AT": "22", "TEST_KILL_RANK": "1", "TEST_SIGNAL": "SIGTERM"}
-    stopped = train(tmp_path, shards, tmp_path / "run", *OPTIONS[2], processes=2, **environment)
+def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(whole, forks, shards, tmp_path):
+    environment = {"TEST_KILL_AT": "20", "TEST_KILL_RANK": "1", "TEST_SIGNAL": "SIGTERM"}
+    stopped = train(forks.run, shards, tmp_path / "run", *OPTIONS[2], processes=2, **environment)
     assert stopped.returncode != 0
     assert f"stopped by signal {signal.SIGTERM} after 10 of 54 steps" in stopped.stderr
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").step == 10
-    done = train(tmp_path, shards, tmp_path / "run", *OPTIONS[2], "--resume", processes=2)
+    done = train(forks.run, shards, tmp_path / "run", *OPTIONS[2], "--resume", processes=2)
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "run") == losses(whole[2])
     assert history(tmp_path / "run") == history(whole[2])
 
 
-def test_a_process_killed_by_sigkill_is_continued_by_two(whole, shards, tmp_path):
+def test_a_process_killed_by_sigkill_is_continued_by_two(whole, forks, shards, tmp_path):
     options = (*OPTIONS[1], "--checkpoint-steps", 4)
-    killed = train(tmp_path, shards, tmp_path / "run", *options, TEST_KILL_AT="11")
+    killed = train(forks.run, shards, tmp_path / "run", *options, TEST_KILL_AT="9")
     assert killed.returncode == -signal.SIGKILL
-    done = train(tmp_path, shards, tmp_path / "run", *options, "--resume", processes=2)
+    done = train(forks.run, shards, tmp_path / "run", *options, "--resume", processes=2)
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "run") == pytest.approx(losses(whole[1]), rel=1e-4)
 
@@ -142,7 +146,7 @@ def teacher(shards, tmp_path_factory):
     return checkpoint, folder / "stored"
 
 
-def distil(tmp_path, shards, teacher, kind, out, *arguments, **options):
+def distil(run, shards, teacher, kind, out, *arguments, **options):
     """Train `semantic-kd` with a teacher of that kind, for nine epochs."""
     checkpoint, stored = teacher
     if kind == "live":
@@ -150,23 +154,23 @@ def distil(tmp_path, shards, teacher, kind, out, *arguments, **options):
     else:
         options["dataset"] = stored
     words = ("--epochs", 9, *DISTILLED[kind], *arguments)
-    return train(tmp_path, shards, out, *words, recipe="semantic-kd", **options)
+    return train(run, shards, out, *words, recipe="semantic-kd", **options)
 
 
 @pytest.fixture(scope="module")
-def distilled(shards, teacher, tmp_path_factory):
+def distilled(forks, shards, teacher, tmp_path_factory):
     """By kind of teacher: the folder of a run of one process that nothing disturbs."""
     folder = tmp_path_factory.mktemp("distilled")
     for kind in DISTILLED:
-        done = distil(folder, shards, teacher, kind, folder / kind)
+        done = distil(forks.run, shards, teacher, kind, folder / kind)
         assert done.returncode == 0, done.stderr
         assert f"teacher: {'test_resnet of' if kind == 'live' else 'stored in the shards'}" in done.stderr
     return folder
 
 
 @pytest.mark.parametrize("kind", DISTILLED)
-def test_two_processes_distil_as_one_does(kind, distilled, teacher, shards, whole, tmp_path):
-    done = distil(tmp_path, shards, teacher, kind, tmp_path / "two", processes=2)
+def test_two_processes_distil_as_one_does(kind, distilled, teacher, forks, shards, whole, tmp_path):
+    done = distil(forks.run, shards, teacher, kind, tmp_path / "two", processes=2)
     assert done.returncode == 0, done.stderr
     expected = losses(distilled / kind)
     assert len(expected) == 54
@@ -176,29 +180,21 @@ def test_two_processes_distil_as_one_does(kind, distilled, teacher, shards, whol
 
 
 def test_two_processes_that_distil_are_killed_in_mid_epoch_and_continue_with_the_same_curve(
-    distilled, teacher, shards, tmp_path
+    distilled, teacher, forks, shards, tmp_path
 ):
-    killed = distil(
-        tmp_path,
-        shards,
-        teacher,
-        "stored",
-        tmp_path / "run",
-        processes=2,
-        TEST_KILL_AT="11",
-        TEST_KILL_RANK="1",
-    )
+    kill = {"TEST_KILL_AT": "9", "TEST_KILL_RANK": "1"}
+    killed = distil(forks.run, shards, teacher, "stored", tmp_path / "run", processes=2, **kill)
     assert killed.returncode != 0
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").step == 8
-    done = distil(tmp_path, shards, teacher, "stored", tmp_path / "run", "--resume", processes=2)
+    done = distil(forks.run, shards, teacher, "stored", tmp_path / "run", "--resume", processes=2)
     assert done.returncode == 0, done.stderr
     assert "8 of 54 steps are done" in done.stderr
     assert losses(tmp_path / "run") == pytest.approx(losses(distilled / "stored"), rel=1e-4)
 
 
-def test_two_processes_with_heads_in_level_order_learn_what_one_does_without(whole, shards, tmp_path):
+def test_two_processes_with_heads_in_level_order_learn_what_one_does_without(whole, forks, shards, tmp_path):
     options = ("--epochs", 9, "--set", "level_order=true")
-    done = train(tmp_path, shards, tmp_path / "two", *options, processes=2)
+    done = train(forks.run, shards, tmp_path / "two", *options, processes=2)
     assert done.returncode == 0, done.stderr
     assert "head in level order" in done.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(whole[1]), rel=1e-4)

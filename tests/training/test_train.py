@@ -1,6 +1,5 @@
 """Real runs of a tiny timm model on a tiny data set: files, resuming, stopping, several processes."""
 
-import csv
 import dataclasses
 import json
 import os
@@ -10,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
@@ -20,6 +20,17 @@ import safetensors.torch
 import spoiling
 import timm
 import torch
+from forked import COMMAND
+from tiny_runs import (
+    Killed,
+    assert_same_weights,
+    before_micro_batch,
+    kill_at,
+    metric_lines,
+    run,
+    tiny,
+    weights,
+)
 
 from softshard.shards import pack
 from softshard.shards.cli import main
@@ -34,27 +45,9 @@ from softshard.training.label_space import LabelSpace
 from softshard.training.models import create_model, export_weights
 from softshard.training.processes import state_of_one
 from softshard.training.start import load_start
-from softshard.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def tiny(recipe, **changes):
-    return dataclasses.replace(recipe, **{"epochs": 3, "global_batch": 8, "image_size": 32, **changes})
-
-
-def run(recipe, shards, out, **options):
-    options = {"model": "test_resnet", "val": None, "log_steps": 1, "log": lambda line: None, **options}
-    return train(recipe, str(shards / "train"), out=out, **options)
-
-
-def metric_lines(out):
-    with (out / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def weights(out):
-    return load_checkpoint(out / "checkpoint.pt").model
+tiny = partial(tiny, epochs=3)
 
 
 @pytest.mark.parametrize("recipe", [semantic_softmax, single_label, relabel])
@@ -119,25 +112,6 @@ def test_samples_that_drop_leaves_out_are_counted_aloud(shards, tmp_path):
     assert "48 samples (8 samples left out of each epoch by drop)" in lines[0]
 
 
-class Killed(Exception):
-    """Stands for a process that is gone: nothing after it runs."""
-
-
-def kill_at_step(monkeypatch, step):
-    """Let the process die in the middle of the given step of the run."""
-    taken = 0
-    plain = step_module.model_input
-
-    def model_input(images, normalise):
-        nonlocal taken
-        taken += 1
-        if taken == step:
-            raise Killed
-        return plain(images, normalise)
-
-    monkeypatch.setattr(step_module, "model_input", model_input)
-
-
 @pytest.mark.parametrize(
     ("killed_at", "changes"),
     [
@@ -152,15 +126,14 @@ def test_a_killed_run_continues_bit_for_bit(killed_at, changes, shards, tmp_path
     recipe = tiny(semantic_softmax(), epochs=2, **changes)
     whole = run(recipe, shards, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        kill_at_step(patch, killed_at)
+        kill_at(patch, killed_at)
         with pytest.raises(Killed):
             run(recipe, shards, tmp_path / "parts", checkpoint_steps=2)
     saved = load_checkpoint(tmp_path / "parts" / "checkpoint.pt")
     assert (saved.step, saved.loader["lanes"]) == ((killed_at - 1) // 2 * 2, recipe.lanes)
     parts = run(recipe, shards, tmp_path / "parts", resume=True)
     assert parts.history == whole.history
-    for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
     columns = ("step", "epoch", "loss", "lr")
     assert [[line[name] for name in columns] for line in metric_lines(tmp_path / "parts")] == [
         [line[name] for name in columns] for line in metric_lines(tmp_path / "whole")
@@ -171,24 +144,15 @@ def test_a_killed_run_continues_bit_for_bit(killed_at, changes, shards, tmp_path
 def test_sigterm_saves_and_the_run_continues_bit_for_bit(at, shards, tmp_path, monkeypatch):
     recipe = tiny(relabel(), epochs=2)
     whole = run(recipe, shards, tmp_path / "whole", val=str(shards / "val"))
-    plain, taken = step_module.model_input, []
-
-    def model_input(images, normalise):
-        taken.append(1)
-        if len(taken) == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return plain(images, normalise)
-
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "model_input", model_input)
+        before_micro_batch(patch, at, lambda: os.kill(os.getpid(), signal.SIGTERM))
         stopped = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), log_steps=2)
     assert (stopped.stopped_by, stopped.steps, stopped.weights) == (signal.SIGTERM, at, None)
     assert signal.getsignal(signal.SIGTERM) == before
     finished = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), resume=True)
     assert (finished.steps, finished.history) == (12, whole.history)
-    for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_images_and_weights_are_channels_last(shards, tmp_path, monkeypatch):
@@ -221,8 +185,7 @@ def test_a_run_killed_while_it_evaluates_continues_with_the_evaluation(shards, t
     assert load_checkpoint(tmp_path / "parts" / "checkpoint.pt").step == 6
     finished = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), resume=True)
     assert finished.history == whole.history
-    for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
     epochs = [(tmp_path / name / "epochs.csv").read_bytes() for name in ("whole", "parts")]
     assert epochs[0] == epochs[1]
 
@@ -261,8 +224,7 @@ def test_a_constant_rate_can_be_given_more_epochs_but_not_fewer(shards, tmp_path
     run(dataclasses.replace(recipe, epochs=2), shards, tmp_path / "parts")
     longer = run(recipe, shards, tmp_path / "parts", resume=True)
     assert (longer.steps, longer.history) == (18, whole.history)
-    for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights(tmp_path / "parts")[name]), name
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
     with pytest.raises(UsageError, match=r"epochs: 3, not 2 \(a run can be given more epochs, not fewer\)"):
         run(dataclasses.replace(recipe, epochs=2), shards, tmp_path / "parts", resume=True)
 
@@ -530,13 +492,15 @@ def test_command_line_needs_neither_torch_nor_timm_to_be_imported():
         ("timm", ["demo"], "demo"),
     ],
 )
-def test_a_missing_extra_is_named_with_the_command_that_brings_it(missing, command, extra, tmp_path):
+def test_a_missing_extra_is_named_with_the_command_that_brings_it(missing, command, extra, forks, tmp_path):
     code = (
-        f"import sys; sys.modules[{missing!r}] = None;"
-        "from softshard.shards.cli import main;"
-        f"sys.exit(main({[*command, '--out', str(tmp_path / 'out')]!r}))"
+        "import sys\n"
+        "for name in [*sys.modules]:\n"
+        f"    if name.partition('.')[0] in ('softshard', {missing!r}):\n"
+        "        del sys.modules[name]\n"
+        f"sys.modules[{missing!r}] = None\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = forks.run(*command, "--out", tmp_path / "out", code=code + COMMAND)
     assert done.returncode == 2
     assert f"pip install 'softshard[{extra}]'" in done.stderr
 

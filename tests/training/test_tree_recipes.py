@@ -1,14 +1,15 @@
 """The recipes over a label tree: multi-label, ASL, image balance, distillation, heads in level order; real tiny runs."""
 
-import csv
 import dataclasses
 import hashlib
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import timm
 import torch
+from tiny_runs import losses, run, tiny
 
 from softshard.loaders import Loader
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, pack
@@ -30,24 +31,10 @@ from softshard.training.objective import count_images, create_loss
 from softshard.training.predict import Predictor
 from softshard.training.start import load_start
 from softshard.training.teacher import Teacher
-from softshard.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+tiny = partial(tiny, epochs=2)
 NO_BATCH_NORM = "test_convnext"
-
-
-def tiny(recipe, **changes):
-    return dataclasses.replace(recipe, **{"epochs": 2, "global_batch": 8, "image_size": 32, **changes})
-
-
-def run(recipe, shards, out, **options):
-    options = {"model": "test_resnet", "log_steps": 1, "log": lambda line: None, **options}
-    return train(recipe, str(shards / "train"), out=out, **options)
-
-
-def losses(out):
-    with (out / "metrics.csv").open(newline="") as file:
-        return [float(line["loss"]) for line in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")

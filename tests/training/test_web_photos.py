@@ -7,7 +7,7 @@ import pytest
 
 from softshard.shards.cli import main
 from softshard.shards.stored_vocabulary import Vocabulary
-from softshard.shards.wordnet import hypernyms, lemmas
+from softshard.shards.wordnet import wordnet
 
 pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("one_thread")]
 
@@ -15,10 +15,10 @@ GROUPS = {"n01503061": "bird", "n02084071": "dog", "n01661091": "reptile", "n031
 
 
 def ancestors(wnid):
-    found, left = [], list(hypernyms(wnid))
+    found, left = [], list(wordnet().hypernyms(wnid))
     while left:
         found.append(left.pop())
-        left += hypernyms(found[-1])
+        left += wordnet().hypernyms(found[-1])
     return found
 
 
@@ -34,7 +34,7 @@ def photo_list(shared_data, tmp_path_factory):
         if group is None or counts[group] == 10:
             continue
         counts[group] += 1
-        tags = {name for wnid in (photo.parent.name, *above) for name in lemmas(wnid)[:1]}
+        tags = {name for wnid in (photo.parent.name, *above) for name in wordnet().lemmas(wnid)[:1]}
         path = f"photos/{photo.parent.name}/{photo.name}"
         rows.append(
             {"path": path, "label": group, "tags": sorted(tags), "weights": {group: 1.0, "bird": 0.4}}

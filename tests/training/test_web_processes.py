@@ -1,18 +1,14 @@
 """Noisy web labels with the command in processes of its own: two do what one does; a run killed by SIGKILL goes on."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from web_set import make_web_set
 
-from softshard.training import BalancedAccuracy
 from softshard.training.checkpoint import load_checkpoint
 
-# The softshard command, which kills itself before the given micro-batch.
+# The softshard command, which kills itself before the given training micro-batch.
 COMMAND = """
 import os, signal, sys
 from softshard.shards.cli import main
@@ -27,47 +23,17 @@ step.model_input = model_input
 sys.exit(main())
 """
 
-# Every rank counts its half of 20 samples; rank 0 prints what all of them come to.
-COUNT = """
-import json, torch
-from torch import distributed as dist
-from softshard.training import BalancedAccuracy
-dist.init_process_group("gloo")
-generator = torch.Generator().manual_seed(0)
-logits, classes = torch.randn(20, 6, generator=generator), torch.randint(5, (20,), generator=generator)
-metric = BalancedAccuracy(6)
-own = slice(dist.get_rank(), None, 2)
-metric.update(logits[own], classes[own])
-metric.reduce()
-if dist.get_rank() == 0:
-    print(json.dumps(metric.compute()))
-dist.destroy_process_group()
-"""
-
 
 @pytest.fixture(scope="module")
 def web(tmp_path_factory):
     return make_web_set(tmp_path_factory.mktemp("web") / "set")
 
 
-def run(tmp_path, text, *arguments, processes=1, **environment):
-    script = tmp_path / "command.py"
-    script.write_text(text)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), str(script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        timeout=180,
-    )
-
-
-def train(tmp_path, web, out, recipe, *arguments, **options):
-    return run(
-        tmp_path, COMMAND, "train", recipe, web / "train", "--val", web / "val", "--out", out,
+def train(forks, web, out, recipe, *arguments, **options):
+    return forks.run(
+        "train", recipe, web / "train", "--val", web / "val", "--out", out,
         "--model", "test_convnext", "--epochs", 2, "--global-batch", 8, "--image-size", 32, "--device", "cpu",
-        "--set", "augment=none", "--threads", 1, "--checkpoint-steps", 4, *arguments, **options,
+        "--set", "augment=none", "--threads", 1, "--checkpoint-steps", 4, *arguments, code=COMMAND, **options,
     )  # fmt: skip
 
 
@@ -75,9 +41,9 @@ def history(out):
     return json.loads((out / "summary.json").read_text())["history"]
 
 
-def test_two_processes_learn_keywords_and_classes_as_one_does(web, tmp_path):
+def test_two_processes_learn_keywords_and_classes_as_one_does(forks, web, tmp_path):
     for processes in (1, 2):
-        done = train(tmp_path, web, tmp_path / str(processes), "joint", processes=processes)
+        done = train(forks, web, tmp_path / str(processes), "joint", processes=processes)
         assert done.returncode == 0, done.stderr
     one, two = history(tmp_path / "1"), history(tmp_path / "2")
     for a, b in zip(one, two, strict=True):
@@ -89,24 +55,14 @@ def test_two_processes_learn_keywords_and_classes_as_one_does(web, tmp_path):
         assert b["tags_per_image"] == a["tags_per_image"] == 3
 
 
-def test_a_weakly_tagged_run_killed_by_sigkill_continues_with_the_same_numbers(web, tmp_path):
-    whole = train(tmp_path, web, tmp_path / "whole", "weakly-tagged")
+def test_a_weakly_tagged_run_killed_by_sigkill_continues_with_the_same_numbers(forks, web, tmp_path):
+    whole = train(forks, web, tmp_path / "whole", "weakly-tagged")
     assert whole.returncode == 0, whole.stderr
-    killed = train(tmp_path, web, tmp_path / "killed", "weakly-tagged", TEST_KILL_AT="11")
+    killed = train(forks, web, tmp_path / "killed", "weakly-tagged", TEST_KILL_AT="9")
     assert killed.returncode < 0
     assert load_checkpoint(tmp_path / "killed" / "checkpoint.pt").step == 8
-    done = train(tmp_path, web, tmp_path / "killed", "weakly-tagged", "--resume")
+    done = train(forks, web, tmp_path / "killed", "weakly-tagged", "--resume")
     assert done.returncode == 0, done.stderr
     assert history(tmp_path / "killed") == history(tmp_path / "whole")
     weights = [load_checkpoint(tmp_path / name / "checkpoint.pt").model for name in ("whole", "killed")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def test_two_processes_count_every_class_alike_as_one_does(tmp_path):
-    done = run(tmp_path, COUNT, processes=2)
-    assert done.returncode == 0, done.stderr
-    generator = torch.Generator().manual_seed(0)
-    logits, classes = torch.randn(20, 6, generator=generator), torch.randint(5, (20,), generator=generator)
-    metric = BalancedAccuracy(6)
-    metric.update(logits, classes)
-    assert json.loads(done.stdout) == metric.compute()

@@ -1,13 +1,14 @@
 """Real runs on tags and label weights: they learn, stop and continue, and their checkpoints are used."""
 
 import csv
-import dataclasses
 import json
+from functools import partial
 
 import msgpack
 import numpy as np
 import pytest
 import torch
+from tiny_runs import Killed, assert_same_weights, kill_at, metric_lines, run, tiny, weights
 from web_set import VOCABULARY, make_web_set
 
 from softshard.loaders import Loader
@@ -16,30 +17,19 @@ from softshard.shards.cli import main
 from softshard.shards.errors import DataError, UsageError
 from softshard.shards.stored_vocabulary import Vocabulary
 from softshard.training import fine_tune, joint, label_weighted, larger_images, single_label, weakly_tagged
-from softshard.training import step as step_module
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.evaluate import evaluate
 from softshard.training.label_space import LabelSpace
 from softshard.training.models import load_trained_model
 from softshard.training.predict import Predictor
-from softshard.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+tiny = partial(tiny, epochs=3, augment="none", lr=0.02)
 
 
 @pytest.fixture(scope="module")
 def web(tmp_path_factory):
     return make_web_set(tmp_path_factory.mktemp("web") / "set")
-
-
-def tiny(recipe, **changes):
-    changes = {"epochs": 3, "global_batch": 8, "image_size": 32, "augment": "none", "lr": 0.02, **changes}
-    return dataclasses.replace(recipe, **changes)
-
-
-def run(recipe, web, out, **options):
-    options = {"model": "test_resnet", "log_steps": 1, "log": lambda line: None, **options}
-    return train(recipe, str(web / "train"), out=out, **options)
 
 
 def evaluated(entry):
@@ -107,38 +97,24 @@ def test_the_loss_of_a_step_is_the_sum_over_keywords(web, tmp_path):
 def test_a_killed_run_continues_with_the_numbers_it_would_have_had(
     recipe, keep_targets, web, tmp_path, monkeypatch
 ):
-    class Killed(Exception):
-        pass
-
     recipe = tiny(recipe(), epochs=2, keep_targets=keep_targets, class_balance=0.5)
     whole = run(recipe, web, tmp_path / "whole", val=str(web / "val"), checkpoint_steps=2)
-    plain, taken = step_module.model_input, 0
-
-    def model_input(images, normalise):
-        nonlocal taken
-        taken += 1
-        if taken == 10:
-            raise Killed
-        return plain(images, normalise)
-
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "model_input", model_input)
+        kill_at(patch, 10)
         with pytest.raises(Killed):
             run(recipe, web, tmp_path / "killed", val=str(web / "val"), checkpoint_steps=2)
     again = run(recipe, web, tmp_path / "killed", val=str(web / "val"), checkpoint_steps=2, resume=True)
     assert again.history == whole.history
-    weights = [load_checkpoint(tmp_path / name / "checkpoint.pt").model for name in ("whole", "killed")]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
 @pytest.mark.parametrize("recipe", [weakly_tagged, label_weighted, joint])
 def test_sparse_and_dense_targets_train_the_same_model(recipe, web, tmp_path):
-    weights = []
     for keep in (None, 20):
         run(tiny(recipe(), epochs=1, keep_targets=keep), web, tmp_path / str(keep))
-        weights.append(load_checkpoint(tmp_path / str(keep) / "checkpoint.pt").model)
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-5)
+    dense, sparse = weights(tmp_path / "None"), weights(tmp_path / "20")
+    for name, tensor in dense.items():
+        torch.testing.assert_close(sparse[name], tensor, rtol=0, atol=1e-5)
 
 
 def test_micro_batches_and_bfloat16_take_the_same_targets(web, tmp_path):
@@ -153,8 +129,7 @@ def test_fine_tuning_begins_with_what_keywords_taught(web, tmp_path):
     recipe = tiny(fine_tune(), accumulate=2, step_epochs=1)
     run(recipe, web, tmp_path / "tuned", val=str(web / "val"), init_from=start, log=lines.append)
     assert any("new: fc.weight [4, " in line and "not used: fc.weight [7, " in line for line in lines)
-    with (tmp_path / "tuned" / "metrics.csv").open(newline="") as file:
-        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    rates = [float(line["lr"]) for line in metric_lines(tmp_path / "tuned")]
     assert rates == pytest.approx([0.02] * 6 + [0.002] * 6 + [0.0002] * 6)
     # The same head for larger images, with the rate that was left.
     recipe = tiny(larger_images(), image_size=48, accumulate=2, epochs=1)

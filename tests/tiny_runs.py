@@ -1,0 +1,65 @@
+"""Trainings that take a second, and what they leave behind."""
+
+import csv
+import dataclasses
+
+import torch
+
+from softshard.training import step as step_module
+from softshard.training.checkpoint import load_checkpoint
+from softshard.training.train import train
+
+
+def tiny(recipe, **changes):
+    return dataclasses.replace(recipe, **{"epochs": 1, "global_batch": 8, "image_size": 32, **changes})
+
+
+def run(recipe, shards, out, **options):
+    options = {"model": "test_resnet", "log_steps": 1, "log": lambda line: None, **options}
+    return train(recipe, str(shards / "train"), out=out, **options)
+
+
+def metric_lines(out):
+    with (out / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def losses(out):
+    return [float(line["loss"]) for line in metric_lines(out)]
+
+
+def weights(out):
+    return load_checkpoint(out / "checkpoint.pt").model
+
+
+def assert_same_weights(out, other):
+    expected, found = weights(out), weights(other)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+class Killed(Exception):
+    """Stands for a process that is gone: nothing after it runs."""
+
+
+def before_micro_batch(monkeypatch, number, action):
+    """Do something in the middle of a run, before its training sees the micro-batch of that number, counted from 1."""
+    plain, taken = step_module.model_input, []
+
+    def model_input(images, normalise):
+        taken.append(1)
+        if len(taken) == number:
+            action()
+        return plain(images, normalise)
+
+    monkeypatch.setattr(step_module, "model_input", model_input)
+
+
+def kill_at(monkeypatch, number):
+    """Let the process die before that micro-batch."""
+
+    def die():
+        raise Killed
+
+    before_micro_batch(monkeypatch, number, die)
