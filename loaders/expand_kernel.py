@@ -7,6 +7,7 @@ else, and where that fails the zstandard package expands. Its calls take Python'
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 from llvmlite.binding import add_symbol
@@ -15,7 +16,7 @@ from numba import njit, types
 _LIBRARY = ctypes.CDLL("libzstd.so.1")  # OSError where there is none
 
 
-def _function(name: str, num_arguments: int) -> types.ExternalFunction:
+def _function(name: str, num_arguments: int) -> Any:
     """A function of the library; AttributeError where it has none. Pointers, sizes and errors (above every size) are intp.
 
     It goes by a name of our own: of two libzstd in a process the loader of code might take the other.
