@@ -52,9 +52,9 @@ def read_in_two(method, url, folder, said):
     for process in processes:
         process.start()
     try:
-        keys = dict(out.get(timeout=60) for _ in processes)
+        keys = dict(out.get(timeout=90) for _ in processes)
         for process in processes:
-            process.join(20)
+            process.join(10)
         said.send((keys, [process.exitcode for process in processes]))
     finally:
         for process in processes:
