@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from ..shards.errors import UsageError
@@ -185,8 +186,9 @@ class Background(Generic[Item]):
                 logger.warning("the thread that makes batches hangs, and is left to itself")
                 self._abandon()
             atexit.unregister(self._thread.join)
-            while not self._ready.empty():
-                self._ready.get()
+            with suppress(queue.Empty):  # a loop in another thread may take one, too
+                while True:
+                    self._ready.get_nowait()
 
     def _abandon(self) -> None:
         self._abandoned = True

@@ -6,19 +6,33 @@ else, and where that fails the zstandard package expands. Its calls take Python'
 
 from __future__ import annotations
 
+import ctypes
+from typing import Any
+
 import numpy as np
-from llvmlite.binding import load_library_permanently
+from llvmlite.binding import add_symbol
 from numba import njit, types
 
-load_library_permanently("libzstd.so.1")  # RuntimeError where there is none
+_LIBRARY = ctypes.CDLL("libzstd.so.1")  # OSError where there is none
 
-# Pointers, sizes and errors (which are above every size) are all intp here.
-_create = types.ExternalFunction("ZSTD_createDCtx", types.intp())
-_free = types.ExternalFunction("ZSTD_freeDCtx", types.intp(types.intp))
-_frame_bytes = types.ExternalFunction("ZSTD_findFrameCompressedSize", types.intp(types.intp, types.intp))
-_content_bytes = types.ExternalFunction("ZSTD_getFrameContentSize", types.intp(types.intp, types.intp))
-_decompress = types.ExternalFunction("ZSTD_decompressDCtx", types.intp(*[types.intp] * 5))
 
+def _function(name: str, num_arguments: int) -> Any:
+    """A function of the library; AttributeError where it has none. Pointers, sizes and errors (above every size) are intp.
+
+    It goes by a name of our own: of two libzstd in a process the loader of code might take the other.
+    """
+    add_symbol(f"softshard_{name}", ctypes.cast(getattr(_LIBRARY, name), ctypes.c_void_p).value)
+    return types.ExternalFunction(f"softshard_{name}", types.intp(*[types.intp] * num_arguments))
+
+
+_create = _function("ZSTD_createDCtx", 0)
+_free = _function("ZSTD_freeDCtx", 1)
+_frame_bytes = _function("ZSTD_findFrameCompressedSize", 2)
+_content_bytes = _function("ZSTD_getFrameContentSize", 2)
+_decompress = _function("ZSTD_decompressDCtx", 5)
+
+# A distribution's libzstd also reads the frames of versions before 1.0, by code that nobody looks after any more.
+_MAGIC = 0x28, 0xB5, 0x2F, 0xFD
 _FLAGS_AT = 4  # in a frame, behind its magic
 # It states its content's size in two bytes, and no window, dictionary or checksum (RFC 8878), as `encode_label_map` writes.
 _SIZE_IN_TWO_BYTES = 0x60
@@ -47,6 +61,10 @@ def expand_frames(raw, starts, ends, sizes, payloads):
         frame, num = source + starts[i], ends[i] - starts[i]
         fine = (
             num > _FLAGS_AT
+            and raw[starts[i]] == _MAGIC[0]
+            and raw[starts[i] + 1] == _MAGIC[1]
+            and raw[starts[i] + 2] == _MAGIC[2]
+            and raw[starts[i] + 3] == _MAGIC[3]
             and raw[starts[i] + _FLAGS_AT] == _SIZE_IN_TWO_BYTES
             and _frame_bytes(frame, num) == num  # nothing behind it
             and _content_bytes(frame, num) == sizes[i]

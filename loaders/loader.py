@@ -49,12 +49,12 @@ from .pipeline import BatchRun
 from .side_maps import SideFiles
 from .source import Source
 from .stages import Stages, Watchdog
-from .state import NUM_EPOCHS, Position
+from .state import NUM_EPOCHS, LoaderPosition
 from .subset import Subset, labels_and_subset
 from .target_modes import Targets
 
 
-class Loader(Position):
+class Loader(LoaderPosition):
     """Iterates the batches of one epoch of a data set, for one rank.
 
     Every rank has the same number of steps. Without `load_state_dict`, iterating starts the epoch from its
@@ -196,7 +196,6 @@ class Loader(Position):
             self.source, seed, lanes, window, shuffle, self.global_batch, rank, world_size, last_batch
         )
         check_enough(self.dataset, self.num_samples, lanes, self.global_batch, last_batch)
-        self._quarantine = Quarantine(self.faults, self.num_samples // world_size, rank)
         self._open_maker(side, cache)
 
     def _open_source(
@@ -206,7 +205,7 @@ class Loader(Position):
         return open_source(dataset, labels, self.subset, self.balance, self.lanes, cache)
 
     def _open_maker(self, side: str | Path | None, cache: Cache | None) -> None:
-        """What makes batches of the source."""
+        """What makes batches of the source, and what notes those samples that are bad."""
         if side is not None:
             check_side(side, self.targets, self.source.parts)
             self._side = SideFiles(side, self.dataset, self.manifest, cache)
@@ -230,9 +229,14 @@ class Loader(Position):
         )
         if self.faults.check_images:
             self._maker.reader.look_first()
-        self._run = BatchRun(self._maker, self._quarantine)
         # Between two epochs the next one's shards are fetched, in threads that know nothing of this loader.
         weakref.finalize(self, self._maker.reader.shards.abandon).atexit = False
+        self._quarantine = self._new_quarantine()
+        self._run = BatchRun(self._maker, self._quarantine)
+
+    def _new_quarantine(self) -> Quarantine:
+        """Last, since it makes a folder and a file: whatever may be refused has been checked."""
+        return Quarantine(self.faults, self.num_samples // self.world_size, self.rank)
 
     def __iter__(self) -> Iterator[Batch]:
         if self._closed:

@@ -74,22 +74,29 @@ def load_kernels() -> Kernels | None:
         return None
     from . import checks_kernel, checksum_kernel, coded_kernel, pooling_kernels, roialign_kernel
 
-    modules = pooling_kernels, roialign_kernel, checksum_kernel, coded_kernel, checks_kernel, _expand_kernel()
+    modules = pooling_kernels, roialign_kernel, checksum_kernel, coded_kernel, checks_kernel
+    choices, frames = [(*modules, None)], _expand_kernel()
+    if frames is not None:
+        choices.insert(0, (*modules, frames))  # which may fail alone
 
     # Where numba can write to no folder, or what lies there is damaged, the error may be any.
-    with suppress(Exception):
-        kernels = _kernels(*modules)
-        for kernel in filter(None, kernels):
-            kernel.enable_caching()
-        return _tried(kernels)
-    try:  # without the cache: what was defined anew knows of none
-        return _tried(_kernels(*[module and reload(module) for module in modules]))
-    except Exception as error:
-        warnings.warn(
-            f"label pooling: expected numba to compile it, found: {error!r}; it runs in numpy, three times as slowly",
-            stacklevel=2,
-        )
-        return None
+    for choice in choices:
+        with suppress(Exception):
+            kernels = _kernels(*choice)
+            for kernel in filter(None, kernels):
+                kernel.enable_caching()
+            return _tried(kernels)
+    errors = []
+    for choice in choices:  # without the cache: what was defined anew knows of none
+        try:
+            return _tried(_kernels(*[module and reload(module) for module in choice]))
+        except Exception as error:
+            errors.append(error)
+    warnings.warn(
+        f"label pooling: expected numba to compile it, found: {errors[-1]!r}; it runs in numpy, three times as slowly",
+        stacklevel=2,
+    )
+    return None
 
 
 def pooling_engine() -> str:
@@ -107,8 +114,8 @@ def pooling_engine() -> str:
 
 
 def _expand_kernel() -> Any:
-    """The module, or on a machine without libzstd None."""
-    with suppress(RuntimeError):
+    """The module, or on a machine without libzstd, or with one that does not fit, None."""
+    with suppress(Exception):
         from . import expand_kernel
 
         return expand_kernel

@@ -108,15 +108,10 @@ class RemoteLoader(Loader):
         num_epochs: int | None = None,
         connection: Connection | None = None,
     ) -> None:
-        addresses, name, self._listed = find_servers(servers)
-        if name is not None and dataset is not None:
-            raise UsageError(
-                f"data service: expected one name of a data set, found {name!r} and {dataset!r:.80}"
-            )
-        self._addresses, self._connection = addresses, connection or Connection()
+        self._servers, self._connection = servers, connection or Connection()
         try:
             super().__init__(
-                dataset or name,  # pyright: ignore[reportArgumentType]
+                dataset,  # pyright: ignore[reportArgumentType]
                 batch_size=batch_size,
                 device=device,
                 targets=targets,
@@ -139,7 +134,7 @@ class RemoteLoader(Loader):
                 num_threads=1 if num_threads is None else num_threads,
                 prefetch=prefetch,
                 pin_memory=pin_memory,
-                faults=remote_faults(faults),
+                faults=faults,
                 num_epochs=num_epochs,
             )
         except BaseException:
@@ -149,12 +144,18 @@ class RemoteLoader(Loader):
 
     def _open_source(self, dataset: Any, labels: LabelSource | None, cache: Cache | None) -> Any:
         """What servers say of the data set; `cache` is None."""
-        recipe = self._recipe(_named(dataset), labels)
+        self.faults = remote_faults(self.faults)
+        self._addresses, name, listed = find_servers(self._servers)
+        if name is not None and dataset is not None:
+            raise UsageError(
+                f"data service: expected one name of a data set, found {name!r} and {dataset!r:.80}"
+            )
+        recipe = self._recipe(_named(dataset or name), labels)
         stack = decode_stack(self._connection.decoder)
         if not pools_maps(self.targets):
             del stack[POOLING]
         self._pool = ServerPool(
-            self._addresses, recipe.to_json(), self._connection, stack, self._per_lane, self._listed
+            self._addresses, recipe.to_json(), self._connection, stack, self._per_lane, listed
         )
         place = f"{','.join(self._addresses)}/{self._pool.facts['dataset']}"
         source = RemoteSource.of(place, self._pool)
@@ -165,6 +166,7 @@ class RemoteLoader(Loader):
         """What normalises, where servers send whole numbers; both arguments are None."""
         sent = wire_dtype(self.augment, self.dtype)
         self._normaliser = None if sent == self.dtype else _Normaliser(self)
+        self._quarantine = self._new_quarantine()
 
     def _recipe(self, dataset: str | NamedMixture | None, labels: LabelSource | None) -> BatchRecipe:
         """What decides batches, as servers see it: what trainers do alike is one recipe, whatever else they do."""

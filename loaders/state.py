@@ -69,7 +69,7 @@ def check_state(state: dict[str, Any], mine: dict[str, Any], longest: int) -> tu
     return epoch, taken
 
 
-class Position(LoaderData):
+class LoaderPosition(LoaderData):
     """The part of a Loader that is about where it stands in which epoch.
 
     Attributes:

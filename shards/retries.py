@@ -26,7 +26,7 @@ _CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or run: gcloud auth application-default login",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING",
 }
-_ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+_ALIASES = {"s3a": "s3", "r2": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 
 
 def patiently(
@@ -89,7 +89,7 @@ def failure(where: str, error: Exception, done: str = "read") -> str:
 
 def credentials_of(url: str) -> str:
     """Where a store's credentials come from, in brackets; nothing for one that is not known."""
-    protocol = url.partition("://")[0].lower()
+    protocol = url.partition("://")[0].rpartition("::")[2].lower()  # of simplecache::s3://, the store's
     protocol = _ALIASES.get(protocol, protocol)
     return f" (for {protocol}: {_CREDENTIALS[protocol]})" if protocol in _CREDENTIALS else ""
 

@@ -212,7 +212,7 @@ class RemoteStorage:
             module = ImportError(str(error), name=error.name or _MODULES[extra])
             raise MissingExtraError(f"a {protocol}:// address", extra, module) from error
         except ValueError as error:
-            if "credentials" in str(error):  # adlfs, which wants some before it is asked for anything
+            if "Must provide either" in str(error):  # adlfs, which wants some before it is asked for anything
                 raise UsageError(
                     f"{self.name}: expected credentials{credentials_of(url)}, found none"
                 ) from None

@@ -21,6 +21,7 @@ def reading(read, *arguments):
     said.close()
     try:
         with heard:
+            assert heard.poll(120)
             yield process, heard.recv()  # EOFError where it ended without a word
     finally:
         process.kill()
@@ -43,16 +44,21 @@ def read_through_a_cache(url, folder, said):
 
 
 def read_in_two(method, url, folder, said):
-    """The keys of every batch of two ranks, each of which is a process that this one starts."""
+    """The keys of every batch of two ranks, each of which is a process that this one starts; and how they ended."""
     fsspec.filesystem("http").exists(url)  # this process has an event loop
     context = multiprocessing.get_context(method)
     out = context.Queue()
     processes = [context.Process(target=_read_rank, args=(url, folder, rank, out)) for rank in (0, 1)]
     for process in processes:
         process.start()
-    said.send(dict(out.get(timeout=90) for _ in processes))
-    for process in processes:
-        process.join()
+    try:
+        keys = dict(out.get(timeout=90) for _ in processes)
+        for process in processes:
+            process.join(10)
+        said.send((keys, [process.exitcode for process in processes]))
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def _read_rank(url, folder, rank, out):

@@ -342,6 +342,12 @@ def test_a_quarantine_that_cannot_be_written_is_refused_at_once(packed, tmp_path
         make(packed, faults=Faults(quarantine=tmp_path / "file" / "bad.jsonl"))
 
 
+def test_a_loader_that_is_refused_makes_no_folder_for_bad_samples(packed, tmp_path):
+    with pytest.raises(UsageError, match="expected targets that pool the label maps of side="):
+        make(packed, targets="none", side=tmp_path, faults=Faults(quarantine=tmp_path / "new" / "bad.jsonl"))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def stalling(damage):
     """A data set whose second shard never comes: its index is a pipe that nobody writes to."""

@@ -14,7 +14,7 @@ import pytest
 
 from softshard.loaders import Augment, Faults, Loader
 from softshard.loaders.background import Background
-from softshard.shards import DataError
+from softshard.shards import DataError, UsageError
 
 
 def make(dataset, **options):
@@ -205,3 +205,20 @@ def test_stop_closes_the_iterator_in_its_own_thread(within):
     within(background.stop)
     assert closed_in == ["softshard-loader"]
     assert background.stopped
+
+
+def test_a_loop_that_waits_while_another_thread_stops_it_is_told_so(within):
+    begun, let_go = threading.Event(), threading.Event()
+
+    def numbers():
+        begun.set()
+        let_go.wait()
+        yield from ()
+
+    background = Background(numbers, ahead=1, interrupt=let_go.set)
+    begun.wait()
+    stopper = threading.Timer(0.1, background.stop)  # by then this thread waits, or is about to
+    stopper.start()
+    with pytest.raises(UsageError, match=r"found this one continued after another began, .* or close"):
+        within(background.next)
+    stopper.join()

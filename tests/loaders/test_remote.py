@@ -555,7 +555,8 @@ def test_processes_that_are_forked_and_spawned_read_too(packed, serve_spoiled, c
     with Loader(url, cache=cache, **OPTIONS) as loader:  # this process has an event loop, and threads
         next(iter(loader))
     before = sum(name.endswith(".tar") for name, _ in requests)
-    with reading(read_in_two, method, url, cache.path) as (_, found):
+    with reading(read_in_two, method, url, cache.path) as (_, (found, codes)):
+        assert codes == [0, 0]
         for rank in (0, 1):
             options = {**OPTIONS, "batch_size": 4, "rank": rank, "world_size": 2}
             with Loader(packed, **options) as local:

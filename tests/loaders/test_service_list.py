@@ -5,7 +5,7 @@ import itertools
 import pytest
 from service_processes import SMALL, assert_same_batches, serving
 
-from softshard.loaders import Connection, Loader, RemoteLoader, service_list
+from softshard.loaders import Connection, Faults, Loader, RemoteLoader, service_list
 from softshard.loaders.service_address import is_service
 from softshard.loaders.service_list import ServerList, find_servers
 from softshard.shards.errors import UsageError
@@ -63,6 +63,19 @@ def test_a_file_that_is_no_list_is_refused_and_named(tmp_path, content, expected
 def test_a_list_that_is_not_there_is_a_wrong_call(tmp_path):
     with pytest.raises(UsageError, match=r"no\.json: expected the list of servers .* No such file"):
         find_servers((tmp_path / "no.json").as_uri())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "expected batch_size"),
+        ({"faults": Faults(check_images=True)}, "expected Faults without check_images"),
+    ],
+    ids=["batch_size", "faults"],
+)
+def test_a_wrong_option_is_told_before_a_list_is_read(tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        RemoteLoader((tmp_path / "no.json").as_uri(), **(OPTIONS | options))
 
 
 def test_addresses_of_lists_are_told_from_those_of_data_sets(tmp_path):

@@ -121,6 +121,8 @@ def test_a_status_of_404_alone_is_no_missing_file():
     [
         ("gcs://b/k", r"credentials \(for gs: GOOGLE_APPLICATION_CREDENTIALS, or run: gcloud .*login\)$"),
         ("abfs://c/k", r"credentials \(for az: AZURE_STORAGE_ACCOUNT_NAME and .*_CONNECTION_STRING\)$"),
+        ("simplecache::s3://b/k", r"credentials \(for s3: AWS_ENDPOINT_URL, "),
+        ("r2://b/k", r"credentials \(for s3: AWS_ENDPOINT_URL, "),
         ("https://h/k", "credentials$"),
     ],
 )

@@ -1,5 +1,6 @@
 """Sources behind URLs: a real web server with ranges, memory:// and file://, and what is told of them."""
 
+import os
 import re
 
 import fsspec
@@ -124,9 +125,18 @@ def test_public_names(url, name):
     assert public_name(url) == name
 
 
-def test_an_unknown_protocol_is_a_wrong_call():
+@pytest.mark.parametrize("protocol", ["nonsense", "credentials"])  # the latter is no lack of them
+def test_an_unknown_protocol_is_a_wrong_call(protocol):
     with pytest.raises(UsageError, match="expected a path or a URL that fsspec knows"):
-        open_storage("nonsense://u:p@host/a")
+        open_storage(f"{protocol}://u:p@host/a")
+
+
+def test_azure_without_credentials_says_where_they_come_from(monkeypatch):
+    pytest.importorskip("adlfs")
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    with pytest.raises(UsageError, match=r"expected credentials \(for az: AZURE_STORAGE_ACCOUNT_NAME"):
+        open_storage("az://container/train")
 
 
 def test_few_tars_stay_open(tmp_path, monkeypatch):
