@@ -1,5 +1,6 @@
 """Data sets in Google Cloud Storage, as an emulator speaks it: packed there, verified, read through the cache."""
 
+import logging
 import os
 
 import fsspec
@@ -128,6 +129,9 @@ def test_doctor_tells_how_a_bucket_answers(far):
 @pytest.mark.parametrize("status", [401, 403])
 def test_who_is_not_let_in_is_told_so_at_once(gcs_bucket, images, tmp_path, monkeypatch, status, capfd):
     monkeypatch.setattr("softshard.shards.retries.time.sleep", None)
+    monkeypatch.setattr(
+        logging.root, "handlers", []
+    )  # as in a process where nobody, such as Ray, wants log lines
     told = r"expected to be let in; .* \(for gs: GOOGLE_APPLICATION_CREDENTIALS, or run: gcloud auth"
     with Refusing(status) as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)

@@ -126,6 +126,9 @@ class Refusing:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.handle_error = lambda *_: (
+            None
+        )  # of a client that has gone: its trace would be on standard error
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Refusing:
