@@ -170,9 +170,8 @@ def write_output(path: Path, data: bytes) -> None:
 
     In a folder that takes no new files, one that is there is written over.
     """
-    if (
-        path.exists() and not path.is_file()
-    ):  # a pipe or a device, also behind a link; a folder says that it is one
+    # A pipe or a device, also behind a link; a folder says that it is one.
+    if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
     if path.is_symlink() and not _is_stream(path):
