@@ -41,8 +41,8 @@ class Faults:
         stall_s: seconds without a batch after which a warning says which stage works on what, and since when.
         give_up_s: seconds without a batch after which that is an error; None waits for ever.
         check_images: decode every image in full the first time that it is served, to find damage inside of JPEGs, which
-            decoders show as grey or wrong colours; see first_look.py. In the first epoch that takes 0.16 ms an
-            image of 224 pixels and 0.66 ms one of 500 (benchmarks/first_look.py, on an AMD EPYC), in the one thread
+            decoders show as grey or wrong colours; see first_look.py. In the first epoch that takes 0.15 ms an
+            image of 224 pixels and 0.71 ms one of 500 (benchmarks/first_look.py, on an AMD EPYC), in the one thread
             that makes batches, before it hands them to those that decode. Stray bytes before a marker, which cameras
             leave in some photographs, count as damage.
     """
