@@ -241,17 +241,19 @@ class CacheFolder:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file.
+        """Write a small file; where the disk is full, evict what nobody uses until there is room.
 
         Raises:
             DiskFullError: the disk is full.
         """
-        try:
-            write_atomically(self.folder / name, data)
-        except OSError as error:
-            if error.errno in _FULL:
-                raise self._disk_full(len(data)) from error
-            raise
+        while True:
+            try:
+                return write_atomically(self.folder / name, data)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                if not self._evict_one():
+                    raise self._disk_full(len(data)) from error
 
     def used(self, name: str) -> None:
         """Say that a file was in use until now; what was used least recently goes first."""
@@ -310,6 +312,11 @@ class CacheFolder:
                         if not urgent():
                             return False
                         raise
+
+    def _evict_one(self) -> bool:
+        """Remove the file that was used least recently, of those that nobody uses; False where there is none."""
+        with self._locked():
+            return any(self._evict(path, size) for used, size, path in self._entries() if _may_go(path, used))
 
     def _evict(self, path: Path, num_bytes: int) -> int:
         """Remove a file that nobody uses, or downloads; returns the bytes that this frees."""

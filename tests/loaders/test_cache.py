@@ -338,19 +338,26 @@ with Loader(url, cache=Cache(folder=folder, max_bytes=10**9, ahead=8, num_fetche
 """
 
 
+def mount_or_skip(folder):
+    """The command that runs another with file systems of its own; skips the test where this may not mount any."""
+    inside = ["unshare", "-Urm"]
+    mount = [*inside, "mount", "-t", "tmpfs", "tmpfs", str(folder)]
+    if shutil.which("unshare") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs unprivileged user namespaces, to mount a small file system")
+    return inside
+
+
 @pytest.fixture
 def on_a_small_disk(tmp_path, packed):
     """A function: an epoch with the cache on a real file system of so many bytes; (exit status, output, errors)."""
-    probe = ["unshare", "-Urm", "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
-    if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True).returncode:
-        pytest.skip("needs unprivileged user namespaces, to mount a small file system")
+    inside = mount_or_skip(tmp_path)
     server = SpoiledServer(packed, lambda name, start, answer: answer)
     disk = tmp_path / "disk"
     disk.mkdir()
 
     def run(num_bytes, held_s=0, patience_s=5):
         return subprocess.run(
-            ["unshare", "-Urm", sys.executable, "-W", "ignore", "-c", FULL, str(disk), server.url],
+            [*inside, sys.executable, "-W", "ignore", "-c", FULL, str(disk), server.url],
             env={**os.environ, "SIZE": str(num_bytes), "HELD_S": str(held_s), "PATIENCE_S": str(patience_s)},
             capture_output=True,
             text=True,
@@ -384,6 +391,36 @@ def test_a_full_disk_is_waited_for_while_another_run_uses_what_fills_it(on_a_sma
     result = on_a_small_disk(5 * max(sizes), held_s=1)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[0] == "104"
+
+
+INDEX_ON_A_FULL_DISK = """
+import fcntl, os, shutil, subprocess, sys
+from softshard.loaders.cache import Cache, CacheFolder
+from softshard.loaders.fetch_stats import FetchCounters
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", sys.argv[1]], check=True)
+folder = CacheFolder(Cache(folder=sys.argv[1], max_bytes=10**9), FetchCounters())
+for last_use, name in enumerate(["first", "second", "third"]):
+    shard = os.open(folder.folder / (name + ".tar"), os.O_RDWR | os.O_CREAT)
+    room = shutil.disk_usage(folder.folder).free if name == "third" else 64 * 1024
+    os.posix_fallocate(shard, 0, room)
+    os.utime(shard, (last_use, last_use))
+    if name in sys.argv[2:]:
+        fcntl.flock(shard, fcntl.LOCK_SH)
+    else:
+        os.close(shard)
+folder.write("first.idx", b"x" * 60_000)
+print(*sorted(path.name for path in folder.folder.iterdir() if path.name != ".lock"))
+"""
+
+
+def test_an_index_finds_room_on_a_full_disk_where_shards_lie_that_nobody_uses(tmp_path):
+    command = [*mount_or_skip(tmp_path), sys.executable, "-c", INDEX_ON_A_FULL_DISK, str(tmp_path)]
+    run = subprocess.run([*command, "first"], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["first.idx", "first.tar", "third.tar"]
+    full = subprocess.run([*command, "first", "second", "third"], capture_output=True, text=True, timeout=120)
+    assert full.returncode == 1
+    assert "DiskFullError" in full.stderr
 
 
 def test_a_disk_that_another_run_keeps_full_is_not_waited_for_for_ever(on_a_small_disk, packed):
