@@ -35,6 +35,11 @@ RAY_TOKEN = secrets.token_hex(16)
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_make_parametrize_id(val):
+    """Bytes do not name a test: torch.save's differ between processes, which are to collect the same tests."""
+    return "bytes" if isinstance(val, bytes) and len(val) > 40 else None
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of photographs and lists; tests that ask for it carry the marker `shared`."""
