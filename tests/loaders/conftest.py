@@ -3,11 +3,12 @@
 import gc
 import shutil
 import threading
-import time
+from contextlib import suppress
 
 import cv2
 import numpy as np
 import pytest
+from waiting import LONG_S, wait_until
 
 from softshard.shards import (
     ImageRecipe,
@@ -140,9 +141,8 @@ def threads_after_a_moment():
     if not softshard_threads():
         return []
     gc.collect()  # not before: it takes longer than most tests here
-    deadline = time.monotonic() + 5
-    while softshard_threads() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    with suppress(AssertionError):
+        wait_until(lambda: not softshard_threads(), 60)
     return softshard_threads()
 
 
@@ -163,7 +163,7 @@ def no_threads_left():
 def within():
     """A function that calls another one and fails, rather than hangs, when it takes too long."""
 
-    def call(function, seconds=30):
+    def call(function, seconds=LONG_S):
         outcome = []
 
         def work():

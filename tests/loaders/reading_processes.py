@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import fsspec
 from service_processes import FORKS
+from waiting import LONG_S
 
 from softshard.loaders import Augment, Cache, Loader, RemoteLoader
 
@@ -21,7 +22,7 @@ def reading(read, *arguments):
     said.close()
     try:
         with heard:
-            assert heard.poll(120)
+            assert heard.poll(LONG_S)
             yield process, heard.recv()  # EOFError where it ended without a word
     finally:
         process.kill()
@@ -52,9 +53,9 @@ def read_in_two(method, url, folder, said):
     for process in processes:
         process.start()
     try:
-        keys = dict(out.get(timeout=90) for _ in processes)
+        keys = dict(out.get(timeout=LONG_S) for _ in processes)
         for process in processes:
-            process.join(10)
+            process.join(LONG_S)
         said.send((keys, [process.exitcode for process in processes]))
     finally:
         for process in processes:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from html_elements import Elements
+from waiting import LONG_S
 
 from softshard.loaders import Augment
 from softshard.loaders.browse import Browser
@@ -28,7 +29,7 @@ class Client:
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
         """(status, headers, text); `Host` and others as given, with `_` for `-`."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LONG_S)
         try:
             given = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, headers=given)
@@ -61,6 +62,6 @@ def served(dataset, asked: InspectOptions | None = None, quarantine=None) -> Ite
             yield Client(listening.getsockname()[1])
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(LONG_S)
             browser.close()
     assert not thread.is_alive()

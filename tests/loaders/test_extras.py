@@ -19,7 +19,7 @@ sys.meta_path.insert(0, Missing())
 
 def run(script, blocked=()):
     script = BLOCK.format(blocked=tuple(blocked)) + script
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import threading
 import fsspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import wait_until
 
 from servers import web
 from softshard.loaders import Augment, Cache, FetchStats, Loader, LoaderStats
@@ -52,23 +53,17 @@ def test_padding_is_no_image_and_counts_go_on_over_epochs(packed):
     assert between.loop.queue_most == both.loop.queue_most
 
 
-def test_the_queue_of_a_loop_that_holds_back_is_full(packed, within):
+def test_the_queue_of_a_loop_that_holds_back_is_full(packed):
     with Loader(packed, prefetch=2, **OPTIONS) as loader:
         batches = iter(loader)
         next(batches)
-        within(lambda: wait_until(lambda: loader.stats().queue_depth == 2 and loader.stats().decoding == 1))
+        wait_until(lambda: loader.stats().queue_depth == 2 and loader.stats().decoding == 1)
         for _ in batches:
             pass
         stats = loader.stats()
     assert stats.loop.queue_most == 2
     assert stats.loop.queue_full_s > 0
     assert stats.loop.loop_s > 0
-
-
-def wait_until(condition):
-    pause = threading.Event()
-    while not condition():
-        pause.wait(0.01)
 
 
 def test_stats_can_be_read_while_another_thread_iterates(packed):

@@ -234,7 +234,7 @@ def test_a_forked_process_pools_with_threads_of_its_own():
     torch.rand(1_000_000).exp().sum()  # torch has threads now
     with multiprocessing.get_context("fork").Pool(1) as pool:
         found = pool.apply_async(pooled_in_two_threads, ((scores, ids), crops))
-        np.testing.assert_array_equal(found.get(timeout=60), expected)
+        np.testing.assert_array_equal(found.get(timeout=240), expected)
 
 
 def test_a_damaged_map_is_named_whichever_thread_meets_it():

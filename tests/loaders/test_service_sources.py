@@ -1,11 +1,10 @@
 """Servers of data sets behind a URL, and of side shards."""
 
-import time
-
 import fsspec
 import pytest
 from service_processes import SMALL, assert_same_batches
 from test_side_maps import make_side
+from waiting import wait_until
 
 from softshard.loaders import Cache, Loader, RemoteLoader
 from softshard.loaders.service_desk import Desk, ServedSet
@@ -51,10 +50,7 @@ def test_shards_of_coming_steps_are_fetched_before_they_are_asked_for(packed, tm
             expected, found = list(local), []
             batches = iter(remote)
             found.append(next(batches))
-            deadline = time.monotonic() + 20
-            while fetched(server) < 9 and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert fetched(server) == 9  # all, and at most three batches were asked for
+            wait_until(lambda: fetched(server) == 9)  # all, and at most three batches were asked for
             assert server.desk.totals()["images"] <= 12
             found += batches
             assert_same_batches(found, expected)
