@@ -11,6 +11,7 @@ from waiting import LONG_S
 from softshard.loaders import Augment, Cache, Loader, RemoteLoader
 
 OPTIONS = {"batch_size": 4, "augment": Augment(size=16), "dtype": "uint8", "num_threads": 1, "window": 16}
+EPOCH = OPTIONS | {"window": 4}  # three or four shards in use
 
 
 @contextmanager
@@ -42,6 +43,14 @@ def read_through_a_cache(url, folder, said):
     with Loader(url, cache=Cache(folder=folder, num_fetchers=2), **OPTIONS) as loader:
         for batch in loader:
             said.send(batch.keys)
+
+
+def read_an_epoch(url, folder, max_bytes, seed, said):
+    """The keys of an epoch's batches, and what was fetched for them."""
+    cache = Cache(folder=folder, max_bytes=max_bytes, ahead=2, num_fetchers=2)
+    with Loader(url, cache=cache, seed=seed, **EPOCH) as loader:
+        keys = [batch.keys for batch in loader]
+    said.send((keys, loader.fetch_stats()))
 
 
 def read_in_two(method, url, folder, said):

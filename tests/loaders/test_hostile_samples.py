@@ -1,7 +1,6 @@
 """Samples that are wrong in themselves, in shards whose hashes are right: isolated by the loader, whatever they are."""
 
 import json
-import shutil
 import threading
 
 import numpy as np
@@ -19,11 +18,6 @@ from softshard.shards.errors import ImageError, StorageError
 def make(dataset, **options):
     defaults = {"batch_size": 8, "augment": Augment(size=16), "dtype": "uint8", "targets": "relabel"}
     return Loader(dataset, **{**defaults, "last_batch": "pad", "num_threads": 2, "window": 30, **options})
-
-
-@pytest.fixture
-def copied(packed, tmp_path):
-    return shutil.copytree(packed, tmp_path / "set")
 
 
 def own_keys(batches):

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 
 import pytest
 import torch
@@ -172,11 +171,6 @@ def test_damage_inside_the_pixels_changes_that_image_only_and_is_left_to_verify(
                 assert same == (name != key)
     problems = verify(folder).problems
     assert any(shard in problem and "SHA-256" in problem for problem in problems)
-
-
-@pytest.fixture
-def copied(packed, tmp_path):
-    return shutil.copytree(packed, tmp_path / "copied")
 
 
 def edit_manifest(folder, **changes):
