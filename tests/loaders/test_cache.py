@@ -129,7 +129,7 @@ def test_what_is_in_use_stays_and_room_is_waited_for(folder):
     os.close(found[0])
 
 
-def test_a_mapping_pins_as_long_as_anything_points_into_it(folder, tmp_path):
+def test_a_mapping_pins_as_long_as_anything_points_into_it(folder):
     cache = folder()
     descriptor = put(cache, "a.tar", 900)
     view = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))[10:20]

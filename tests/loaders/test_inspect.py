@@ -42,7 +42,7 @@ def test_crops_and_targets_are_those_of_a_loaders_batches(packed, targets, epoch
                 np.testing.assert_allclose(crop.target, batch.targets[slot].numpy(), rtol=0, atol=1e-6)
 
 
-def test_the_summary_names_the_data_set_and_the_command_makes_the_page_again(packed, tmp_path, monkeypatch):
+def test_the_summary_names_the_data_set_and_the_command_makes_the_page_again(packed, tmp_path):
     found = inspect_data_set(packed, options(targets="relabel-single"))
     html = inspect_page(found, top=2).render()
     text = Elements(html).text

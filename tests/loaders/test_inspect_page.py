@@ -192,7 +192,7 @@ def test_the_page_refers_to_nothing_outside_and_every_picture_has_a_text(packed)
     assert all(each["role"] == "img" and each["aria-label"] for each in page.named("svg"))
 
 
-def test_hostile_names_and_paths_are_text(packed_plain, tmp_path):
+def test_hostile_names_and_paths_are_text(packed_plain):
     found = inspect_data_set(packed_plain, options(num_samples=2))
     manifest = dataclasses.replace(found.manifest, class_names=(HOSTILE, "b"))
     samples = tuple(

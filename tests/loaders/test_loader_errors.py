@@ -153,9 +153,7 @@ def test_after_an_error_the_loader_serves_another_epoch(packed, damage, within):
         assert len(served) > 1
 
 
-def test_damage_inside_the_pixels_changes_that_image_only_and_is_left_to_verify(
-    packed, damage, plain_samples
-):
+def test_damage_inside_the_pixels_changes_that_image_only_and_is_left_to_verify(packed, damage):
     # libjpeg warns of such damage on standard error and carries on; DALI raises nothing.
     def scramble(jpeg):
         middle = len(jpeg) * 2 // 3

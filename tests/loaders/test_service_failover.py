@@ -54,16 +54,20 @@ def pair(packed):
         yield servers
 
 
+def batches_with_a_pause(remote, act):
+    """An epoch, in which something happens after three batches."""
+    batches = iter(remote)
+    found = [next(batches) for _ in range(3)]
+    act()
+    return found + list(batches)
+
+
 def test_a_server_that_is_killed_in_an_epoch_costs_no_batch(packed, expected):
     with (
         serving_two(packed) as (one, other),
         RemoteLoader([one.url, other.url], connection=QUICK, **OPTIONS) as remote,
     ):
-        found = []
-        for batch in remote:
-            found.append(batch)
-            if len(found) == 3:
-                one.send(signal.SIGKILL)
+        found = batches_with_a_pause(remote, lambda: one.send(signal.SIGKILL))
         assert_same_batches(found, expected)
         assert remote.fetch_stats().retries > 0
         assert_same_batches(itertools.islice(remote, 5), list_of_epoch(packed, 1)[:5])
@@ -173,12 +177,10 @@ def test_drain_finishes_what_is_under_way_and_sends_clients_elsewhere(packed, ex
         serving_two(packed) as (one, other),
         RemoteLoader([one.url, other.url], connection=QUICK, **OPTIONS) as remote,
     ):
-        found = []
-        for batch in remote:
-            found.append(batch)
-            if len(found) == 3:
-                code, log = one.stop(signal.SIGTERM)
+        ends = []
+        found = batches_with_a_pause(remote, lambda: ends.append(one.stop(signal.SIGTERM)))
         assert_same_batches(found, expected)
+    ((code, log),) = ends
     assert code == 0
     assert [line["event"] for line in log][-2:] == ["draining", "stopped"]
     assert log[-1]["finished"] is True
@@ -248,7 +250,7 @@ def test_a_client_that_is_killed_leaves_the_server_as_it_was(packed, expected):
         wait_until(lambda: server.stats()["calls"] == 0)
 
 
-def test_four_trainers_at_one_step_pay_for_one_decode(packed, expected, within):
+def test_four_trainers_at_one_step_pay_for_one_decode(packed, expected):
     with serving_two(packed) as (one, other):
         connection = Connection(hedge=None)
         loaders = [RemoteLoader([one.url, other.url], connection=connection, **OPTIONS) for _ in range(4)]
@@ -271,7 +273,7 @@ def test_four_trainers_at_one_step_pay_for_one_decode(packed, expected, within):
             loader.close()
 
 
-def test_nothing_is_left_in_shared_memory_by_a_server_that_is_killed(packed, within):
+def test_nothing_is_left_in_shared_memory_by_a_server_that_is_killed(packed):
     before = set(os.listdir("/dev/shm"))
     server = ServerProcess(packed)
     try:

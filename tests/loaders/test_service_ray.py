@@ -142,9 +142,7 @@ def test_servers_with_token_and_tls_read_their_files_on_the_node(packed, expecte
             assert_same_batches(remote, expected)
 
 
-def test_the_command_serves_on_a_ray_of_its_own_and_drains_on_sigterm(
-    packed, expected, ray_folder, tmp_path, monkeypatch
-):
+def test_the_command_serves_on_a_ray_of_its_own_and_drains_on_sigterm(packed, expected, ray_folder, tmp_path):
     file = tmp_path / "servers.json"
     arguments = [f"train={packed}", "--engine", "ray", "--replicas", "2", "--addresses", str(file)]
     with subprocess.Popen(
@@ -165,7 +163,7 @@ def test_the_command_serves_on_a_ray_of_its_own_and_drains_on_sigterm(
             run.kill()
 
 
-def test_what_keeps_a_server_from_starting_is_said(packed, cluster, tmp_path):
+def test_what_keeps_a_server_from_starting_is_said(cluster, tmp_path):
     options = PoolOptions(named_sets([str(tmp_path / "nothing")], []), host="127.0.0.1")
     with pytest.raises(SoftshardError, match=r"nothing.*manifest|manifest.*nothing"):
         run_pool(options, replicas=1)
