@@ -32,11 +32,16 @@ GRACE_S = 10  # for the other ranks to notice that one has failed
 
 
 class Forks:
-    """The waiting process. Close it."""
+    """The waiting process. Close it.
 
-    def __init__(self):
+    Args:
+        preloaded: modules of softshard that it imports.
+        inside: the beginning of a command that runs another, `unshare` for one.
+    """
+
+    def __init__(self, preloaded=PRELOADED, inside=()):
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [*inside, sys.executable, __file__, *preloaded],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -74,8 +79,8 @@ class Forks:
         self._process.wait()
 
 
-def _serve():
-    for name in PRELOADED:
+def _serve(preloaded):
+    for name in preloaded:
         __import__(f"softshard.{name}")
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
@@ -143,4 +148,4 @@ def _be_the_command(call):
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(sys.argv[1:])

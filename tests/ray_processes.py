@@ -4,17 +4,9 @@ import os
 import shutil
 import signal
 import tempfile
-import time
 from pathlib import Path
 
-
-def wait_until(condition, seconds=60):
-    """The condition's value, as soon as it has a true one."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return value
+from waiting import wait_until
 
 
 def processes(ray_folder):
@@ -40,5 +32,5 @@ def remove_ray_folder(folder):
     """After Ray has stopped; its agents take a while to notice, and are killed."""
     for process in processes(folder):
         os.kill(process, signal.SIGKILL)
-    wait_until(lambda: not processes(folder), 20)
+    wait_until(lambda: not processes(folder))
     shutil.rmtree(folder, ignore_errors=True)

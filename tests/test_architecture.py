@@ -90,7 +90,7 @@ def test_importing_the_sharder_imports_no_torch():
     code = (
         "import sys, softshard.shards.cli, softshard.shards.labelmap_import; sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=240).returncode == 0
 
 
 def test_the_sharder_needs_neither_torch_nor_dali():

@@ -211,7 +211,7 @@ def run_with(places, new, *, closed="", **streams):
     code = "import sys; from softshard.shards.cli import main; sys.exit(main(sys.argv[1:]))"
     call = [sys.executable, "-c", code, "tree", "build", "--classes", places["classes"], "-o", f"{new}.json"]
     shell = ["bash", "-c", f'exec "$@" {closed}', "bash"] if closed else []
-    return subprocess.run([*shell, *call], timeout=60, **streams).returncode
+    return subprocess.run([*shell, *call], timeout=240, **streams).returncode
 
 
 @pytest.mark.parametrize("stream", ["gone", "full"])
@@ -243,7 +243,7 @@ def test_what_ends_without_a_line_is_shown_when_it_is_flushed():
         "import os, sys; from softshard.shards.standard_streams import open_streams; open_streams()\n"
         "sys.stderr.write('\\r 10%')\nsys.stderr.write(' 20%'); sys.stderr.flush(); os._exit(0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], timeout=240, capture_output=True)
     assert done.stderr == b"\r 10% 20%"
 
 
@@ -257,7 +257,7 @@ def test_a_reader_that_goes_away_is_no_error(shell, unbuffered):
         done = subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-            timeout=60,
+            timeout=240,
             stdout=writer,
             stderr=subprocess.PIPE,
         )

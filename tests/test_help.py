@@ -121,7 +121,7 @@ def test_the_help_needs_neither_opencv_nor_fsspec_nor_torch():
         "import sys; from softshard.shards.cli import build_parser; build_parser().format_help()\n"
         "sys.exit(str({'cv2', 'fsspec', 'torch', 'nvidia', 'PIL', 'timm', 'ray', 'shtab'} & sys.modules.keys()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.stderr.strip() == "set()"
 
 
@@ -149,7 +149,7 @@ def complete_in_bash(file, *words, folder="/"):
         'printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
-        ["bash", "--norc", "-c", code], capture_output=True, text=True, timeout=60, cwd=folder, check=True
+        ["bash", "--norc", "-c", code], capture_output=True, text=True, timeout=240, cwd=folder, check=True
     )
     return {word.strip() for word in done.stdout.split()}
 
@@ -175,7 +175,7 @@ def test_fish_completes_commands_options_choices_and_folders(script, tmp_path):
     def offered(line):
         code = f"source {shlex.quote(str(file))}; complete -C {shlex.quote(line)}"
         done = subprocess.run(
-            ["fish", "--no-config", "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path
+            ["fish", "--no-config", "-c", code], capture_output=True, text=True, timeout=240, cwd=tmp_path
         )
         assert done.returncode == 0, done.stderr
         return {row.partition("\t")[0] for row in done.stdout.splitlines()}
@@ -199,6 +199,6 @@ def test_a_shell_that_shtab_does_not_know_is_a_wrong_call(monkeypatch, capsys):
 def test_zsh_takes_its_script(script):
     given = f'eval "$(cat {shlex.quote(str(script("zsh")))})"'  # as the help says; shtab's script wants no `source`
     code = f"autoload -Uz compinit && compinit -u -D; {given}; print $_comps[softshard]"
-    done = subprocess.run(["zsh", "-f", "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["zsh", "-f", "-c", code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "softshard" in done.stdout

@@ -3,12 +3,15 @@
 import gc
 import shutil
 import threading
-import time
+from contextlib import suppress
 
 import cv2
 import numpy as np
 import pytest
+from waiting import wait_until
 
+from servers import web
+from softshard.loaders import Cache
 from softshard.shards import (
     ImageRecipe,
     LabelTree,
@@ -140,9 +143,8 @@ def threads_after_a_moment():
     if not softshard_threads():
         return []
     gc.collect()  # not before: it takes longer than most tests here
-    deadline = time.monotonic() + 5
-    while softshard_threads() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    with suppress(AssertionError):
+        wait_until(lambda: not softshard_threads(), 60)
     return softshard_threads()
 
 
@@ -161,9 +163,12 @@ def no_threads_left():
 
 @pytest.fixture
 def within():
-    """A function that calls another one and fails, rather than hangs, when it takes too long."""
+    """A function that calls another one and fails, rather than hangs, when it takes too long.
 
-    def call(function, seconds=30):
+    That is less than what a loader waits for by itself: 60 s for its thread, or for an answer of a server.
+    """
+
+    def call(function, seconds=50):
         outcome = []
 
         def work():
@@ -216,3 +221,46 @@ def damage(packed, tmp_path):
         return folder, shard.name, index.keys[place]
 
     return apply
+
+
+@pytest.fixture
+def bucket(s3_bucket, s3_client):
+    """A function: copies a folder to a bucket of the real S3 server, and gives its URL."""
+
+    def put(folder):
+        for file in sorted(folder.iterdir()):
+            if file.is_file():
+                s3_client.put_object(
+                    Bucket=s3_bucket.removeprefix("s3://"),
+                    Key=f"{folder.name}/{file.name}",
+                    Body=file.read_bytes(),
+                )
+        return f"{s3_bucket}/{folder.name}"
+
+    return put
+
+
+@pytest.fixture
+def serve_spoiled():
+    """A function: starts a web server whose answers `spoil` may change; gives its URL and the requests it has had."""
+    pytest.importorskip("aiohttp")
+    servers = []
+
+    def start(folder, spoil=lambda name, start, answer: answer):
+        servers.append(web.SpoiledServer(folder, spoil))
+        return servers[-1].url, servers[-1].requests
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(folder=tmp_path / "cache")
+
+
+@pytest.fixture
+def copied(packed, tmp_path):
+    """A copy of the packed set, to be changed."""
+    return shutil.copytree(packed, tmp_path / "copied")

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torchvision.ops import roi_align
 
+from softshard.shards import encode_label_map
+
 
 def random_maps(rng, num, top, rows, columns, num_classes):
     """Logits and ids [N, K, P, Q]; the ids of a cell are distinct."""
@@ -24,6 +26,19 @@ def random_crops(rng, num):
     crops = np.concatenate([low, high], axis=1).astype(np.float32)
     crops[:, 2:] = np.maximum(crops[:, 2:], np.nextafter(crops[:, :2], np.float32(2)))
     return crops
+
+
+def made(seed, num=8, top=3, rows=6, columns=9, num_classes=40):
+    """Random maps and as many crops: logits, ids, crops."""
+    rng = np.random.default_rng(seed)
+    return *random_maps(rng, num, top, rows, columns, num_classes), random_crops(rng, num)
+
+
+def encode(scores, ids, num_classes, **options):
+    """Each map's bytes."""
+    return [
+        encode_label_map(s, i, num_classes=num_classes, **options) for s, i in zip(scores, ids, strict=True)
+    ]
 
 
 def dense_map(scores, ids, num_classes, fill="zero"):

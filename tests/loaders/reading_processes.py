@@ -6,10 +6,12 @@ from contextlib import contextmanager
 
 import fsspec
 from service_processes import FORKS
+from waiting import LONG_S
 
 from softshard.loaders import Augment, Cache, Loader, RemoteLoader
 
 OPTIONS = {"batch_size": 4, "augment": Augment(size=16), "dtype": "uint8", "num_threads": 1, "window": 16}
+EPOCH = OPTIONS | {"window": 4}  # three or four shards in use
 
 
 @contextmanager
@@ -21,7 +23,7 @@ def reading(read, *arguments):
     said.close()
     try:
         with heard:
-            assert heard.poll(120)
+            assert heard.poll(LONG_S)
             yield process, heard.recv()  # EOFError where it ended without a word
     finally:
         process.kill()
@@ -43,6 +45,14 @@ def read_through_a_cache(url, folder, said):
             said.send(batch.keys)
 
 
+def read_an_epoch(url, folder, max_bytes, seed, said):
+    """The keys of an epoch's batches, and what was fetched for them."""
+    cache = Cache(folder=folder, max_bytes=max_bytes, ahead=2, num_fetchers=2)
+    with Loader(url, cache=cache, seed=seed, **EPOCH) as loader:
+        keys = [batch.keys for batch in loader]
+    said.send((keys, loader.fetch_stats()))
+
+
 def read_in_two(method, url, folder, said):
     """The keys of every batch of two ranks, each of which is a process that this one starts; and how they ended."""
     fsspec.filesystem("http").exists(url)  # this process has an event loop
@@ -52,9 +62,9 @@ def read_in_two(method, url, folder, said):
     for process in processes:
         process.start()
     try:
-        keys = dict(out.get(timeout=90) for _ in processes)
+        keys = dict(out.get(timeout=LONG_S) for _ in processes)
         for process in processes:
-            process.join(10)
+            process.join(LONG_S)
         said.send((keys, [process.exitcode for process in processes]))
     finally:
         for process in processes:

@@ -8,15 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from html_elements import Elements
+from inspected_sets import options
+from waiting import LONG_S, wait_until
 
-from softshard.loaders import Augment
 from softshard.loaders.browse import Browser
 from softshard.loaders.browse_app import create_server, listen
 from softshard.loaders.inspect_views import InspectOptions
-
-
-def options(**changes) -> InspectOptions:
-    return InspectOptions(**{"num_crops": 2, "seed": 3, "augment": Augment(size=24), **changes})
 
 
 class Client:
@@ -28,7 +25,7 @@ class Client:
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
         """(status, headers, text); `Host` and others as given, with `_` for `-`."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LONG_S)
         try:
             given = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, headers=given)
@@ -51,7 +48,8 @@ class Client:
 
 @contextmanager
 def served(dataset, asked: InspectOptions | None = None, quarantine=None) -> Iterator[Client]:
-    """Serve a data set on a free port for a while."""
+    """Serve a data set on a free port for a while; what it starts has ended then."""
+    before = set(threading.enumerate())
     browser = Browser(dataset, asked or options(), quarantine)
     with listen(0) as listening:
         server = create_server(browser)
@@ -61,6 +59,13 @@ def served(dataset, asked: InspectOptions | None = None, quarantine=None) -> Ite
             yield Client(listening.getsockname()[1])
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(LONG_S)
             browser.close()
     assert not thread.is_alive()
+    wait_until(
+        lambda: not [each for each in started_since(before) if each.name.startswith(("softshard", "inspect"))]
+    )
+
+
+def started_since(before: set[threading.Thread]) -> set[threading.Thread]:
+    return set(threading.enumerate()) - before

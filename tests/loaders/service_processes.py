@@ -14,6 +14,7 @@ import urllib.request
 from contextlib import contextmanager
 
 import torch
+from waiting import LONG_S
 
 from softshard.loaders import Augment
 
@@ -68,7 +69,7 @@ class ServerProcess:
         return self
 
     def get(self, path):
-        with urllib.request.urlopen(self.http + path, timeout=10) as answer:
+        with urllib.request.urlopen(self.http + path, timeout=LONG_S) as answer:
             return answer.read().decode()
 
     def stats(self):
@@ -82,10 +83,10 @@ class ServerProcess:
         if self._process.is_alive():
             self.send(signal.SIGCONT)
             self.send(number)
-        self._process.join(30)
+        self._process.join(LONG_S)
         if self._process.is_alive():
             self._process.kill()
-            self._process.join(30)
+            self._process.join()
         self._log.seek(0)
         log = self._log.read().splitlines()
         return self._process.exitcode, [json.loads(line) for line in log if line.startswith("{")]

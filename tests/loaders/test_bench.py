@@ -67,7 +67,7 @@ def test_bench_measures_every_part_and_writes_json_table_and_page(packed, tmp_pa
     assert len([bar for bar in elements.named("rect") if bar.get("class") == "f0"]) == 8 + 8 + 6
 
 
-def test_bench_leaves_out_batches_with_a_sample_whose_header_cannot_be_read(damage, tmp_path):
+def test_bench_leaves_out_batches_with_a_sample_whose_header_cannot_be_read(damage):
     folder, _, _ = damage(20, "jpg", lambda jpeg: b"\0" * len(jpeg))
     source = open_source(folder, None, None, None, 1)
     job = Job(16, "none", None, torch.device("cpu"), "uint8", 32, 2)
@@ -164,7 +164,7 @@ def test_a_script_that_is_called_like_a_peers_package_is_none(monkeypatch, tmp_p
         parse_peers("streaming")
 
 
-def test_a_peer_that_dies_is_an_error_with_its_last_words(packed, tmp_path):
+def test_a_peer_that_dies_is_an_error_with_its_last_words(tmp_path):
     job = PeerJob(str(tmp_path / "nothing-here"), str(tmp_path), batch_size=16, size=32, threads=1)
     with pytest.raises(
         UsageError, match=r"dali: .* a peer that runs, found one that ended with 1\. It said: "

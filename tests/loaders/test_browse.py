@@ -1,17 +1,11 @@
 """`softshard inspect --serve` over HTTP: what the pages say is what the data set holds, and nothing else is given out."""
 
 import base64
-import hashlib
 import io
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
-import threading
-import time
 import urllib.parse
 import warnings
 
@@ -21,18 +15,14 @@ import numpy as np
 import pytest
 
 pytest.importorskip("starlette", reason="needs starlette and uvicorn: pip install 'softshard[inspect]'")
-from html_elements import Elements
-from served_pages import options, served
+from inspected_sets import HOSTILE, options, pack_classes, whole_epoch
+from served_pages import served
 
 from softshard.loaders import Augment, CutMix, Loader, Mixup
-from softshard.loaders.browse_app import listen
 from softshard.loaders.browse_step import Step
-from softshard.shards import LabelTree, Manifest, PackOptions, UsageError, pack
-from softshard.shards.cli import main
+from softshard.shards import LabelTree, Manifest, UsageError
 from softshard.shards.shard_keys import find_key
 
-HOSTILE = """<script>alert("x")</script><img src=x onerror=alert(1)>"""
-MAIN = "import sys; from softshard.shards.cli import main; sys.exit(main(sys.argv[1:]))"
 MIXED = Augment(size=24, color_jitter=0.4, mixup=Mixup(0.5), cutmix=CutMix(1.0))
 
 
@@ -41,20 +31,8 @@ def no_threads_left():
     """In place of the check after every test: the module's server has threads until its end."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def threads_end():
-    """What the servers started has ended when the last one has."""
-    yield
-    deadline = time.monotonic() + 10
-    while (
-        left := [t.name for t in threading.enumerate() if t.name.startswith(("softshard", "inspect"))]
-    ) and (time.monotonic() < deadline):
-        time.sleep(0.05)
-    assert left == []
-
-
 @pytest.fixture(scope="module")
-def client(packed, tmp_path_factory, threads_end):
+def client(packed, tmp_path_factory):
     lines = [{"shard": "train-000000.tar", "key": HOSTILE, "reason": "cut short", "sample": 5, "epoch": 0}]
     file = tmp_path_factory.mktemp("bad") / "bad_samples.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)) + "\nnot JSON\n")
@@ -142,11 +120,7 @@ def test_a_class_page_names_its_path_children_and_siblings_and_its_samples(clien
 
 
 def test_a_sample_page_has_the_stored_bytes_and_the_loaders_crops(client, packed, plain_samples):
-    with Loader(
-        packed, batch_size=105, augment=Augment(size=24), seed=3, dtype="uint8", num_threads=1
-    ) as loader:
-        loader.set_epoch(4)
-        (batch,) = loader
+    batch = whole_epoch(packed, 4)
     for number in (0, 40):
         sample = plain_samples[number]
         html = client.html(f"/sample/{number}?epoch=4&crops=1")
@@ -242,88 +216,9 @@ def test_a_ledger_above_the_data_set_is_shown_a_page_at_a_time(packed_plain, tmp
     assert len(second) < 100_000
 
 
-@pytest.mark.parametrize(
-    ("path", "status", "says"),
-    [
-        ("/nothing", 404, "Not Found"),
-        ("/sample/105", 404, "expected a sample from 0 to 104, found 105"),
-        ("/sample/-1", 404, "expected a number in the address"),
-        ("/sample/1e3", 404, "expected a number in the address"),
-        ("/sample/" + "9" * 40, 404, "expected a number in the address"),
-        ("/shard/9", 404, "expected a shard from 0 to 8, found 9"),
-        ("/class/9", 404, "expected a class from 0 to 8, found 9"),
-        ("/shards?page=1", 404, "expected a page from 0 to 0, found 1"),
-        ("/sample/0?crops=9", 400, "expected crops of 1 to 8 epochs, found 9"),
-        ("/sample/0?crops=0", 400, "expected crops of 1 to 8 epochs, found 0"),
-        ("/sample/0?epoch=999999999999999", 400, "expected epoch"),
-        ("/step?step=99", 400, "replay: expected a step from 0 to 3"),
-        ("/step?batch=0", 400, "expected a global batch of 1 to 1,048,576, found 0"),
-        ("/step?batch=10&lanes=3", 400, "expected lanes that divide the global batch 10, found 3"),
-        ("/step?part=7", 400, "expected a part from 0 to 0, found 7"),
-        ("/step?step=%3Cb%3E", 400, "expected step as a number from 0, found '<b>'"),
-        ("/search?q=" + "a" * 201, 400, "expected at most 200 characters to search for, found 201"),
-        ("/../../etc/passwd", 404, "Not Found"),
-        ("/%2e%2e/%2e%2e/etc/passwd", 404, "Not Found"),
-        ("/shard/0%2f..%2f..%2fmanifest.json", 404, "Not Found"),
-    ],
-)
-def test_what_is_not_there_is_refused_with_a_page(client, path, status, says):
-    found, headers, html = client.ask(path)
-    assert (found, headers["content-type"]) == (status, "text/html; charset=utf-8")
-    assert says in Elements(html).text
-    assert "content-security-policy" in headers
-
-
-@pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "[::1]", ""]
-)
-def test_other_names_of_this_machine_are_refused(client, host):
-    assert client.ask("/", Host=host)[0] == 400
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:1234"])
-def test_its_own_names_are_served_also_through_a_tunnel(client, host):
-    assert client.ask("/shards", Host=host)[0] == 200
-
-
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-def test_nothing_can_be_sent(client, method):
-    assert client.ask("/", method)[0] == 405
-
-
-def test_other_sites_may_link_here_and_not_fetch(client):
-    assert client.ask("/shards", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors")[0] == 403
-    assert client.ask("/shards", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200
-
-
-def test_the_policy_allows_this_style_and_no_script(client):
-    _, headers, html = client.ask("/")
-    policy = headers["content-security-policy"]
-    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)[1]
-    assert f"'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'" in policy
-    assert "default-src 'none'" in policy
-    assert "script-src" not in policy
-    assert headers["cache-control"] == "no-store"
-
-
-def test_it_listens_on_this_machine_only_and_a_taken_port_is_an_error(client, packed_plain, capsys):
-    assert main(["inspect", str(packed_plain), "--serve", "--port", str(client.port)]) == 2
-    assert f"expected a free port of 127.0.0.1, found {client.port}" in capsys.readouterr().err
-    with listen(0) as listening:
-        assert listening.getsockname()[0] == "127.0.0.1"
-
-
 def test_hostile_class_names_are_text_on_every_page(tmp_path):
     names = (HOSTILE, '"><b x="', "javascript:alert(1)", "x" * 3000, "cat\u202egpj.exe")
-    (tmp_path / "images").mkdir()
-    rows = ["path,label"]
-    rng = np.random.default_rng(0)
-    for i, name in enumerate(names):
-        cv2.imwrite(str(tmp_path / "images" / f"{i}.jpg"), rng.integers(0, 256, (40, 50, 3), np.uint8))
-        rows.append(f'{i}.jpg,"{name.replace(chr(34), chr(34) * 2)}"')
-    (tmp_path / "images" / "list.csv").write_text("\n".join(rows))
-    pack(tmp_path / "images" / "list.csv", tmp_path / "shards", PackOptions(), workers=1)
-    with served(tmp_path / "shards" / "train", options(targets="original")) as client:
+    with served(pack_classes(tmp_path, names), options(targets="original")) as client:
         for path in (
             "/",
             "/classes",
@@ -416,32 +311,6 @@ def test_a_damaged_sample_and_a_missing_shard_are_cards_that_say_so(packed, dama
         assert "train-000003.tar: expected the shard and its .idx" in client.page("/shard/3").text
         lost = sum(record.samples for record in Manifest.load(packed).shards[:3])
         assert "which cannot be read" in client.page(f"/sample/{lost}").text
-
-
-def test_the_page_in_a_file_has_the_batch_the_quarantine_and_the_lists(packed, tmp_path):
-    (tmp_path / "q.jsonl").write_text('{"key": "gone", "reason": "cut short"}\n')
-    words = ["--samples", "1", "--size", "24", "--augment", "cutmix:1", "--step", "2", "--batch-size", "4"]
-    words += ["--quarantine", str(tmp_path / "q.jsonl"), "-o", str(tmp_path / "p.html")]
-    assert main(["inspect", str(packed), *words]) == 0
-    html = (tmp_path / "p.html").read_text("utf-8")
-    elements = Elements(html)
-    assert len(re.findall("<figcaption>Slot ", html)) == 4
-    for said in ("gone", "The batch of epoch 0, step 2", "train-000008.tar", "--augment cutmix:1 --step 2"):
-        assert said in elements.text
-    assert not elements.named("a")
-
-
-def test_ctrl_c_stops_the_command(packed_plain):
-    command = [sys.executable, "-c", MAIN, "inspect", str(packed_plain), "--serve"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            said = process.stdout.readline()
-            assert re.search(r"http://127\.0\.0\.1:\d+/ \(stop with Ctrl-C\)", said), process.stderr.read()
-            process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 0
-            assert "Traceback" not in process.stderr.read()
-        finally:
-            process.kill()
 
 
 def test_wrong_steps_are_refused():

@@ -14,7 +14,8 @@ pytest.importorskip("starlette", reason="needs starlette and uvicorn: pip instal
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="needs a browser's driver: pip install playwright"
 )
-from served_pages import options, served  # noqa: E402
+from inspected_sets import options  # noqa: E402
+from served_pages import served  # noqa: E402
 
 from softshard.loaders import Augment, CutMix  # noqa: E402
 

@@ -68,7 +68,7 @@ def served(order, global_batch, world, last_batch):
 @pytest.mark.parametrize("last_batch", ["drop", "pad"])
 @pytest.mark.parametrize("num_shards", SHARDS)
 @pytest.mark.parametrize("make", [plain, balanced, mixed])
-def test_every_cell_of_the_table(make, num_shards, last_batch):
+def test_every_world_serves_each_draw_once_in_the_same_global_batches(make, num_shards, last_batch):
     for global_batch in GLOBAL_BATCHES:
         for lanes in LANES:
             order, expected = make(num_shards, lanes)

@@ -5,16 +5,15 @@ import os
 
 import fsspec
 import pytest
-import torch
+from cached_sets import OPTIONS
+from service_processes import assert_same_batches
 
 from servers.gcs import Refusing
-from softshard.loaders import Augment, Cache, Loader
+from softshard.loaders import Cache, Loader
 from softshard.loaders.doctor_storage import check_data_set
 from softshard.shards import ImageRecipe, Manifest, PackOptions, StorageError, UsageError, pack, verify
 from softshard.shards.destination import open_destination
 from softshard.shards.storage import open_storage
-
-OPTIONS = {"batch_size": 8, "augment": Augment(size=16), "dtype": "uint8", "num_threads": 2, "window": 16}
 
 
 @pytest.fixture
@@ -40,19 +39,6 @@ def near(images, tmp_path):
     return tmp_path / "set" / "train"
 
 
-def batches(loader):
-    return [(batch.keys, batch.images, batch.crops) for batch in loader]
-
-
-def same(found, expected):
-    assert len(found) == len(expected) > 0
-    for (keys, images, crops), (their_keys, their_images, their_crops) in zip(found, expected, strict=True):
-        assert keys == their_keys
-        assert torch.equal(images, their_images)
-        assert torch.equal(crops, their_crops)
-    return True
-
-
 def test_the_shards_in_a_bucket_are_those_on_disk_and_a_second_run_finds_them(
     far, near, gcs_session, gcs_bucket, images
 ):
@@ -70,14 +56,14 @@ def test_a_bucket_gives_the_folders_batches_and_counts_what_it_fetched(far, near
     cache = Cache(folder=tmp_path / "cache")
     with Loader(near, **OPTIONS) as local, Loader(far, cache=cache, **OPTIONS) as loader:
         for _ in range(2):
-            assert same(batches(loader), batches(local))
+            assert_same_batches(loader, local)
         stats = loader.fetch_stats()
         iterator = iter(loader)
         next(iterator)
         state = loader.state_dict()
         with Loader(near, **OPTIONS) as other:
             other.load_state_dict(state)
-            assert same(batches(other), batches(iterator))
+            assert_same_batches(other, iterator)
     shards = Manifest.load(near).shards
     assert (stats.shards_fetched, stats.requests, stats.retries) == (2, 4, 0)
     indexes = sum(path.stat().st_size for path in near.glob("*.idx"))
@@ -87,7 +73,7 @@ def test_a_bucket_gives_the_folders_batches_and_counts_what_it_fetched(far, near
 def test_connections_that_break_in_the_middle_change_nothing(far, near, tmp_path, gcs_proxy):
     gcs_proxy.break_share, gcs_proxy.break_within = 0.5, 20_000
     with Loader(near, **OPTIONS) as local, Loader(far, cache=Cache(tmp_path / "cache"), **OPTIONS) as loader:
-        assert same(batches(loader), batches(local))
+        assert_same_batches(loader, local)
     assert gcs_proxy.faults > 0
 
 

@@ -1,11 +1,6 @@
 """Samples that are wrong in themselves, in shards whose hashes are right: isolated by the loader, whatever they are."""
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -17,17 +12,12 @@ from PIL import Image
 from softshard.loaders import Augment, CutMix, Faults, Loader, Mixture
 from softshard.loaders.samples import read_size
 from softshard.shards import DataError, Manifest, read_shard
-from softshard.shards.errors import ImageError, StallError, StorageError, UsageError
+from softshard.shards.errors import ImageError, StorageError
 
 
 def make(dataset, **options):
     defaults = {"batch_size": 8, "augment": Augment(size=16), "dtype": "uint8", "targets": "relabel"}
     return Loader(dataset, **{**defaults, "last_batch": "pad", "num_threads": 2, "window": 30, **options})
-
-
-@pytest.fixture
-def copied(packed, tmp_path):
-    return shutil.copytree(packed, tmp_path / "set")
 
 
 def own_keys(batches):
@@ -189,79 +179,3 @@ def test_bytes_behind_a_jpeg_and_a_missing_end_are_no_damage(packed):
     for at in np.linspace(len(jpeg) * 0.7, len(jpeg) - 8, 20).astype(int):
         with pytest.raises(ImageError, match=f"found one that is cut short after {at} bytes"):
             read_size(jpeg[:at])
-
-
-FORK = """
-import os, sys
-from softshard.loaders import Augment, Loader
-def make():
-    return Loader(sys.argv[1], batch_size=8, augment=Augment(size=16), dtype="uint8", num_threads=2)
-loader = make()
-iterator = iter(loader)
-next(iterator)
-child = os.fork()
-if not child:
-    DO
-    sys.exit(7)
-_, status = os.waitpid(child, 0)
-assert len(list(iterator)) == len(loader) - 1
-sys.exit(os.waitstatus_to_exitcode(status) - 7)
-"""
-
-
-@pytest.mark.parametrize(
-    "do",
-    ["pass", "loader.close()", "assert len(list(make())) == len(loader)"],
-    ids=["end", "close", "another"],
-)
-def test_a_forked_process_may_end_close_and_build_another_loader(packed, do):
-    script = [sys.executable, "-c", FORK.replace("DO", do), str(packed)]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("do", ["next(iterator)", "list(loader)"])
-def test_a_forked_process_is_told_that_the_loader_is_its_parents(packed, do):
-    script = [sys.executable, "-c", FORK.replace("DO", do), str(packed)]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=60, check=False)
-    assert (
-        "UsageError: loader: expected the process that iterated this loader, found one forked from it"
-        in done.stderr
-    )
-
-
-def test_a_loader_whose_thread_hangs_is_not_iterated_again(copied, within):
-    name = Manifest.load(copied).shards[0].name
-    index = (copied / name).with_suffix(".idx")
-    index.unlink()
-    os.mkfifo(index)  # nobody writes to it: opening it waits for ever, as dead storage does
-    loader = make(copied, shuffle=False, faults=Faults(give_up_s=1))  # before the first warning, too
-    try:
-        with pytest.raises(StallError):
-            within(lambda: list(loader))
-        with pytest.raises(UsageError, match="given up and still hangs"):
-            within(lambda: list(loader))
-        within(loader.close)
-    finally:
-        pipe = os.open(index, os.O_WRONLY | os.O_NONBLOCK)
-        index.unlink()
-        os.close(pipe)
-
-
-def test_ctrl_c_ends_a_process_that_waits_for_dead_storage(copied):
-    name = Manifest.load(copied).shards[0].name
-    index = (copied / name).with_suffix(".idx")
-    index.unlink()
-    os.mkfifo(index)
-    script = (
-        "import sys, threading, os, signal\n"
-        "from softshard.loaders import Loader, background\n"
-        "background._INTERRUPT_PATIENCE_S = 1.0\n"
-        "threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
-        "with Loader(sys.argv[1], batch_size=8, shuffle=False) as loader:\n"
-        "    list(loader)\n"
-    )
-    command = [sys.executable, "-c", script, str(copied)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == -signal.SIGINT
-    assert "hangs, and is left to itself" in done.stderr

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 
 import pytest
 import torch
@@ -154,9 +153,7 @@ def test_after_an_error_the_loader_serves_another_epoch(packed, damage, within):
         assert len(served) > 1
 
 
-def test_damage_inside_the_pixels_changes_that_image_only_and_is_left_to_verify(
-    packed, damage, plain_samples
-):
+def test_damage_inside_the_pixels_changes_that_image_only_and_is_left_to_verify(packed, damage):
     # libjpeg warns of such damage on standard error and carries on; DALI raises nothing.
     def scramble(jpeg):
         middle = len(jpeg) * 2 // 3
@@ -172,11 +169,6 @@ def test_damage_inside_the_pixels_changes_that_image_only_and_is_left_to_verify(
                 assert same == (name != key)
     problems = verify(folder).problems
     assert any(shard in problem and "SHA-256" in problem for problem in problems)
-
-
-@pytest.fixture
-def copied(packed, tmp_path):
-    return shutil.copytree(packed, tmp_path / "copied")
 
 
 def edit_manifest(folder, **changes):

@@ -11,6 +11,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+from waiting import LONG_S
 
 from softshard.loaders import Augment, Faults, Loader
 from softshard.loaders.background import Background
@@ -149,19 +150,62 @@ next(iterator)
     ("ending", "code", "said"),
     [
         ("", 0, ""),
-        ("import time; time.sleep(1)  # until the queue is full", 0, ""),
+        (
+            "import time\nwhile loader.stats().queue_depth < loader.stats().queue_size: time.sleep(0.01)",
+            0,
+            "",
+        ),
         ("raise LookupError('the script failed')", 1, "LookupError: the script failed"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT, "KeyboardInterrupt"),
     ],
-    ids=["end", "end after a pause", "exception", "interrupt"],
+    ids=["end", "end with a full queue", "exception", "interrupt"],
 )
 def test_a_script_may_end_in_the_middle_of_an_epoch(packed, ending, code, said):
     # An aborted process (a C++ thread inside DALI while the interpreter goes down) would end with -SIGABRT.
     script = [sys.executable, "-c", END_IN_THE_MIDDLE + ending, str(packed)]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(script, capture_output=True, text=True, timeout=LONG_S)
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert "terminate" not in done.stderr
+
+
+FORK = """
+import os, sys
+from softshard.loaders import Augment, Loader
+def make():
+    return Loader(sys.argv[1], batch_size=8, augment=Augment(size=16), dtype="uint8", num_threads=2)
+loader = make()
+iterator = iter(loader)
+next(iterator)
+child = os.fork()
+if not child:
+    DO
+    sys.exit(7)
+_, status = os.waitpid(child, 0)
+assert len(list(iterator)) == len(loader) - 1
+sys.exit(os.waitstatus_to_exitcode(status) - 7)
+"""
+
+
+@pytest.mark.parametrize(
+    "do",
+    ["pass", "loader.close()", "assert len(list(make())) == len(loader)"],
+    ids=["end", "close", "another"],
+)
+def test_a_forked_process_may_end_close_and_build_another_loader(packed, do):
+    script = [sys.executable, "-c", FORK.replace("DO", do), str(packed)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=LONG_S, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("do", ["next(iterator)", "list(loader)"])
+def test_a_forked_process_is_told_that_the_loader_is_its_parents(packed, do):
+    script = [sys.executable, "-c", FORK.replace("DO", do), str(packed)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=LONG_S, check=False)
+    assert (
+        "UsageError: loader: expected the process that iterated this loader, found one forked from it"
+        in done.stderr
+    )
 
 
 def test_items_come_in_order_and_the_end_is_none():

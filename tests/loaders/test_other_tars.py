@@ -11,13 +11,14 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from cached_sets import OPTIONS, epoch
+from service_processes import assert_same_batches
 
-from softshard.loaders import Augment, Cache, Loader, Subset, other_tars
+from softshard.loaders import Augment, Loader, Subset, other_tars
 from softshard.loaders.tar_index import expand_braces, split_braces
 from softshard.shards import DataError, Manifest, UsageError, read_shard
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tars without a manifest")
-OPTIONS = {"batch_size": 8, "augment": Augment(size=16), "dtype": "uint8", "num_threads": 2, "window": 16}
 
 
 def write_tar(path, samples):
@@ -28,11 +29,6 @@ def write_tar(path, samples):
                 info = tarfile.TarInfo(f"{key}.{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return Cache(folder=tmp_path / "cache")
 
 
 @pytest.fixture
@@ -56,35 +52,21 @@ def tars(packed, tmp_path):
     return folder
 
 
-def epoch(dataset, **options):
-    with Loader(dataset, **{**OPTIONS, **options}) as loader:
-        return [(batch.keys, batch.images, batch.classes) for batch in loader]
-
-
-def same(found, expected):
-    assert len(found) == len(expected) > 0
-    for (keys, images, classes), (keys_, images_, classes_) in zip(found, expected, strict=True):
-        assert keys == keys_
-        assert torch.equal(images, images_)
-        assert torch.equal(classes, classes_)
-    return True
-
-
 def test_every_sample_is_served_with_its_pixels_and_class(tars, packed, cache, plain_samples):
     # A squish of the whole image, so that a sample's pixels do not depend on its place in the data set.
     options = {"augment": Augment.evaluation(size=16), "shuffle": False, "last_batch": "pad"}
     expected = {}
-    for keys, images, classes in epoch(packed, **options):
-        for i, key in enumerate(keys):
-            expected[key] = images[i], int(classes[i])
+    for batch in epoch(packed, **options):
+        for i, key in enumerate(batch.keys):
+            expected[key] = batch.images[i], int(batch.classes[i])
     with pytest.warns(UserWarning, match="3 tars without a manifest, 105 samples with 9 classes"):
         found = epoch(tars, cache=cache, **options)
     num = 0
-    for keys, images, classes in found:
-        for i, key in enumerate(filter(None, keys)):
+    for batch in found:
+        for i, key in enumerate(filter(None, batch.keys)):
             pixels, label = expected[key.rpartition("/x")[2].lstrip("x").removeprefix("_")]
-            assert torch.equal(images[i], pixels)
-            assert int(classes[i]) == label
+            assert torch.equal(batch.images[i], pixels)
+            assert int(batch.classes[i]) == label
             num += 1
     assert num == len(plain_samples)
 
@@ -94,22 +76,20 @@ def test_a_folder_a_pattern_and_a_url_are_the_same_data_set(tars, cache):
     filesystem.put(str(tars), "/other", recursive=True)
     try:
         expected = epoch(tars, cache=cache)
-        assert same(epoch(f"{tars}/wds-{{000000..000002}}.tar", cache=cache), expected)
-        assert same(epoch("memory://other", cache=cache), expected)
+        assert_same_batches(epoch(f"{tars}/wds-{{000000..000002}}.tar", cache=cache), expected)
+        assert_same_batches(epoch("memory://other", cache=cache), expected)
         with Loader("memory://other/wds-{000000..000002}.tar", cache=cache, **OPTIONS) as loader:
-            assert same([(batch.keys, batch.images, batch.classes) for batch in loader], expected)
+            assert_same_batches(loader, expected)
             # Fetched to be indexed, and not again.
             assert loader.fetch_stats().shards_fetched == 0
     finally:
         filesystem.rm("/other", recursive=True)
 
 
-def test_a_bucket_of_tars_is_served(tars, s3_bucket, s3_client, cache):
-    for path in tars.iterdir():
-        s3_client.put_object(
-            Bucket=s3_bucket.removeprefix("s3://"), Key=f"wds/{path.name}", Body=path.read_bytes()
-        )
-    assert same(epoch(f"{s3_bucket}/wds/wds-{{000000..000002}}.tar", cache=cache), epoch(tars, cache=cache))
+def test_a_bucket_of_tars_is_served(tars, bucket, cache):
+    assert_same_batches(
+        epoch(f"{bucket(tars)}/wds-{{000000..000002}}.tar", cache=cache), epoch(tars, cache=cache)
+    )
 
 
 def test_the_index_is_kept(tars, cache, monkeypatch):
@@ -119,14 +99,14 @@ def test_the_index_is_kept(tars, cache, monkeypatch):
     monkeypatch.setattr(
         other_tars, "index_tar", lambda file, where: indexed.append(where) or real(file, where)
     )
-    assert same(epoch(tars, cache=cache), expected)
+    assert_same_batches(epoch(tars, cache=cache), expected)
     assert indexed == []
     os.utime(tars / "wds-000001.tar", (1, 1))  # changed, for all that is known
-    assert same(epoch(tars, cache=cache), expected)
+    assert_same_batches(epoch(tars, cache=cache), expected)
     assert indexed == [str(tars / "wds-000001.tar")]
     for path in (cache.path / "indexes").iterdir():
         path.write_bytes(b"not an index")
-    assert same(epoch(tars, cache=cache), expected)
+    assert_same_batches(epoch(tars, cache=cache), expected)
     assert len(indexed) == 4
 
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from waiting import LONG_S
 
 from softshard.loaders import one_thread
 from softshard.loaders.one_thread import one_thread_each
@@ -175,7 +176,7 @@ def test_a_thread_that_cannot_be_started_is_an_error_that_leaves_no_thread_waiti
         assert len(started) >= nth
         for thread in started:
             if thread.ident is not None:
-                thread.join(20)
+                thread.join(LONG_S)
                 assert not thread.is_alive()
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(torch.get_num_threads).result() == 3

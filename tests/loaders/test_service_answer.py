@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pyarrow.flight as flight
 import pytest
 import torch
 from service_processes import SMALL, assert_same_batches
+from waiting import wait_until
 
 from softshard.loaders import Augment, Faults, Loader, RemoteLoader
 from softshard.loaders.batch import Batch, TeacherLevels
@@ -213,14 +213,10 @@ def test_a_damaged_manifest_leaves_no_connection_open():
     opened = texts | nothing | {"num_samples": 9, "class_names": ["a"], "manifest": {"version": 1}}
     server = Liar(hello=HELLO | {"stack": decode_stack("cpu")}, open=opened)
     try:
-        with pytest.raises(
-            DataError, match="manifest"
-        ) as caught:  # holds the loader, so that nothing else closes it
+        with pytest.raises(DataError, match="manifest") as caught:
             RemoteLoader(f"grpc://127.0.0.1:{server.port}", **SMALL)
-        deadline = time.monotonic() + 5
-        while num_connections(server.port) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert num_connections(server.port) == 0, caught.value
+        wait_until(lambda: num_connections(server.port) == 0)
+        del caught  # it held the loader until now, so that nothing else closed it
     finally:
         server.shutdown()
 

@@ -10,13 +10,12 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pyarrow.flight as flight
 import pytest
+from service_here import client_of, served
 
 from softshard.loaders import service_guard
-from softshard.loaders.service_desk import Desk, ServedSet
 from softshard.loaders.service_guard import ConnectionGuard, _read_peer
 from softshard.loaders.service_limits import Limits
 from softshard.loaders.service_protocol import Refusal
-from softshard.loaders.service_server import BatchServer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's TCP_INFO and /proc")
 ASIDE = 2**20  # what a connection may send beside its requests
@@ -181,7 +180,7 @@ def test_a_guard_goes_on_after_an_error_and_ends_where_nothing_can_be_listed(mon
     monkeypatch.setattr(service_guard.os, "listdir", fail)
     guard = ConnectionGuard(8, 1000)
     guard.start("127.0.0.1", 9)
-    within(guard._thread.join, 10)
+    within(guard._thread.join)
     assert [record.message.partition(":")[0] for record in caplog.records] == [
         "connections were not looked at this time",
         "connections are not bounded any more",
@@ -220,10 +219,8 @@ def test_a_client_is_the_same_whatever_the_socket_calls_it():
 
 
 def test_a_request_far_beyond_the_limit_is_shut_or_refused_and_the_server_goes_on(packed):
-    limits = Limits(request_bytes=2**20)
-    server = BatchServer(Desk({"small": ServedSet(packed)}, num_threads=1, limits=limits))
-    try:
-        with flight.FlightClient(server.address) as client:
+    with served(packed, Limits(request_bytes=2**20)) as server:
+        with client_of(server) as client:
             with pytest.raises(flight.FlightError) as caught:
                 list(client.do_action(flight.Action("open", bytes(2**28))))
             refusal = Refusal.from_bytes(bytes(caught.value.extra_info or b""))
@@ -234,5 +231,3 @@ def test_a_request_far_beyond_the_limit_is_shut_or_refused_and_the_server_goes_o
             (answer,) = client.do_action(flight.Action("hello", b'{"protocol": 1}'))
             assert b"small" in answer.body.to_pybytes()
         assert "softshard_service_connections_shut_total" in server.stats().to_prometheus()
-    finally:
-        server.close(5)

@@ -22,6 +22,7 @@ from softshard.loaders import (
     Subset,
     as_tuples,
 )
+from softshard.loaders.service_recipe import wire_dtype
 from softshard.shards import LabelTree, Manifest, relabel
 
 FLAT = [("cat", "beast"), ("dog", "beast"), ("crow", "beast"), ("oak", "thing"), ("beast", "thing")]
@@ -201,3 +202,12 @@ def test_adapters_take_it_as_they_take_a_loader(servers, packed):
         for (images, classes), (others, labels) in zip(found, expected, strict=True):
             assert torch.equal(images, others)
             assert torch.equal(classes, labels)
+
+
+def test_what_is_blended_after_normalisation_is_sent_as_floats():
+    assert wire_dtype(Augment(), "float32") == wire_dtype(Augment(cutmix=CutMix()), "float16") == "uint8"
+    assert (
+        wire_dtype(Augment(mixup=Mixup()), "float32")
+        == wire_dtype(Augment(erasing=Erasing()), "float32")
+        == "float32"
+    )

@@ -11,7 +11,7 @@ from softshard.loaders.service_list import ServerList, find_servers
 from softshard.shards.errors import UsageError
 
 OPTIONS = SMALL | {"dtype": "uint8", "batch_size": 4}
-QUICK = Connection(connect_s=20, request_s=10, deadline_s=60)
+QUICK = Connection(connect_s=20, request_s=30, deadline_s=240)
 
 
 def test_what_is_written_is_read_and_a_change_is_seen_once(tmp_path, monkeypatch):

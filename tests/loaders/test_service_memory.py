@@ -10,14 +10,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from service_here import served
 from service_processes import SMALL, assert_same_batch, assert_same_batches
 
 from softshard.loaders import Loader, RemoteLoader
 from softshard.loaders.batch import Batch
-from softshard.loaders.service_desk import Desk, ServedSet
 from softshard.loaders.service_limits import Limits
 from softshard.loaders.service_memory import Handle, SegmentStore, SharedBuffers, open_segment, read_rows
-from softshard.loaders.service_server import BatchServer
 from softshard.loaders.service_wire import decode_batch, encode_batch
 
 SHAPE = (4, 16, 16, 3)
@@ -189,13 +188,12 @@ def test_a_handle_of_something_else_is_refused(tmp_path, store, buffers):
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("cache_bytes", [1, 2**30])
 def test_batches_that_a_trainer_keeps_stay_what_they_are(packed, dtype, cache_bytes):
-    limits = Limits(cache_bytes=cache_bytes)
-    server = BatchServer(Desk({"small": ServedSet(packed)}, num_threads=1, limits=limits))
     options = SMALL | {"dtype": dtype, "batch_size": 4, "targets": "relabel"}
-    try:
-        with RemoteLoader(server.address, **options) as remote, Loader(packed, **options) as local:
-            found = [*remote, *remote]  # kept, while the server makes others
-            assert_same_batches(found, [*local, *local])
-            assert remote._pool.num_in_memory > 0
-    finally:
-        server.close(5)
+    with (
+        served(packed, Limits(cache_bytes=cache_bytes)) as server,
+        RemoteLoader(server.address, **options) as remote,
+        Loader(packed, **options) as local,
+    ):
+        found = [*remote, *remote]  # kept, while the server makes others
+        assert_same_batches(found, [*local, *local])
+        assert remote._pool.num_in_memory > 0

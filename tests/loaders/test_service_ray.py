@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import ray_processes
 from service_processes import SERVE, SMALL, assert_same_batches
+from waiting import LONG_S, wait_until
 
 from softshard.loaders import Connection, Loader, RemoteLoader, service_ray
 from softshard.loaders.cli_serve import named_sets
@@ -32,10 +32,6 @@ pytestmark = [
 
 PATIENT = Connection(connect_s=120, request_s=30, deadline_s=240)
 OPTIONS = SMALL | {"dtype": "uint8", "batch_size": 4}
-
-
-def wait_until(condition):
-    return ray_processes.wait_until(condition, 240)
 
 
 @contextmanager
@@ -117,7 +113,7 @@ def test_a_server_that_hangs_is_replaced(packed, expected, cluster, tmp_path, mo
     file = tmp_path / "servers.json"
     with pool_of(packed, 1, file) as (pool, up):
         stopped = up()[0]["pid"]
-        connection = Connection(connect_s=60, request_s=5, deadline_s=120)
+        connection = Connection(connect_s=120, request_s=5, deadline_s=240)
         with RemoteLoader(file.as_uri(), connection=connection, **OPTIONS) as remote:
             found, batches = [], iter(remote)
             found.append(next(batches))
@@ -135,20 +131,18 @@ def test_servers_with_token_and_tls_read_their_files_on_the_node(packed, expecte
     secrets_of, file = tmp_path / "secrets", tmp_path / "servers.json"
     secrets_of.mkdir()
     make = Path(__file__).parents[2] / "docker" / "certificates.sh"
-    subprocess.run(["sh", str(make), str(secrets_of), "127.0.0.1"], check=True, timeout=60)
+    subprocess.run(["sh", str(make), str(secrets_of), "127.0.0.1"], check=True, timeout=LONG_S)
     token, tls = secrets_of / "token", (secrets_of / "cert.pem", secrets_of / "key.pem")
     with pool_of(packed, 1, file, token_file=token, tls=tls) as (_, up):
         assert up()[0]["address"].startswith("grpc+tls://127.0.0.1:")
         with pytest.raises(UsageError, match="expected the server's token"):
             RemoteLoader(file.as_uri(), connection=Connection(tls_ca=secrets_of / "ca.pem"), **OPTIONS)
-        connection = Connection(token_file=token, tls_ca=secrets_of / "ca.pem", connect_s=60)
+        connection = Connection(token_file=token, tls_ca=secrets_of / "ca.pem", connect_s=120)
         with RemoteLoader(file.as_uri(), connection=connection, **OPTIONS) as remote:
             assert_same_batches(remote, expected)
 
 
-def test_the_command_serves_on_a_ray_of_its_own_and_drains_on_sigterm(
-    packed, expected, ray_folder, tmp_path, monkeypatch
-):
+def test_the_command_serves_on_a_ray_of_its_own_and_drains_on_sigterm(packed, expected, ray_folder, tmp_path):
     file = tmp_path / "servers.json"
     arguments = [f"train={packed}", "--engine", "ray", "--replicas", "2", "--addresses", str(file)]
     with subprocess.Popen(
@@ -163,13 +157,13 @@ def test_the_command_serves_on_a_ray_of_its_own_and_drains_on_sigterm(
                 assert_same_batches(remote, expected)
                 assert remote._pool.num_in_memory  # actors are on this host
             run.send_signal(signal.SIGTERM)
-            assert run.wait(60) == 0
+            assert run.wait(LONG_S) == 0
             assert ServerList(file).read() == []
         finally:
             run.kill()
 
 
-def test_what_keeps_a_server_from_starting_is_said(packed, cluster, tmp_path):
+def test_what_keeps_a_server_from_starting_is_said(cluster, tmp_path):
     options = PoolOptions(named_sets([str(tmp_path / "nothing")], []), host="127.0.0.1")
     with pytest.raises(SoftshardError, match=r"nothing.*manifest|manifest.*nothing"):
         run_pool(options, replicas=1)

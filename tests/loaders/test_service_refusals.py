@@ -1,77 +1,25 @@
-"""What a server does not answer, and what a client does not take: tokens, TLS, limits, malformed requests, versions."""
+"""What a server does not answer, and what a client does not take: malformed requests, wrong recipes, other versions."""
 
 import json
 import os
 import socket
-import subprocess
-import sys
-import threading
-from contextlib import contextmanager
 
 import pyarrow.flight as flight
 import pytest
+from service_here import act, client_of, get, open_recipe, served
 from service_processes import SMALL, assert_same_batches
 
 from softshard.loaders import Augment, Connection, Loader, RemoteLoader, Subset
-from softshard.loaders.service_access import check_listen, read_token
-from softshard.loaders.service_address import split_address, split_servers
-from softshard.loaders.service_desk import Desk, ServedSet
-from softshard.loaders.service_limits import Limits
 from softshard.loaders.service_metrics import LineBudget
-from softshard.loaders.service_protocol import Refusal, Ticket, check_stack, decode_stack
-from softshard.loaders.service_recipe import BatchRecipe, wire_dtype, write_value
-from softshard.loaders.service_server import BatchServer
-from softshard.shards.cli import main
+from softshard.loaders.service_protocol import Ticket, check_stack, decode_stack
+from softshard.loaders.service_recipe import write_value
 from softshard.shards.errors import DataError, UsageError
-
-TOKEN = "0123456789abcdef0123456789abcdef"
-RECIPE = BatchRecipe("small", 4, augment=Augment(size=16))
-
-
-@contextmanager
-def served(packed, limits=None, **options):
-    """A server in this process."""
-    server = BatchServer(Desk({"small": ServedSet(packed)}, num_threads=1, limits=limits), **options)
-    try:
-        yield server
-    finally:
-        server.close(5)
 
 
 @pytest.fixture
 def server(packed):
     with served(packed) as found:
         yield found
-
-
-def client_of(server):
-    return flight.FlightClient(server.address)
-
-
-def act(server, name, content):
-    """What an action answers, or the code and message of its refusal."""
-    content = content if isinstance(content, bytes) else json.dumps(content).encode()
-    with client_of(server) as client:
-        try:
-            (result,) = client.do_action(flight.Action(name, content))
-        except flight.FlightError as error:
-            refusal = Refusal.from_bytes(bytes(error.extra_info))
-            return refusal.code, refusal.message
-        return json.loads(result.body.to_pybytes())
-
-
-def get(server, ticket):
-    """The rows of a ticket, or the code and message of its refusal."""
-    with client_of(server) as client:
-        try:
-            return client.do_get(flight.Ticket(ticket)).read_all()
-        except flight.FlightError as error:
-            refusal = Refusal.from_bytes(bytes(error.extra_info))
-            return refusal.code, refusal.message
-
-
-def open_recipe(server, recipe=RECIPE, **changes):
-    return act(server, "open", {"protocol": 1, "recipe": recipe.to_json() | changes})
 
 
 @pytest.mark.parametrize(
@@ -218,54 +166,9 @@ def test_garbage_on_the_socket_harms_nobody(server, packed):
         assert_same_batches(remote, local)
 
 
-def test_a_request_beyond_the_limit_is_refused_and_the_others_are_served(packed):
-    with served(packed, Limits(request_bytes=20_000)) as server:
-        options = SMALL | {"subset": Subset(keys=tuple(f"key-{i}" for i in range(5000)))}
-        with pytest.raises(
-            UsageError, match=r"open: expected at most 20,000 bytes, found \d.*--max-request-bytes"
-        ):
-            RemoteLoader(server.address, **options)
-        assert "open" not in server.stats().requests  # nothing was sent
-        with RemoteLoader(server.address, **SMALL) as remote:
-            assert len(list(remote)) == 9
-
-
-def test_more_clients_and_calls_than_are_allowed_are_refused_for_a_while(packed, within):
-    limits = Limits(clients=1, client_idle_s=0.5, calls_per_client=1)
-    with served(packed, limits) as server, RemoteLoader(server.address, prefetch=4, **SMALL) as first:
-        list(first)  # four at a time, of which one is let in
-        assert first.fetch_stats().retries > 0
-        # Another one has to wait until the first has been away for half a second.
-        second = within(lambda: RemoteLoader(server.address, connection=Connection(connect_s=20), **SMALL))
-        assert len(list(second)) == 9
-        second.close()
-
-
-def test_the_recipe_used_least_recently_makes_room_and_is_opened_again(packed):
-    with (
-        served(packed, Limits(recipes=1, recipe_idle_s=0.01)) as server,
-        RemoteLoader(server.address, **SMALL) as one,
-        RemoteLoader(server.address, **SMALL | {"seed": 5}) as two,
-    ):
-        with Loader(packed, **SMALL) as local:
-            list(two)
-            assert_same_batches(one, local)
-        assert server.desk.totals()["recipes"] == 1
-
-
-def test_a_small_cache_costs_decodes_and_no_batch(packed):
-    with served(packed, Limits(cache_bytes=1, memory_bytes=1)) as server:
-        with RemoteLoader(server.address, **SMALL) as remote, Loader(packed, **SMALL) as local:
-            assert_same_batches(remote, local)
-            assert_same_batches(remote, local)
-            assert remote._pool.num_in_memory == 0
-        assert server.stats().cache.num_bytes == 0 == server.stats().memory_bytes
-
-
 def test_another_pixel_stack_is_refused_and_both_are_named(server, monkeypatch):
-    real = __import__("softshard.loaders.remote_loader", fromlist=["decode_stack"]).decode_stack
     monkeypatch.setattr(
-        "softshard.loaders.remote_loader.decode_stack", lambda kind: real(kind) | {"opencv": "1.2.3"}
+        "softshard.loaders.remote_loader.decode_stack", lambda kind: decode_stack(kind) | {"opencv": "1.2.3"}
     )
     with pytest.raises(
         UsageError, match=r"expected this trainer's pixel stack, found another: opencv 1\.2\.3 here and"
@@ -297,226 +200,3 @@ def test_options_that_do_not_fit_the_data_set_are_the_same_error_as_here(server,
                 make(SMALL | options)
             errors.append(str(caught.value).partition(": ")[2])
         assert errors[0] == errors[1] or errors[0].partition(": ")[2] in errors[1]
-
-
-# ---- Tokens and TLS
-
-
-@pytest.fixture
-def token_file(tmp_path):
-    path = tmp_path / "token"
-    path.write_text(TOKEN + "\n")
-    path.chmod(0o600)
-    return path
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """(certificate, key) files for 127.0.0.1, signed by itself."""
-    folder = tmp_path_factory.mktemp("tls")
-    files = folder / "cert.pem", folder / "key.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-    ]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", files[0], "-keyout", files[1]]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    return files
-
-
-def test_a_wrong_token_or_none_is_refused_and_stands_in_no_message(packed, token_file, tmp_path, caplog):
-    wrong = tmp_path / "wrong"
-    wrong.write_text("f" * 32)
-    wrong.chmod(0o600)
-    with served(packed, token=TOKEN) as server:
-        for connection in (Connection(), Connection(token_file=wrong)):
-            with pytest.raises(
-                UsageError, match="expected the server's token, found another or none"
-            ) as caught:
-                RemoteLoader(server.address, connection=connection, **SMALL)
-            assert TOKEN not in str(caught.value)
-            assert "f" * 32 not in str(caught.value)
-        with client_of(server) as client, pytest.raises(flight.FlightUnauthenticatedError):
-            client.do_get(flight.Ticket(b"x")).read_all()
-        with RemoteLoader(server.address, connection=Connection(token_file=token_file), **SMALL) as remote:
-            assert len(list(remote)) == 9
-        assert server.stats().unauthenticated == 3
-        assert TOKEN not in server.stats().to_prometheus()
-    assert TOKEN not in caplog.text
-
-
-def test_over_tls_with_a_token_batches_are_the_same(packed, token_file, certificate):
-    pems = tuple(path.read_bytes() for path in certificate)
-    with served(packed, token=TOKEN, tls=pems) as server, Loader(packed, **SMALL) as local:
-        assert server.address.startswith("grpc+tls://")
-        connection = Connection(token_file=token_file, tls_ca=certificate[0])
-        with RemoteLoader(server.address, connection=connection, **SMALL) as remote:
-            assert_same_batches(remote, local)
-        from softshard.loaders import ServiceError
-
-        with pytest.raises(ServiceError):  # a certificate that nobody vouches for
-            RemoteLoader(server.address, connection=Connection(token_file=token_file, connect_s=1), **SMALL)
-
-
-def test_beyond_the_loopback_address_token_and_tls_are_wanted():
-    for host, token, tls in (
-        ("0.0.0.0", None, False),
-        ("0.0.0.0", TOKEN, False),
-        ("10.0.0.1", None, True),
-        ("host", None, True),
-    ):
-        with pytest.raises(UsageError, match=f"to listen on {host}, which other hosts can reach"):
-            check_listen(host, token, tls)
-    check_listen("0.0.0.0", TOKEN, True)
-    for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
-        check_listen(host, None, False)
-
-
-def test_serve_refuses_an_open_address_before_it_listens(packed, capsys):
-    assert main(["serve", str(packed), "--listen", "0.0.0.0:0"]) == 2
-    assert (
-        "expected --token-file and --tls-cert and --tls-key to listen on 0.0.0.0" in capsys.readouterr().err
-    )
-    assert main(["serve", str(packed), "--listen", "127.0.0.1:0", "--http", "0.0.0.0:0"]) == 2
-    assert "expected the loopback address for health and metrics" in capsys.readouterr().err
-    assert main(["serve", str(packed / "none")]) == 1
-    assert main(["serve", str(packed), f"train={packed}"]) == 2
-    assert "expected data sets of different names, found 'train' twice" in capsys.readouterr().err
-
-
-def test_a_token_is_not_sent_in_the_clear_to_another_host(token_file):
-    with pytest.raises(UsageError, match="a token that would be sent in the clear"):
-        RemoteLoader("grpc://192.0.2.1:7070", connection=Connection(token_file=token_file), **SMALL)
-
-
-def test_token_files_are_secret_and_long(tmp_path):
-    path = tmp_path / "token"
-    for content, mode, message in (
-        (TOKEN, 0o644, "expected a token that its owner alone can read, found mode 644"),
-        ("short", 0o600, "expected a token of at least 16 characters"),
-        ("with spaces in between it", 0o600, "expected a token of at least 16 characters"),
-    ):
-        path.write_text(content)
-        path.chmod(mode)
-        with pytest.raises(UsageError, match=message) as caught:
-            read_token(path)
-        assert content not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "servers",
-    [
-        "grpc://a",
-        "http://a:1",
-        "grpc://a:1/x/y",
-        "grpc://a:1?x",
-        "",
-        "grpc://a:1,grpc://a:1",
-        "grpc://a:1/x,grpc://b:1/y",
-        "grpc://user:secret@a:1",
-    ],
-)
-def test_addresses_that_are_none_are_refused(servers):
-    with pytest.raises(UsageError, match="data service: expected") as caught:
-        split_servers(servers)
-    assert "secret" not in str(caught.value)
-
-
-def test_addresses_are_taken_apart():
-    assert split_servers("grpc://a:1/x, grpc+tls://b:2/x") == (["grpc://a:1", "grpc+tls://b:2"], "x")
-    assert split_servers(["grpc://[::1]:1"]) == (["grpc://[::1]:1"], None)
-    assert split_address("[::1]:7070") == ("::1", 7070)
-    with pytest.raises(UsageError, match="expected an address such as"):
-        split_address("7070")
-
-
-def test_what_is_blended_after_normalisation_is_sent_as_floats():
-    from softshard.loaders import CutMix, Erasing, Mixup
-
-    assert wire_dtype(Augment(), "float32") == wire_dtype(Augment(cutmix=CutMix()), "float16") == "uint8"
-    assert (
-        wire_dtype(Augment(mixup=Mixup()), "float32")
-        == wire_dtype(Augment(erasing=Erasing()), "float32")
-        == "float32"
-    )
-
-
-def test_without_pyarrow_the_error_names_the_extra():
-    script = (
-        "import sys; sys.modules['pyarrow'] = None\n"
-        "from softshard.shards.cli import main\n"
-        "sys.exit(main(['serve', '/nowhere']))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "pip install 'softshard[service]'" in done.stderr
-
-
-def test_health_and_metrics_over_http(packed):
-    from prometheus_client.parser import text_string_to_metric_families
-    from service_processes import serving
-
-    with serving(packed) as server:
-        assert server.get("/healthz") == "ok\n"
-        with RemoteLoader(server.url, **SMALL) as remote:
-            list(remote)
-        families = {family.name: family for family in text_string_to_metric_families(server.get("/metrics"))}
-        assert families["softshard_service_images"].samples[0].value == 105
-        made = {
-            sample.labels["how"]: sample.value for sample in families["softshard_service_batches"].samples
-        }
-        assert made == {"made": 9, "joined": 0, "cached": 0}
-        assert server.stats()["sent_bytes"]["memory"] > 0
-
-
-def test_bench_measures_servers_as_a_trainer_sees_them(server, tmp_path, capsys):
-    arguments = ["bench", f"{server.address}/small", "--batch-size", "10", "--steps", "2", "--repeats", "2"]
-    report, table = tmp_path / "bench.json", tmp_path / "bench.csv"
-    assert main([*arguments, "--size", "16", "--json", str(report), "--csv", str(table)]) == 0
-    found = json.loads(report.read_text())
-    assert found["samples"] == 105
-    assert found["results"]["loader"]["repeats"] == 2
-    assert found["requests"]["sent"] >= 2 * (5 + 2)
-    assert found["requests"]["in_shared_memory"] > 0
-    assert main([*arguments, "--size", "16"]) == 0  # a seed of its own
-    assert server.desk.counts().made >= 2 * 2 * (5 + 2)
-    assert server.desk.counts().hits == 0
-    assert found["verdict"]["text"] in capsys.readouterr().out
-    assert table.read_text().splitlines()[1].startswith("loader,loader,")
-    for option in (("--against", "webdataset"), ("--cache", str(tmp_path))):
-        assert main([*arguments, *option]) == 2
-        assert f"expected {option[0]} with the folder or URL of a data set" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", ["inspect", "verify", "stats"])
-def test_what_wants_shards_says_so_of_servers(command, capsys):
-    assert main([command, "grpc+tls://a:1/train,grpc+tls://b:1/train"]) == 2
-    assert "expected a folder or URL with shards, found servers of softshard serve" in capsys.readouterr().err
-
-
-def test_two_askers_of_one_batch_wait_for_the_same_one(packed):
-    desk = Desk({"small": ServedSet(packed)}, num_threads=1)
-    try:
-        recipe = desk.open(RECIPE.to_json())["recipe"]
-        found = []
-        threads = [
-            threading.Thread(target=lambda: found.append(desk.batch(Ticket(recipe, 0, 8, 0))))
-            for _ in range(8)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        assert len(found) == 8
-        assert all(made is found[0] for made in found)
-        assert desk.counts().made == 1
-    finally:
-        desk.close()

@@ -1,11 +1,11 @@
 """Servers of data sets behind a URL, and of side shards."""
 
-import time
-
 import fsspec
 import pytest
+from service_here import served
 from service_processes import SMALL, assert_same_batches
 from test_side_maps import make_side
+from waiting import wait_until
 
 from softshard.loaders import Cache, Loader, RemoteLoader
 from softshard.loaders.service_desk import Desk, ServedSet
@@ -43,26 +43,23 @@ def fetched(server):
 def test_shards_of_coming_steps_are_fetched_before_they_are_asked_for(packed, tmp_path):
     fsspec.filesystem("memory").put(str(packed), "/ahead/train", recursive=True)
     cache = Cache(folder=tmp_path / "cache", ahead=9, num_fetchers=2)
-    server = BatchServer(Desk({"set": ServedSet("memory://ahead/train")}, num_threads=1, cache=cache))
     # In order: a batch of four is in one shard of 13.
     options = SMALL | {"batch_size": 4, "prefetch": 1, "shuffle": False}
-    try:
-        with RemoteLoader(server.address, **options) as remote, Loader(packed, **options) as local:
-            expected, found = list(local), []
-            batches = iter(remote)
-            found.append(next(batches))
-            deadline = time.monotonic() + 20
-            while fetched(server) < 9 and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert fetched(server) == 9  # all, and at most three batches were asked for
-            assert server.desk.totals()["images"] <= 12
-            found += batches
-            assert_same_batches(found, expected)
-            assert fetched(server) == 9
-            assert_same_batches(remote, local)
-            assert server.desk.totals()["bad_samples"] == 0
-    finally:
-        server.close(5)
+    with (
+        served("memory://ahead/train", cache=cache) as server,
+        RemoteLoader(server.address, **options) as remote,
+        Loader(packed, **options) as local,
+    ):
+        expected, found = list(local), []
+        batches = iter(remote)
+        found.append(next(batches))
+        wait_until(lambda: fetched(server) == 9)  # all, and at most three batches were asked for
+        assert server.desk.totals()["images"] <= 12
+        found += batches
+        assert_same_batches(found, expected)
+        assert fetched(server) == 9
+        assert_same_batches(remote, local)
+        assert server.desk.totals()["bad_samples"] == 0
 
 
 def test_trainers_at_different_places_of_different_epochs_get_what_they_ask_for(packed, serve, tmp_path):

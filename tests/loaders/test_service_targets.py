@@ -95,7 +95,7 @@ def test_targets_are_the_local_loaders(server, sets, name):
         assert_same_batches(remote, local)
 
 
-def test_tags_mean_the_same(server, sets):
+def test_tags_mean_the_same(server):
     with RemoteLoader(f"{server.address}/web", batch_size=2, targets="tags") as remote:
         assert remote.vocabulary == VOCABULARY
     with RemoteLoader(f"{server.address}/small", batch_size=2) as remote:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from servers.web import SpoiledServer
 from softshard.loaders import Augment, Cache, Loader
 from softshard.loaders.inspection import InspectOptions, inspect_data_set
 from softshard.shards import DataError, Manifest, ShardWriter, UsageError, read_shard
@@ -75,18 +74,9 @@ def test_joined_while_reading_or_before_gives_the_same_batches(packed, bare, sid
 
 
 @pytest.fixture
-def url():
+def url(serve_spoiled):
     """A function: starts a web server over a folder; its URL, with a password in it."""
-    pytest.importorskip("aiohttp")
-    servers = []
-
-    def start(folder):
-        servers.append(SpoiledServer(folder, lambda name, start, answer: answer))
-        return servers[-1].url
-
-    yield start
-    for server in servers:
-        server.stop()
+    return lambda folder: serve_spoiled(folder)[0]
 
 
 @pytest.mark.parametrize("where", ["both", "side", "data set"])

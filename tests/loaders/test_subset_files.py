@@ -78,7 +78,7 @@ def test_labels_beside_the_file_of_a_subset_are_refused(packed, subset_files):
         make(packed, subset=subset_files / "classes.json", labels=["cat", "dog"])
 
 
-def test_a_subset_of_another_data_set_is_refused(packed, packed_plain, subset_files):
+def test_a_subset_of_another_data_set_is_refused(packed_plain, subset_files):
     with pytest.raises(DataError, match=r"found 5 that it does not have: 'dog', 'cat'"):
         make(packed_plain, subset=subset_files / "classes.json")
 

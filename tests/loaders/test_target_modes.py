@@ -5,34 +5,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from label_map_oracles import by_roi_align, dense_map, random_crops, random_maps, roi_align_dense
+from label_map_oracles import by_roi_align, dense_map, encode, made, roi_align_dense
 
-from softshard.loaders import (
-    Augment,
-    Faults,
-    LabelPooling,
-    Loader,
-    pool_label_maps,
-    pool_top_classes,
-    pooling,
-)
+from softshard.loaders import LabelPooling, pool_label_maps, pool_top_classes, pooling
 from softshard.loaders.pooling_device import pool_on_device
-from softshard.loaders.target_modes import TARGET_MODES, TARGETS
-from softshard.shards import DataError, Manifest, UsageError, decode_label_maps, encode_label_map, read_shard
-from softshard.shards.components import decode_class
+from softshard.loaders.target_modes import TARGET_MODES
+from softshard.shards import UsageError, decode_label_maps, encode_label_map
 
 pytestmark = pytest.mark.usefixtures("each_path")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-def made(seed, num=8, top=3, rows=6, columns=9, num_classes=40):
-    rng = np.random.default_rng(seed)
-    scores, ids = random_maps(rng, num, top, rows, columns, num_classes)
-    return scores, ids, random_crops(rng, num)
-
-
-def encode(scores, ids, num_classes):
-    return [encode_label_map(s, i, num_classes=num_classes) for s, i in zip(scores, ids, strict=True)]
 
 
 def on_device(maps, crops, *, num_classes, softmax=True, pooling_options=None, **more):
@@ -357,94 +338,6 @@ def test_options_that_do_not_fit_the_call_are_refused():
     for keep in (0, 41):
         with pytest.raises(UsageError, match=f"expected to keep 1 to 40 classes, found {keep}"):
             pool_top_classes((scores, ids), crops, keep=keep, **call)
-
-
-# ---- The loader
-
-
-def batches(packed, targets, **more):
-    options = {"batch_size": 8, "augment": Augment(size=32), "dtype": "uint8", "last_batch": "pad", "seed": 3}
-    with Loader(packed, targets=targets, num_threads=2, **{**options, **more}) as loader:
-        return list(loader), loader.num_classes
-
-
-@pytest.fixture(scope="module")
-def lmaps(packed):
-    """Encoded label map of every key."""
-    manifest = Manifest.load(packed)
-    samples = [sample for shard in manifest.shards for sample in read_shard(packed / shard.name)]
-    return {sample.key: sample.parts["lmap"] for sample in samples}
-
-
-@pytest.mark.parametrize(
-    "targets",
-    [
-        *(mode for mode in TARGET_MODES if mode != "relabel"),
-        LabelPooling(fill="floor", swap_xy=True, original=0.2),
-        LabelPooling(grid=(2, 3)),
-        LabelPooling(class_map=[1, 0, -1, 3, 3, 5, 6, 7, 8]),
-    ],
-    ids=str,
-)
-def test_the_loader_pools_as_the_mode_says(packed, lmaps, targets):
-    found, num_classes = batches(packed, targets)
-    options = TARGET_MODES[targets] if isinstance(targets, str) else targets
-    for batch in found:
-        real = batch.valid.numpy()
-        expected = pool_label_maps(
-            [lmaps[key] for key in batch.keys if key],
-            batch.crops[real],
-            num_classes=num_classes,
-            pooling=options,
-            flips=batch.flips[real],
-            classes=batch.classes[real],
-        )
-        assert torch.equal(batch.targets[real], expected)
-        assert not batch.targets[~real].any()
-    assert any(batch.flips.any() for batch in found)
-    assert not found[-1].valid.all()
-
-
-def test_original_targets_are_the_classes_and_need_no_maps(packed, packed_plain, plain_samples):
-    own = {sample.key: decode_class(sample.parts["cls"], sample.key) for sample in plain_samples}
-    found, num_classes = batches(packed, "original")
-    for batch in found:
-        for slot, key in enumerate(batch.keys):
-            expected = torch.zeros(num_classes)
-            if key:
-                expected[own[key]] = 1
-            assert torch.equal(batch.targets[slot], expected)
-    plain, _ = batches(packed_plain, "original")
-    assert plain[0].targets.shape == (8, 2)
-
-
-def test_a_class_map_is_needed_for_maps_over_other_classes(packed):
-    with pytest.raises(
-        UsageError, match="expected a class map of the 9 classes of the label maps, found one of 3"
-    ):
-        batches(packed, LabelPooling(class_map=[0, 1, 2]))
-
-
-def test_every_named_mode_is_one_of_the_papers():
-    assert TARGETS == (
-        "none",
-        "original",
-        "relabel",
-        "relabel-global",
-        "relabel-single",
-        "relabel-global-single",
-        "tags",
-        "weights",
-        "pseudo",
-    )
-    factors = {(mode.local, mode.multi) for mode in TARGET_MODES.values()}
-    assert factors == {(True, True), (False, True), (True, False), (False, False)}
-
-
-def test_a_damaged_map_is_named_by_the_loader(damage):
-    folder, shard, key = damage(0, "lmap", lambda data: data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(DataError, match=rf"{shard}: sample '{key}', component 'lmap': expected checksum"):
-        batches(folder, "relabel-global", faults=Faults(max_bad=0))
 
 
 @pytest.mark.gpu

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from servers.swift import die_with_parent, free_ports
 
-_READY_S = 60
+_READY_S = 240
 _WHO = {401: "Anonymous caller", 403: "ann@project.iam.gserviceaccount.com"}
 
 
@@ -80,16 +80,16 @@ class Emulator:
             data=b'{"name": "%s"}' % name.encode(),
             headers={"Content-Type": "application/json"},
         )
-        urllib.request.urlopen(request, timeout=20).close()
+        urllib.request.urlopen(request, timeout=60).close()
 
     def objects(self, bucket: str) -> dict[str, bytes]:
         """Name to bytes of all that a bucket holds, by its JSON interface: no fsspec is in between."""
         base = f"{self.endpoint}/storage/v1/b/{bucket}/o"
-        with urllib.request.urlopen(base, timeout=20) as answer:
+        with urllib.request.urlopen(base, timeout=60) as answer:
             names = [item["name"] for item in json.load(answer)["items"]]
         found = {}
         for name in names:
-            with urllib.request.urlopen(f"{base}/{quote(name, safe='')}?alt=media", timeout=20) as answer:
+            with urllib.request.urlopen(f"{base}/{quote(name, safe='')}?alt=media", timeout=60) as answer:
                 found[name] = answer.read()
         return found
 

@@ -27,7 +27,7 @@ PAGE_ENTRIES = 20  # of a listing; Amazon gives 1,000
 _BACKENDS = ("account", "container", "object")
 KINDS = (*_BACKENDS, "proxy")
 _MODULES = {"account": "account", "container": "container", "object": "obj", "proxy": "proxy"}
-_READY_S = 60
+_READY_S = 240
 _MAX_OBJECT_BYTES = 128 * 2**20  # of a part too
 _PR_SET_PDEATHSIG = 1
 

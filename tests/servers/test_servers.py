@@ -53,7 +53,7 @@ def ask(proxy):
 
 
 def connect(proxy):
-    return socket.create_connection(("127.0.0.1", urlsplit(proxy.endpoint).port), timeout=10)
+    return socket.create_connection(("127.0.0.1", urlsplit(proxy.endpoint).port), timeout=60)
 
 
 def test_without_faults_the_proxy_is_transparent_and_counts(one_answer_each):
@@ -146,7 +146,7 @@ with Swift(Path({str(tmp_path / "state")!r})) as server:
     print(*(process.pid for process in server._processes.values()), flush=True)
     os.kill(os.getpid(), 9)
 """
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=240)
     assert done.returncode == -signal.SIGKILL
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 4
@@ -159,4 +159,4 @@ def has_ended(pid):
     except ProcessLookupError:
         return True
     with open(process, "rb"):
-        return bool(select.select([process], [], [], 30)[0])
+        return bool(select.select([process], [], [], 240)[0])
