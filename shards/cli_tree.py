@@ -234,7 +234,7 @@ def _write_page(tree, args: argparse.Namespace) -> None:
 
 
 def _write_text(url: str, text: str) -> None:
-    from fsspec.core import url_to_fs
+    from .destination import write_file
 
     try:
         data = text.encode()
@@ -243,5 +243,4 @@ def _write_text(url: str, text: str) -> None:
             f"{url}: expected class names in UTF-8, found {text[error.start : error.end]!r} in one; it was a folder "
             "name of another encoding"
         ) from error
-    filesystem, inner_path = url_to_fs(url)
-    filesystem.pipe_file(inner_path, data)
+    write_file(url, data)

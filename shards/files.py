@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from .errors import DataError, UsageError
-from .storage import is_remote, open_storage, public_name
+from .storage import open_storage, public_name, read_at_most, within_limit
 
 TEMPORARY_SUFFIX = ".part"
 LOCK_NAME = ".lock"  # of `hold_folder`
-_PIECE_BYTES, _BUFFER_BYTES = 1 << 20, 1 << 18
+_BUFFER_BYTES = 1 << 18
 _MOST_HASHED = 2**33  # bytes; whoever read the file had a limit of its own
 
 
@@ -50,36 +50,19 @@ def read_limited(url: str, limit: int) -> bytes:
         FileNotFoundError: it is not there.
         DataError: it is larger than `limit` bytes, or its server is away.
     """
-    if is_remote(url):
-        data = open_storage(url).read("", 0, None, limit)
+    storage = open_storage(url)
+    if storage.remote:
+        data = storage.read("", 0, None, limit)
     else:
-        import fsspec  # late, as in storage.py
-
-        with fsspec.open(url, "rb") as file:
-            data = _read_up_to(file, limit + 1)
-    if len(data) > limit:
-        raise DataError(
-            f"{public_name(url)}: expected at most {limit} bytes, found more; is it another file?"
-        )
-    return data
+        with storage.open() as file:
+            data = read_at_most(file, limit)
+    return within_limit(data, limit, public_name(url))
 
 
 def file_record(url: str) -> dict[str, str]:
     """Name and SHA-256 of a file that something was made by."""
     name = public_name(url).rstrip("/").rpartition("/")[2]
     return {"name": name, "sha256": sha256_hex(read_limited(url, _MOST_HASHED))}
-
-
-def _read_up_to(file: Any, most: int) -> bytes:
-    """What a file has, at most so many bytes.
-
-    In pieces: for one `read` CPython first takes as much memory as it is asked for, and limits are gigabytes.
-    """
-    pieces = []
-    while most > 0 and (piece := file.read(min(most, _PIECE_BYTES))):
-        pieces.append(piece)
-        most -= len(piece)
-    return b"".join(pieces)
 
 
 def read_text(url: str, limit: int) -> str:
