@@ -59,6 +59,18 @@ def read_limited(url: str, limit: int) -> bytes:
     return within_limit(data, limit, public_name(url))
 
 
+def parse_json(data: bytes, where: str) -> Any:
+    """A file's JSON.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: expected JSON, found: {error}; the file is damaged") from error
+
+
 def file_record(url: str) -> dict[str, str]:
     """Name and SHA-256 of a file that something was made by."""
     name = public_name(url).rstrip("/").rpartition("/")[2]

@@ -18,7 +18,7 @@ from typing import Any
 
 from .destination import open_destination
 from .errors import DataError, ImageError, RefusedError, UsageError
-from .files import read_limited, split_url
+from .files import parse_json, read_limited, split_url
 from .listing import Listing
 from .schema import MIB
 from .soft_labels import TAGS, WEIGHTS, SoftLabelInfo, weights_problem
@@ -196,7 +196,7 @@ def load_how(source: str | Path, kind: str) -> dict[str, Any]:
     folder, name = split_url(path)
     url = f"{folder}/{how_name(name, kind)}{mark}{query}"  # a signature may be of the whole folder
     try:
-        how = json.loads(read_limited(url, MIB))
+        data = read_limited(url, MIB)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except RefusedError as error:  # what a server that lists nothing says of a file that is not there
@@ -205,8 +205,7 @@ def load_how(source: str | Path, kind: str) -> dict[str, Any]:
             stacklevel=2,
         )
         return {}
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{public_name(url)}: expected JSON, found: {error}; the file is damaged") from error
+    how = parse_json(data, public_name(url))
     if not isinstance(how, dict):
         raise DataError(f"{public_name(url)}: expected a JSON object, found {type(how).__name__}")
     return how
