@@ -25,7 +25,7 @@ from .schema import (
     RECEIPTS_DIR,
     TREE_NAME,
     VOCABULARY_NAME,
-    component_rank,
+    sorted_suffixes,
 )
 from .shard_files import dataset_name, inside, open_shard, read_small
 from .storage import open_storage
@@ -48,7 +48,7 @@ class NewComponent:
 
     def beside(self, source: Manifest) -> tuple[str, ...]:
         """The components of a data set once it has this one."""
-        return tuple(sorted({*source.components, self.suffix}, key=lambda name: (component_rank(name), name)))
+        return tuple(sorted_suffixes({*source.components, self.suffix}))
 
     def versions(self) -> dict[str, str]:
         """Of the packages."""
@@ -75,9 +75,13 @@ def check_sidecars(dataset: str | Path, source: Manifest) -> None:
         try:
             storage.read(name, 0, 1, 1)
         except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            found = (
+                "none; it was not copied whole" if missing else f"one that cannot be read: {error.strerror}"
+            )
             raise DataError(
-                f"{dataset_name(inside(dataset, name))}: expected a file of the data set, found none; it was not copied "
-                f"whole. Run: softshard verify {dataset_name(dataset)}"
+                f"{dataset_name(inside(dataset, name))}: expected a file of the data set, found {found}. "
+                f"Run: softshard verify {dataset_name(dataset)}"
             ) from error
 
 

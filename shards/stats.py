@@ -98,8 +98,9 @@ def _component_bytes(dataset: str | Path, manifest: Manifest) -> dict[str, int]:
         try:
             text = read_index(dataset, record, len(manifest.components))
         except OSError as error:
+            found = "none" if isinstance(error, FileNotFoundError) else error.strerror
             raise DataError(
-                f"{name}: expected the index of {record.name}, found none. "
+                f"{name}: expected the index of {record.name}, found {found}. "
                 f"Run: softshard verify {dataset_name(dataset)}"
             ) from error
         index = parse_index(text.decode("ascii", "replace"), name, record.bytes)

@@ -122,7 +122,7 @@ def verify(dataset: str | Path, *, decode: bool = False, workers: int | None = N
     for folder in folders:
         try:
             manifest = Manifest.load(folder)
-        except DataError as error:
+        except (DataError, OSError) as error:
             report.problems.append(str(error))
         else:
             _verify_folder(folder, manifest, only, decode, workers, report)

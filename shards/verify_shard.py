@@ -101,6 +101,10 @@ def check_shard(expected: Expected, shard: ShardToCheck) -> ShardFindings:
             f"{expected.where(record.name)}: expected a shard of {record.bytes} bytes, found none. Copy it again, or "
             "pack again"
         )
+    except OSError as error:  # a disk that has begun to fail, say: the other shards are checked all the same
+        findings.problems.append(
+            f"{expected.where(record.name)}: expected a shard that can be read, found: {error.strerror or error}"
+        )
     except DataError as error:  # the server is away
         findings.problems.append(str(error))
     return findings
@@ -156,6 +160,9 @@ def _check_idx(
         text = read_index(expected.dataset, record, len(expected.components))
     except FileNotFoundError:
         problems.append(f"{name}: expected the shard's index, found none. Copy it again, or pack again")
+        return
+    except OSError as error:
+        problems.append(f"{name}: expected an index that can be read, found: {error.strerror or error}")
         return
     except DataError as error:
         problems.append(str(error))
