@@ -29,6 +29,7 @@ from .schema import (
 )
 from .shard_files import dataset_name, inside, open_shard, read_small
 from .storage import open_storage
+from .text_limits import counted
 from .writer import ShardRecord, ShardWriter
 
 
@@ -159,8 +160,8 @@ def finish(
     records = tuple(ShardRecord(**receipt["record"]) for receipt in receipts if receipt)
     if len(records) != len(source.shards):
         raise DataError(
-            f"{target.name}: expected {len(source.shards)} shards, found {len(records)}; is it a place that all processes "
-            "of the run share? Run the same command again: it continues"
+            f"{target.name}: expected {counted(len(source.shards), 'shard')}, found {len(records):,}; is it a place "
+            "that all processes of the run share? Run the same command again: it continues"
         )
     made = replace(
         source,

@@ -239,6 +239,7 @@ def _run_pack(args: argparse.Namespace) -> int:
     from .storage import public_name
     from .stored_vocabulary import Vocabulary
     from .subset_file import SubsetFile
+    from .text_limits import counted, some
     from .tree import LabelTree
 
     for name, value in {**_DEFAULTS, **PRESETS.get(args.preset, {})}.items():
@@ -304,34 +305,35 @@ def _run_pack(args: argparse.Namespace) -> int:
     print(f"read {summary.read:,} = packed {summary.packed:,} + bad {summary.bad:,}")
     if summary.shards_kept:
         total = sum(len(manifest.shards) for manifest in summary.manifests.values())
-        print(f"  {summary.shards_kept:,} of {total:,} shards were there already")
+        print(f"  there already: {summary.shards_kept:,} of {counted(total, 'shard')}")
     for name, manifest in summary.manifests.items():
         print(
-            f"  {public_name(args.destination)}/{name}: {manifest.num_samples:,} samples of {manifest.num_classes:,} "
-            f"classes in {len(manifest.shards):,} shards, "
+            f"  {public_name(args.destination)}/{name}: {counted(manifest.num_samples, 'sample')} of "
+            f"{counted(manifest.num_classes, 'class')} in {counted(len(manifest.shards), 'shard')}, "
             f"{manifest.num_bytes / manifest.num_samples:,.0f} bytes a sample"
         )
     own = set(tree.classes[tree.num_listed :]) if tree else set()
     inner = [name for name in summary.without_images if name in own]
     leaves = [name for name in summary.without_images if name not in own]
-    for name, what in (
-        ("unknown_tags", "tags left out that the vocabulary lacks"),
-        ("without_tags", "images without tags"),
-        ("without_weights", "images without weights"),
+    for name, thing, what in (
+        ("unknown_tags", "tag", "left out that the vocabulary lacks"),
+        ("without_tags", "image", "without tags"),
+        ("without_weights", "image", "without weights"),
     ):
         if summary.soft.get(name):
-            print(f"  {summary.soft[name]:,} {what}")
+            print(f"  {counted(summary.soft[name], thing)} {what}")
     if summary.bad:
         print(f"  bad inputs, with reasons: {public_name(args.destination)}/bad.jsonl")
-    for what, names in (
+    for thing, what, names in (
         (
-            "folders left out (too few images, or not in the class list)",
+            "folder",
+            "left out (too few images, or not in the class list)",
             [name for name, _ in summary.dropped],
         ),
-        ("inner nodes of the tree, without images of their own", inner),
-        ("classes of the list without images", leaves),
-        ("files that are not images", summary.ignored),
+        ("inner node", "of the tree, without images of their own", inner),
+        ("class", "of the list without images", leaves),
+        ("file", "of another kind than images", summary.ignored),
     ):
         if names:
-            print(f"  {len(names):,} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+            print(f"  {counted(len(names), thing)} {what}: {some(names, 5, str)}")
     return EXIT_FINE

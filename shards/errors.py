@@ -57,6 +57,16 @@ def check_choice(what: str, value: str, choices: Collection[str]) -> None:
         raise UsageError(f"{what}: expected one of {', '.join(choices)}, found {value!r}")
 
 
+def check_share(what: str, value: float) -> None:
+    """Refuse what is no share of a whole.
+
+    Raises:
+        UsageError: it is not from 0 to 1.
+    """
+    if not 0 <= value <= 1:  # also of what is no number
+        raise UsageError(f"{what}: expected a share from 0 to 1, found {value}")
+
+
 class MissingExtraError(SoftshardError, ImportError):
     """A feature needs packages of an extra that is not installed.
 

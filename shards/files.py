@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import hashlib
 import io
@@ -96,6 +97,25 @@ def read_text(url: str, limit: int) -> str:
         raise DataError(
             f"{public_name(url)}: expected UTF-8 text, found byte {content[error.start]:#04x}"
         ) from error
+
+
+def table_rows(url: str, limit: int) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and cells of a table's rows that are not blank: comma-separated, in a `.tsv` by tabs.
+
+    Raises:
+        UsageError, DataError: as `read_text`.
+        DataError: it is no such table.
+    """
+    text, where = read_text(url, limit), public_name(url)
+    delimiter = "\t" if where.lower().endswith(".tsv") else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise DataError(f"{where}: line {reader.line_num}: expected CSV; {error}") from error
 
 
 class _NamedFile(io.FileIO):

@@ -25,6 +25,7 @@ from .soft_labels import TAGS, WEIGHTS, SoftLabelInfo, weights_problem
 from .storage import is_remote, public_name
 from .stored_vocabulary import Vocabulary
 from .tags_text import split_tags
+from .text_limits import some
 
 _SHOWN = 60
 # What `how` says of a vocabulary and of the build that chose it.
@@ -96,9 +97,9 @@ def _weights(known: Mapping[str, int], value: object, where: str, of_subset: boo
     unknown = [name for name in named if name not in known]
     if unknown and not of_subset:
         raise ImageError(
-            f"{where}: expected weights of classes of the class list, found {unknown[0]!r:.{_SHOWN}} and "
-            f"{len(unknown) - 1} others; they were made with another list. Give that one, or make them again: softshard "
-            "tags weigh",
+            f"{where}: expected weights of classes of the class list, found "
+            f"{some(unknown, 1, lambda name: repr(name)[:_SHOWN])}; they were made with another list. Give that "
+            "one, or make them again: softshard tags weigh",
             kind="bad-weights",
         )
     if problem := weights_problem([list(range(len(named))), list(named.values())], len(named)):

@@ -23,7 +23,7 @@ from .listing import ClassFolder, Listing, Location
 from .names import Names, name_bytes
 from .philox import PURPOSE_PLAN, permutation
 from .storage import public_name
-from .text_limits import some
+from .text_limits import counted, some
 
 VAL_SPLITS = ("hash", "lexical")
 
@@ -214,15 +214,15 @@ def make_plan(
             kept.append(folder)
     if not kept:
         raise DataError(
-            f"{listing.root}: expected a class folder with at least {max(min_images, 1)} images"
+            f"{listing.root}: expected a class folder with at least {counted(max(min_images, 1), 'image')}"
             f"{'' if listed is None else ' that is in the class list'}, found none among {len(dropped)}: "
             f"{some([name for name, _ in dropped])}{_numbered_hint(listing, listed)}"
         )
     too_few = [folder.name for folder in kept if len(folder.files) <= val_per_class]
     if too_few and val_per_class:
         raise DataError(
-            f"{listing.root}: expected more than {val_per_class} images in every class, so that some are "
-            f"left for training, found {len(too_few)} classes with fewer: {some(too_few)}. Use a smaller "
+            f"{listing.root}: expected more than {counted(val_per_class, 'image')} in every class, so that some are "
+            f"left for training, found {counted(len(too_few), 'class')} with fewer: {some(too_few)}. Use a smaller "
             f"--val-per-class or --min-images {val_per_class + 1}"
         )
     names = tuple(class_names) if class_names is not None else tuple(folder.name for folder in kept)

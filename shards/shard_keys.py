@@ -13,6 +13,7 @@ from .manifest import Manifest
 from .names import name_bytes
 from .parallel import in_threads, num_workers
 from .shard_files import dataset_name, inside, read_index
+from .text_limits import counted
 from .writer import ShardRecord
 
 _THREADS_A_CORE = 4  # of a bucket most of the time is waiting
@@ -43,7 +44,7 @@ def shard_keys(dataset: str | Path, manifest: Manifest, number: int) -> list[byt
     if len(lines) != record.samples or not all(b" " in line for line in lines):
         raise DataError(
             f"{_index_name(dataset, record)}: expected a line of components for each of "
-            f"{record.samples} samples, found {len(lines)} lines, or others. {_run(dataset)}"
+            f"{counted(record.samples, 'sample')}, found {counted(len(lines), 'line')}, or others. {_run(dataset)}"
         )
     return [line[line.rindex(b" ") + 1 : -cut] for line in lines]
 

@@ -24,6 +24,7 @@ from .schema import CLS, HIER, JPG, KD, KEY_PATTERN, LMAP, META, SOFT
 from .shard_files import ShardFile, dataset_name, inside, open_shard, read_index
 from .soft_labels import KINDS, TAGS, SoftLabelInfo, decode_soft_labels
 from .teacher_levels import check_teacher_levels, decode_teacher_levels, read_teacher_header
+from .text_limits import counted
 from .writer import ShardRecord
 
 
@@ -132,7 +133,7 @@ def _check_file(expected: Expected, shard: ShardToCheck, file: ShardFile, findin
         )
         return
     if len(index.keys) != record.samples:
-        problems.append(f"{name}: expected {record.samples} samples, found {len(index.keys)}")
+        problems.append(f"{name}: expected {counted(record.samples, 'sample')}, found {len(index.keys):,}")
         classes = None
     _check_idx(expected, record, index, file.size, problems)
     findings.samples = len(index.keys)

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import DataError, UsageError, check_choice
+from .errors import DataError, UsageError, check_choice, check_share
 from .files import open_named, replace_durably, temporary_beside
 from .json_lines import JsonLine, read_json_lines
 from .ledger import bad_limit
@@ -27,6 +27,7 @@ from .pack_soft import load_how, save_how
 from .progress import progress_bar
 from .similarities import COUNTS, Measures, Similarities
 from .soft_labels import TAGS, WEIGHTS
+from .source_labels import is_index
 from .source_lists import (
     LIST_SUFFIXES,
     VALIDATION,
@@ -73,8 +74,7 @@ class WeighOptions:
         if self.top is not None and self.top < 1:
             raise UsageError(f"top: expected 1 or more, found {self.top}")
         check_choice("normalise", self.normalise, NORMALISE)
-        if not 0 <= self.max_bad <= 1:
-            raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
+        check_share("max_bad", self.max_bad)
 
     def to_json(self) -> dict[str, Any]:
         """What decides the weights."""
@@ -146,7 +146,7 @@ def label_of(row: dict[str, Any], index: Mapping[str, int]) -> int:
         label = label.strip()
         if label in index:
             return index[label]
-        if label.isascii() and label.isdigit() and len(label) < 10:
+        if is_index(label):
             label = int(label)
     if type(label) is int and 0 <= label < len(index):
         return label

@@ -344,8 +344,8 @@ def test_a_folder_without_data_sets_is_an_error(tmp_path):
     with pytest.raises(DataError) as caught:
         verify(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: expected a data set (a folder with manifest.json), found none; packing has not finished, or "
-        "the path is another one"
+        f"{tmp_path}: expected a data set (a folder with manifest.json), found none; the path is another one, or packing "
+        "has not finished (the manifest is written last). Run `softshard pack` again: it continues"
     )
 
 
