@@ -6,7 +6,9 @@ bug (anything else). Messages read `where: expected, found; likely cause; what t
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -86,3 +88,15 @@ class MissingExtraError(SoftshardError, ImportError):
 
     def __reduce__(self) -> Any:  # so that a worker process can raise it
         return MissingExtraError, self._arguments
+
+
+@contextmanager
+def naming(path: object, temporary: Path | None = None) -> Iterator[None]:
+    """Let an error of the system that names no file, or the temporary one of this file, name this one."""
+    try:
+        yield
+    except OSError as error:
+        is_another = error.filename is not None and str(error.filename) != str(temporary)
+        if not is_another and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise

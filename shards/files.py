@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from .errors import DataError, UsageError
+from .errors import DataError, UsageError, naming
 from .storage import open_storage, public_name, read_at_most, within_limit
 
 TEMPORARY_SUFFIX = ".part"
@@ -55,7 +55,7 @@ def read_limited(url: str, limit: int) -> bytes:
     if storage.remote:
         data = storage.read("", 0, None, limit)
     else:
-        with storage.open() as file:
+        with naming(storage.root), storage.open() as file:
             data = read_at_most(file, limit)
     return within_limit(data, limit, public_name(url))
 
@@ -129,18 +129,6 @@ class _NamedFile(io.FileIO):
 def open_named(path: Path, mode: Literal["w", "a"] = "w") -> BinaryIO:
     """A local file to write to, anew or at its end; an error while it is written names it."""
     return io.BufferedWriter(_NamedFile(path, mode), _BUFFER_BYTES)  # type: ignore[return-value]
-
-
-@contextmanager
-def naming(path: object, temporary: Path | None = None) -> Iterator[None]:
-    """Let an error of the system that names no file, or the temporary one of this file, name this one."""
-    try:
-        yield
-    except OSError as error:
-        is_another = error.filename is not None and str(error.filename) != str(temporary)
-        if not is_another and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
 
 
 def temporary_beside(path: Path) -> Path:

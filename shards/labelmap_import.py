@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from .destination import LocalDestination
-from .errors import DataError, ImageError, MissingExtraError, UsageError, check_choice, check_share
-from .files import LOCK_NAME, hold_folder, naming, temporary_beside, write_atomically
+from .errors import DataError, ImageError, MissingExtraError, UsageError, check_choice, check_share, naming
+from .files import LOCK_NAME, hold_folder, temporary_beside, write_atomically
 from .labelmap import decode_label_map, encode_label_map, read_map_header
 from .labelmap_encode import SCORE_ENCODINGS
 from .labelmap_published import HALF_EXACT, read_published_map

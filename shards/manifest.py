@@ -230,7 +230,7 @@ def load_sidecar(dataset: str | Path, manifest: Manifest) -> np.ndarray:
             classes = np.frombuffer(data, dtype, offset=file.tell())  # as long as its bytes, not as claimed
         else:
             classes = np.lib.format.open_memmap(url, mode="r")
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # NumPy evaluates the header as a Python literal, which fails in many ways
         raise DataError(f"{where}: expected every sample's class as int32, found: {error}") from error

@@ -204,20 +204,7 @@ def make_plan(
             f"found {val_per_class}"
         )
     listed = set(class_of) if class_of is not None else None if class_names is None else set(class_names)
-    kept: list[ClassFolder] = []
-    dropped: list[tuple[str, int]] = []
-    for folder in listing.folders:
-        few = len(folder.files) < max(min_images, 1)
-        if few or (listed is not None and folder.name not in listed):
-            dropped.append((_shown(folder), len(folder.files)))
-        else:
-            kept.append(folder)
-    if not kept:
-        raise DataError(
-            f"{listing.root}: expected a class folder with at least {counted(max(min_images, 1), 'image')}"
-            f"{'' if listed is None else ' that is in the class list'}, found none among {len(dropped)}: "
-            f"{some([name for name, _ in dropped])}{_numbered_hint(listing, listed)}"
-        )
+    kept, dropped = _kept_folders(listing, listed, max(min_images, 1))
     too_few = [folder.name for folder in kept if len(folder.files) <= val_per_class]
     if too_few and val_per_class:
         raise DataError(
@@ -261,6 +248,27 @@ def make_plan(
     filled = set(becomes.values())
     without = tuple(name for name in names if name not in filled)
     return Plan(names, tuple(splits), tuple(dropped), without, digest.hexdigest())
+
+
+def _kept_folders(
+    listing: Listing, listed: set[str] | None, fewest: int
+) -> tuple[list[ClassFolder], list[tuple[str, int]]]:
+    """The folders of classes in a list (None: of any class) with enough images, and (folder, images) of the others."""
+    kept: list[ClassFolder] = []
+    dropped: list[tuple[str, int]] = []
+    for folder in listing.folders:
+        few = len(folder.files) < fewest
+        if few or (listed is not None and folder.name not in listed):
+            dropped.append((_shown(folder), len(folder.files)))
+        else:
+            kept.append(folder)
+    if not kept:
+        raise DataError(
+            f"{listing.root}: expected a class folder with at least {counted(fewest, 'image')}"
+            f"{'' if listed is None else ' that is in the class list'}, found none among {len(dropped)}: "
+            f"{some([name for name, _ in dropped])}{_numbered_hint(listing, listed)}"
+        )
+    return kept, dropped
 
 
 def check_shard_size(shard_bytes: int, shard_samples: int | None) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from .errors import naming
 from .files import join_url
 from .index import index_name
 from .schema import MIB
@@ -66,7 +67,7 @@ def read_chunks(dataset: str | Path, name: str, num_bytes: int) -> Iterator[byte
     """
     if isinstance(dataset, Path):
         left = num_bytes + 1
-        with open(dataset / name, "rb") as file:
+        with naming(dataset / name), open(dataset / name, "rb") as file:
             while chunk := file.read(min(_CHUNK_BYTES, left)):
                 left -= len(chunk)
                 yield chunk

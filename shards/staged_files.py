@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from .files import naming, open_named, replace_durably, temporary_beside
+from .errors import naming
+from .files import open_named, replace_durably, temporary_beside
 
 
 class StagedFile(Protocol):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
-from .errors import DataError, ImageError, MissingExtraError, StorageError, UsageError
+from .errors import DataError, ImageError, MissingExtraError, StorageError, UsageError, naming
 from .retries import credentials_of, failure, http_status, patiently
 
 _OPEN_FILES = 64  # tars that a worker keeps open
@@ -193,9 +193,10 @@ class LocalStorage:
                 raise ImageError(
                     f"{path}: expected a file, found a pipe, socket or device", kind="not-a-file"
                 )
-            with open(file, "rb") as stream:
+            with naming(file), open(file, "rb") as stream:
                 return read_at_most(stream, limit)
-        return os.pread(self._descriptor(file), min(size, limit + 1), offset)
+        with naming(file):
+            return os.pread(self._descriptor(file), min(size, limit + 1), offset)
 
     def _descriptor(self, file: str) -> int:
         """An open tar; the one unused for longest is closed when there are too many."""

@@ -26,12 +26,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .destination import Destination, LocalDestination, RemoteDestination
+from .errors import naming
 from .files import (
     LOCK_NAME,
     TEMPORARY_SUFFIX,
     canonical_json,
     hold_folder,
-    naming,
     open_named,
     replace_durably,
     sha256_hex,

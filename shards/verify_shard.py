@@ -16,7 +16,7 @@ from .errors import DataError
 from .files import sha256_hex
 from .gather import key_hashes
 from .index import ShardIndex, build_index, index_name, parse_index, tar_members
-from .jpeg import read_jpeg_header
+from .jpeg import raise_if_memory_ran_out, read_jpeg_header
 from .labelmap import decode_label_map, read_map_header
 from .manifest import LabelMapInfo
 from .names import Names
@@ -213,6 +213,7 @@ def check_sample(
             try:
                 simplejpeg.decode_jpeg(parts[JPG.suffix], "RGB", strict=True)
             except ValueError as error:
+                raise_if_memory_ran_out(error, where)
                 raise DataError(f"{where}, component 'jpg': expected a whole JPEG, found: {error}") from error
 
     def check_labels() -> None:

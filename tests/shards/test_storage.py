@@ -1,5 +1,6 @@
 """Sources behind URLs: a real web server with ranges, memory:// and file://, and what is told of them."""
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -173,6 +174,17 @@ def test_a_local_path_is_none_of_fsspec_s(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     assert read_text("~/list.txt", 100) == "cat\n"
     assert Path(open_storage("~/list.txt").root) == folder / "list.txt"
+
+
+def test_a_disk_that_fails_names_the_file(tmp_path, monkeypatch):
+    (tmp_path / "a.tar").write_bytes(b"123")
+
+    def failing(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))  # as the system raises it, without a name
+
+    monkeypatch.setattr("os.pread", failing)
+    with pytest.raises(OSError, match=r"Input/output error: '.*/a\.tar'"):
+        LocalStorage(str(tmp_path)).read("a.tar", 0, 2, 100)
 
 
 def test_few_tars_stay_open(tmp_path, monkeypatch):
