@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..shards.errors import UsageError
+from ..shards.errors import UsageError, check_share
 
 # torchvision's list, which is the paper's (Cubuk et al. 2020, RandAugment).
 RANDAUGMENT_OPS = (
@@ -29,11 +29,6 @@ RANDAUGMENT_OPS = (
 )
 INTERPOLATIONS = ("nearest", "bilinear")
 ERASING_FILLS = ("noise", "color", "mean")
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise UsageError(f"{name}: expected a share from 0 to 1, found {value}")
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ class RandAugment:
             raise UsageError(
                 f"{where}: expected a magnitude from 1 where it is drawn, found {self.magnitude}"
             )
-        _check_share(f"{where}: prob", self.prob)
+        check_share(f"{where}: prob", self.prob)
         known = (*RANDAUGMENT_OPS, "invert")
         if not self.ops or not set(self.ops) <= set(known):
             raise UsageError(f"{where}: expected ops of {', '.join(known)}, found {self.ops}")
@@ -106,7 +101,7 @@ class Erasing:
     fill: str = "noise"
 
     def __post_init__(self) -> None:
-        _check_share("augment: Erasing: prob", self.prob)
+        check_share("augment: Erasing: prob", self.prob)
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UsageError(
                 f"augment: Erasing: expected a scale (low, high) within (0, 1], found {self.scale}"
@@ -157,4 +152,4 @@ class CutMix:
 def _check_mix(name: str, alpha: float, prob: float) -> None:
     if not 0 < alpha < math.inf:
         raise UsageError(f"augment: {name}: expected an alpha above 0, found {alpha}")
-    _check_share(f"augment: {name}: prob", prob)
+    check_share(f"augment: {name}: prob", prob)

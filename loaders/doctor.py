@@ -9,6 +9,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from ..shards.text_limits import counted
 from ..shards.wordnet import TABLE_PATH, WordNet
 from .doctor_decode import check_decoding
 from .doctor_finding import FINE, NOTE, WRONG, Finding
@@ -98,7 +99,7 @@ def format_report(report: Report) -> str:
     counts = [
         sum(one.state == state for found in report.values() for one in found) for state in (WRONG, NOTE)
     ]
-    lines.append(f"{counts[0] or 'nothing'} wrong, {counts[1]} note{'s' * (counts[1] != 1)}")
+    lines.append(f"{counts[0] or 'nothing'} wrong, {counted(counts[1], 'note')}")
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from ..shards.links import Inline
 from ..shards.schema import HIER, KD, LMAP
 from ..shards.shard_files import dataset_name
 from ..shards.soft_labels import soft_labels_text
+from ..shards.text_limits import counted
 from .crops import Augment
 from .inspect_figures import ClassNames
 from .inspect_links import Places
@@ -87,7 +88,7 @@ def data_set_facts(found: Inspection) -> dict[str, Inline]:
     facts: dict[str, Inline] = {
         "data set": found.dataset,
         "fingerprint": manifest.fingerprint[:12],
-        "samples": f"{manifest.num_samples:,} in {len(manifest.shards):,} shard{'s' if len(manifest.shards) > 1 else ''}",
+        "samples": f"{manifest.num_samples:,} in {counted(len(manifest.shards), 'shard')}",
         "classes": f"{manifest.num_classes:,}",
         "components": " ".join(manifest.components),
     }

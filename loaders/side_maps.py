@@ -42,26 +42,14 @@ class SideFiles:
     ) -> None:
         place = dataset_path(folder)
         side = SideMaps.load(place)
-        folder, dataset = dataset_name(folder), dataset_name(dataset)
-        again = "Make them for this data set: softshard maps make --side"
-        if side.dataset_fingerprint != manifest.fingerprint:
-            raise DataError(
-                f"{folder}: expected label maps of the data set {manifest.fingerprint[:12]} in {dataset}, found those "
-                f"of {side.dataset_fingerprint[:12]}. {again}"
-            )
-        expected = [(shard.name, shard.samples) for shard in manifest.shards]
-        if [(shard.name, shard.samples) for shard in side.shards] != expected:
-            raise DataError(
-                f"{folder}: expected side shards named like the {len(expected)} shards of {dataset}, with as many samples, "
-                f"found {len(side.shards)} others; label_maps.json is damaged. {again}"
-            )
+        side.check_beside(manifest, folder, dataset)
         self.manifest = replace(
             manifest,
             components=label_maps_component(side.label_maps).beside(manifest),
             label_maps=side.label_maps,
         )
         self._fingerprint_of = manifest.fingerprint, [shard.sha256 for shard in side.shards]
-        self._folder = folder
+        self._folder = dataset_name(folder)
         self.shards = open_shards(
             place, replace(manifest, components=(LMAP.suffix,), shards=side.shards), cache
         )

@@ -25,10 +25,11 @@ from .schema import (
     RECEIPTS_DIR,
     TREE_NAME,
     VOCABULARY_NAME,
-    component_rank,
+    sorted_suffixes,
 )
 from .shard_files import dataset_name, inside, open_shard, read_small
 from .storage import open_storage
+from .text_limits import counted
 from .writer import ShardRecord, ShardWriter
 
 
@@ -48,7 +49,7 @@ class NewComponent:
 
     def beside(self, source: Manifest) -> tuple[str, ...]:
         """The components of a data set once it has this one."""
-        return tuple(sorted({*source.components, self.suffix}, key=lambda name: (component_rank(name), name)))
+        return tuple(sorted_suffixes({*source.components, self.suffix}))
 
     def versions(self) -> dict[str, str]:
         """Of the packages."""
@@ -75,9 +76,13 @@ def check_sidecars(dataset: str | Path, source: Manifest) -> None:
         try:
             storage.read(name, 0, 1, 1)
         except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            found = (
+                "none; it was not copied whole" if missing else f"one that cannot be read: {error.strerror}"
+            )
             raise DataError(
-                f"{dataset_name(inside(dataset, name))}: expected a file of the data set, found none; it was not copied "
-                f"whole. Run: softshard verify {dataset_name(dataset)}"
+                f"{dataset_name(inside(dataset, name))}: expected a file of the data set, found {found}. "
+                f"Run: softshard verify {dataset_name(dataset)}"
             ) from error
 
 
@@ -155,8 +160,8 @@ def finish(
     records = tuple(ShardRecord(**receipt["record"]) for receipt in receipts if receipt)
     if len(records) != len(source.shards):
         raise DataError(
-            f"{target.name}: expected {len(source.shards)} shards, found {len(records)}; is it a place that all processes "
-            "of the run share? Run the same command again: it continues"
+            f"{target.name}: expected {counted(len(source.shards), 'shard')}, found {len(records):,}; is it a place "
+            "that all processes of the run share? Run the same command again: it continues"
         )
     made = replace(
         source,

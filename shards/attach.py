@@ -30,6 +30,7 @@ from .relabel import Relabelling
 from .schema import CLS, HIER, LMAP, META, SOFT, TAR_BLOCK_BYTES
 from .shard_task import map_path, read_map_file
 from .soft_labels import WEIGHTS, encode_meta, encode_pseudo_labels, merged_classes
+from .text_limits import counted
 from .tree import LabelTree
 
 _MAPS_OF_A_TASK = 256  # maps that a thread checks at a time
@@ -201,10 +202,11 @@ def check_tree(tree: LabelTree, manifest: Manifest, maps_stay: bool) -> None:
             f"{len(tree.classes)}; build the tree from that list. Run: softshard tree build --classes DATASET"
         )
     if maps_stay:
+        inner_nodes = counted(len(tree.classes) - manifest.num_classes, "inner node")
         raise DataError(
             f"label tree {tree.fingerprint[:12]}: expected the {manifest.num_classes} classes that the label maps are "
-            f"over, found {len(tree.classes) - manifest.num_classes} inner nodes beside them; add --drop lmap and make "
-            "the maps again, or build the tree with --inner none"
+            f"over, found {inner_nodes} beside them; add --drop lmap and make the maps again, or build the tree with "
+            "--inner none"
         )
 
 

@@ -14,7 +14,7 @@ from .confusion_groups import confusion_groups, group_sizes
 from .errors import DataError, UsageError
 from .philox import PURPOSE_CHOOSE_CLASSES, permutation
 from .subset_file import ClassGroup
-from .text_limits import some
+from .text_limits import counted, some
 from .tree_sources import read_pairs
 
 
@@ -103,7 +103,7 @@ def groups_of_file(url: str, names: Sequence[str]) -> tuple[ClassGroup, ...]:
         members[parent].append(child)
     if unknown := [name for name in group_of if name not in known]:
         problems.append(
-            f"{url}: expected names of the {len(names):,} classes, found {len(unknown):,} others: "
+            f"{url}: expected names of the {len(names):,} classes, found {counted(len(unknown), 'other')}: "
             f"{some(unknown)}; correct them, or leave them out"
         )
     if not pairs:

@@ -15,9 +15,11 @@ from .files import read_text, sha256_hex
 from .names import name_bytes
 from .schema import MIB
 from .storage import is_remote, public_name
+from .text_limits import counted
 from .wordnet import WNID_PATTERN, wordnet
 
 _MAX_LIST_BYTES = 64 * MIB
+_SHOWN_NOUNS = 40
 
 # Files of timm's wheel, in timm/data/_info. `imagenet-21k` is the fall11 release as it was: 21,841 classes.
 # Google's list has two more, Microsoft's another one.
@@ -106,12 +108,14 @@ def resolve_wnid(name: str) -> str:
     return found[0]
 
 
-def noun_senses(names: Sequence[str], num: int = 40) -> list[str]:
+def noun_senses(names: Sequence[str]) -> list[str]:
     """Lines that say which WordNet sense each noun got, so that a person can object; wnids need none.
 
     Args:
         names: class names that `resolve_wnid` knows.
-        num: lines at most; one more says how many follow.
+
+    Returns:
+        A line a noun for the first 40; one more says how many follow.
     """
     lines = []
     for name in names:
@@ -122,7 +126,8 @@ def noun_senses(names: Sequence[str], num: int = 40) -> list[str]:
             more = f"; one of {others + 1} senses, name the wnid for another" if others else ""
             kind = f", a kind of {parents[0]}" if parents else ""
             lines.append(f"  {name} is taken as {wnid} {', '.join(wordnet().lemmas(wnid)[:3])}{kind}{more}")
-    return lines if len(lines) <= num else [*lines[:num], f"  and {len(lines) - num} more nouns"]
+    more = len(lines) - _SHOWN_NOUNS
+    return [*lines[:_SHOWN_NOUNS], *([f"  and {counted(more, 'more noun')}"] if more > 0 else [])]
 
 
 def _read_names(path: Path) -> tuple[str, ...]:

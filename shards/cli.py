@@ -233,10 +233,10 @@ def _run_pack(args: argparse.Namespace) -> int:
     from .classes import load_class_list
     from .images import ImageRecipe
     from .pack import PackOptions, pack
+    from .pack_report import summary_json, summary_text
     from .pack_soft import load_how
     from .preview import preview
     from .soft_labels import TAGS, WEIGHTS
-    from .storage import public_name
     from .stored_vocabulary import Vocabulary
     from .subset_file import SubsetFile
     from .tree import LabelTree
@@ -280,58 +280,7 @@ def _run_pack(args: argparse.Namespace) -> int:
         engine=args.engine,
     )
     if args.json:
-        print_json(
-            {
-                "read": summary.read,
-                "packed": summary.packed,
-                "bad": summary.bad,
-                "dropped": dict(summary.dropped),
-                "without_images": list(summary.without_images),
-                "ignored": list(summary.ignored),
-                **({"soft": dict(summary.soft)} if summary.soft else {}),
-                "datasets": {
-                    name: {
-                        "samples": m.num_samples,
-                        "shards": len(m.shards),
-                        "bytes": m.num_bytes,
-                        "fingerprint": m.fingerprint,
-                    }
-                    for name, m in summary.manifests.items()
-                },
-            }
-        )
-        return EXIT_FINE
-    print(f"read {summary.read:,} = packed {summary.packed:,} + bad {summary.bad:,}")
-    if summary.shards_kept:
-        total = sum(len(manifest.shards) for manifest in summary.manifests.values())
-        print(f"  {summary.shards_kept:,} of {total:,} shards were there already")
-    for name, manifest in summary.manifests.items():
-        print(
-            f"  {public_name(args.destination)}/{name}: {manifest.num_samples:,} samples of {manifest.num_classes:,} "
-            f"classes in {len(manifest.shards):,} shards, "
-            f"{manifest.num_bytes / manifest.num_samples:,.0f} bytes a sample"
-        )
-    own = set(tree.classes[tree.num_listed :]) if tree else set()
-    inner = [name for name in summary.without_images if name in own]
-    leaves = [name for name in summary.without_images if name not in own]
-    for name, what in (
-        ("unknown_tags", "tags left out that the vocabulary lacks"),
-        ("without_tags", "images without tags"),
-        ("without_weights", "images without weights"),
-    ):
-        if summary.soft.get(name):
-            print(f"  {summary.soft[name]:,} {what}")
-    if summary.bad:
-        print(f"  bad inputs, with reasons: {public_name(args.destination)}/bad.jsonl")
-    for what, names in (
-        (
-            "folders left out (too few images, or not in the class list)",
-            [name for name, _ in summary.dropped],
-        ),
-        ("inner nodes of the tree, without images of their own", inner),
-        ("classes of the list without images", leaves),
-        ("files that are not images", summary.ignored),
-    ):
-        if names:
-            print(f"  {len(names):,} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+        print_json(summary_json(summary))
+    else:
+        print(summary_text(summary, args.destination, tree))
     return EXIT_FINE

@@ -10,6 +10,7 @@ from typing import Any
 from .cli_values import EXIT_BAD_DATA, EXIT_FINE, byte_size, local_path, print_json
 from .errors import DataError
 from .schema import DEFAULT_SHARD_BYTES
+from .text_limits import counted
 
 
 def add_data_sets(subparsers: argparse._SubParsersAction) -> None:
@@ -156,8 +157,8 @@ def _run_verify(args: argparse.Namespace) -> int:
     else:
         for problem in problems:
             print(problem)
-        outcome = f"{len(problems):,} problems" if problems else "no problems"
-        print(f"{samples:,} samples in {shards:,} shards: {outcome}")
+        outcome = counted(len(problems), "problem") if problems else "no problems"
+        print(f"{counted(samples, 'sample')} in {counted(shards, 'shard')}: {outcome}")
     return EXIT_BAD_DATA if problems else EXIT_FINE
 
 
@@ -234,8 +235,8 @@ def _run_reshard(args: argparse.Namespace) -> int:
         )
         return EXIT_FINE
     print(
-        f"{public_name(args.destination)}: {manifest.num_samples:,} of {read:,} samples in {len(manifest.shards):,} shards, "
-        f"{manifest.num_bytes:,} bytes"
+        f"{public_name(args.destination)}: {manifest.num_samples:,} of {counted(read, 'sample')} in "
+        f"{counted(len(manifest.shards), 'shard')}, {manifest.num_bytes:,} bytes"
     )
     for kind in ("tags", "weights"):
         counts = manifest.recipe["reshard"]["added"].get(kind, {})

@@ -70,13 +70,14 @@ def _run_import(args: argparse.Namespace) -> int:
 def _run_join(args: argparse.Namespace) -> int:
     from .labelmap_side import join_label_maps
     from .storage import public_name
+    from .text_limits import counted
 
     made = join_label_maps(args.dataset, args.side, args.destination)
     if args.json:
         print_data_set(made, args.destination)
         return EXIT_FINE
     print(
-        f"{public_name(args.destination)}: {made.num_samples:,} samples with label maps in {len(made.shards):,} "
-        f"shards, {made.num_bytes / made.num_samples:,.0f} bytes a sample"
+        f"{public_name(args.destination)}: {counted(made.num_samples, 'sample')} with label maps in "
+        f"{counted(len(made.shards), 'shard')}, {made.num_bytes / made.num_samples:,.0f} bytes a sample"
     )
     return EXIT_FINE

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cli_values import EXIT_FINE, actions_of, print_json
 from .errors import UsageError
+from .text_limits import counted
 
 if TYPE_CHECKING:
     from .subset_file import SubsetFile
@@ -211,9 +212,8 @@ def _finish(args: argparse.Namespace, source: str, subset: SubsetFile) -> int:
 
     val = args.val or _beside(source)
     if val is not None and (warning := small_validation(count_validation(val, subset), len(subset.groups))):
-        subset = replace(
-            subset, notes=tuple(dict.fromkeys((*subset.notes, warning)))
-        )  # of the classes it may be said
+        # Once: it may have been said of the classes.
+        subset = replace(subset, notes=tuple(dict.fromkeys((*subset.notes, warning))))
     for note in subset.notes:
         print(f"softshard: note: {note}", file=sys.stderr)
     subset.save(args.out)
@@ -222,9 +222,9 @@ def _finish(args: argparse.Namespace, source: str, subset: SubsetFile) -> int:
         return EXIT_FINE
     grouped = sum(len(group.members) > 1 for group in subset.groups)
     print(
-        f"{args.out}: {len(subset.groups):,} classes of {len(subset.class_of):,} classes of the data set"
+        f"{args.out}: {counted(len(subset.groups), 'class')} of {counted(len(subset.class_of), 'class')} of the data set"
         + (f", {grouped:,} of them groups" if grouped else "")
-        + (f"; {len(subset.keys):,} images" if subset.keys is not None else "")
+        + (f"; {counted(len(subset.keys), 'image')}" if subset.keys is not None else "")
     )
     if grouped:
         for group in subset.groups[:_SHOWN]:

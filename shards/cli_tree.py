@@ -9,6 +9,7 @@ from dataclasses import asdict
 from .cli_values import EXIT_BAD_DATA, EXIT_FINE, print_json
 from .errors import DataError, UsageError
 from .relations import INNER_RULES, PARENT_RULES
+from .text_limits import counted
 
 
 def add_tree(subparsers: argparse._SubParsersAction) -> None:
@@ -227,14 +228,14 @@ def _write_page(tree, args: argparse.Namespace) -> None:
     print(f"wrote {args.html}", file=sys.stderr)
     if left_out and args.depth is None:
         print(
-            f"softshard: {left_out:,} classes of the deepest levels are not on the page, which would open slowly; "
+            f"softshard: left out of the page, which would open slowly: {counted(left_out, 'class')} of the deepest levels; "
             "draw a branch with --branch",
             file=sys.stderr,
         )
 
 
 def _write_text(url: str, text: str) -> None:
-    from fsspec.core import url_to_fs
+    from .destination import write_file
 
     try:
         data = text.encode()
@@ -243,5 +244,4 @@ def _write_text(url: str, text: str) -> None:
             f"{url}: expected class names in UTF-8, found {text[error.start : error.end]!r} in one; it was a folder "
             "name of another encoding"
         ) from error
-    filesystem, inner_path = url_to_fs(url)
-    filesystem.pipe_file(inner_path, data)
+    write_file(url, data)

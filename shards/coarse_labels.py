@@ -7,8 +7,6 @@ to share (`SHARED_NAMES`) where the list has only one of them. Any other name me
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -18,7 +16,7 @@ import numpy as np
 from .choose_classes import check_num
 from .confusion_groups import group_sizes
 from .errors import DataError, UsageError
-from .files import read_text
+from .files import table_rows
 from .schema import MAX_TREE_BYTES
 from .storage import public_name
 from .subset_file import ClassGroup
@@ -117,13 +115,7 @@ def _read_rows(url: str, where: str) -> tuple[list[_Row], list[str]]:
     suffix = PurePosixPath(where).suffix.lower()
     if suffix not in (".csv", ".tsv"):
         raise UsageError(f"{where}: expected a table (.csv or .tsv), found the ending {suffix!r}")
-    text = io.StringIO(read_text(url, MAX_TREE_BYTES), newline="")
-    reader = csv.reader(text, delimiter="\t" if suffix == ".tsv" else ",")
-    try:
-        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    except csv.Error as error:
-        raise DataError(f"{where}: line {reader.line_num}: expected CSV; {error}") from error
-    lines = [(number, cells) for number, cells in lines if any(cells)]
+    lines = list(table_rows(url, MAX_TREE_BYTES))
     if not lines:
         raise DataError(f"{where}: expected a table with a header, found an empty file")
     header = [cell.lower() for cell in lines[0][1]]

@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from .destination import open_destination
+from .destination import write_file
 from .errors import DataError, UsageError
-from .files import read_limited, read_text, split_url
+from .files import read_limited, read_text
 from .names import name_bytes
 from .storage import public_name
 from .text_limits import every_problem, some
@@ -51,10 +51,7 @@ def save_confusion(path: str | Path, counts: np.ndarray, class_names: Sequence[s
         writer.writerow([CORNER, *class_names])
         writer.writerows([name, *row.tolist()] for name, row in zip(class_names, counts, strict=True))
         content = name_bytes(text.getvalue())
-    folder, name = split_url(path)
-    target = open_destination(folder)
-    target.make()
-    target.write(name, content)
+    write_file(path, content)
 
 
 def load_confusion(path: str | Path, class_names: Sequence[str]) -> np.ndarray:

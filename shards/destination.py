@@ -10,46 +10,24 @@ temporary files (`TMPDIR`), which goes with the process, and uploaded from there
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from .errors import DataError, UsageError
-from .files import (
-    LOCK_NAME,
-    TEMPORARY_SUFFIX,
-    hold_folder,
-    naming,
-    open_named,
-    replace_durably,
-    temporary_beside,
-    write_atomically,
-)
+from .errors import UsageError
+from .files import LOCK_NAME, TEMPORARY_SUFFIX, hold_folder, split_url, write_atomically
 from .retries import http_status, patiently
 from .schema import LISTING_NAME, PLAN_NAME
-from .storage import LocalStorage, RemoteStorage, open_storage, public_name, read_at_most
+from .staged_files import RenamedFile, StagedFile, UploadedFile
+from .storage import LocalStorage, RemoteStorage, open_storage, public_name, read_at_most, within_limit
 
 # A file appears there when it is whole; elsewhere (sftp, hdfs, smb) it grows under its own name.
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "r2", "memory")
 _PRECONDITION_FAILED = 412  # the status of a write that was to make a file anew
 
 T = TypeVar("T")
-
-
-class StagedFile(Protocol):
-    """A file that is being written; it has no name that a reader would look for."""
-
-    file: BinaryIO
-
-    def publish(self) -> None:
-        """Give it its name: it appears whole, over one that was there."""
-        ...
-
-    def discard(self) -> None:
-        """Drop it; nothing happens to one that is published."""
-        ...
 
 
 class Destination(Protocol):
@@ -142,6 +120,18 @@ def open_destination(where: str | Path | Destination) -> Destination:
     return RemoteDestination(str(where))
 
 
+def write_file(path: str | Path, data: bytes) -> None:
+    """Write a small file to a path or any fsspec URL; it appears whole, in a folder that is made where it is missing.
+
+    Raises:
+        UsageError: see `open_destination`.
+    """
+    folder, name = split_url(path)
+    target = open_destination(folder)
+    target.make()
+    target.write(name, data)
+
+
 class LocalDestination:
     """A local folder (or one that all machines of a cluster share)."""
 
@@ -195,7 +185,7 @@ class LocalDestination:
 
     def read(self, name: str, limit: int) -> bytes:
         with open(self.path / name, "rb") as file:
-            return _limited(read_at_most(file, limit), limit, str(self.path / name))
+            return within_limit(read_at_most(file, limit), limit, str(self.path / name))
 
     def write(self, name: str, data: bytes) -> None:
         write_atomically(self.path / name, data)
@@ -211,32 +201,11 @@ class LocalDestination:
         (self.path / name).unlink(missing_ok=True)
 
     def stage(self, name: str) -> StagedFile:
-        return _RenamedFile(self.path / name)
+        return RenamedFile(self.path / name)
 
     def remove_leftovers(self) -> None:
         for leftover in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)
-
-
-class _RenamedFile:
-    """Written beside its place under a name of its own, flushed to disk, then renamed."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = temporary_beside(path)
-        self.file = open_named(self._temporary)
-
-    def publish(self) -> None:
-        self.file.flush()
-        with naming(self._temporary):
-            os.fsync(self.file.fileno())
-        self.file.close()
-        replace_durably(self._temporary, self._path)
-
-    def discard(self) -> None:
-        with suppress(OSError):  # on a full disk there is no room for what was still in memory
-            self.file.close()
-        self._temporary.unlink(missing_ok=True)
 
 
 class RemoteDestination:
@@ -317,7 +286,7 @@ class RemoteDestination:
             with filesystem.open(path, "rb") as file:
                 return file.read(limit + 1)
 
-        return _limited(self._try("read", name, content), limit, f"{self.name}/{name}")
+        return within_limit(self._try("read", name, content), limit, f"{self.name}/{name}")
 
     def write(self, name: str, data: bytes) -> None:
         filesystem, path = self._inside(name)
@@ -351,7 +320,7 @@ class RemoteDestination:
         self._try("removed", name, removed)
 
     def stage(self, name: str) -> StagedFile:
-        return _UploadedFile(self, name)
+        return UploadedFile(partial(self.upload, name))
 
     def upload(self, name: str, local_path: str) -> None:
         """Copy a local file into the folder; it appears whole."""
@@ -373,29 +342,7 @@ class RemoteDestination:
             ) from None
 
 
-class _UploadedFile:
-    """Staged in a file without a name, which a killed process does not leave behind; then uploaded."""
-
-    def __init__(self, destination: RemoteDestination, name: str) -> None:
-        self._destination, self._name = destination, name
-        self.file: BinaryIO = tempfile.TemporaryFile()  # type: ignore[assignment]  # noqa: SIM115
-
-    def publish(self) -> None:
-        self.file.flush()
-        self._destination.upload(self._name, f"/proc/self/fd/{self.file.fileno()}")
-        self.file.close()
-
-    def discard(self) -> None:
-        self.file.close()
-
-
 def _is_early(name: str) -> bool:
     """Whether a run may leave a file of this name before it has a plan."""
     unfinished = name.startswith((PLAN_NAME, LISTING_NAME)) and name.endswith(TEMPORARY_SUFFIX)
     return name in (LOCK_NAME, LISTING_NAME) or unfinished
-
-
-def _limited(data: bytes, limit: int, where: str) -> bytes:
-    if len(data) > limit:
-        raise DataError(f"{where}: expected at most {limit} bytes, found more")
-    return data

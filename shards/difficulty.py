@@ -6,8 +6,6 @@ columns `half` and `trained_on` says nothing of that, which is recorded.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DataError, UsageError
-from .files import read_text
+from .files import table_rows
 from .gather import key_hashes
 from .score_file import read_scores
 from .storage import public_name
@@ -95,18 +93,17 @@ def read_difficulty(url: str, fingerprint: str, labels: str | None = None) -> Di
         return replace(Difficulty.of_keys(scores.keys, scores.probability, True), header=scores.header)
     if suffix not in (".csv", ".tsv"):
         raise UsageError(f"{where}: expected scores (.jsonl, .csv or .tsv), found the ending {suffix!r}")
-    return _read_table(read_text(url, _MAX_BYTES), where, "\t" if suffix == ".tsv" else ",")
+    return _of_table(table_rows(url, _MAX_BYTES), where)
 
 
-def _read_table(text: str, where: str, delimiter: str) -> Difficulty:
-    lines = _cells(text, where, delimiter)
+def _of_table(lines: Iterator[tuple[int, list[str]]], where: str) -> Difficulty:
     number, header = next(lines, (1, []))
     columns = ["probability" if name.lower() == "score" else name.lower() for name in header]
     has_halves = "half" in columns
     if not {"key", "probability"} <= set(columns) or has_halves != ("trained_on" in columns):
         raise DataError(
             f"{where}: line {number}: expected the columns key and score, and both half and trained_on or neither, "
-            f"found {delimiter.join(header)[:80]!r}"
+            f"found {','.join(header)[:80]!r}"
         )
     values: dict[str, float] = {}
     problems: list[str] = []
@@ -129,17 +126,6 @@ def _read_table(text: str, where: str, delimiter: str) -> Difficulty:
     if problems:
         raise DataError("\n".join(problems))
     return Difficulty.of_keys(list(values), np.array(list(values.values())), has_halves)
-
-
-def _cells(text: str, where: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and cells of the rows that are not blank."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield reader.line_num, [cell.strip() for cell in cells]
-    except csv.Error as error:
-        raise DataError(f"{where}: line {reader.line_num}: expected CSV; {error}") from error
 
 
 def _problem(row: dict[str, str], has_halves: bool) -> str:

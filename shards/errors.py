@@ -6,7 +6,9 @@ bug (anything else). Messages read `where: expected, found; likely cause; what t
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -57,6 +59,16 @@ def check_choice(what: str, value: str, choices: Collection[str]) -> None:
         raise UsageError(f"{what}: expected one of {', '.join(choices)}, found {value!r}")
 
 
+def check_share(what: str, value: float) -> None:
+    """Refuse what is no share of a whole.
+
+    Raises:
+        UsageError: it is not from 0 to 1.
+    """
+    if not 0 <= value <= 1:  # also of what is no number
+        raise UsageError(f"{what}: expected a share from 0 to 1, found {value}")
+
+
 class MissingExtraError(SoftshardError, ImportError):
     """A feature needs packages of an extra that is not installed.
 
@@ -76,3 +88,15 @@ class MissingExtraError(SoftshardError, ImportError):
 
     def __reduce__(self) -> Any:  # so that a worker process can raise it
         return MissingExtraError, self._arguments
+
+
+@contextmanager
+def naming(path: object, temporary: Path | None = None) -> Iterator[None]:
+    """Let an error of the system that names no file, or the temporary one of this file, name this one."""
+    try:
+        yield
+    except OSError as error:
+        is_another = error.filename is not None and str(error.filename) != str(temporary)
+        if not is_another and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import hashlib
 import io
@@ -14,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from .errors import DataError, UsageError
-from .storage import is_remote, open_storage, public_name
+from .errors import DataError, UsageError, naming
+from .storage import open_storage, public_name, read_at_most, within_limit
 
 TEMPORARY_SUFFIX = ".part"
 LOCK_NAME = ".lock"  # of `hold_folder`
-_PIECE_BYTES, _BUFFER_BYTES = 1 << 20, 1 << 18
+_BUFFER_BYTES = 1 << 18
 _MOST_HASHED = 2**33  # bytes; whoever read the file had a limit of its own
 
 
@@ -50,36 +51,31 @@ def read_limited(url: str, limit: int) -> bytes:
         FileNotFoundError: it is not there.
         DataError: it is larger than `limit` bytes, or its server is away.
     """
-    if is_remote(url):
-        data = open_storage(url).read("", 0, None, limit)
+    storage = open_storage(url)
+    if storage.remote:
+        data = storage.read("", 0, None, limit)
     else:
-        import fsspec  # late, as in storage.py
+        with naming(storage.root), storage.open() as file:
+            data = read_at_most(file, limit)
+    return within_limit(data, limit, public_name(url))
 
-        with fsspec.open(url, "rb") as file:
-            data = _read_up_to(file, limit + 1)
-    if len(data) > limit:
-        raise DataError(
-            f"{public_name(url)}: expected at most {limit} bytes, found more; is it another file?"
-        )
-    return data
+
+def parse_json(data: bytes, where: str) -> Any:
+    """A file's JSON.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: expected JSON, found: {error}; the file is damaged") from error
 
 
 def file_record(url: str) -> dict[str, str]:
     """Name and SHA-256 of a file that something was made by."""
     name = public_name(url).rstrip("/").rpartition("/")[2]
     return {"name": name, "sha256": sha256_hex(read_limited(url, _MOST_HASHED))}
-
-
-def _read_up_to(file: Any, most: int) -> bytes:
-    """What a file has, at most so many bytes.
-
-    In pieces: for one `read` CPython first takes as much memory as it is asked for, and limits are gigabytes.
-    """
-    pieces = []
-    while most > 0 and (piece := file.read(min(most, _PIECE_BYTES))):
-        pieces.append(piece)
-        most -= len(piece)
-    return b"".join(pieces)
 
 
 def read_text(url: str, limit: int) -> str:
@@ -103,6 +99,25 @@ def read_text(url: str, limit: int) -> str:
         ) from error
 
 
+def table_rows(url: str, limit: int) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and cells of a table's rows that are not blank: comma-separated, in a `.tsv` by tabs.
+
+    Raises:
+        UsageError, DataError: as `read_text`.
+        DataError: it is no such table.
+    """
+    text, where = read_text(url, limit), public_name(url)
+    delimiter = "\t" if where.lower().endswith(".tsv") else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise DataError(f"{where}: line {reader.line_num}: expected CSV; {error}") from error
+
+
 class _NamedFile(io.FileIO):
     """A local file whose errors say which it is: what the system says of a full disk does not."""
 
@@ -114,18 +129,6 @@ class _NamedFile(io.FileIO):
 def open_named(path: Path, mode: Literal["w", "a"] = "w") -> BinaryIO:
     """A local file to write to, anew or at its end; an error while it is written names it."""
     return io.BufferedWriter(_NamedFile(path, mode), _BUFFER_BYTES)  # type: ignore[return-value]
-
-
-@contextmanager
-def naming(path: object, temporary: Path | None = None) -> Iterator[None]:
-    """Let an error of the system that names no file, or the temporary one of this file, name this one."""
-    try:
-        yield
-    except OSError as error:
-        is_another = error.filename is not None and str(error.filename) != str(temporary)
-        if not is_another and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
 
 
 def temporary_beside(path: Path) -> Path:

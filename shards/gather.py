@@ -231,8 +231,9 @@ def _checked_shard(
             missing = dataset_name(inside(dataset, index_name(record.name)))
             index = _checked_index(dataset, manifest, record, missing)
             paths = Names()
-    except FileNotFoundError as error:
-        raise DataError(f"{missing}: expected a file of the data set, found none") from error
+    except OSError as error:
+        found = "none" if isinstance(error, FileNotFoundError) else error.strerror
+        raise DataError(f"{missing}: expected a file of the data set, found {found}") from error
     offsets, lengths, kept_bytes = _extents(index, drop, record.name)
     return _ShardRows(shard, offsets, lengths, kept_bytes, key_hashes(index.keys), paths)
 

@@ -87,13 +87,11 @@ class Page:
 
     Args:
         title: the document's title and first heading.
-        language: of the text, for screen readers.
         nav: HTML above the title, as `nav_html` makes it.
     """
 
-    def __init__(self, title: str, *, language: str = "en", nav: str = "") -> None:
+    def __init__(self, title: str, *, nav: str = "") -> None:
         self.title = title
-        self.language = language
         self.nav = nav
         self._parts: list[str] = []
 
@@ -235,7 +233,7 @@ class Page:
     def render(self) -> str:
         body = "\n".join(self._parts)
         return (
-            f'<!doctype html>\n<html lang="{escape(self.language)}">\n<head>\n<meta charset="utf-8">\n'
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n"
             f"<body>\n{self.nav}<h1>{escape(self.title)}</h1>\n{body}\n</body>\n</html>\n"

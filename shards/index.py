@@ -18,6 +18,7 @@ import numpy as np
 
 from .errors import DataError
 from .schema import COMPONENT_BY_SUFFIX, MAX_TAR_MEMBERS, TAR_BLOCK_BYTES, split_member_name
+from .text_limits import counted
 
 Size = TypeVar("Size", int, np.ndarray)
 
@@ -219,7 +220,8 @@ def parse_index(text: str, where: str, tar_bytes: int) -> ShardIndex:
     per_sample = len(body.partition("\n")[0].split())
     if num == 0 or per_sample == 0 or per_sample % 4 or len(tokens) != num * per_sample:
         raise DataError(
-            f"{where}: expected {num} samples of four fields a component, found {len(tokens)} fields; {hint}"
+            f"{where}: expected {counted(num, 'sample')} of four fields a component, found "
+            f"{counted(len(tokens), 'field')}; {hint}"
         )
     suffixes = tuple(tokens[0:per_sample:4])
     for i, suffix in enumerate(suffixes):

@@ -11,7 +11,7 @@ import lz4.block
 import numpy as np
 import zstandard
 
-from .errors import DataError, UsageError
+from .errors import DataError, check_choice
 from .labelmap_header import (
     IDS_PALETTE_DIFFERENCES,
     IDS_UINT16,
@@ -73,12 +73,8 @@ def encode_label_map(
     """
     scores, ids = np.asarray(scores), np.asarray(ids)
     _check_map(scores, ids, num_classes)
-    for what, name, known in (
-        ("a score encoding", score_encoding, SCORE_ENCODINGS),
-        ("a compression", compression, COMPRESSIONS),
-    ):
-        if name not in known:
-            raise UsageError(f"label map: expected {what} of {list(known)}, found {name!r}")
+    check_choice("label map: score encoding", score_encoding, SCORE_ENCODINGS)
+    check_choice("label map: compression", compression, COMPRESSIONS)
     id_code, num_entries, id_bytes = _encode_ids(ids)
     payload = id_bytes + (
         _encode_uint8(scores, ids) if score_encoding == "uint8" else _encode_float16(scores)

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 
 from .destination import LocalDestination
-from .errors import DataError, ImageError, MissingExtraError, UsageError, check_choice
-from .files import LOCK_NAME, hold_folder, naming, temporary_beside, write_atomically
+from .errors import DataError, ImageError, MissingExtraError, UsageError, check_choice, check_share, naming
+from .files import LOCK_NAME, hold_folder, temporary_beside, write_atomically
 from .labelmap import decode_label_map, encode_label_map, read_map_header
 from .labelmap_encode import SCORE_ENCODINGS
 from .labelmap_published import HALF_EXACT, read_published_map
-from .ledger import bad_limit, write_ledger
+from .ledger import bad_limit, too_many, write_ledger
 from .parallel import in_processes, num_workers
 from .progress import progress_bar
-from .schema import LEDGER_NAME, MAX_CLASS_ID, MAX_PLAN_BYTES
+from .schema import MAX_CLASS_ID, MAX_PLAN_BYTES
 from .shard_task import BadInput, map_path, read_map_file
 
 IMPORT_NAME = "import.json"  # what the files in a folder were made with
@@ -61,8 +61,7 @@ class ImportOptions:
                 f"num_classes: expected 1 to {MAX_CLASS_ID + 1} classes, found {self.num_classes}"
             )
         check_choice("scores", self.scores, SCORE_ENCODINGS)
-        if not 0 <= self.max_bad <= 1:
-            raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
+        check_share("max_bad", self.max_bad)
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,7 @@ def import_label_maps(
                 bar.update(num)
                 _check_halves(source, counts)
                 if len(counts.bad) > limit:
-                    write_ledger(target, counts.bad)
-                    raise DataError(_too_many(destination, counts.bad, limit))
+                    raise DataError(too_many(counts.bad, limit, target, "label map", ""))
         counts.bad.sort(key=lambda item: item.path)
         write_ledger(target, counts.bad)
         target.remove_leftovers()
@@ -323,11 +321,3 @@ def _need_torch() -> None:
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtraError("softshard maps import", "loaders", error) from error
-
-
-def _too_many(destination: Path, bad: Sequence[BadInput], limit: int) -> str:
-    shown = "; ".join(f"{item.reason} [{item.kind}]" for item in bad[:5])
-    return (
-        f"{destination}: expected at most {limit} bad label maps, found {len(bad)}: {shown}; all are in "
-        f"{destination / LEDGER_NAME}. Mend or remove them and run again, or run with a larger --max-bad"
-    )

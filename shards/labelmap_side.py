@@ -16,6 +16,7 @@ from .destination import Destination, open_destination
 from .errors import DataError
 from .files import join_url, read_limited
 from .manifest import Manifest
+from .manifest_check import is_shard_record
 from .progress import progress_bar
 from .schema import LMAP, MAX_MANIFEST_BYTES, SIDE_NAME
 from .shard_files import dataset_name, dataset_path
@@ -74,12 +75,10 @@ class SideMaps:
             if problem := label_maps_problem(content["label_maps"]):
                 raise ValueError(problem)
             for shard in content["shards"]:
-                if (
-                    not isinstance(shard["name"], str)
-                    or "/" in shard["name"]
-                    or type(shard["samples"]) is not int
-                ):
+                if not is_shard_record(shard):
                     raise ValueError(f"shard {shard!r:.80}")
+            if not isinstance(content["name"], str) or not isinstance(content["dataset"], str):
+                raise ValueError(f"data set {content['dataset']!r:.80}")
             return cls(
                 content["name"],
                 content["dataset"],
@@ -97,6 +96,31 @@ class SideMaps:
             raise DataError(
                 f"{dataset_name(url)}: expected a description of side shards, found: {error!r}"
             ) from error
+
+    def check_beside(self, source: Manifest, side: str | Path, dataset: str | Path) -> None:
+        """Refuse label maps of another data set.
+
+        Args:
+            source: the data set's manifest.
+            side: where the label maps lie, for messages.
+            dataset: where the data set lies.
+
+        Raises:
+            DataError: both are named.
+        """
+        where, beside = dataset_name(side), dataset_name(dataset)
+        again = "Make them for this data set: softshard maps make --side"
+        if self.dataset_fingerprint != source.fingerprint:
+            raise DataError(
+                f"{where}: expected label maps of the data set {source.fingerprint[:12]} in {beside}, found those of "
+                f"{self.dataset_fingerprint[:12]}. {again}"
+            )
+        expected = [(shard.name, shard.samples) for shard in source.shards]
+        if [(shard.name, shard.samples) for shard in self.shards] != expected:
+            raise DataError(
+                f"{where}: expected side shards named like the {len(expected)} shards of {beside}, with as many samples, "
+                f"found {len(self.shards)} others; {SIDE_NAME} is damaged. {again}"
+            )
 
 
 def join_label_maps(dataset: str | Path, side: str | Path, destination: str | Path) -> Manifest:
@@ -116,12 +140,7 @@ def join_label_maps(dataset: str | Path, side: str | Path, destination: str | Pa
     """
     dataset, side = dataset_path(dataset), dataset_path(side)
     source, maps = Manifest.load(dataset), SideMaps.load(side)
-    if maps.dataset_fingerprint != source.fingerprint:
-        raise DataError(
-            f"{dataset_name(side)}: expected label maps of the data set {source.fingerprint[:12]} in "
-            f"{dataset_name(dataset)}, found those of {maps.dataset_fingerprint[:12]}. Make them for this data set: "
-            "softshard maps make --side"
-        )
+    maps.check_beside(source, side, dataset)
     target = open_destination(destination)
     check_sidecars(dataset, source)
     content = {

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from .destination import Destination
 from .schema import LEDGER_NAME
 from .shard_task import BadInput
+from .text_limits import counted
 
 ALWAYS_ALLOWED_BAD = 10
 
@@ -18,14 +19,28 @@ def bad_limit(max_bad: float, num_inputs: int) -> int:
     return max(ALWAYS_ALLOWED_BAD, int(max_bad * num_inputs)) if max_bad else 0
 
 
-def too_many(bad: Sequence[BadInput], limit: int, destination: Destination) -> str:
-    """Write the ledger of a run that stops, and say why it does."""
+def too_many(
+    bad: Sequence[BadInput],
+    limit: int,
+    destination: Destination,
+    what: str = "input",
+    again: str = " with --retry-bad",
+) -> str:
+    """Write the ledger of a run that stops, and say why it does.
+
+    Args:
+        bad: all that were found.
+        limit: how many may be.
+        destination: where the run writes.
+        what: one of them is.
+        again: how to run again once they are mended.
+    """
     write_ledger(destination, bad)
     shown = "; ".join(f"{item.reason} [{item.kind}]" for item in bad[:5])
     return (
-        f"{destination.name}: expected at most {limit} bad inputs, found {len(bad)}: {shown}; all are in "
-        f"{destination.name}/{LEDGER_NAME}. Mend them in place and run again with --retry-bad, or run "
-        "again with a larger --max-bad to go on without them"
+        f"{destination.name}: expected at most {counted(limit, f'bad {what}')}, found {len(bad):,}: {shown}; all are in "
+        f"{destination.name}/{LEDGER_NAME}. Mend them in place and run again{again}, or run again with a larger "
+        "--max-bad to go on without them"
     )
 
 

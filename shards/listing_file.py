@@ -22,6 +22,7 @@ import numpy as np
 
 from .classes import class_list_sha256
 from .destination import Destination
+from .errors import StorageError
 from .files import canonical_json, sha256_hex
 from .listing import ClassFolder, Listing, Spans
 from .names import Names, name_bytes, name_text
@@ -53,7 +54,11 @@ class KeptListing:
         self._labels = class_list_sha256(class_names) if class_names is not None else ""
 
     def load(self) -> Listing | None:
-        """What an earlier run kept, or None where it is of another source or time, or damaged."""
+        """What an earlier run kept, or None where it is of another source or time, or damaged.
+
+        Raises:
+            StorageError: the destination is away.
+        """
         if self._stamp is None:
             return None
         try:
@@ -69,6 +74,8 @@ class KeptListing:
                 self._labels,
             ):
                 return None
+        except StorageError:  # listing for hours would not help
+            raise
         except (FileNotFoundError, ValueError, struct.error, KeyError, RecursionError):
             return None
         arrays = _Arrays(body, 16 + size)

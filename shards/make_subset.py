@@ -30,7 +30,7 @@ from .storage import public_name
 from .subset_configs import IMAGENET, imagenet_shortage, shortage
 from .subset_file import ClassGroup, SubsetFile
 from .subset_pool import Pool, training_set
-from .text_limits import some
+from .text_limits import counted, some
 from .tree import LabelTree
 
 CLASS_METHODS = ("random", "groups", "siblings", "confusion", "coarse", "file")
@@ -149,10 +149,11 @@ def _coarse_groups(pool: Pool, choice: ClassChoice) -> tuple[tuple[ClassGroup, .
     if labels.uncovered:
         shown = some(labels.uncovered, show=str)
         notes.append(
-            f"{len(labels.uncovered):,} classes are left out, since the table does not have them: {shown}"
+            f"{counted(len(labels.uncovered), 'class')} left out, which the table does not have: {shown}"
         )
     if labels.num_ignored:
-        notes.append(f"{labels.num_ignored:,} names of the table are none of the {len(pool.names):,} classes")
+        ignored = counted(labels.num_ignored, "name")
+        notes.append(f"the table has {ignored} of other classes than these {len(pool.names):,}")
     if choice.num is not None and choice.num != len(groups):
         members = [member for group in groups for member in group.members]
         check_num(members, choice.num)
@@ -258,7 +259,7 @@ def make_image_subset(
             | {name: scores.header[name] for name in ("model", "seed", "labels") if name in scores.header},
         }
         if unscored.any():
-            notes.append(f"{int(unscored.sum()):,} images without a score were not chosen from")
+            notes.append(f"not chosen from: {counted(int(unscored.sum()), 'image')} without a score")
         if not scores.says_halves:
             notes.append("the scores do not say whether a model scored images that it was trained on")
         elif scores.header and scores.labels is None and were_chosen and not relabelling.is_identity:

@@ -13,7 +13,7 @@ import numpy as np
 
 from .destination import Destination, open_destination
 from .errors import DataError
-from .files import canonical_json, join_url, read_limited, sha256_hex
+from .files import canonical_json, join_url, parse_json, read_limited, sha256_hex
 from .manifest_check import manifest_problems
 from .no_manifest import hint
 from .schema import (
@@ -152,11 +152,7 @@ class Manifest:
             raise DataError(
                 f"{public_name(str(dataset))}: expected a data set, found no {MANIFEST_NAME}; {hint(dataset)}"
             ) from error
-        try:
-            content = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: expected JSON, found: {error}; the file is damaged") from error
-        return cls.from_json(content, where)
+        return cls.from_json(parse_json(data, where), where)
 
     @classmethod
     def from_json(cls, content: object, where: str = MANIFEST_NAME) -> Manifest:
@@ -234,7 +230,7 @@ def load_sidecar(dataset: str | Path, manifest: Manifest) -> np.ndarray:
             classes = np.frombuffer(data, dtype, offset=file.tell())  # as long as its bytes, not as claimed
         else:
             classes = np.lib.format.open_memmap(url, mode="r")
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # NumPy evaluates the header as a Python literal, which fails in many ways
         raise DataError(f"{where}: expected every sample's class as int32, found: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 from .classes import class_list_sha256
 from .schema import COMPONENT_BY_SUFFIX, HIER, KD, LMAP, MAX_TAR_MEMBERS
@@ -35,21 +35,8 @@ def manifest_problems(content: dict[str, Any]) -> list[str]:
                 expect(component.suffix in components, f"expected component {component.suffix!r}, found none")
     for part in ("classes", "recipe", "pixel_stack", "sidecar"):
         expect(isinstance(content.get(part), dict), f"expected a map {part!r}")
-    classes = content.get("classes")
-    if isinstance(classes, dict):
-        names = classes.get("names")
-        if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
-            try:
-                computed = class_list_sha256(names)
-                expect(
-                    classes.get("sha256") == computed,
-                    f"expected class list fingerprint {computed}, found {classes.get('sha256')}; "
-                    "the list was edited after packing",
-                )
-            except UnicodeEncodeError as error:  # JSON can spell halves of characters
-                found.append(f"expected class names that are text, found {error}")
-        else:
-            found.append("expected a list of class names")
+    if isinstance(classes := content.get("classes"), dict):
+        found += _class_problems(classes)
     sidecar = content.get("sidecar")
     if isinstance(sidecar, dict):
         expect(_is_sha256(sidecar.get("sha256")), "expected the sidecar's SHA-256")
@@ -77,37 +64,59 @@ def manifest_problems(content: dict[str, Any]) -> list[str]:
             KD.suffix in components or content.get("teacher") is None,
             f"expected 'teacher' described only where samples have {KD.suffix!r}",
         )
-    shards = content.get("shards")
+    return found + _shard_problems(content.get("shards"), content.get("num_samples"))
+
+
+def _class_problems(classes: dict[str, Any]) -> list[str]:
+    names = classes.get("names")
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        return ["expected a list of class names"]
+    try:
+        computed = class_list_sha256(names)
+    except UnicodeEncodeError as error:  # JSON can spell halves of characters
+        return [f"expected class names that are text, found {error}"]
+    if classes.get("sha256") == computed:
+        return []
+    return [
+        f"expected class list fingerprint {computed}, found {classes.get('sha256')}; the list was edited after packing"
+    ]
+
+
+def _shard_problems(shards: object, num_samples: object) -> list[str]:
     if not isinstance(shards, list):
-        return [*found, "expected a list of shards"]
+        return ["expected a list of shards"]
+    found = []
     total = 0
-    names_seen: set[str] = set()
+    seen: set[str] = set()
     for i, shard in enumerate(shards):
-        if (
-            isinstance(shard, dict)
-            and isinstance(shard.get("name"), str)
-            and type(shard.get("samples")) is int
-            and 0 < shard["samples"] <= MAX_TAR_MEMBERS
-            and type(shard.get("bytes")) is int
-            and 0 < shard["bytes"] < 2**63
-            and _is_sha256(shard.get("sha256"))
-            and _is_sha256(shard.get("index_sha256"))
-        ):
-            name = shard["name"]
-            expect(
-                "/" not in name and "\\" not in name and name.endswith(".tar"),
-                f"shard {name!r}: not a tar's name",
-            )
-            expect(name not in names_seen, f"shard {name!r}: listed twice")
-            names_seen.add(name)
-            total += shard["samples"]
-        else:
+        if not is_shard_record(shard):
             found.append(
                 f"shard {i}: expected name, samples, bytes and SHA-256 of tar and index, found {shard!r:.80}"
             )
-    expect(bool(shards), "expected at least one shard")
-    expect(
-        content.get("num_samples") == total,
-        f"expected {total} samples in all, found {content.get('num_samples')}",
-    )
+            continue
+        name = shard["name"]
+        if "/" in name or "\\" in name or not name.endswith(".tar"):
+            found.append(f"shard {name!r}: not a tar's name")
+        if name in seen:
+            found.append(f"shard {name!r}: listed twice")
+        seen.add(name)
+        total += shard["samples"]
+    if not shards:
+        found.append("expected at least one shard")
+    if num_samples != total:
+        found.append(f"expected {total} samples in all, found {num_samples}")
     return found
+
+
+def is_shard_record(shard: object) -> TypeGuard[dict[str, Any]]:
+    """Whether JSON has what `ShardRecord` needs."""
+    return (
+        isinstance(shard, dict)
+        and isinstance(shard.get("name"), str)
+        and type(shard.get("samples")) is int
+        and 0 < shard["samples"] <= MAX_TAR_MEMBERS
+        and type(shard.get("bytes")) is int
+        and 0 < shard["bytes"] < 2**63
+        and _is_sha256(shard.get("sha256"))
+        and _is_sha256(shard.get("index_sha256"))
+    )

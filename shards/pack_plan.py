@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .classes import class_list_sha256
-from .errors import DataError, StorageError, UsageError, check_choice
+from .errors import DataError, StorageError, UsageError, check_choice, check_share
 from .images import ImageRecipe, pixel_stack
 from .index import padded
 from .indexed_folders import name_by_index
@@ -75,8 +75,7 @@ class PackOptions:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         check_shard_size(self.shard_bytes, self.shard_samples)
-        if not 0 <= self.max_bad <= 1:
-            raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
+        check_share("max_bad", self.max_bad)
         check_choice("folders", self.folders, FOLDERS)
         if self.subset is not None:
             for found, is_there in (

@@ -18,13 +18,14 @@ from typing import Any
 
 from .destination import open_destination
 from .errors import DataError, ImageError, RefusedError, UsageError
-from .files import read_limited, split_url
+from .files import parse_json, read_limited, split_url
 from .listing import Listing
 from .schema import MIB
 from .soft_labels import TAGS, WEIGHTS, SoftLabelInfo, weights_problem
 from .storage import is_remote, public_name
 from .stored_vocabulary import Vocabulary
 from .tags_text import split_tags
+from .text_limits import some
 
 _SHOWN = 60
 # What `how` says of a vocabulary and of the build that chose it.
@@ -96,9 +97,9 @@ def _weights(known: Mapping[str, int], value: object, where: str, of_subset: boo
     unknown = [name for name in named if name not in known]
     if unknown and not of_subset:
         raise ImageError(
-            f"{where}: expected weights of classes of the class list, found {unknown[0]!r:.{_SHOWN}} and "
-            f"{len(unknown) - 1} others; they were made with another list. Give that one, or make them again: softshard "
-            "tags weigh",
+            f"{where}: expected weights of classes of the class list, found "
+            f"{some(unknown, 1, lambda name: repr(name)[:_SHOWN])}; they were made with another list. Give that "
+            "one, or make them again: softshard tags weigh",
             kind="bad-weights",
         )
     if problem := weights_problem([list(range(len(named))), list(named.values())], len(named)):
@@ -196,7 +197,7 @@ def load_how(source: str | Path, kind: str) -> dict[str, Any]:
     folder, name = split_url(path)
     url = f"{folder}/{how_name(name, kind)}{mark}{query}"  # a signature may be of the whole folder
     try:
-        how = json.loads(read_limited(url, MIB))
+        data = read_limited(url, MIB)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except RefusedError as error:  # what a server that lists nothing says of a file that is not there
@@ -205,8 +206,7 @@ def load_how(source: str | Path, kind: str) -> dict[str, Any]:
             stacklevel=2,
         )
         return {}
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{public_name(url)}: expected JSON, found: {error}; the file is damaged") from error
+    how = parse_json(data, public_name(url))
     if not isinstance(how, dict):
         raise DataError(f"{public_name(url)}: expected a JSON object, found {type(how).__name__}")
     return how

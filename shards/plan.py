@@ -23,7 +23,7 @@ from .listing import ClassFolder, Listing, Location
 from .names import Names, name_bytes
 from .philox import PURPOSE_PLAN, permutation
 from .storage import public_name
-from .text_limits import some
+from .text_limits import counted, some
 
 VAL_SPLITS = ("hash", "lexical")
 
@@ -204,25 +204,12 @@ def make_plan(
             f"found {val_per_class}"
         )
     listed = set(class_of) if class_of is not None else None if class_names is None else set(class_names)
-    kept: list[ClassFolder] = []
-    dropped: list[tuple[str, int]] = []
-    for folder in listing.folders:
-        few = len(folder.files) < max(min_images, 1)
-        if few or (listed is not None and folder.name not in listed):
-            dropped.append((_shown(folder), len(folder.files)))
-        else:
-            kept.append(folder)
-    if not kept:
-        raise DataError(
-            f"{listing.root}: expected a class folder with at least {max(min_images, 1)} images"
-            f"{'' if listed is None else ' that is in the class list'}, found none among {len(dropped)}: "
-            f"{some([name for name, _ in dropped])}{_numbered_hint(listing, listed)}"
-        )
+    kept, dropped = _kept_folders(listing, listed, max(min_images, 1))
     too_few = [folder.name for folder in kept if len(folder.files) <= val_per_class]
     if too_few and val_per_class:
         raise DataError(
-            f"{listing.root}: expected more than {val_per_class} images in every class, so that some are "
-            f"left for training, found {len(too_few)} classes with fewer: {some(too_few)}. Use a smaller "
+            f"{listing.root}: expected more than {counted(val_per_class, 'image')} in every class, so that some are "
+            f"left for training, found {counted(len(too_few), 'class')} with fewer: {some(too_few)}. Use a smaller "
             f"--val-per-class or --min-images {val_per_class + 1}"
         )
     names = tuple(class_names) if class_names is not None else tuple(folder.name for folder in kept)
@@ -261,6 +248,27 @@ def make_plan(
     filled = set(becomes.values())
     without = tuple(name for name in names if name not in filled)
     return Plan(names, tuple(splits), tuple(dropped), without, digest.hexdigest())
+
+
+def _kept_folders(
+    listing: Listing, listed: set[str] | None, fewest: int
+) -> tuple[list[ClassFolder], list[tuple[str, int]]]:
+    """The folders of classes in a list (None: of any class) with enough images, and (folder, images) of the others."""
+    kept: list[ClassFolder] = []
+    dropped: list[tuple[str, int]] = []
+    for folder in listing.folders:
+        few = len(folder.files) < fewest
+        if few or (listed is not None and folder.name not in listed):
+            dropped.append((_shown(folder), len(folder.files)))
+        else:
+            kept.append(folder)
+    if not kept:
+        raise DataError(
+            f"{listing.root}: expected a class folder with at least {counted(fewest, 'image')}"
+            f"{'' if listed is None else ' that is in the class list'}, found none among {len(dropped)}: "
+            f"{some([name for name, _ in dropped])}{_numbered_hint(listing, listed)}"
+        )
+    return kept, dropped
 
 
 def check_shard_size(shard_bytes: int, shard_samples: int | None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .pack_plan import PackOptions, estimate_shard, make_job, plan_source
+from .text_limits import counted, some
 from .tree import LabelTree
 
 _SHOWN = 10
@@ -62,13 +63,16 @@ class Preview:
 
     def text(self) -> str:
         """Lines for a terminal."""
-        images = sum(count for _, count in self.kept)
+        images, dropped = (sum(row[1] for row in rows) for rows in (self.kept, self.dropped))
         lines = [
-            f"{self.source}: {self.num_files:,} images; plan {self.sha256[:12]}",
-            f"  kept: {len(self.kept):,} classes with {images:,} images",
-            f"  dropped: {len(self.dropped):,} folders with {sum(n for _, n, _ in self.dropped):,} images",
+            f"{self.source}: {counted(self.num_files, 'image')}; plan {self.sha256[:12]}",
+            f"  kept: {counted(len(self.kept), 'class')} with {counted(images, 'image')}",
+            f"  dropped: {counted(len(self.dropped), 'folder')} with {counted(dropped, 'image')}",
         ]
-        lines += [f"    {name}: {count:,} images: {reason}" for name, count, reason in self.dropped[:_SHOWN]]
+        lines += [
+            f"    {name}: {counted(count, 'image')}: {reason}"
+            for name, count, reason in self.dropped[:_SHOWN]
+        ]
         if len(self.dropped) > _SHOWN:
             lines.append(f"    and {len(self.dropped) - _SHOWN:,} more (--json names all)")
         for what, names in (
@@ -76,11 +80,10 @@ class Preview:
             ("other files, ignored", self.ignored),
         ):
             if names:
-                more = ", ..." if len(names) > _SHOWN else ""
-                lines.append(f"  {what}: {len(names):,}: {', '.join(names[:_SHOWN])}{more}")
+                lines.append(f"  {what}: {len(names):,}: {some(names, _SHOWN, str)}")
         for name, split in self.splits.items():
             lines.append(
-                f"  {name}: {split['samples']:,} samples in {split['shards']:,} shards, "
+                f"  {name}: {counted(split['samples'], 'sample')} in {counted(split['shards'], 'shard')}, "
                 f"about {split['bytes'] / 1e6:,.1f} MB"
             )
         if not self.sample_bytes:
@@ -89,7 +92,7 @@ class Preview:
             )
             return "\n".join(lines)
         lines.append(
-            f"  about {self.sample_bytes:,} bytes a sample, at most {self.samples_per_shard:,} samples a shard; "
+            f"  about {self.sample_bytes:,} bytes a sample, at most {counted(self.samples_per_shard, 'sample')} a shard; "
             "nothing was written"
         )
         return "\n".join(lines)
@@ -122,7 +125,7 @@ def preview(
     few = max(options.min_images, 1)
     dropped = []
     for name, count in plan.dropped:
-        reason = f"fewer than {few} images" if count < few else "not in the class list"
+        reason = f"fewer than {counted(few, 'image')}" if count < few else "not in the class list"
         if name.startswith("val/") and listing.validation:
             reason = "its class is not packed"
         dropped.append((name, count, reason))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .destination import Destination
-from .errors import DataError, UsageError
+from .errors import DataError, StorageError, UsageError
 from .files import LOCK_NAME, canonical_json, sha256_hex
 from .index import index_name
 from .schema import MAX_PLAN_BYTES, MAX_RECEIPT_BYTES, PLAN_NAME, RECEIPTS_DIR
@@ -129,6 +129,9 @@ def read_receipts(
         shard_names: the plan's.
         plan_sha256: of the run; a receipt of another plan counts for nothing.
         keys: what a receipt must hold besides `plan` and `record`; a damaged one counts for nothing.
+
+    Raises:
+        StorageError: the store is away.
     """
     receipts = folder.folder(RECEIPTS_DIR)
     sizes, written = folder.sizes(), receipts.sizes()
@@ -145,6 +148,8 @@ def read_receipts(
             whole = record is None or (
                 sizes.get(shard_name) == record["bytes"] and index_name(shard_name) in sizes
             )
+        except StorageError:  # the shards of a store that is away are not to be made again
+            raise
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return receipt if whole else None

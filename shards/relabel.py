@@ -23,7 +23,7 @@ from . import relations, tree_build
 from .classes import class_list_sha256
 from .errors import DataError, UsageError, check_choice
 from .files import canonical_json, sha256_hex
-from .text_limits import some
+from .text_limits import counted, some
 from .tree import LabelTree
 from .wordnet import WNID_PATTERN, wordnet
 
@@ -73,7 +73,7 @@ class Relabelling:
 
     def summary(self) -> str:
         """What happened, in lines for a person."""
-        lines = [f"{len(self.class_map):,} classes become {len(self.class_names):,}"]
+        lines = [f"from {counted(len(self.class_map), 'class')} to {len(self.class_names):,}"]
         for what, names in (
             ("merged into an ancestor", [f"{old} -> {new}" for old, new in self.merged]),
             ("dropped", self.dropped),

@@ -19,7 +19,7 @@ from .schema import COMPONENT_BY_SUFFIX, DEFAULT_SHARD_BYTES, HIER, KD, LMAP, SO
 from .shard_files import dataset_name
 from .stored_vocabulary import Vocabulary
 from .subset_file import SubsetFile
-from .text_limits import some
+from .text_limits import counted, some
 from .tree import LabelTree
 
 _MOST_SUSPECTS = 1000  # samples whose keys are read to name them
@@ -181,7 +181,7 @@ def kept_samples(manifest: Manifest, classes: np.ndarray, options: ReshardOption
     if unknown:
         raise DataError(
             f"classes to keep: expected names of the class list {manifest.classes_sha256[:12]}, found "
-            f"{len(unknown)} others: {some(unknown)}"
+            f"{counted(len(unknown), 'other')}: {some(unknown)}"
         )
     wanted = np.zeros(manifest.num_classes, bool)
     wanted[[index[name] for name in options.classes]] = True

@@ -25,6 +25,9 @@ _CREDENTIALS = {
     "s3": "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or run: gcloud auth application-default login",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING",
+    # ossfs takes its keys from options alone, which fsspec reads from the environment.
+    "oss": "OSS_ENDPOINT, FSSPEC_OSS_KEY, FSSPEC_OSS_SECRET",
+    "oci": "OCIFS_IAM_TYPE=api_key and ~/.oci/config, or the file that OCIFS_CONFIG_LOCATION names",
 }
 _ALIASES = {"s3a": "s3", "r2": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 
@@ -79,9 +82,7 @@ def patiently(
 
 def failure(where: str, error: Exception, done: str = "read") -> str:
     """`where: cannot be <done>: <error> <code>`; the error's own text may hold the whole URL, keys included."""
-    code = (
-        _s3_answer(error).get("Error", {}).get("Code")
-    )  # the server's own word, such as SignatureDoesNotMatch
+    code = _s3_answer(error).get("Error", {}).get("Code")  # its own word, such as SignatureDoesNotMatch
     detail = code or http_status(error) or getattr(error, "errno", None) or ""
     text = f"{where}: cannot be {done}: {type(error).__name__} {detail}".rstrip()
     return f"{text}; {_LET_IN}{credentials_of(where)}" if _is_refused(error) else text
@@ -135,9 +136,11 @@ def _is_refused(error: BaseException) -> bool:
     # gcsfs's only sign of status 403 is the first word of its text.
     if type(error) is OSError and str(error).startswith("Forbidden: "):
         return True
-    # botocore's NoCredentialsError, google.auth's DefaultCredentialsError; Azure's, also of a key that is none.
+    # botocore's NoCredentialsError, google.auth's DefaultCredentialsError; Azure's, also of a key that is none; Oracle's.
     kinds = [kind.__name__ for kind in type(error).__mro__]
-    return "Credentials" in kinds[0] or "ClientAuthenticationError" in kinds
+    return "Credentials" in kinds[0] or not {"ClientAuthenticationError", "ConfigFileNotFound"}.isdisjoint(
+        kinds
+    )
 
 
 def _s3_answer(error: BaseException) -> dict:

@@ -62,6 +62,32 @@ def score_line(key: str, class_index: int, probability: float, half: int) -> str
     return json.dumps(record) + "\n"
 
 
+def parse_score(line: str) -> dict[str, Any]:
+    """What `score_line` wrote.
+
+    Raises:
+        DataError: the line says something else, or has a score from a model that trained on the image.
+    """
+    record = _parsed(line)
+    if not isinstance(record, dict):
+        raise DataError("expected a JSON object, found something else")
+    index = record.get("class")
+    if not isinstance(record.get("key"), str) or type(index) is not int or not 0 <= index < 2**31:
+        raise DataError("expected a key and a class index")
+    value = record.get("probability")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise DataError(f"expected a probability from 0 to 1, found {value!r}")
+    halves = record.get("half"), record.get("trained_on")
+    if not all(type(half) is int and half in (0, 1) for half in halves):
+        raise DataError(f"expected halves 0 or 1, found {halves}")
+    if halves[0] == halves[1]:
+        raise DataError(
+            f"key {record['key']!r}: expected a score from a model that did not train on the image, found one that was "
+            f"trained on its half, {halves[0]}"
+        )
+    return record
+
+
 def read_scores(path: str | Path, *, fingerprint: str | None = None) -> Scores:
     """Read a file of scores.
 
@@ -87,12 +113,12 @@ def read_scores(path: str | Path, *, fingerprint: str | None = None) -> Scores:
     seen: dict[str, None] = {}
     classes, probability, half = (np.empty(len(lines) - 1, kind) for kind in (np.int32, np.float64, np.uint8))
     for place, line in enumerate(lines[1:]):
-        record = _parsed(line)
-        problem = _problem(record)
-        if problem is None and record["key"] in seen:
-            problem = f"expected each key once, found {record['key']!r} again"
-        if problem is not None:
-            problems.append(f"{where}: line {place + 2}: {problem}")
+        try:
+            record = parse_score(line)
+            if record["key"] in seen:
+                raise DataError(f"expected each key once, found {record['key']!r} again")
+        except DataError as error:
+            problems.append(f"{where}: line {place + 2}: {error}")
             continue
         seen[record["key"]] = None
         classes[place], probability[place], half[place] = (
@@ -129,24 +155,3 @@ def _parsed(line: str) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
-
-
-def _problem(record: Any) -> str | None:
-    """What is wrong with a line, or None."""
-    if not isinstance(record, dict):
-        return "expected a JSON object, found something else"
-    index = record.get("class")
-    if not isinstance(record.get("key"), str) or type(index) is not int or not 0 <= index < 2**31:
-        return "expected a key and a class index"
-    value = record.get("probability")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        return f"expected a probability from 0 to 1, found {value!r}"
-    halves = record.get("half"), record.get("trained_on")
-    if not all(type(half) is int and half in (0, 1) for half in halves):
-        return f"expected halves 0 or 1, found {halves}"
-    if halves[0] == halves[1]:
-        return (
-            f"key {record['key']!r}: expected a score from a model that did not train on the image, found one that was "
-            f"trained on its half, {halves[0]}"
-        )
-    return None

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .errors import DataError
+from .errors import naming
 from .files import join_url
 from .index import index_name
 from .schema import MIB
-from .storage import Storage, is_remote, open_storage, public_name
+from .storage import Storage, is_remote, open_storage, public_name, within_limit
 from .writer import ShardRecord
 
 RANGE_BYTES = 8 * MIB  # of a request: enough that waiting for an answer costs little
@@ -67,7 +67,7 @@ def read_chunks(dataset: str | Path, name: str, num_bytes: int) -> Iterator[byte
     """
     if isinstance(dataset, Path):
         left = num_bytes + 1
-        with open(dataset / name, "rb") as file:
+        with naming(dataset / name), open(dataset / name, "rb") as file:
             while chunk := file.read(min(_CHUNK_BYTES, left)):
                 left -= len(chunk)
                 yield chunk
@@ -169,11 +169,7 @@ def read_small(dataset: str | Path, name: str, limit: int) -> bytes:
         DataError: it is larger than `limit` bytes, or its server is away.
     """
     data = open_storage(dataset).read(name, 0, None, limit)  # which quotes the name where a URL has to
-    if len(data) > limit:
-        raise DataError(
-            f"{dataset_name(inside(dataset, name))}: expected at most {limit} bytes, found more; is it another file?"
-        )
-    return data
+    return within_limit(data, limit, dataset_name(inside(dataset, name)))
 
 
 def read_index(dataset: str | Path, record: ShardRecord, num_components: int) -> bytes:

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from .errors import DataError
-from .files import join_url, read_limited, sha256_hex
+from .files import sha256_hex
 from .index import index_name
 from .manifest import Manifest
 from .names import name_bytes
 from .parallel import in_threads, num_workers
-from .schema import MAX_RECEIPT_BYTES
-from .storage import public_name
+from .shard_files import dataset_name, inside, read_index
+from .text_limits import counted
+from .writer import ShardRecord
 
 _THREADS_A_CORE = 4  # of a bucket most of the time is waiting
 
@@ -36,41 +37,41 @@ def shard_keys(dataset: str | Path, manifest: Manifest, number: int) -> list[byt
     """
     record = manifest.shards[number]
     text = _index_text(dataset, manifest, number)
-    _check_index(dataset, manifest, number, text)
+    _check_index(dataset, record, text)
     cut = len(manifest.components[-1]) + 1
     lines = text.splitlines()[1:]
     # The hash is right; the maker of a data set may mean harm, or have another idea of an index.
     if len(lines) != record.samples or not all(b" " in line for line in lines):
         raise DataError(
-            f"{public_name(_index_url(dataset, manifest, number))}: expected a line of components for each of "
-            f"{record.samples} samples, found {len(lines)} lines, or others. {_run(dataset)}"
+            f"{_index_name(dataset, record)}: expected a line of components for each of "
+            f"{counted(record.samples, 'sample')}, found {counted(len(lines), 'line')}, or others. {_run(dataset)}"
         )
     return [line[line.rindex(b" ") + 1 : -cut] for line in lines]
 
 
-def _index_url(dataset: str | Path, manifest: Manifest, number: int) -> str:
-    return join_url(dataset, index_name(manifest.shards[number].name))
+def _index_name(dataset: str | Path, record: ShardRecord) -> str:
+    return dataset_name(inside(dataset, index_name(record.name)))
 
 
 def _index_text(dataset: str | Path, manifest: Manifest, number: int) -> bytes:
-    url = _index_url(dataset, manifest, number)
+    record = manifest.shards[number]
     try:
-        return read_limited(url, MAX_RECEIPT_BYTES)
+        return read_index(dataset, record, len(manifest.components))
     except OSError as error:
         raise DataError(
-            f"{public_name(url)}: expected the shard's index, found: {error}. {_run(dataset)}"
+            f"{_index_name(dataset, record)}: expected the shard's index, found: {error}. {_run(dataset)}"
         ) from error
 
 
-def _check_index(dataset: str | Path, manifest: Manifest, number: int, text: bytes) -> None:
-    record = manifest.shards[number]
+def _check_index(dataset: str | Path, record: ShardRecord, text: bytes) -> None:
     if sha256_hex(text) != record.index_sha256:
-        where = public_name(_index_url(dataset, manifest, number))
-        raise DataError(f"{where}: expected the manifest's SHA-256, found another. {_run(dataset)}")
+        raise DataError(
+            f"{_index_name(dataset, record)}: expected the manifest's SHA-256, found another. {_run(dataset)}"
+        )
 
 
 def _run(dataset: str | Path) -> str:
-    return f"Run: softshard verify {public_name(str(dataset))}"
+    return f"Run: softshard verify {dataset_name(dataset)}"
 
 
 def find_key(dataset: str | Path, manifest: Manifest, key: str) -> tuple[int, int] | None:
@@ -91,6 +92,6 @@ def find_key(dataset: str | Path, manifest: Manifest, key: str) -> tuple[int, in
     for number, text in enumerate(texts):
         at = text.find(end)
         if at >= 0:
-            _check_index(dataset, manifest, number, text)
+            _check_index(dataset, manifest.shards[number], text)
             return number, text.count(b"\n", 0, at) - 1
     return None

@@ -29,7 +29,7 @@ from .listing import (
     not_seen,
 )
 from .storage import Storage
-from .text_limits import every_problem
+from .text_limits import counted, every_problem
 
 _READ_BYTES = 4096  # of the buffer of a tar in a tar
 _MAGIC = {
@@ -285,7 +285,7 @@ def _checked(folders: list[ClassFolder], problems: list[str], where: str) -> tup
         raise DataError(every_problem(problems))
     if not any(len(folder.files) for folder in folders):
         raise DataError(
-            f"{where}: expected class tars of images, found none in {len(folders)} tars. "
+            f"{where}: expected class tars of images, found none in {counted(len(folders), 'tar')}. "
             "Give a folder or tar of SRC/<class>.tar"
         )
     return tuple(sorted(folders, key=lambda folder: folder.name))

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 from .errors import DataError, StorageError
-from .files import join_url, read_limited
+from .files import join_url, parse_json, read_limited
 from .listing import ClassFolder, Listing, Location, Seen, Spans, in_order, not_seen
 from .manifest import Manifest
-from .schema import MANIFEST_NAME, MAX_MANIFEST_BYTES, MIB, split_member_name
+from .schema import FORMAT_NAME, MANIFEST_NAME, MAX_MANIFEST_BYTES, MIB, split_member_name
 from .source_labels import name_classes
 from .source_tars import plain_name, tar_members
-from .storage import Storage
+from .storage import Storage, public_name
 from .text_limits import every_problem
 
 LABEL_SUFFIXES = (".cls", ".json")
@@ -110,13 +110,21 @@ def _tars(storage: Storage, below: str, ignored: list[str]) -> list[str]:
 
 
 def _manifest_classes(storage: Storage, below: str) -> tuple[str, ...] | None:
+    """The class list of a packed data set's manifest; None where there is none, or it is somebody else's.
+
+    Raises:
+        DataError: it is damaged: without its class list the samples' numbers would become other classes.
+    """
     if not storage.is_folder() or MANIFEST_NAME not in {entry.name for entry in storage.entries(below)}:
         return None
-    data = read_limited(join_url(storage.root, below + MANIFEST_NAME), MAX_MANIFEST_BYTES)
+    url = join_url(storage.root, below + MANIFEST_NAME)
+    data, where = read_limited(url, MAX_MANIFEST_BYTES), public_name(url)
+    if data.lstrip(b"{ \n").startswith(f'"format": "{FORMAT_NAME}"'.encode()):  # as `Manifest.save` begins it
+        return Manifest.from_json(parse_json(data, where), where).class_names
     try:
-        return Manifest.from_json(json.loads(data)).class_names
+        return Manifest.from_json(json.loads(data), where).class_names
     except (DataError, ValueError, RecursionError):
-        return None  # somebody else's manifest.json
+        return None
 
 
 def _list_tar(

@@ -12,7 +12,7 @@ from .errors import DataError, StorageError
 from .kept_rows import KeptRows
 from .listing import ClassFolder, Listing, Seen, not_seen
 from .storage import Storage
-from .text_limits import every_problem
+from .text_limits import counted, every_problem
 from .webvision_info import Part, WebVision, WebVisionRow, open_webvision, read_meta, text_of
 
 _MAX_PROBLEMS = 1000  # then the folder is not what it is taken for
@@ -77,7 +77,7 @@ def list_webvision(storage: Storage, seen: Seen = not_seen) -> Listing:
     if num_textless:
         more = f"; and {len(textless) - _SHOWN} more such" if len(textless) > _SHOWN else ""
         warnings.warn(
-            f"softshard: {num_textless:,} images go without title, description and tags: "
+            f"softshard: {counted(num_textless, 'image')} without title, description and tags: "
             f"{'; '.join(textless[:_SHOWN])}{more}",
             stacklevel=2,
         )

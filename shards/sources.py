@@ -21,15 +21,14 @@ from itertools import islice
 from pathlib import Path
 
 from .errors import DataError, UsageError
-from .listing import ClassFolder as ClassFolder
-from .listing import Listing as Listing
-from .listing import Seen, in_order, is_image_name, not_seen
+from .listing import ClassFolder, Listing, Seen, in_order, is_image_name, not_seen
 from .schema import LEDGER_NAME, PLAN_NAME
 from .source_lists import LIST_SUFFIXES, list_file_list
 from .source_tars import list_class_tars, list_tar_of_folders, list_tar_of_tars, plain_name, tar_members
 from .source_webdataset import LABEL_SUFFIXES, list_webdataset
 from .source_webvision import list_webvision
 from .storage import Storage, open_storage
+from .text_limits import counted
 from .webvision_info import is_webvision
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
@@ -215,7 +214,7 @@ def _class_folders(storage: Storage, below: str, seen: Seen) -> tuple[tuple[Clas
         seen(len(folder.files))
     hint = "Give the folder whose subfolders are the classes: SRC/<class>/<image>.jpg"
     if not folders:
-        found = f"{beside} files" if beside else "an empty folder"
+        found = counted(beside, "file") if beside else "an empty folder"
         if packed := [path for path in ignored if path.endswith(_COMPRESSED)]:
             raise DataError(
                 f"{where}: expected class folders or class tars, found compressed tars such as {packed[0]!r}; images are "
@@ -223,7 +222,9 @@ def _class_folders(storage: Storage, below: str, seen: Seen) -> tuple[tuple[Clas
             )
         raise DataError(f"{where}: expected class folders, found {found}. {hint}")
     if not any(len(folder.files) for folder in folders):
-        raise DataError(f"{where}: expected images, found none in {len(folders)} class folders. {hint}")
+        raise DataError(
+            f"{where}: expected images, found none in {counted(len(folders), 'class folder')}. {hint}"
+        )
     deep = [folder.name for folder in folders if _holds_only_folders(folder)]
     if len(deep) == len(folders):
         warnings.warn(

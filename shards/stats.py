@@ -16,6 +16,7 @@ from .schema import KD
 from .shard_files import dataset_name, dataset_path, read_index
 from .soft_labels import soft_labels_text
 from .teacher_levels import num_kept
+from .text_limits import counted
 from .writer import ShardRecord
 
 _READERS = 16  # requests to a server at a time
@@ -98,8 +99,9 @@ def _component_bytes(dataset: str | Path, manifest: Manifest) -> dict[str, int]:
         try:
             text = read_index(dataset, record, len(manifest.components))
         except OSError as error:
+            found = "none" if isinstance(error, FileNotFoundError) else error.strerror
             raise DataError(
-                f"{name}: expected the index of {record.name}, found none. "
+                f"{name}: expected the index of {record.name}, found {found}. "
                 f"Run: softshard verify {dataset_name(dataset)}"
             ) from error
         index = parse_index(text.decode("ascii", "replace"), name, record.bytes)
@@ -118,7 +120,7 @@ def format_stats(stats: dict[str, Any]) -> str:
     """The counts as text for a terminal."""
     classes = stats["classes"]
     lines = [
-        f"{stats['dataset']}: {stats['samples']:,} samples in {stats['shards']:,} shards, "
+        f"{stats['dataset']}: {counted(stats['samples'], 'sample')} in {counted(stats['shards'], 'shard')}, "
         f"{stats['bytes']:,} bytes",
         f"  bytes a sample  {stats['bytes_per_sample']:,} in the tar: "
         + ", ".join(f"{suffix} {size:,}" for suffix, size in stats["component_bytes_per_sample"].items()),
@@ -128,8 +130,9 @@ def format_stats(stats: dict[str, Any]) -> str:
     ]
     for level in stats.get("levels", []):
         lines.append(
-            f"  level {level['level']:<9} {level['classes']:,} classes, {level['samples_with_target']:,} "
-            f"samples with a target, {level['samples_labelled_here']:,} labelled here"
+            f"  level {level['level']:<9} {counted(level['classes'], 'class')}, "
+            f"{counted(level['samples_with_target'], 'sample')} with a target, "
+            f"{level['samples_labelled_here']:,} labelled here"
         )
     if "label_maps" in stats:
         maps = stats["label_maps"]

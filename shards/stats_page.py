@@ -7,6 +7,7 @@ from typing import Any
 
 from .html import Page
 from .soft_labels import soft_labels_text
+from .text_limits import counted
 
 _ENDS = 10  # classes listed from either end
 _MOST_POINTS = 400  # of a curve; more would not show on a page
@@ -60,7 +61,7 @@ def _add_data_set(page: Page, stats: dict[str, Any]) -> None:
     if classes["listed"] > classes["with_samples"]:
         missing = classes["listed"] - classes["with_samples"]
         page.paragraph(
-            f"{missing:,} classes of the list have no samples here: inner nodes of the tree need none, and a "
+            f"Without samples here: {counted(missing, 'class')} of the list. Inner nodes of the tree need none, and a "
             "filtered set keeps its whole list."
         )
     if levels := stats.get("levels"):
@@ -72,7 +73,7 @@ def _add_data_set(page: Page, stats: dict[str, Any]) -> None:
         page.bar_chart(
             "Samples with a target, by level",
             {
-                f"{level['level']}: {level['classes']:,} classes": level["samples_with_target"]
+                f"{level['level']}: {counted(level['classes'], 'class')}": level["samples_with_target"]
                 for level in levels
             },
             x_label="samples",

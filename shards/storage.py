@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
-from .errors import DataError, ImageError, MissingExtraError, StorageError, UsageError
-from .retries import credentials_of, http_status, patiently
+from .errors import DataError, ImageError, MissingExtraError, StorageError, UsageError, naming
+from .retries import credentials_of, failure, http_status, patiently
 
 _OPEN_FILES = 64  # tars that a worker keeps open
 _READ_BYTES = 4096  # of a file's buffer; fsspec reads ahead below it
+_PIPE_BYTES = 1 << 20  # read at a time
 _EXTRAS = {
     "http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs",
     "az": "azure", "abfs": "azure", "abfss": "azure",
@@ -97,21 +98,40 @@ def open_storage(source: str | Path) -> Storage:
     """The storage that a path or URL names; nothing is read yet.
 
     Raises:
-        UsageError: fsspec does not know the protocol.
+        UsageError: fsspec does not know the protocol, or misses credentials.
+        StorageError: its library misses them, or a server that it asks at once is away.
         MissingExtraError: its package is not installed.
     """
     text = str(source)
-    if not is_remote(text):
-        return LocalStorage(unquote(text[len("file://") :]) if text.lower().startswith("file://") else text)
-    return RemoteStorage(text)
+    if is_remote(text):
+        return RemoteStorage(text)
+    path = unquote(text[len("file://") :]) if text.lower().startswith("file://") else text
+    return LocalStorage(os.path.expanduser(path))
 
 
 def read_at_most(file: BinaryIO, limit: int) -> bytes:
     """All of an open local file; of one that is longer than `limit`, limit + 1 bytes.
 
-    CPython first allocates as much as it is asked for, so that it is asked for no more than there is.
+    CPython first allocates as much as it is asked for, so that it is asked for no more than there is; of a pipe, which
+    does not say how much that is, in pieces.
     """
-    return file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
+    num_bytes = os.fstat(file.fileno()).st_size or _PIPE_BYTES
+    pieces, left = [], limit + 1
+    while left > 0 and (piece := file.read(min(left, num_bytes + 1))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
+
+
+def within_limit(data: bytes, limit: int, where: str) -> bytes:
+    """What was read of a small file.
+
+    Raises:
+        DataError: there is more than `limit` bytes of it.
+    """
+    if len(data) > limit:
+        raise DataError(f"{where}: expected at most {limit} bytes, found more; is it another file?")
+    return data
 
 
 def _is_folder(entry: os.DirEntry, folder: str) -> bool:
@@ -173,9 +193,10 @@ class LocalStorage:
                 raise ImageError(
                     f"{path}: expected a file, found a pipe, socket or device", kind="not-a-file"
                 )
-            with open(file, "rb") as stream:
+            with naming(file), open(file, "rb") as stream:
                 return read_at_most(stream, limit)
-        return os.pread(self._descriptor(file), min(size, limit + 1), offset)
+        with naming(file):
+            return os.pread(self._descriptor(file), min(size, limit + 1), offset)
 
     def _descriptor(self, file: str) -> int:
         """An open tar; the one unused for longest is closed when there are too many."""
@@ -219,6 +240,8 @@ class RemoteStorage:
             raise UsageError(
                 f"{self.name}: expected a path or a URL that fsspec knows, found: {error}"
             ) from None
+        except Exception as error:  # ocifs looks for credentials at once, sftp for its server
+            raise StorageError(failure(self.name, error, "opened")) from None
         # What gcsfs logs is in the error, too; without a handler it would write it, traceback and all, to stderr.
         logging.getLogger("gcsfs").addHandler(_NO_LOG)
         self._quoted = protocol in ("http", "https")  # a listing's links are quoted, names are not

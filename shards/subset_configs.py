@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .errors import UsageError
+from .text_limits import counted
 
 # 10 x 5000 is CIFAR-10's shape, 100 x 500 CIFAR-100's.
 CONFIGURATIONS = {
@@ -20,6 +21,7 @@ CONFIGURATIONS = {
 MIN_VALIDATION = 10_000
 IMAGENET = "imagenet-1k"  # of the known class lists
 IMAGENET_IMAGES = 732, 1300  # of its classes for training: the fewest, the most
+_REMEDY = "group classes (--method groups, siblings, confusion or coarse), or take fewer images"
 
 
 def configuration(name: str) -> tuple[int, int]:
@@ -47,9 +49,8 @@ def shortage(counts: np.ndarray, wanted: int) -> str:
     if not few:
         return ""
     return (
-        f"{few:,} of {len(counts):,} classes have fewer than {wanted:,} images (the smallest {int(counts.min()):,}, the "
-        f"largest {int(counts.max()):,}): group classes (--method groups, siblings, confusion or coarse), or take fewer "
-        "images"
+        f"{few:,} of {counted(len(counts), 'class')} with fewer than {wanted:,} images (the smallest "
+        f"{int(counts.min()):,}, the largest {int(counts.max()):,}): {_REMEDY}"
     )
 
 
@@ -66,9 +67,8 @@ def imagenet_shortage(sizes: Sequence[int], wanted: int) -> str:
     if not maybe:
         return ""
     return (
-        f"ImageNet has {fewest:,} to {most:,} images a class for training: {surely:,} of {len(sizes):,} classes have "
-        f"fewer than {wanted:,}, {maybe - surely:,} more may have: group classes (--method groups, siblings, confusion "
-        "or coarse), or take fewer images"
+        f"ImageNet has {fewest:,} to {most:,} images a class for training: {surely:,} of "
+        f"{counted(len(sizes), 'class')} with fewer than {wanted:,}, maybe {maybe - surely:,} more: {_REMEDY}"
     )
 
 
@@ -77,6 +77,7 @@ def small_validation(num_images: int, num_classes: int) -> str:
     if num_images >= MIN_VALIDATION:
         return ""
     return (
-        f"the validation set has {num_images:,} images of these {num_classes:,} classes, fewer than {MIN_VALIDATION:,}: "
-        "differences between models drown in noise. Group classes rather than leaving most out, or hold more out"
+        f"the validation set has {counted(num_images, 'image')} of {counted(num_classes, 'class')}, fewer than "
+        f"{MIN_VALIDATION:,}: differences between models drown in noise. Group classes rather than leaving most out, or "
+        "hold more out"
     )

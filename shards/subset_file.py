@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from .destination import open_destination
+from .destination import write_file
 from .errors import DataError, SoftshardError, UsageError
-from .files import canonical_json, read_text, sha256_hex, split_url
+from .files import canonical_json, read_text, sha256_hex
 from .relabel import Relabelling, restrict_tree
 from .storage import public_name
 from .text_limits import some
@@ -170,10 +170,7 @@ class SubsetFile:
 
     def save(self, path: str | Path) -> None:
         """Write the file, a line a class and a line a key, to a path or any fsspec URL."""
-        folder, name = split_url(path)
-        target = open_destination(folder)
-        target.make()
-        target.write(name, _lines(self.to_json()).encode("ascii"))
+        write_file(path, _lines(self.to_json()).encode("ascii"))
 
     @classmethod
     def load(cls, path: str | Path) -> SubsetFile:

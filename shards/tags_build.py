@@ -20,7 +20,7 @@ from typing import Any
 
 from .classes import class_list_sha256
 from .destination import Destination, open_destination
-from .errors import DataError, UsageError, check_choice
+from .errors import DataError, UsageError, check_choice, check_share
 from .files import TEMPORARY_SUFFIX, canonical_json, sha256_hex, split_url
 from .ledger import bad_limit
 from .pack_soft import load_how, save_how
@@ -66,8 +66,7 @@ class TagOptions:
 
     def __post_init__(self) -> None:
         check_cuts(self.vocabulary_size, self.min_images, self.max_share)
-        if not 0 <= self.max_bad <= 1:
-            raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
+        check_share("max_bad", self.max_bad)
         if self.settings.max_tags < 0:
             raise UsageError(f"max_tags: expected 1 or more, or 0 for all, found {self.settings.max_tags}")
         for name, value, known in (

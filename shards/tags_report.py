@@ -7,6 +7,7 @@ from typing import Any
 
 from .tags_tasks import BlockStats
 from .tags_vocabulary import Chosen
+from .text_limits import counted
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class TagsReport:
         stats, images = self.stats, max(1, self.images)
         lines = [
             f"read {self.read:,} = tagged {self.images:,} + duplicates {self.duplicates:,} + bad {self.bad_rows:,}",
-            f"  vocabulary: {self.vocabulary:,} tags in {self.vocabulary_file}",
+            f"  vocabulary: {counted(self.vocabulary, 'tag')} in {self.vocabulary_file}",
         ]
         if chosen := self.chosen:
             lines.append(
@@ -98,9 +99,9 @@ class TagsReport:
             f"{stats.by_source['query']:,}, of their label {stats.by_source['label']:,}, none {stats.by_source['none']:,}",
         ]
         if self.validation:
-            lines.append(f"  {self.validation:,} validation images, without tags")
+            lines.append(f"  {counted(self.validation, 'validation image')}, without tags")
         if self.no_text:
-            lines.append(f"  {self.no_text:,} images whose text is missing or damaged")
+            lines.append(f"  {counted(self.no_text, 'image')} whose text is missing or damaged")
         if self.fields_cut:
-            lines.append(f"  {self.fields_cut:,} texts of more than 20,000 characters, cut there")
+            lines.append(f"  {counted(self.fields_cut, 'text')} of more than 20,000 characters, cut there")
         return "\n".join(lines)

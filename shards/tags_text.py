@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .tags_tokens import LONGEST_TAG, tokenize
-from .tags_words import Word, WordTable, word_table
+from .tags_words import Word, word_table
 from .wordnet import WNID_PATTERN, wordnet
 
 TEXT_FIELDS = ("title", "description", "tags")
@@ -39,11 +39,11 @@ class ImageText(NamedTuple):
     num_cut: int
 
 
-def image_text(record: dict[str, Any], fields: Sequence[str] = TEXT_FIELDS) -> ImageText:
-    """Join the fields of a record. Values that are neither text nor lists of text are none."""
+def image_text(record: dict[str, Any]) -> ImageText:
+    """Join title, description and tags of a record. Values that are neither text nor lists of text are none."""
     parts: list[str] = []
     num_cut = 0
-    for field in fields:
+    for field in TEXT_FIELDS:
         value = record.get(field)
         values = split_tags(value) if field == "tags" else [value] if isinstance(value, str) else []
         length = 0
@@ -90,7 +90,6 @@ class TextTagger:
     """Finds the candidate tags of texts.
 
     Args:
-        table: the words that may become tags.
         tokenizer: text to tokens.
         parts_of_speech: says what each token is; None lets WordNet decide: every word that it has as a noun or
             adjective, but for function words and those that are verbs or adverbs far more often.
@@ -98,11 +97,10 @@ class TextTagger:
 
     def __init__(
         self,
-        table: WordTable | None = None,
         tokenizer: Callable[[str], list[str]] = tokenize,
         parts_of_speech: PartsOfSpeech | None = None,
     ) -> None:
-        self._table = table or word_table()
+        self._table = word_table()
         self._tokenizer, self._parts_of_speech = tokenizer, parts_of_speech
         self._words: dict[str, Word] = {}
 

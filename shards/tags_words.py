@@ -7,22 +7,18 @@ WordNet takes six.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from .errors import DataError
 from .tags_tokens import tokenize
-from .wordnet import TABLE_FORMAT, TABLE_PATH
+from .wordnet import TABLE_FORMAT, TABLE_PATH, read_table
 
 WORDS_FORMAT = "softshard-words 1"
 WORDS_PATH = Path(__file__).with_name("wordnet_words.npz")
+_TEXTS = ("adjectives", "noun_exceptions", "adjective_exceptions", "seldom")
 _ABBREVIATIONS = frozenset({"st.", "mt.", "ft.", "dr.", "mr.", "mrs."})  # which a name goes on behind
 
 # Endings and what stands for them (morphy(7WN)), in WordNet's order.
@@ -117,15 +113,14 @@ class WordTable:
         Raises:
             DataError: a file is not such a table.
         """
-        noun_text = _read(nouns, TABLE_FORMAT, ("lemma_text",))["lemma_text"]
-        names = ("adjectives", "noun_exceptions", "adjective_exceptions", "seldom")
-        texts = _read(words, WORDS_FORMAT, names)
+        texts = read_table(nouns, TABLE_FORMAT, ("lemma_text",)) | read_table(words, WORDS_FORMAT, _TEXTS)
+        lines = {name: text.tobytes().decode().split("\n")[:-1] for name, text in texts.items()}
         return cls(
-            noun_text.lower().split("\n")[:-1],
-            texts["adjectives"].split("\n")[:-1],
-            _exceptions(texts["noun_exceptions"]),
-            _exceptions(texts["adjective_exceptions"]),
-            texts["seldom"].split("\n")[:-1],
+            map(str.lower, lines["lemma_text"]),
+            lines["adjectives"],
+            _exceptions(lines["noun_exceptions"]),
+            _exceptions(lines["adjective_exceptions"]),
+            lines["seldom"],
         )
 
     def noun_base(self, form: str) -> str:
@@ -178,24 +173,9 @@ def _collocation_tokens(lemma: str) -> list[str]:
     return [token for word in words for token in tokenize(word)]
 
 
-def _exceptions(text: str) -> dict[str, list[str]]:
-    rows = [line.split(" ") for line in text.split("\n")[:-1]]
+def _exceptions(lines: Iterable[str]) -> dict[str, list[str]]:
+    rows = [line.split(" ") for line in lines]
     return {row[0]: row[1:] for row in rows}
-
-
-def _read(path: Path, expected: str, names: Sequence[str]) -> dict[str, str]:
-    """Texts of a table."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = str(archive["format"])
-            texts = {name: archive[name].tobytes().decode() for name in names} if found == expected else {}
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: expected a WordNet table; {error}; install softshard again") from error
-    if found != expected:
-        raise DataError(
-            f"{path}: expected a WordNet table of format {expected!r}, found {found!r}; written by another softshard"
-        )
-    return texts
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,7 @@
         build-key               of source, options and version: a folder of another build is emptied
         count-000000.npz ...    what counting fifty blocks gave, each
         lines.part bad.part     lines of the result, and of the ledger, so far
-        written.json            how many blocks are in them, and how long they were then
+        written.json            how many blocks are in them, and how long they were then; with a checksum
 
 The folder goes when the build is finished, or ends before there is anything worth keeping.
 """
@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,21 +26,22 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .destination import Destination, LocalDestination, RemoteDestination
+from .errors import naming
 from .files import (
     LOCK_NAME,
     TEMPORARY_SUFFIX,
+    canonical_json,
     hold_folder,
-    naming,
     open_named,
     replace_durably,
+    sha256_hex,
     write_atomically,
 )
 from .tags_tasks import BlockCounts, BlockLines, BlockStats
 
 WORK_SUFFIX = ".tags-work"
-BLOCKS_KEPT = (
-    50  # 100,000 images of a list, 50 queries of WebVision: what a kill costs at most, some seconds of a core
-)
+# 100,000 images of a list, 50 queries of WebVision: what a kill costs at most, some seconds of a core.
+BLOCKS_KEPT = 50
 _EXAMPLES = 10
 _KEY, _WRITTEN = "build-key", "written.json"
 _LINES = (f"lines{TEMPORARY_SUFFIX}", f"bad{TEMPORARY_SUFFIX}")
@@ -128,7 +129,9 @@ class Counted:
             )
         images, (validation, problems, textless), examples = json.loads(facts.tobytes())
         images, examples = dict(images), [str(example) for example in examples]
-        _check_counts([*sizes.tolist(), *images.values(), validation, problems, textless])
+        numbers = [*sizes.tolist(), *images.values(), validation, problems, textless]
+        if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+            raise ValueError("expected numbers from 0")
         return cls(Counter(images), sizes.tolist(), [hashes], validation, problems, textless, examples)
 
 
@@ -204,17 +207,20 @@ class WrittenLines:
         self.lines, self.bad = (self._opened(name, size) for name, size in zip(_LINES, sizes, strict=True))
 
     def _kept(self, key: str) -> tuple[int, list[int], BlockStats] | None:
+        """What an earlier run noted of its lines; None, so that they are written again, where the note is damaged."""
         try:
             found = json.loads((self._folder / _WRITTEN).read_bytes())
-            if found["key"] != key:
+            sha256 = found.pop("sha256")
+            if found["key"] != key or sha256 != sha256_hex(canonical_json(found)):
                 return None
             lengths = [(self._folder / name).stat().st_size for name in _LINES]
-            num_blocks, sizes, stats = found["num_blocks"], found["sizes"], _stats_of(found["stats"])
-            _check_counts([num_blocks, *sizes])
-            is_whole = all(size <= length for size, length in zip(sizes, lengths, strict=True))
-        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
-        return (num_blocks, sizes, stats) if is_whole else None  # else one of them has been published
+        if any(size > length for size, length in zip(found["sizes"], lengths, strict=True)):
+            return None  # one of them has been published
+        stats = found["stats"]
+        stats["by_source"] = Counter(stats["by_source"])
+        return found["num_blocks"], found["sizes"], BlockStats(**stats)
 
     def _opened(self, name: str, size: int) -> BinaryIO:
         file = open_named(self._folder / name, "a")  # closed by `writing`
@@ -230,9 +236,9 @@ class WrittenLines:
         self.num_blocks += 1
         if self.num_blocks % BLOCKS_KEPT == 0 and self._key is not None:
             sizes = [_flushed(self.lines), _flushed(self.bad)]
-            note = {"key": self._key, "num_blocks": self.num_blocks, "sizes": sizes}
-            content = json.dumps({**note, "stats": vars(self.stats)}).encode()
-            write_atomically(self._folder / _WRITTEN, content)
+            write_atomically(
+                self._folder / _WRITTEN, _note(self._key, self.num_blocks, sizes, vars(self.stats))
+            )
 
     def publish(self, destination: Destination, lines_name: str, bad_name: str) -> None:
         """Give both their names, the result last; each appears whole, and an empty one does not."""
@@ -250,20 +256,9 @@ class WrittenLines:
                 _copy(path, destination, name)
 
 
-def _stats_of(kept: dict[str, Any]) -> BlockStats:
-    """Raises KeyError, TypeError or ValueError for what `vars` of them does not give."""
-    by_number, by_source = list(kept["by_number"]), dict(kept["by_source"])
-    stats = BlockStats(**{**kept, "by_number": by_number, "by_source": Counter(by_source)})
-    if len(by_number) != len(BlockStats().by_number):
-        raise ValueError(f"expected {len(BlockStats().by_number)} numbers of lines, found {len(by_number)}")
-    others = [value for name, value in vars(stats).items() if name not in ("by_number", "by_source")]
-    _check_counts([*by_number, *by_source.values(), *others])
-    return stats
-
-
-def _check_counts(values: Iterable[object]) -> None:
-    if not all(type(value) is int and 0 <= value < 2**63 for value in values):
-        raise ValueError("expected numbers from 0")
+def _note(key: str, num_blocks: int, sizes: list[int], stats: dict[str, Any]) -> bytes:
+    note = {"key": key, "num_blocks": num_blocks, "sizes": sizes, "stats": stats}
+    return json.dumps({**note, "sha256": sha256_hex(canonical_json(note))}).encode("ascii")
 
 
 def _flushed(file: BinaryIO) -> int:

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from . import tree_build, tree_paths, tree_text
-from .destination import open_destination
+from .destination import write_file
 from .errors import DataError, UsageError
-from .files import canonical_json, read_text, sha256_hex, split_url
+from .files import canonical_json, read_text, sha256_hex
 from .schema import MAX_TREE_BYTES
 from .storage import public_name
 from .tree_build import TreeRule
@@ -316,8 +316,7 @@ class LabelTree:
 
     def save(self, path: str | Path) -> None:
         """Write the tree as JSON to a local path or any fsspec URL; it appears whole."""
-        folder, name = split_url(path)
-        open_destination(folder).write(name, canonical_json(self.to_json()) + b"\n")
+        write_file(path, canonical_json(self.to_json()) + b"\n")
 
     @classmethod
     def load(cls, path: str | Path) -> LabelTree:

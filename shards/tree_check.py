@@ -9,6 +9,7 @@ from pathlib import Path
 from .classes import class_list_sha256
 from .errors import DataError
 from .manifest import Manifest, load_tree
+from .text_limits import counted
 from .tree import LabelTree
 from .verify import data_set_folders
 
@@ -60,9 +61,9 @@ def compare_classes(tree: LabelTree, names: Sequence[str], where: str) -> list[D
         missing = tuple(name for name in tree.classes if name not in listed)
     extra = tuple(name for name in names if name not in wanted)
     if missing:
-        found.append(Difference(f"{where}: {len(missing):,} classes of the tree are missing", missing))
+        found.append(Difference(f"{where}: {counted(len(missing), 'class')} of the tree missing", missing))
     if extra:
-        found.append(Difference(f"{where}: {len(extra):,} classes are not in the tree", extra))
+        found.append(Difference(f"{where}: {counted(len(extra), 'class')} not in the tree", extra))
     common = [name for name in names if name in wanted]
     ordered = [name for name in tree.classes if name in listed]
     moved = tuple(
@@ -73,7 +74,7 @@ def compare_classes(tree: LabelTree, names: Sequence[str], where: str) -> list[D
     if moved:
         found.append(
             Difference(
-                f"{where}: {len(moved):,} of the {len(common):,} common classes stand in another order", moved
+                f"{where}: {len(moved):,} of {counted(len(common), 'common class')} in another order", moved
             )
         )
     fingerprints = class_list_sha256(tree.classes)[:12], class_list_sha256(names)[:12]
@@ -93,7 +94,9 @@ def compare_trees(tree: LabelTree, other: LabelTree, where: str) -> list[Differe
         return []
     found = [] if other.classes == tree.classes else compare_classes(tree, other.classes, where)
     if other.num_levels != tree.num_levels:
-        found.append(Difference(f"{where}: expected {tree.num_levels} levels, found {other.num_levels}"))
+        found.append(
+            Difference(f"{where}: expected {counted(tree.num_levels, 'level')}, found {other.num_levels}")
+        )
     above, other_above = (
         {
             name: tuple(one.classes[parent] for parent in parents)
@@ -107,7 +110,7 @@ def compare_trees(tree: LabelTree, other: LabelTree, where: str) -> list[Differe
         if name in other_above and other_above[name] != parents
     )
     if moved:
-        found.append(Difference(f"{where}: {len(moved):,} classes have another parent", moved))
+        found.append(Difference(f"{where}: {counted(len(moved), 'class')} with another parent", moved))
     if tree.rule != other.rule:
         rules = [f"parents {r.parents}, inner {r.inner}, from {r.source}" for r in (tree.rule, other.rule)]
         found.append(Difference(f"{where}: expected a tree with {rules[0]}; found one with {rules[1]}"))

@@ -11,7 +11,7 @@ import numpy as np
 from . import relations
 from .errors import DataError, UsageError
 from .schema import MAX_LEVEL_CLASSES
-from .text_limits import some
+from .text_limits import counted, some
 from .tree_paths import MAX_VECTOR_ELEMENTS, MAX_VECTOR_VALUES, check_num_paths, check_other_parents
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def check_tree(tree: LabelTree) -> None:
     if len(tree.names) != num_classes or tree.parents.shape != (num_classes,):
         raise DataError(
             f"tree: expected a name and a parent for each of {num_classes} classes, "
-            f"found {len(tree.names)} names and parents of shape {tree.parents.shape}"
+            f"found {counted(len(tree.names), 'name')} and parents of shape {tree.parents.shape}"
         )
     if not 1 <= tree.num_listed <= num_classes:
         raise DataError(f"tree: num_listed: expected 1 to {num_classes}, found {tree.num_listed}")

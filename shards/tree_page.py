@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .escape import escape
 from .html import NUM_COLORS, Page
+from .text_limits import counted
 from .tree import LabelTree
 from .tree_stats import tree_stats
 from .tree_text import children_of_classes, count_below, roots, title, walk
@@ -46,12 +47,13 @@ def tree_page(tree: LabelTree, top: int | None = None, *, depth: int | None = No
     several = {}
     if stats["several_parents"]:
         several = {
-            "several parents": f"{stats['several_parents']:,} classes, {stats['num_paths']} paths at most"
+            "several parents": f"{counted(stats['several_parents'], 'class')}, "
+            f"{counted(stats['num_paths'], 'path')} at most"
         }
     page.key_values(
         {
-            "classes": f"{stats['classes']:,} ({stats['listed']:,} listed, {stats['inner_nodes']:,} inner nodes, "
-            f"{stats['leaves']:,} leaves)",
+            "classes": f"{stats['classes']:,} ({stats['listed']:,} listed, "
+            f"{counted(stats['inner_nodes'], 'inner node')}, {counted(stats['leaves'], 'leaf', 'leaves')})",
             "levels": f"{stats['num_levels']} of {stats['depth']}",
             "children": f"{stats['children']['smallest']} to {stats['children']['largest']}, "
             f"mean {stats['children']['mean']:.2f}",
@@ -62,7 +64,7 @@ def tree_page(tree: LabelTree, top: int | None = None, *, depth: int | None = No
     )
     if shown < total:
         page.paragraph(
-            f"{shown:,} of {total:,} classes are shown, down to {depth} levels below the "
+            f"{shown:,} of {counted(total, 'class')} are shown, down to {counted(depth, 'level')} below the "
             f"{'roots' if top is None else 'top'}. For the others draw a branch, or another depth."
         )
     page.heading("Picture")

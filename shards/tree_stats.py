@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .classes import resolve_wnid
+from .text_limits import counted, some
 from .tree import LabelTree
 from .tree_text import count_below, parents_not_chosen, title
 from .wordnet import wordnet
@@ -80,31 +81,30 @@ def format_tree_stats(stats: dict[str, Any]) -> str:
     """The counts as text for a terminal."""
     children, lone, rule = stats["children"], stats["lone_roots"], stats["rule"]
     most = f", most: {children['largest_name']}" if children["largest_name"] else ""
-    more = ", ..." if len(lone) > _SHOWN else ""
     lines = [
-        f"{stats['classes']:,} classes: {stats['listed']:,} listed, {stats['inner_nodes']:,} inner nodes; "
-        f"{stats['leaves']:,} leaves",
+        f"{counted(stats['classes'], 'class')}: {stats['listed']:,} listed, "
+        f"{counted(stats['inner_nodes'], 'inner node')}; {counted(stats['leaves'], 'leaf', 'leaves')}",
         f"  roots         {stats['roots']:,}; the largest: {stats['largest_root']['name']}, "
         f"{stats['largest_root']['classes_below']:,} below",
-        f"  lone roots    {len(lone):,} without children"
-        + (f": {', '.join(lone[:_SHOWN])}{more}" if lone else ""),
+        f"  lone roots    {len(lone):,} without children" + (f": {some(lone, _SHOWN, str)}" if lone else ""),
         f"  children      {children['smallest']} to {children['largest']}, mean {children['mean']:.2f}{most}",
     ]
     if stats["several_hypernyms"] is not None:
         lines.append(
-            f"  parents       {stats['several_hypernyms']:,} classes with several in WordNet; "
+            f"  parents       {counted(stats['several_hypernyms'], 'class')} with several in WordNet; "
             f"{rule['parents']!r} passed some over for {stats['parents_not_chosen']:,}"
         )
     if stats["several_parents"]:
         lines.append(
-            f"  paths         {stats['several_parents']:,} classes with several parents here; "
-            f"{stats['num_paths']} paths at most"
+            f"  paths         {counted(stats['several_parents'], 'class')} with several parents here; "
+            f"{counted(stats['num_paths'], 'path')} at most"
         )
     for level in stats["levels"]:
         notes = [] if level["kept"] else ["left out of the label vectors"]
         notes += ["a single class: nothing to tell apart"] if level["classes"] == 1 else []
         lines.append(
-            f"  level {level['level']:<7} {level['classes']:,} classes, {level['leaves']:,} leaves"
+            f"  level {level['level']:<7} {counted(level['classes'], 'class')}, "
+            + counted(level["leaves"], "leaf", "leaves")
             + (f" ({'; '.join(notes)})" if notes else "")
         )
     return "\n".join([*lines, f"  fingerprint   {stats['fingerprint']}"])

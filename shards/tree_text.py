@@ -10,6 +10,7 @@ import numpy as np
 from . import relations
 from .classes import resolve_wnid
 from .errors import UsageError
+from .text_limits import counted, some
 from .wordnet import wordnet
 
 if TYPE_CHECKING:
@@ -24,15 +25,15 @@ def summary(tree: LabelTree) -> str:
     kept, cut = tree.level_sizes[: tree.num_levels], tree.level_sizes[tree.num_levels :]
     lines = [
         f"parents {tree.rule.parents}, inner {tree.rule.inner}, from {tree.rule.source}",
-        f"{len(tree.classes)} classes: {tree.num_listed} listed, "
-        f"{len(tree.classes) - tree.num_listed} inner nodes",
-        f"{len(kept)} levels of {' '.join(map(str, kept))} classes",
+        f"{counted(len(tree.classes), 'class')}: {tree.num_listed:,} listed, "
+        f"{counted(len(tree.classes) - tree.num_listed, 'inner node')}",
+        f"{counted(len(kept), 'level')} of {' '.join(map(str, kept))} classes",
         f"fingerprint {tree.fingerprint}",
     ]
     if len(tree.other_parents):
         lines.insert(
             3,
-            f"{len(np.unique(tree.other_parents[:, 0]))} classes have several parents; "
+            f"{counted(len(np.unique(tree.other_parents[:, 0])), 'class')} with several parents; "
             f"label vectors [{tree.num_paths}, {tree.num_levels}]",
         )
     if cut:
@@ -111,7 +112,7 @@ def outline(
         shown.append("  " * steps + title(tree, node) + (f": {cut:,} below" if cut else ""))
     if hidden:
         shown.append(
-            f"and {hidden:,} more classes of {total:,}; raise --lines, lower --depth, or name a branch"
+            f"and {counted(hidden, 'more class')} of {total:,}; raise --lines, lower --depth, or name a branch"
         )
     return "\n".join(shown)
 
@@ -195,8 +196,7 @@ def _describe(tree: LabelTree, class_index: int) -> str:
     ]:
         lines.append(f"  parents not chosen by {tree.rule.parents!r}: {', '.join(missed)}")
     children = [title(tree, child) for child in np.flatnonzero(tree.parents == class_index).tolist()]
-    more = f" and {len(children) - _SHOWN_CHILDREN} more" if len(children) > _SHOWN_CHILDREN else ""
-    lines.append(f"  children: {', '.join(children[:_SHOWN_CHILDREN]) or 'none'}{more}")
+    lines.append(f"  children: {some(children, _SHOWN_CHILDREN, str) or 'none'}")
     vectors = tree.vectors()[class_index].reshape(-1, tree.num_levels)
     paths = [row for row in vectors.tolist() if max(row) >= 0]
     lines += [f"  vector: {row}" for row in paths]

@@ -17,6 +17,7 @@ import numpy as np
 from .errors import DataError, SoftshardError
 from .gather import alike
 from .manifest import Manifest, check_sidecar, load_sidecar, load_tree
+from .no_manifest import hint
 from .parallel import in_processes, num_workers
 from .progress import progress_bar
 from .schema import KD, MANIFEST_NAME, MIB
@@ -64,8 +65,7 @@ def data_set_folders(path: str | Path) -> list[str | Path]:
     folders = [folder for folder in _folders(path) if _has_manifest(folder)]
     if not folders:
         raise DataError(
-            f"{dataset_name(path)}: expected a data set (a folder with {MANIFEST_NAME}), found none; packing has "
-            "not finished, or the path is another one"
+            f"{dataset_name(path)}: expected a data set (a folder with {MANIFEST_NAME}), found none; {hint(path)}"
         )
     return folders
 
@@ -122,7 +122,7 @@ def verify(dataset: str | Path, *, decode: bool = False, workers: int | None = N
     for folder in folders:
         try:
             manifest = Manifest.load(folder)
-        except DataError as error:
+        except (DataError, OSError) as error:
             report.problems.append(str(error))
         else:
             _verify_folder(folder, manifest, only, decode, workers, report)

@@ -16,7 +16,7 @@ from .errors import DataError
 from .files import sha256_hex
 from .gather import key_hashes
 from .index import ShardIndex, build_index, index_name, parse_index, tar_members
-from .jpeg import read_jpeg_header
+from .jpeg import raise_if_memory_ran_out, read_jpeg_header
 from .labelmap import decode_label_map, read_map_header
 from .manifest import LabelMapInfo
 from .names import Names
@@ -24,6 +24,7 @@ from .schema import CLS, HIER, JPG, KD, KEY_PATTERN, LMAP, META, SOFT
 from .shard_files import ShardFile, dataset_name, inside, open_shard, read_index
 from .soft_labels import KINDS, TAGS, SoftLabelInfo, decode_soft_labels
 from .teacher_levels import check_teacher_levels, decode_teacher_levels, read_teacher_header
+from .text_limits import counted
 from .writer import ShardRecord
 
 
@@ -101,6 +102,10 @@ def check_shard(expected: Expected, shard: ShardToCheck) -> ShardFindings:
             f"{expected.where(record.name)}: expected a shard of {record.bytes} bytes, found none. Copy it again, or "
             "pack again"
         )
+    except OSError as error:  # a disk that has begun to fail, say: the other shards are checked all the same
+        findings.problems.append(
+            f"{expected.where(record.name)}: expected a shard that can be read, found: {error.strerror or error}"
+        )
     except DataError as error:  # the server is away
         findings.problems.append(str(error))
     return findings
@@ -128,7 +133,7 @@ def _check_file(expected: Expected, shard: ShardToCheck, file: ShardFile, findin
         )
         return
     if len(index.keys) != record.samples:
-        problems.append(f"{name}: expected {record.samples} samples, found {len(index.keys)}")
+        problems.append(f"{name}: expected {counted(record.samples, 'sample')}, found {len(index.keys):,}")
         classes = None
     _check_idx(expected, record, index, file.size, problems)
     findings.samples = len(index.keys)
@@ -156,6 +161,9 @@ def _check_idx(
         text = read_index(expected.dataset, record, len(expected.components))
     except FileNotFoundError:
         problems.append(f"{name}: expected the shard's index, found none. Copy it again, or pack again")
+        return
+    except OSError as error:
+        problems.append(f"{name}: expected an index that can be read, found: {error.strerror or error}")
         return
     except DataError as error:
         problems.append(str(error))
@@ -205,6 +213,7 @@ def check_sample(
             try:
                 simplejpeg.decode_jpeg(parts[JPG.suffix], "RGB", strict=True)
             except ValueError as error:
+                raise_if_memory_ran_out(error, where)
                 raise DataError(f"{where}, component 'jpg': expected a whole JPEG, found: {error}") from error
 
     def check_labels() -> None:

@@ -24,12 +24,12 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from .errors import DataError, UsageError
-from .files import join_url, read_limited
+from .files import join_url, read_limited, read_text
 from .schema import MIB
 from .source_labels import is_index
 from .source_lists import bounded_lines, text_lines
 from .storage import Storage
-from .text_limits import every_problem
+from .text_limits import counted, every_problem
 from .wordnet import WNID_PATTERN
 
 INFO_FOLDER = "info"
@@ -254,7 +254,7 @@ def read_meta(storage: Storage, meta_file: str) -> list[Any]:
 def text_of(rows: list[Any], place: int, where: str) -> tuple[dict[str, Any], str]:
     """Title, description and tags of a row, as far as it has them; and what is wrong with it, or an empty text."""
     if place >= len(rows):
-        return {}, f"{where}: expected at least {place + 1} rows, found {len(rows)}"
+        return {}, f"{where}: expected at least {counted(place + 1, 'row')}, found {len(rows)}"
     if not isinstance(rows[place], dict):
         return {}, f"{where}: row {place + 1}: expected an object, found {type(rows[place]).__name__}"
     return {key: rows[place][key] for key in TEXT_KEYS if rows[place].get(key) not in (None, "", [])}, ""
@@ -298,16 +298,9 @@ def _read_queries(storage: Storage, num_synsets: int, problems: list[str]) -> di
 
 def _info_lines(storage: Storage, name: str) -> tuple[str, list[str]]:
     """A small file's name and lines; the last need not end with a newline."""
-    where = join_url(storage.name, f"{INFO_FOLDER}/{name}")
-    data = storage.read(f"{INFO_FOLDER}/{name}", 0, None, _MAX_INFO_BYTES)
-    if len(data) > _MAX_INFO_BYTES:
-        raise DataError(f"{where}: expected at most {_MAX_INFO_BYTES} bytes, found more")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: expected UTF-8 text, found byte {data[error.start]:#04x}") from error
+    text = read_text(join_url(storage.root, f"{INFO_FOLDER}/{name}"), _MAX_INFO_BYTES)
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-    return where, [] if lines == [""] else lines
+    return join_url(storage.name, f"{INFO_FOLDER}/{name}"), [] if lines == [""] else lines
 
 
 def _find_part(storage: Storage, name: str, info: set[str], folders: set[str]) -> Part:

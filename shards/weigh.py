@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import DataError, UsageError, check_choice
+from .errors import DataError, UsageError, check_choice, check_share
 from .files import open_named, replace_durably, temporary_beside
 from .json_lines import JsonLine, read_json_lines
 from .ledger import bad_limit
@@ -27,6 +27,7 @@ from .pack_soft import load_how, save_how
 from .progress import progress_bar
 from .similarities import COUNTS, Measures, Similarities
 from .soft_labels import TAGS, WEIGHTS
+from .source_labels import is_index
 from .source_lists import (
     LIST_SUFFIXES,
     VALIDATION,
@@ -38,7 +39,7 @@ from .source_lists import (
     path_prefix,
     text_lines,
 )
-from .storage import open_storage
+from .storage import Storage, open_storage
 from .tree import LabelTree
 
 NORMALISE = ("none", "max", "sum")
@@ -73,8 +74,7 @@ class WeighOptions:
         if self.top is not None and self.top < 1:
             raise UsageError(f"top: expected 1 or more, found {self.top}")
         check_choice("normalise", self.normalise, NORMALISE)
-        if not 0 <= self.max_bad <= 1:
-            raise UsageError(f"max_bad: expected a share from 0 to 1, found {self.max_bad}")
+        check_share("max_bad", self.max_bad)
 
     def to_json(self) -> dict[str, Any]:
         """What decides the weights."""
@@ -146,7 +146,7 @@ def label_of(row: dict[str, Any], index: Mapping[str, int]) -> int:
         label = label.strip()
         if label in index:
             return index[label]
-        if label.isascii() and label.isdigit() and len(label) < 10:
+        if is_index(label):
             label = int(label)
     if type(label) is int and 0 <= label < len(index):
         return label
@@ -292,16 +292,7 @@ def weigh_list(
     """
     options = options or WeighOptions()
     storage = open_storage(source)
-    if not storage.name.lower().endswith(LIST_SUFFIXES) or storage.is_folder():
-        raise UsageError(
-            f"{storage.name}: expected a list ({', '.join(LIST_SUFFIXES)}), found another kind of source. Of WebVision "
-            "make one: softshard tags build --keep title --keep description"
-        )
-    if output.suffix not in (".jsonl", ".ndjson"):
-        raise UsageError(f"{output}: expected a name that ends in .jsonl for the new list")
-    if not storage.remote and output.exists() and os.path.samefile(storage.root, output):
-        raise UsageError(f"{output}: expected another file than the source. Write into a new one")
-
+    _check_files(storage, output)
     tags_how = load_how(source, TAGS)
 
     def lines(what: str) -> Iterator[JsonLine]:
@@ -339,21 +330,7 @@ def weigh_list(
                 if isinstance(path := row.get("path"), str):
                     row["path"] = moved_path(path, prefix)
                 good.write(json.dumps(row).encode("ascii") + b"\n")
-        if not read:
-            raise DataError(
-                f"{storage.name}: expected lines with a label, found none; nothing has been written"
-            )
-        most_bad = min(bad_limit(options.max_bad, read), read - 1)  # one has to be good
-        if bad.num > most_bad:
-            more = (
-                f"\n{storage.name}: and {bad.num - len(bad.first):,} more" if bad.num > len(bad.first) else ""
-            )
-            raise DataError(
-                "\n".join(bad.first)
-                + more
-                + f"\n{storage.name}: expected at most {most_bad:,} bad lines of {read:,}, found "
-                f"{bad.num:,}; nothing has been written. Is it of another class list?"
-            )
+        _check_bad(bad, read, options.max_bad)
         how = {**similarities.to_json(), **options.to_json(), "tree": tree.fingerprint if tree else None}
         output.unlink(missing_ok=True)  # an earlier one, before what is beside it is of another
         save_how(output, WEIGHTS, how)
@@ -365,3 +342,30 @@ def weigh_list(
             file.unlink(missing_ok=True)
     written = read - bad.num
     return WeighSummary(read, written, bad.num, weigher.label_only, num_weights / max(1, written))
+
+
+def _check_files(storage: Storage, output: Path) -> None:
+    """Refuse a source that is no list, and an output that is none or the source itself."""
+    if not storage.name.lower().endswith(LIST_SUFFIXES) or storage.is_folder():
+        raise UsageError(
+            f"{storage.name}: expected a list ({', '.join(LIST_SUFFIXES)}), found another kind of source. Of WebVision "
+            "make one: softshard tags build --keep title --keep description"
+        )
+    if output.suffix not in (".jsonl", ".ndjson"):
+        raise UsageError(f"{output}: expected a name that ends in .jsonl for the new list")
+    if not storage.remote and output.exists() and os.path.samefile(storage.root, output):
+        raise UsageError(f"{output}: expected another file than the source. Write into a new one")
+
+
+def _check_bad(bad: _Bad, read: int, max_bad: float) -> None:
+    """Refuse a list that is mostly bad, or empty."""
+    if not read:
+        raise DataError(f"{bad.where}: expected lines with a label, found none; nothing has been written")
+    most_bad = min(bad_limit(max_bad, read), read - 1)  # one has to be good
+    if bad.num > most_bad:
+        more = [f"{bad.where}: and {bad.num - len(bad.first):,} more"] if bad.num > len(bad.first) else []
+        raise DataError(
+            "\n".join([*bad.first, *more])
+            + f"\n{bad.where}: expected at most {most_bad:,} bad lines of {read:,}, found {bad.num:,}; nothing has been "
+            "written. Is it of another class list?"
+        )

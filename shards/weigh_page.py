@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .errors import UsageError
 from .html import Page
 from .similarities import Similarities, class_words, shown_how
+from .text_limits import counted
 from .tree import LabelTree
 from .weigh import WeighOptions, image_weights
 
@@ -95,12 +96,12 @@ def weights_page(
     )
     for label in labels:
         found = neighbours(similarities, label, options, text=text, tree=tree)
-        words = class_words([label], None if tree is None else tree)[0][0][0]
+        words = class_words([label], tree)[0][0][0]
         page.heading(label if words == label else f"{label} {words}")
         page.paragraph(
             FELL_BACK.capitalize() + "."
             if found[0].fell_back
-            else f"{len(found):,} classes get weight from an image with this label"
+            else f"An image with this label gives weight to {counted(len(found), 'class')}"
             + (f"; the first {_MOST_BARS} are shown." if len(found) > _MOST_BARS else ".")
         )
         shown = found[:_MOST_BARS]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -53,18 +53,7 @@ class WordNet:
         Raises:
             DataError: the file is not such a table.
         """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: expected a WordNet table; {error}; install softshard again") from error
-        found = str(arrays.get("format", "nothing"))
-        if found != TABLE_FORMAT:
-            raise DataError(
-                f"{path}: expected a WordNet table of format {TABLE_FORMAT!r}, found {found!r}; "
-                "written by another softshard. Run: python -m softshard.shards.make_wordnet_table"
-            )
-        return cls(arrays)
+        return cls(read_table(path, TABLE_FORMAT))
 
     def __contains__(self, wnid: object) -> bool:
         return wnid in self._index
@@ -162,6 +151,29 @@ class WordNet:
             raise DataError(
                 f"{wnid!r}: not a noun synset of WordNet 3.0; expected `n` and eight digits"
             ) from None
+
+
+def read_table(
+    path: Path | str, table_format: str, names: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Some arrays of a table of the package, or all of them.
+
+    Raises:
+        DataError: the file is not such a table.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = str(archive["format"]) if "format" in archive.files else "nothing"
+            wanted = archive.files if names is None else names
+            arrays = {name: archive[name] for name in wanted} if found == table_format else {}
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: expected a WordNet table; {error}; install softshard again") from error
+    if found != table_format:
+        raise DataError(
+            f"{path}: expected a WordNet table of format {table_format!r}, found {found!r}; written by another "
+            "softshard. Install softshard again"
+        )
+    return arrays
 
 
 @lru_cache(maxsize=1)

@@ -25,7 +25,7 @@ from ..shards.errors import DataError, UsageError
 from ..shards.files import TEMPORARY_SUFFIX, hold_folder, replace_durably, write_atomically
 from ..shards.manifest import Manifest, check_sidecar, load_sidecar, load_tree
 from ..shards.philox import check_seed
-from ..shards.score_file import score_header, score_line
+from ..shards.score_file import parse_score, score_header, score_line
 from ..shards.shard_files import dataset_path
 from ..shards.shard_keys import each_shards_keys
 from ..shards.storage import public_name
@@ -313,7 +313,7 @@ def _join(
         file.write(json.dumps(header | {"samples": num_scored, "skipped": len(keys) - num_scored}) + "\n")
         lines = [part.readline() for part in parts]
         for key, half in zip(keys, halves.tolist(), strict=True):
-            record = json.loads(lines[half]) if lines[half] else {}
+            record = _parsed(lines[half], half, folder) if lines[half] else {}
             if record.get("key") != key:
                 continue
             total += record["probability"]
@@ -327,6 +327,15 @@ def _join(
                 )
     replace_durably(temporary, target)
     return num_scored, total / max(1, num_scored)
+
+
+def _parsed(line: str, half: int, folder: Path) -> dict[str, Any]:
+    try:
+        return parse_score(line)
+    except DataError as error:
+        raise DataError(
+            f"{_scores_file(folder, half)}: {error}: {line[:60]!r}. Remove that file, and run the same command again"
+        ) from error
 
 
 def _keys_file(folder: Path, half: int) -> Path:

@@ -8,7 +8,6 @@ the same on both sets. A study that was killed continues.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource
 from ..loaders.subset import Subset
 from ..shards.errors import UsageError
-from ..shards.files import hold_folder
+from ..shards.files import hold_folder, parse_json
 from ..shards.storage import public_name
 from ..shards.subset_file import SubsetFile
 from .curves import COLUMNS, FULL, IMAGE_COLUMNS, SUBSET
@@ -138,7 +137,8 @@ def study_subset(
 
     def finished(run: SeriesRun, trained: TrainResult) -> None:
         name = run.name.partition("-")[0]
-        summary = json.loads(trained.checkpoint.with_name(SUMMARY_NAME).read_text())
+        file = trained.checkpoint.with_name(SUMMARY_NAME)
+        summary = parse_json(file.read_bytes(), str(file))
         rows.extend(
             {
                 "set": name,

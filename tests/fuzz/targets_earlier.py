@@ -24,7 +24,7 @@ from softshard.shards.labelmap_import import _settle as settle_import
 from softshard.shards.pack_soft import load_how
 from softshard.shards.receipts import settle_content
 from softshard.shards.tags_tasks import BlockCounts, BlockLines, BlockStats
-from softshard.shards.tags_work import Counted, TagsWork
+from softshard.shards.tags_work import Counted, TagsWork, _note
 from softshard.training import subset_score, subset_study
 from softshard.training.demo_folder import MARKED, MARKER, _is_demo
 from softshard.training.run_series import settle_folder
@@ -125,8 +125,7 @@ def targets() -> list[Target]:
         Target("counts of tags", in_folder("count-000000.npz", _counts), (_counted(),), BINARY),
         Target("counts of tags behind their checksum", _counted_facts, (b'[{"big cat": 2}, [1, 1, 0], ["line 4"]]',), JSON),
         Target("written lines of tags", in_folder("written.json", _lines),
-            (json.dumps({"key": "k", "num_blocks": 50, "sizes": [9, 6], "stats": vars(BlockStats(images=7))}).encode(),),
-            JSON),
+            (_note("k", 50, [9, 6], vars(BlockStats(images=7))),), JSON),
         Target("how tags were made", in_folder("list.tags.json", lambda folder: load_how(folder / "list.jsonl", "tags")),
             (json.dumps({"tokenizer": "softshard", "keep": ["title"], "max_share": 0.25}).encode(),), JSON,
             "list.tags.json"),

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 from packed_files import files
 
-from softshard.shards import DataError, UsageError, pack
+from softshard.shards import DataError, StorageError, UsageError, pack
 from softshard.shards.destination import LocalDestination, RemoteDestination, open_destination
 from softshard.shards.pack import PackOptions
 
@@ -154,6 +154,25 @@ def test_shards_in_memory_are_the_shards_of_a_folder(source, tmp_path, options):
     root = url.removeprefix("memory:/")
     found = {path.removeprefix(root + "/"): store.cat_file(path) for path in store.find(root)}
     assert found == files(tmp_path / "set")
+
+
+@pytest.mark.parametrize("name", ["train-000000.tar.json", ".listing"])
+def test_what_is_done_in_a_store_that_is_away_is_not_done_again(
+    source, options, monkeypatch, collection_forms, name
+):
+    url = f"memory://{uuid.uuid4()}/set"
+    tars = collection_forms(source)["tars"]
+    pack(tars, url, options, workers=1)
+    read = RemoteDestination.read
+
+    def away(self, wanted, limit):
+        if wanted == name:
+            raise StorageError(f"{self.name}/{wanted}: cannot be read: the server is away")
+        return read(self, wanted, limit)
+
+    monkeypatch.setattr(RemoteDestination, "read", away)
+    with pytest.raises(StorageError, match=f"{name}: cannot be read"):
+        pack(tars, url, options, workers=1)
 
 
 def test_another_plan_is_refused_in_a_bucket_too(source, options):

@@ -253,7 +253,7 @@ def test_a_member_longer_than_its_component_may_be_is_refused(tmp_path):
         ("v1.2 " + "9" * 5000 + "\n", "expected a first line"),
         ("v1.2 0\n", "expected 0 samples of four fields a component, found 0 fields"),
         ("v1.2 2\njpg 512 1 a.jpg\n", "expected 2 samples of four fields a component, found 4 fields"),
-        ("v1.2 1\njpg 512 1\n", "expected 1 samples of four fields a component, found 3 fields"),
+        ("v1.2 1\njpg 512 1\n", "expected 1 sample of four fields a component, found 3 fields"),
         ("v1.2 2\njpg 512 1 a.jpg\ncls 1536 1 b.cls\n", "expected component 'jpg' in every sample, found another"),
         ("v1.2 1\njpg x 1 a.jpg\n", "expected whole numbers"),
         ("v1.2 1\njpg 512 1.5 a.jpg\n", "expected whole numbers"),

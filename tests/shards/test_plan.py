@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softshard.shards import DataError, UsageError
+from softshard.shards.listing import ClassFolder, Listing
 from softshard.shards.plan import make_plan
 from softshard.shards.schema import KEY_PATTERN
-from softshard.shards.sources import ClassFolder, Listing
 
 
 def listing(classes, validation=()):
@@ -73,7 +73,7 @@ def test_no_class_left_is_an_error_that_names_the_folders():
 def test_a_class_without_training_images_is_an_error_that_says_what_to_do():
     with pytest.raises(
         DataError,
-        match=r"expected more than 2 images in every class.*found 1 classes with fewer: 'b'.*--min-images 3",
+        match=r"expected more than 2 images in every class.*found 1 class with fewer: 'b'.*--min-images 3",
     ):
         make_plan(listing({"a": 3, "b": 2}), val_per_class=2)
 

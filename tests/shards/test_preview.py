@@ -20,7 +20,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(run, source, tmp_path):
     assert lines[0].startswith(f"{source}: 16 images; plan ")
     assert lines[1:6] == [
         "  kept: 2 classes with 12 images",
-        "  dropped: 1 folders with 4 images",
+        "  dropped: 1 folder with 4 images",
         "    oak: 4 images: fewer than 5 images",
         "  other files, ignored: 1: dog/notes.txt",
         "  train: 10 samples in 3 shards, about 0.0 MB",

@@ -63,7 +63,7 @@ def test_fine_classes_merge_into_the_nearest_class_that_is_left(old_tree):
     assert found.merged == (("swan", "bird"), ("fish", "animal"), ("oak", "plant"), ("tree", "plant"))
     assert found.dropped == ()
     assert found.summary().splitlines() == [
-        "7 classes become 3",
+        "from 7 classes to 3",
         "  merged into an ancestor: 4: swan -> bird, fish -> animal, oak -> plant, tree -> plant",
     ]
 

@@ -333,7 +333,7 @@ def test_the_command_reports_in_words_and_in_json(train, tmp_path, capsys):
     assert (summary["read"], summary["samples"], summary["left_out"]) == (13, 6, 7)
     assert summary["components"] == ["jpg", "cls", "hier.npy", "msgpack"]
     assert main(["reshard", *arguments, "--shuffle", "1"]) == 0
-    assert f"{tmp_path / 'set'}: 6 of 13 samples in 1 shards" in capsys.readouterr().out
+    assert f"{tmp_path / 'set'}: 6 of 13 samples in 1 shard, " in capsys.readouterr().out
     assert main(["reshard", *arguments, "--shuffle", "2"]) == 2
     assert main(["reshard", str(train), str(train), str(tmp_path / "twice")]) == 1
     assert main(["reshard", str(train), str(tmp_path / "odd"), "--drop", "kd"]) == 1

@@ -123,6 +123,8 @@ def test_a_status_of_404_alone_is_no_missing_file():
         ("abfs://c/k", r"credentials \(for az: AZURE_STORAGE_ACCOUNT_NAME and .*_CONNECTION_STRING\)$"),
         ("simplecache::s3://b/k", r"credentials \(for s3: AWS_ENDPOINT_URL, "),
         ("r2://b/k", r"credentials \(for s3: AWS_ENDPOINT_URL, "),
+        ("oss://b/k", r"credentials \(for oss: OSS_ENDPOINT, FSSPEC_OSS_KEY, FSSPEC_OSS_SECRET\)$"),
+        ("oci://b@n/k", r"credentials \(for oci: OCIFS_IAM_TYPE=api_key and ~/\.oci/config, or the file "),
         ("https://h/k", "credentials$"),
     ],
 )

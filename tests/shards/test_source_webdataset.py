@@ -49,6 +49,16 @@ def test_a_packed_data_set_can_be_packed_again(packed, tmp_path, options):
     assert verify(tmp_path / "again", decode=True).ok
 
 
+def test_a_damaged_manifest_is_told_and_somebody_else_s_is_none(packed, tmp_path, jpeg):
+    file = packed / "train" / "manifest.json"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"train/manifest\.json: expected JSON, found"):
+        open_source(packed / "train")
+    source = write_shards(tmp_path / "source", jpeg, lambda i: {"cls": i % 2})
+    (source / "manifest.json").write_text('{"shards": 3}')
+    assert open_source(source).class_names == ("0", "1")
+
+
 def test_one_tar_is_enough(tmp_path, jpeg):
     source = write_shards(tmp_path / "source", jpeg, lambda i: {"cls": 0})
     assert open_source(source / "x-000.tar").num_files == 5

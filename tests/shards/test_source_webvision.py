@@ -228,7 +228,7 @@ def test_an_image_that_is_listed_twice_is_named(webvision):
         (None, "found no file"),
         (b"[{", "expected a JSON array of the query's images, found: "),
         (b"{}", "expected a JSON array, found dict"),
-        (b"[]", "expected at least 1 rows, found 0"),
+        (b"[]", "expected at least 1 row, found 0"),
         (b"[7]", "row 1: expected an object, found int"),
         (b'[{"title": "caf\xe9"}]', "expected a JSON array of the query's images, found: "),
     ],
@@ -240,7 +240,7 @@ def test_texts_that_are_missing_or_damaged_cost_no_image_and_are_told(webvision,
         path.unlink()
     else:
         path.write_bytes(content)
-    with pytest.warns(UserWarning, match="1 images go without title, description and tags: .*q0002.json"):
+    with pytest.warns(UserWarning, match="1 image without title, description and tags: .*q0002.json"):
         listing = open_source(root)
     assert listing.num_files == 8
     report = build_tags(root, tmp_path / "tags.jsonl", TagOptions(min_images=1, max_share=1.0), workers=1)
@@ -254,7 +254,7 @@ def test_folders_that_are_missing_are_told(webvision):
     root = webvision()
     for name in ("google_json", "flickr_json", "val_images_256"):
         shutil.rmtree(root / name)
-    with pytest.warns(UserWarning, match="5 images go without title") as warned:
+    with pytest.warns(UserWarning, match="5 images without title") as warned:
         listing = open_source(root)
     assert listing.validation == ()
     assert any("there will be no validation part" in str(warning.message) for warning in warned)

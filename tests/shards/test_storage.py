@@ -1,13 +1,18 @@
 """Sources behind URLs: a real web server with ranges, memory:// and file://, and what is told of them."""
 
+import errno
 import os
 import re
+from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec import AbstractFileSystem
 from packed_files import files
 
 from softshard.shards import DataError, StorageError, UsageError, pack, verify
+from softshard.shards.classes import load_class_list
+from softshard.shards.files import read_text
 from softshard.shards.shard_files import read_small
 from softshard.shards.sources import open_source
 from softshard.shards.storage import LocalStorage, open_storage, public_name
@@ -137,6 +142,49 @@ def test_azure_without_credentials_says_where_they_come_from(monkeypatch):
         monkeypatch.delenv(name)
     with pytest.raises(UsageError, match=r"expected credentials \(for az: AZURE_STORAGE_ACCOUNT_NAME"):
         open_storage("az://container/train")
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        (
+            "ConfigFileNotFound",
+            r"ConfigFileNotFound; expected to be let in; check the address and the credentials$",
+        ),
+        ("SSHException", "SSHException$"),
+    ],
+)
+def test_what_a_library_misses_at_once_is_an_error_that_names_the_place(kind, found):
+    class AtOnce(AbstractFileSystem):
+        protocol = kind.lower()
+
+        def __init__(self, **options):
+            raise type(kind, (Exception,), {})("looked for it when it was made")
+
+    fsspec.register_implementation(AtOnce.protocol, AtOnce, clobber=True)
+    with pytest.raises(StorageError, match=rf"^{kind.lower()}://b/k: cannot be opened: {found}"):
+        open_storage(f"{kind.lower()}://b/k?key=secret")
+
+
+def test_a_local_path_is_none_of_fsspec_s(tmp_path, monkeypatch):
+    folder = tmp_path / "a::b"
+    folder.mkdir()
+    (folder / "list.txt").write_text("cat\n")
+    assert load_class_list(folder / "list.txt") == ("cat",)
+    monkeypatch.setenv("HOME", str(folder))
+    assert read_text("~/list.txt", 100) == "cat\n"
+    assert Path(open_storage("~/list.txt").root) == folder / "list.txt"
+
+
+def test_a_disk_that_fails_names_the_file(tmp_path, monkeypatch):
+    (tmp_path / "a.tar").write_bytes(b"123")
+
+    def failing(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))  # as the system raises it, without a name
+
+    monkeypatch.setattr("os.pread", failing)
+    with pytest.raises(OSError, match=r"Input/output error: '.*/a\.tar'"):
+        LocalStorage(str(tmp_path)).read("a.tar", 0, 2, 100)
 
 
 def test_few_tars_stay_open(tmp_path, monkeypatch):

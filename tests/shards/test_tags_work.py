@@ -157,17 +157,26 @@ def test_a_damaged_part_is_counted_again(tmp_path, small_blocks, damaged):
     assert files(tmp_path) == whole
 
 
-@pytest.mark.parametrize("lost", ["sizes", "stats", "num_blocks", "key"])
-def test_a_damaged_note_of_lines_is_none(tmp_path, lost):
+def test_a_damaged_note_of_lines_is_none(tmp_path):
     with writing(tmp_path) as written:
         written.lines.write(b"a line\n")
-    note = {"key": "k", "num_blocks": 2, "sizes": [7, 0], "stats": vars(BlockStats())}
-    (tmp_path / "written.json").write_text(json.dumps(note))
-    with writing(tmp_path) as written:
-        assert (written.num_blocks, os.fstat(written.lines.fileno()).st_size) == (2, 7)
-    (tmp_path / "written.json").write_text(json.dumps({k: v for k, v in note.items() if k != lost}))
-    with writing(tmp_path) as written:
-        assert (written.num_blocks, os.fstat(written.lines.fileno()).st_size) == (0, 0)
+    note = work_module._note("k", 2, [7, 0], vars(BlockStats(images=1)))
+
+    def begun(data):
+        (tmp_path / "written.json").write_bytes(data)
+        with writing(tmp_path) as written:
+            return written.num_blocks, os.fstat(written.lines.fileno()).st_size, written.stats.images
+
+    assert begun(note) == (2, 7, 1)
+    for damaged in (
+        note.replace(b'"num_blocks": 2', b'"num_blocks": 3'),
+        note.replace(b'"images": 1', b'"images": 0'),
+        note[:-1],
+        b"[]",
+        b"",
+    ):
+        assert begun(damaged) == (0, 0, 0)
+        (tmp_path / "lines.part").write_bytes(b"a line\n")
 
 
 def test_the_old_list_goes_before_what_is_beside_it_changes(tmp_path, monkeypatch):

@@ -423,7 +423,7 @@ def test_a_newer_minor_version_is_read_and_a_newer_major_version_refused(toy):
         ("num_listed", 2**31, "num_listed: expected as"),
         ("max_levels", -1, "max_levels: expected as"),
         ("classes", [], "expected classes, found none"),
-        ("names", ["one"], "found 1 names"),
+        ("names", ["one"], "found 1 name"),
         ("num_listed", 8, "num_listed: expected 1 to 7, found 8"),
         ("max_levels", 0, "levels: expected 1 or more"),
         ("rule", {"parents": "first"}, "rule: expected as"),

@@ -79,7 +79,7 @@ def test_wordnets_dog_is_a_canine_and_a_domestic_animal():
     assert tree.vectors()[4].tolist() == [[1, -1, -1], [-1, -1, -1]]
     assert "further parents: n02083346 canine" in tree.show("dog")
     assert tree.show("dog").endswith("  vector: [0, 0, 0]\n  vector: [0, 1, 0]")
-    assert "1 classes have several parents; label vectors [2, 3]" in tree.summary()
+    assert "1 class with several parents; label vectors [2, 3]" in tree.summary()
 
 
 @needs_timm

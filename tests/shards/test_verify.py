@@ -136,6 +136,15 @@ def test_a_missing_file_is_reported(packed, name, message):
     assert re.search(message, problem)
 
 
+def test_a_shard_that_cannot_be_read_is_a_problem_and_the_others_are_checked(packed):
+    (packed / "train" / SHARD).unlink()
+    (packed / "train" / SHARD).mkdir()
+    report = verify(packed / "train")
+    (problem,) = report.problems
+    assert problem.endswith(f"{SHARD}: expected a shard that can be read, found: Is a directory")
+    assert report.samples > 0
+
+
 def test_an_index_of_another_shard_is_reported(packed):
     shutil.copy(packed / "train" / "train-000002.idx", packed / "train" / "train-000001.idx")
     found = problems(packed / "train")
@@ -335,8 +344,8 @@ def test_a_folder_without_data_sets_is_an_error(tmp_path):
     with pytest.raises(DataError) as caught:
         verify(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: expected a data set (a folder with manifest.json), found none; packing has not finished, or "
-        "the path is another one"
+        f"{tmp_path}: expected a data set (a folder with manifest.json), found none; the path is another one, or packing "
+        "has not finished (the manifest is written last). Run `softshard pack` again: it continues"
     )
 
 

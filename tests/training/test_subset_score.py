@@ -195,6 +195,19 @@ def test_a_checkpoint_that_was_put_in_its_place_is_refused(shards, scored, tmp_p
         score(shards, tmp_path / "s.jsonl")
 
 
+def test_damaged_scores_of_a_half_are_named(shards, scored, tmp_path):
+    shutil.copytree(scored.with_name("scores.jsonl.runs"), tmp_path / "s.jsonl.runs")
+    file = tmp_path / "s.jsonl.runs" / "scores-1.jsonl"
+    whole = file.read_text()
+    for damaged, found in (
+        (whole[:-9], "expected a JSON object, found something else"),
+        (whole.replace("probability", "probabilita", 1), "expected a probability from 0 to 1, found None"),
+    ):
+        file.write_text(damaged)
+        with pytest.raises(DataError, match=rf"scores-1\.jsonl: {found}.*Remove that file"):
+            score(shards, tmp_path / "s.jsonl")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
