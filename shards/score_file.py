@@ -62,6 +62,18 @@ def score_line(key: str, class_index: int, probability: float, half: int) -> str
     return json.dumps(record) + "\n"
 
 
+def read_score_line(line: str) -> dict[str, Any]:
+    """What `score_line` wrote.
+
+    Raises:
+        DataError: it is something else; the message says what, not where.
+    """
+    record = _parsed(line)
+    if problem := _problem(record):
+        raise DataError(problem)
+    return record
+
+
 def read_scores(path: str | Path, *, fingerprint: str | None = None) -> Scores:
     """Read a file of scores.
 

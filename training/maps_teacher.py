@@ -173,7 +173,7 @@ def _trained_model(path: Path, saved: Checkpoint, size: int) -> nn.Module:
     # timm's own weights go through the same function when they are loaded at another size.
     resample = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if resample is not None:
-        saved = replace(saved, model=resample(dict(saved.model), model))
+        saved = replace(saved, model=resample(dict(saved.best_model), model), model_ema=None)
     return load_trained_model(path, saved, size)
 
 

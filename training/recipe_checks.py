@@ -35,9 +35,13 @@ _LIMITS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         ("epochs", "global_batch", "image_size", "accumulate", "step_epochs", "lanes"),
     ),
     ("at least 1, or none for all", lambda number: number >= 1, ("levels",)),
-    ("a number in [0, 1)", lambda number: 0 <= number < 1, ("smoothing", "warmup", "ema_decay", "asl_clip")),
-    ("a number from 0 to 1", lambda number: 0 <= number <= 1, ("class_balance",)),
-    ("0 or more", lambda number: number >= 0, ("gamma_neg", "gamma_pos")),
+    (
+        "a number in [0, 1)",
+        lambda number: 0 <= number < 1,
+        ("smoothing", "warmup", "ema_decay", "asl_clip", "momentum"),
+    ),
+    ("a number from 0 to 1", lambda number: 0 <= number <= 1, ("class_balance", "warmup_from")),
+    ("0 or more", lambda number: number >= 0, ("gamma_neg", "gamma_pos", "weight_decay")),
     (
         "more than 0",
         lambda number: number > 0,

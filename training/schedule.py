@@ -1,4 +1,4 @@
-"""The learning rate of every step, from timm's schedulers.
+"""The optimizer, and the learning rate of every step, from timm.
 
 A timm scheduler computes the rate from the step alone, so a run that continues needs no scheduler state: its
 position is the step. timm has no one-cycle schedule; the one here gives torch's numbers (a test compares
@@ -11,13 +11,22 @@ import math
 
 import numpy as np
 import torch
+from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
+from torch import nn
 from torch.optim import Optimizer
 
 from .recipes import Recipe
 
 _COMPARED_STEPS = 1000
+
+
+def create_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+    """The recipe's optimizer, with its highest learning rate."""
+    return create_optimizer_v2(
+        model, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+    )
 
 
 def create_schedule(recipe: Recipe, optimizer: Optimizer, total_steps: int) -> Scheduler:

@@ -8,7 +8,6 @@ the same on both sets. A study that was killed continues.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,7 +27,7 @@ from ..shards.subset_file import SubsetFile
 from .curves import COLUMNS, FULL, IMAGE_COLUMNS, SUBSET
 from .data import open_loaders
 from .recipes import Recipe
-from .results import SUMMARY_NAME, TrainResult, write_csv
+from .results import TrainResult, write_csv
 from .run_series import SeriesRun, settle_folder, train_series
 
 CURVES_NAME = "curves.csv"
@@ -56,16 +55,15 @@ class StudySet:
 
     def to_json(self) -> dict[str, Any]:
         """What `study.json` says of it."""
+        subset = (
+            self.subset.to_json() if isinstance(self.subset, Subset) else self.subset and self.subset.record()
+        )
         return {
             "dataset": public_name(self.dataset),
             "val": public_name(self.val),
-            "subset": self.subset.record() if isinstance(self.subset, SubsetFile) else _json(self.subset),
+            "subset": subset,
             "labels": str(self.labels) if isinstance(self.labels, str | Path) else None,
         }
-
-
-def _json(subset: Subset | None) -> dict[str, Any] | None:
-    return None if subset is None else subset.to_json()
 
 
 @dataclass(frozen=True)
@@ -138,14 +136,13 @@ def study_subset(
 
     def finished(run: SeriesRun, trained: TrainResult) -> None:
         name = run.name.partition("-")[0]
-        summary = json.loads(trained.checkpoint.with_name(SUMMARY_NAME).read_text())
         rows.extend(
             {
                 "set": name,
                 "model": run.options["model"],
                 "epoch": entry["epoch"] + 1,
                 "accuracy": f"{entry[METRIC]:.8g}",
-                "train_images": summary["samples"],
+                "train_images": trained.num_samples,
                 "val_images": entry["samples"],
             }
             for entry in trained.history
