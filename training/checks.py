@@ -10,7 +10,7 @@ from timm.optim import list_optimizers  # pyright: ignore[reportPrivateImportUsa
 from torch import nn
 
 from ..loaders.loader import Loader
-from ..shards.errors import DataError, UsageError
+from ..shards.errors import DataError, UsageError, first_line
 from .checkpoint import Checkpoint
 from .label_space import LabelSpace
 from .recipe_targets import TREE_LOSSES
@@ -99,7 +99,7 @@ def _optimizer_problems(recipe: Recipe) -> list[str]:
     try:
         create_optimizer(recipe, nn.Linear(1, 1))
     except Exception as error:  # each optimizer refuses its own way: ValueError, AssertionError, ImportError
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         return [
             f"optimizer: expected one that takes the recipe's numbers, found {recipe.optimizer!r} ({reason})"
         ]

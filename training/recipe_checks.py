@@ -8,21 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from ..loaders.augment_text import parse_augment
 from ..shards.errors import UsageError
-from .recipe_targets import LOSSES, TARGET_LOSSES, TREE_LOSSES, target_problems
+from .precision import PRECISIONS
+from .recipe_targets import (
+    BALANCES,
+    DISTILLATION_RULES,
+    LOSSES,
+    TARGET_LOSSES,
+    TREE_LOSSES,
+    target_problems,
+)
 
 if TYPE_CHECKING:
     from .recipes import Recipe
 
-BALANCES = ("classes", "images")
-DISTILLATIONS = ("none", "paper", "code")
-SCHEDULES = ("one-cycle", "cosine", "step", "constant")
-PRECISIONS = ("float32", "bfloat16", "float16")
 _CHOICES = {
     "loss": LOSSES,
-    "schedule": SCHEDULES,
+    "schedule": ("one-cycle", "cosine", "step", "constant"),
     "precision": PRECISIONS,
     "balance": BALANCES,
-    "distill": DISTILLATIONS,
+    "distill": ("none", *DISTILLATION_RULES),
 }
 
 # Numbers that a recipe may do without.

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from .recipes import Recipe
 
+_FINAL_DIV = 1e4  # the last learning rate of one-cycle is the first one divided by this; torch's default
 _COMPARED_STEPS = 1000
 
 
@@ -59,7 +60,6 @@ class OneCycleScheduler(Scheduler):
         total_steps: length of the cycle.
         warmup: share of the steps that go up.
         warmup_from: the first learning rate as a share of the highest.
-        final_div: the last learning rate is the first one divided by this; torch's default.
     """
 
     def __init__(
@@ -68,13 +68,12 @@ class OneCycleScheduler(Scheduler):
         total_steps: int,
         warmup: float,
         warmup_from: float,
-        final_div: float = 1e4,
     ) -> None:
         # Set before the base class stores what _get_lr needs and updates the groups.
         self.top_step = warmup * total_steps - 1
         self.last_step = total_steps - 1
         self.warmup_from = warmup_from
-        self.final_share = warmup_from / final_div
+        self.final_share = warmup_from / _FINAL_DIV
         super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
 
     def _get_lr(self, t: int) -> list[float]:

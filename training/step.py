@@ -28,7 +28,7 @@ from .models import set_training
 from .objective import target_of
 from .precision import autocast
 from .recipes import Recipe
-from .teacher import Teacher
+from .teacher import CheckpointTeacher
 from .teacher_timm import TimmTeacher
 
 
@@ -71,7 +71,7 @@ class TrainStep:
         *,
         world_size: int = 1,
         compile: bool = False,
-        teacher: Teacher | TimmTeacher | None = None,
+        teacher: CheckpointTeacher | TimmTeacher | None = None,
         head_order: HeadOrder | None = None,
     ) -> None:
         self.recipe = recipe

@@ -440,7 +440,7 @@ def test_a_remote_shard_that_is_missing_or_another_is_refused(dataset, teacher, 
     ("wrong", "message"),
     [
         ({"top": 0}, "from 1, found 96, 0 and 2"),
-        ({"scores": "int4"}, "expected scores of float16, uint8, found 'int4'"),
+        ({"scores": "int4"}, "scores: expected one of float16, uint8, found 'int4'"),
     ],
 )
 def test_wrong_options_are_refused(wrong, message):
