@@ -49,6 +49,7 @@ from semantic_losses import one_photograph_a_class, part_of
 from softshard.shards import ImageRecipe, PackOptions, pack
 from softshard.shards.manifest import Manifest
 from softshard.shards.pictures import as_rgb
+from softshard.training.average_precision import average_precision
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.demo_photos import draw_window
 from softshard.training.evaluate import evaluate, evaluation_loader
@@ -124,15 +125,6 @@ def make_data_set(
     return out / "shards" / "train"  # `pack` calls what is not split `train`
 
 
-def average_precisions(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """float [C], the average precision of each class: the mean, over its images, of the share that is right among those
-    with a score at least as high. scores: float [N, C]; right: bool [N, C], every class at least once."""
-    order = np.argsort(-scores, axis=0, kind="stable")
-    hits = np.take_along_axis(right, order, axis=0)
-    precision = hits.cumsum(axis=0) / np.arange(1, len(hits) + 1)[:, None]
-    return (precision * hits).sum(axis=0) / hits.sum(axis=0)
-
-
 def judge(checkpoint: Path, windows: Path, collages: Path, threads: int) -> dict[str, float]:
     """METRICS of a checkpoint."""
     saved = load_checkpoint(checkpoint)
@@ -152,12 +144,12 @@ def judge(checkpoint: Path, windows: Path, collages: Path, threads: int) -> dict
             labels.append(batch.classes[kept])
             for key in batch.keys[: int(kept.sum())]:
                 right.append(np.isin(np.arange(len(place)), [place[name] for name in contents[key]]))
-    scores_NC, right_NC = torch.cat(scores).numpy(), np.stack(right)
-    best = scores_NC.argmax(axis=1)
+    scores_NC, right_NC = torch.cat(scores), np.stack(right)
+    best = scores_NC.argmax(dim=1).numpy()
     return {
         "windows_top1": evaluate(checkpoint, str(windows), num_threads=threads)["top1"],
         "collages_any": float(right_NC[np.arange(len(best)), best].mean()),
-        "collages_map": float(average_precisions(scores_NC, right_NC).mean()),
+        "collages_map": float(average_precision(scores_NC, torch.from_numpy(right_NC)).mean()),
         "label_top1": float((best == torch.cat(labels).numpy()).mean()),
     }
 

@@ -43,6 +43,7 @@ from torch import Tensor, nn
 
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, pack
 from softshard.training.ancestors import ancestor_table
+from softshard.training.bootstrap import mean_interval
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.demo_photos import PHOTOS, Region, draw_window, read_photo
 from softshard.training.down_the_tree import DownTheTree
@@ -151,9 +152,8 @@ def summaries(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             entry[metric] = {"mean": float(values.mean()), "std": float(values.std(ddof=1))}
             if recipe != REFERENCE:
                 gaps = values - base
-                picks = np.random.default_rng(0).integers(len(gaps), size=(10_000, len(gaps)))
-                low, high = np.quantile(gaps[picks].mean(axis=1), [0.025, 0.975])
-                entry[metric] |= {"difference": float(gaps.mean()), "interval": [float(low), float(high)]}
+                interval = mean_interval(gaps, np.random.default_rng(0), 10_000)
+                entry[metric] |= {"difference": float(gaps.mean()), "interval": list(interval)}
         found.append(entry)
     return found
 

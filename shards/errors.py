@@ -49,6 +49,11 @@ class UsageError(SoftshardError, ValueError):
     """The call is wrong: options that contradict, a path that is not there. Commands exit with 2."""
 
 
+def first_line(error: BaseException) -> str:
+    """What somebody else's error says, as far as it fits into a message; of one that says nothing its type."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def check_choice(what: str, value: str, choices: Collection[str]) -> None:
     """Refuse what is none of some choices.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import ImageError
+from .errors import ImageError, first_line
 from .schema import MAX_MAP_ELEMENTS
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _load_tensor(file: Path) -> tuple[Tensor, str]:
             kind="unreadable",
         ) from error
     except Exception as error:  # a damaged pickle fails in any way: IndexError, struct.error, ...
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise ImageError(
             f"{file}: expected a tensor that torch.save wrote, found a file that cannot be read as one ({reason[:200]})",
             kind="unreadable",

@@ -8,6 +8,7 @@ strings and lists of them, no code. `timm.create_model(..., checkpoint_path=...)
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import types
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..shards.errors import DataError
+from ..shards.errors import DataError, first_line
 from ..shards.files import TEMPORARY_SUFFIX, naming, replace_durably
 from ..shards.images import ImageRecipe
 from ..shards.manifest import Manifest
@@ -170,9 +171,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except FileNotFoundError:
         raise DataError(f"{path}: expected a checkpoint, found no such file") from None
     except Exception as error:  # a damaged pickle fails in any way: IndexError, struct.error, ...
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{path}: expected a checkpoint, found a file that torch cannot read ({reason}); it is cut short "
+            f"{path}: expected a checkpoint, found a file that torch cannot read ({first_line(error)}); it is cut short "
             "or damaged. Use an older copy, or start the run again without --resume"
         ) from error
     names = {part.name for part in dataclasses.fields(Checkpoint)} - set(_LATER_FIELDS)
@@ -204,6 +204,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "written by something else"
         )
     return Checkpoint(**{name: fields[name] for name in (*names, *_LATER_FIELDS)})
+
+
+def checkpoint_sha256(path: Path) -> str:
+    """SHA-256 of the file, which says whose answers label maps, pseudo labels and a stored teacher are."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _other_types(fields: Mapping[str, Any]) -> list[str]:

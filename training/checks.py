@@ -6,13 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from timm.optim import list_optimizers  # pyright: ignore[reportPrivateImportUsage]
+from torch import nn
+
 from ..loaders.loader import Loader
-from ..shards.errors import DataError, UsageError
+from ..shards.errors import DataError, UsageError, first_line
 from .checkpoint import Checkpoint
 from .label_space import LabelSpace
 from .recipe_targets import TREE_LOSSES
 from .recipes import Recipe
-from .schedule import first_other_rate
+from .schedule import create_optimizer, first_other_rate
 
 
 def check_call(
@@ -66,6 +69,7 @@ def check_call(
         problems.append(
             f"recipe {recipe.name!r}: expected a teacher, since it distils, found none. Give --teacher"
         )
+    problems += _optimizer_problems(recipe)
     if recipe.global_batch % recipe.lanes:
         problems.append(
             f"lanes: expected a divisor of the global batch {recipe.global_batch}, found {recipe.lanes}. Give --lanes the "
@@ -82,6 +86,24 @@ def check_call(
         )
     if problems:
         raise UsageError("\n".join(problems))
+
+
+def _optimizer_problems(recipe: Recipe) -> list[str]:
+    """Why timm cannot make the recipe's optimizer, found by making it for a layer of one weight."""
+    if (
+        recipe.optimizer.lower().rpartition("_")[2] not in list_optimizers()
+    ):  # before it may stand `lookahead_`
+        return [
+            f"optimizer: expected a name that timm.optim knows, such as adam or sgd, found {recipe.optimizer!r}"
+        ]
+    try:
+        create_optimizer(recipe, nn.Linear(1, 1))
+    except Exception as error:  # each optimizer refuses its own way: ValueError, AssertionError, ImportError
+        reason = first_line(error)
+        return [
+            f"optimizer: expected one that takes the recipe's numbers, found {recipe.optimizer!r} ({reason})"
+        ]
+    return []
 
 
 def check_data(recipe: Recipe, dataset: str, loader: Loader) -> None:

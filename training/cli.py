@@ -20,7 +20,7 @@ from .cli_subset import add_subset
 from .cli_tags import add_tags
 from .cli_teacher import add_teacher
 from .cli_use import add_evaluate, add_predict
-from .recipe_checks import PRECISIONS
+from .precision import PRECISIONS
 from .recipe_list import RECIPES
 from .recipe_presets import PRESETS, with_settings
 from .recipes import Recipe

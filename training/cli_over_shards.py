@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..shards.cli_values import EXIT_FINE, print_data_set
 from .cli_process import add_device, process_of_torchrun, torch_device
+from .precision import AMP
 from .ray_ranks import add_engine
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def add_over_shards(command: argparse.ArgumentParser, *, batch_size: int, amp: s
         metavar="N",
         help=f"images a step (default: {batch_size})",
     )
-    command.add_argument("--amp", choices=("bfloat16", "float16"), help=f"{amp} (default: float32)")
+    command.add_argument("--amp", choices=AMP, help=f"{amp} (default: float32)")
     add_device(command, threads="decoding threads of each process (default: the machine's cores among them)")
     add_engine(command)
     command.add_argument("--json", action="store_true", help="print what was written as JSON")

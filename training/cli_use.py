@@ -112,16 +112,16 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         from .ensemble import evaluate_ensemble
         from .evaluate import evaluate
         from .evaluate_timm import evaluate_timm
-        from .preparation import PREFIX
+        from .preparation import PREFIX, timm_name
     options = {"label_sets": args.label_sets, **pass_of(args)}
     connection = connection_of(args, args.dataset)
     checkpoints = [args.checkpoint, *args.ensemble]
-    if args.ensemble and any(name.startswith(PREFIX) for name in checkpoints):
+    if args.ensemble and any(map(timm_name, checkpoints)):
         raise UsageError(
             f"--ensemble: expected checkpoints of softshard train, found {PREFIX}NAME among {', '.join(checkpoints)}"
         )
-    if args.checkpoint.startswith(PREFIX):
-        name = args.checkpoint.removeprefix(PREFIX)
+    name = timm_name(args.checkpoint)
+    if name is not None:
         if connection is not None:
             raise UsageError(
                 f"evaluate: expected the folder or URL of a data set for {args.checkpoint}, found {args.dataset}: "

@@ -24,7 +24,7 @@ from .counted import Counted
 from .down_the_tree import DownTheTree
 from .evaluate import PassOptions, check_pass, model_outputs, open_checkpoint
 from .evaluate_timm import open_timm
-from .preparation import PREFIX
+from .preparation import timm_name
 from .recipe_targets import TREE_LOSSES
 
 
@@ -96,11 +96,11 @@ def confusion_of_model(
         DataError: the model or the data set is damaged, or they do not belong together.
     """
     check_pass(how)
-    if weights is not None and not str(model).startswith(PREFIX):
+    name = timm_name(model)
+    if weights is not None and name is None:
         raise UsageError(f"--weights: expected timm:NAME, which they are for, found {model}")
     with ExitStack() as stack:
-        if str(model).startswith(PREFIX):
-            name = str(model).removeprefix(PREFIX)
+        if name is not None:
             _, network, loader = stack.enter_context(open_timm(name, dataset, weights=weights, **how))
             normalise, read = True, torch.Tensor.float
         else:

@@ -79,18 +79,16 @@ class DenseTeacher:
         """
         features = self._features(images)
         head = watch_head(self.model, self.classifier, features)
-        cells = self._cells(features, head, (images.shape[2], images.shape[3]))
-        scale = shift = None
-        if head.between:
-            scale, shift = self._affine(head)
-            cells = cells * scale.reshape(len(scale) if scale.ndim == 2 else 1, 1, 1, -1)
+        cells, affine = self._cells(features, head, (images.shape[2], images.shape[3]))
         # A 1x1 convolution, spelt as the linear layer it is: cuDNN's convolutions round to TF32 by default,
         # matrix products do not.
         weight_CF = self.classifier.weight.flatten(1)
-        dense_NPQC = F.linear(cells, weight_CF, self.classifier.bias)
-        if shift is not None:
-            offset = F.linear(shift.expand(len(cells), -1), weight_CF)
-            dense_NPQC += offset[:, None, None]
+        if affine is None:
+            dense_NPQC = F.linear(cells, weight_CF, self.classifier.bias)
+        else:
+            scale_NF, shift_NF = (part.expand(len(cells), cells.shape[3]) for part in affine)
+            dense_NPQC = F.linear(cells * scale_NF[:, None, None], weight_CF, self.classifier.bias)
+            dense_NPQC += F.linear(shift_NF, weight_CF)[:, None, None]
         dense_NCPQ = dense_NPQC.permute(0, 3, 1, 2)
         self._check_mean(dense_NCPQ, head.answer_NC)
         return dense_NCPQ
@@ -117,24 +115,21 @@ class DenseTeacher:
         rounded = weight.dtype.itemsize < 4 or (isinstance(self.classifier, nn.Conv2d) and weight.is_cuda)
         return ROUNDED_MEAN_TOLERANCE if rounded else MEAN_TOLERANCE
 
-    def _cells(self, features: Tensor, head: WatchedHead, image_hw: tuple[int, int]) -> Tensor:
-        """[N, P, Q, F], whose mean over the cells is the head's pooled vector."""
-        names = [type(module).__name__ for module in head.between]
+    def _cells(
+        self, features: Tensor, head: WatchedHead, image_hw: tuple[int, int]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """[N, P, Q, F], whose mean over the cells is the head's pooled vector; and (scale, shift) of its norm, or None."""
         if head.pooled_NF is None:
             raise _refusal(self.name, "its head does not run its classifier")
-        if len(names) > 1 or (names and norm_as_affine(head.between[0], head.pooled_NF) is None):
-            raise _refusal(self.name, f"there is {', '.join(names)} between its last map and its classifier")
+        affine = norm_as_affine(head.between[0], head.pooled_NF) if len(head.between) == 1 else None
+        if head.between and affine is None:
+            names = ", ".join(type(module).__name__ for module in head.between)
+            raise _refusal(self.name, f"there is {names} between its last map and its classifier")
         num_prefix = int(getattr(self.model, "num_prefix_tokens", 0))
         cells = cells_of(features, head.pooled_NF, image_hw, num_prefix, self._tolerance)
         if isinstance(cells, str):
             raise _refusal(self.name, cells)
-        return cells
-
-    def _affine(self, head: WatchedHead) -> tuple[Tensor, Tensor]:
-        assert head.pooled_NF is not None
-        affine = norm_as_affine(head.between[0], head.pooled_NF)
-        assert affine is not None
-        return affine
+        return cells, affine
 
     def _check_mean(self, dense_NCPQ: Tensor, own_NC: Tensor) -> None:
         mean_NC = dense_NCPQ.float().mean(dim=(2, 3))

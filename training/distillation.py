@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..loaders.batch import TeacherLevels
-from ..shards.errors import UsageError
+from ..shards.errors import UsageError, check_choice
 from ..shards.teacher_levels import num_kept
 from ..shards.tree import LabelTree
 from .level_layout import LevelClasses, LevelLayout, reached_levels
 from .losses import SoftTargetLoss, loss_dtype, mean_over_valid
-
-RULES = ("paper", "code")
+from .recipe_targets import DISTILLATION_RULES
 
 
 @torch.no_grad()
@@ -69,8 +68,7 @@ class SemanticKDLoss(nn.Module):
         level_order: bool = False,
     ) -> None:
         super().__init__()
-        if rule not in RULES:
-            raise UsageError(f"SemanticKDLoss: rule: expected one of {RULES}, found {rule!r}")
+        check_choice("SemanticKDLoss: rule", rule, DISTILLATION_RULES)
         self.rule = rule
         self.layout = LevelLayout(tree, levels=levels, level_order=level_order, owner="SemanticKDLoss")
         self.teacher_layout = LevelLayout(tree, levels=levels, owner="SemanticKDLoss: teacher")

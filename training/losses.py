@@ -22,12 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..shards.errors import UsageError
+from ..shards.errors import UsageError, check_choice
 from ..shards.tree import LabelTree
 from .level_layout import LevelClasses, LevelLayout
 from .level_softmax import level_cross_entropy
-
-BALANCES = ("classes", "images")
+from .recipe_targets import BALANCES
 
 
 class SemanticSoftmaxLoss(nn.Module):
@@ -201,8 +200,7 @@ def _level_counts(
     tree: LabelTree | LevelClasses, balance: str, class_counts: np.ndarray | Sequence[int] | None
 ) -> list[int]:
     """Classes or images of every level; a tree cut by `--levels` still knows the levels below the cut."""
-    if balance not in BALANCES:
-        raise UsageError(f"SemanticSoftmaxLoss: balance: expected one of {BALANCES}, found {balance!r}")
+    check_choice("SemanticSoftmaxLoss: balance", balance, BALANCES)
     if (class_counts is None) == (balance == "images"):
         raise UsageError(
             "SemanticSoftmaxLoss: class_counts: expected with balance='images' and without 'classes', "

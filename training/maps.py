@@ -21,7 +21,7 @@ from ..loaders.cache import Cache
 from ..loaders.samples import Place
 from ..shards.added_component import check_sidecars
 from ..shards.destination import open_destination
-from ..shards.errors import UsageError
+from ..shards.errors import UsageError, check_choice
 from ..shards.labelmap import encode_label_map
 from ..shards.labelmap_encode import SCORE_ENCODINGS
 from ..shards.labelmap_side import SideMaps, label_maps_component
@@ -63,10 +63,7 @@ class MapOptions:
             raise UsageError(
                 f"label maps: expected size, top and batch_size from 1, found {self.size}, {self.top} and {self.batch_size}"
             )
-        if self.scores not in SCORE_ENCODINGS:
-            raise UsageError(
-                f"label maps: expected scores of {', '.join(SCORE_ENCODINGS)}, found {self.scores!r}"
-            )
+        check_choice("label maps: scores", self.scores, SCORE_ENCODINGS)
 
 
 def make_label_maps(

@@ -34,6 +34,7 @@ from ..shards.manifest import Manifest, load_sidecar
 from ..shards.progress import progress_bar
 from ..shards.schema import LMAP
 from ..shards.shard_files import dataset_name, dataset_path
+from .bootstrap import mean_interval
 from .maps_images import TeacherImages
 from .maps_teacher import Teacher
 
@@ -43,8 +44,6 @@ WINDOWS = np.array(
     np.float32,
 )
 MIN_IMAGES = 10  # fewer say nothing about their spread
-RESAMPLES = 2000
-INTERVAL = (2.5, 97.5)  # percentiles
 WORST_CLASSES = 10
 
 _WHOLE = np.array([[0, 0, 1, 1]], np.float32)
@@ -238,7 +237,7 @@ def check_orientation(
             bar.update(len(entropy))
     entropy_N2, agreement_N2 = np.concatenate(entropies), np.concatenate(agreements)
     advantage_N = entropy_N2[:, 1] - entropy_N2[:, 0]
-    low, high = bootstrap_interval(advantage_N, rng)
+    low, high = mean_interval(advantage_N, rng)
     verdict = "undecided"
     if num >= MIN_IMAGES:
         verdict = "right" if low > 0 else "swapped" if high < 0 else "undecided"
@@ -255,13 +254,6 @@ def check_orientation(
             for i, name in enumerate(("as_stored", "swapped"))
         },
     }
-
-
-def bootstrap_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """A 95% percentile interval of the mean of values, float [N], resampled with replacement."""
-    means = [float(values[rng.integers(0, len(values), len(values))].mean()) for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, INTERVAL)
-    return float(low), float(high)
 
 
 def format_check(result: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from ..loaders.decode import MEAN, STD
 from ..shards.classes import class_list_sha256, load_class_list
 from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest
-from .checkpoint import Checkpoint, load_checkpoint
+from .checkpoint import Checkpoint, checkpoint_sha256, load_checkpoint
 from .label_space import LabelSpace
 from .models import check_model_name, create_model, load_trained_model
 from .teacher_outputs import Outputs, match_outputs
@@ -117,9 +117,7 @@ def load_teacher(
     outputs = _trained_outputs(path, saved, labels, source, manifest)
     model = _trained_model(path, saved, size or saved.recipe.image_size).eval()
     mean, std = (MEAN, STD) if saved.recipe.normalise else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    with open(path, "rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
-    return Teacher(model, name, mean, std, weights, "checkpoint", outputs)
+    return Teacher(model, name, mean, std, checkpoint_sha256(path), "checkpoint", outputs)
 
 
 def load_teachers(
@@ -173,7 +171,7 @@ def _trained_model(path: Path, saved: Checkpoint, size: int) -> nn.Module:
     # timm's own weights go through the same function when they are loaded at another size.
     resample = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if resample is not None:
-        saved = replace(saved, model=resample(dict(saved.model), model))
+        saved = replace(saved, model=resample(dict(saved.best_model), model), model_ema=None)
     return load_trained_model(path, saved, size)
 
 

@@ -11,18 +11,12 @@ import timm
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..shards.errors import DataError, UsageError
+from ..shards.errors import DataError, UsageError, first_line
 from ..shards.files import write_atomically
 from .checkpoint import Checkpoint
 
 
-def create_model(
-    name: str,
-    num_classes: int,
-    image_size: int,
-    *,
-    pretrained: bool = False,
-) -> nn.Module:
+def create_model(name: str, num_classes: int, image_size: int, *, pretrained: bool = False) -> nn.Module:
     """A timm model with num_classes outputs.
 
     Args:
@@ -39,16 +33,12 @@ def create_model(
     config = timm.get_pretrained_cfg(name)
     size: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **size)
-    except (
-        OSError
-    ) as error:  # what huggingface_hub and urllib raise are OSErrors; nothing else here opens files
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **size)
+    except OSError as error:  # as those of huggingface_hub and urllib are; nothing else here opens files
         raise UsageError(
-            f"model {name}: expected to download timm's own weights, found no way to them "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Run once where there is a "
-            "network, or give weights in a file (train --init-from FILE, maps make --checkpoint FILE)"
+            f"model {name}: expected to download timm's own weights, found no way to them ({first_line(error)}). Run once "
+            "where there is a network, or give weights in a file (train --init-from FILE, maps make --checkpoint FILE)"
         ) from error
-    return model
 
 
 def check_model_name(name: str, *, pretrained: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -92,6 +93,11 @@ class Preparation:
             )
         found.append(f"images were encoded again, JPEG quality {stored.get('quality')}")
         return found
+
+
+def timm_name(model: str | Path) -> str | None:
+    """What stands behind `timm:`; None for the path of a checkpoint."""
+    return str(model).removeprefix(PREFIX) if str(model).startswith(PREFIX) else None
 
 
 def own_config(name: str) -> Any:

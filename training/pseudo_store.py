@@ -28,9 +28,9 @@ from ..shards.schema import CLS
 from ..shards.shard_files import dataset_path
 from ..shards.soft_labels import encode_pseudo_labels
 from .label_space import LabelSpace
-from .precision import AMP_DTYPES, autocast, how_it_runs
+from .precision import AMP, autocast, how_it_runs
 from .shard_run import run_over_shards
-from .teacher import Teacher
+from .teacher import CheckpointTeacher
 
 # What becomes of an image that no class is probable enough for.
 BELOW = ("own", "none")
@@ -64,8 +64,8 @@ class PseudoOptions:
                 problems.append(f"{name}: expected at least 1, found {getattr(self, name)}")
         if self.below not in BELOW:
             problems.append(f"below: expected one of {', '.join(BELOW)}, found {self.below!r}")
-        if self.amp is not None and self.amp not in AMP_DTYPES:
-            problems.append(f"amp: expected one of {', '.join(AMP_DTYPES)}, found {self.amp!r}")
+        if self.amp is not None and self.amp not in AMP:
+            problems.append(f"amp: expected one of {', '.join(AMP)}, found {self.amp!r}")
         if problems:
             raise UsageError("pseudo labels: " + "; ".join(problems))
 
@@ -117,7 +117,9 @@ def make_pseudo_labels(
     source = Manifest.load(dataset)
     check_sidecars(dataset, source)
     labels = LabelSpace.of(source, load_tree(dataset, source))
-    teachers = [Teacher(path, labels=labels, dataset=str(dataset), device=device) for path in checkpoints]
+    teachers = [
+        CheckpointTeacher(path, labels=labels, dataset=str(dataset), device=device) for path in checkpoints
+    ]
     for path, teacher in zip(checkpoints, teachers, strict=True):
         if not teacher.one_softmax:
             raise UsageError(

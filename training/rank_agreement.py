@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
+from .bootstrap import middle
+
 # Two sides of a normal distribution beyond 95 %.
 Z = 1.96
-_INTERVAL = (0.025, 0.975)
 DRAWS = 2000
 
 
@@ -84,10 +85,7 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> float | None:
 
 def _interval(values: Sequence[float | None]) -> tuple[float, float] | None:
     found = [value for value in values if value is not None]
-    if not found:
-        return None
-    low, high = np.quantile(found, _INTERVAL).tolist()
-    return low, high
+    return middle(found) if found else None
 
 
 def noise(accuracy: np.ndarray, num_images: int | None) -> np.ndarray | None:

@@ -8,21 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from ..loaders.augment_text import parse_augment
 from ..shards.errors import UsageError
-from .recipe_targets import LOSSES, TARGET_LOSSES, TREE_LOSSES, target_problems
+from .precision import PRECISIONS
+from .recipe_targets import (
+    BALANCES,
+    DISTILLATION_RULES,
+    LOSSES,
+    TARGET_LOSSES,
+    TREE_LOSSES,
+    target_problems,
+)
 
 if TYPE_CHECKING:
     from .recipes import Recipe
 
-BALANCES = ("classes", "images")
-DISTILLATIONS = ("none", "paper", "code")
-SCHEDULES = ("one-cycle", "cosine", "step", "constant")
-PRECISIONS = ("float32", "bfloat16", "float16")
 _CHOICES = {
     "loss": LOSSES,
-    "schedule": SCHEDULES,
+    "schedule": ("one-cycle", "cosine", "step", "constant"),
     "precision": PRECISIONS,
     "balance": BALANCES,
-    "distill": DISTILLATIONS,
+    "distill": ("none", *DISTILLATION_RULES),
 }
 
 # Numbers that a recipe may do without.
@@ -35,9 +39,13 @@ _LIMITS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         ("epochs", "global_batch", "image_size", "accumulate", "step_epochs", "lanes"),
     ),
     ("at least 1, or none for all", lambda number: number >= 1, ("levels",)),
-    ("a number in [0, 1)", lambda number: 0 <= number < 1, ("smoothing", "warmup", "ema_decay", "asl_clip")),
-    ("a number from 0 to 1", lambda number: 0 <= number <= 1, ("class_balance",)),
-    ("0 or more", lambda number: number >= 0, ("gamma_neg", "gamma_pos")),
+    (
+        "a number in [0, 1)",
+        lambda number: 0 <= number < 1,
+        ("smoothing", "warmup", "ema_decay", "asl_clip", "momentum"),
+    ),
+    ("a number from 0 to 1", lambda number: 0 <= number <= 1, ("class_balance", "warmup_from")),
+    ("0 or more", lambda number: number >= 0, ("gamma_neg", "gamma_pos", "weight_decay")),
     (
         "more than 0",
         lambda number: number > 0,

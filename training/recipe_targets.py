@@ -1,4 +1,4 @@
-"""Losses of recipes, and which targets of the loader's they compare the logits with."""
+"""Losses of recipes by name, their options, and which targets of the loader's they compare the logits with."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ TARGET_LOSSES = ("soft-target", "weakly-tagged", "label-weighted", "joint")
 TAG_LOSSES = ("weakly-tagged", "joint")
 # Those that take sparse targets.
 SPARSE_LOSSES = ("weakly-tagged", "label-weighted", "joint")
+# What the weight of a level counts, in semantic softmax; and by what rule semantic distillation trusts its teacher.
+BALANCES = ("classes", "images")
+DISTILLATION_RULES = ("paper", "code")
 _NOT_OF_CLASSES = ("none", "tags")
 
 

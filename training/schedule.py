@@ -1,4 +1,4 @@
-"""The learning rate of every step, from timm's schedulers.
+"""The optimizer, and the learning rate of every step, from timm.
 
 A timm scheduler computes the rate from the step alone, so a run that continues needs no scheduler state: its
 position is the step. timm has no one-cycle schedule; the one here gives torch's numbers (a test compares
@@ -11,13 +11,23 @@ import math
 
 import numpy as np
 import torch
+from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
+from torch import nn
 from torch.optim import Optimizer
 
 from .recipes import Recipe
 
+_FINAL_DIV = 1e4  # the last learning rate of one-cycle is the first one divided by this; torch's default
 _COMPARED_STEPS = 1000
+
+
+def create_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+    """The recipe's optimizer, with its highest learning rate."""
+    return create_optimizer_v2(
+        model, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+    )
 
 
 def create_schedule(recipe: Recipe, optimizer: Optimizer, total_steps: int) -> Scheduler:
@@ -50,7 +60,6 @@ class OneCycleScheduler(Scheduler):
         total_steps: length of the cycle.
         warmup: share of the steps that go up.
         warmup_from: the first learning rate as a share of the highest.
-        final_div: the last learning rate is the first one divided by this; torch's default.
     """
 
     def __init__(
@@ -59,13 +68,12 @@ class OneCycleScheduler(Scheduler):
         total_steps: int,
         warmup: float,
         warmup_from: float,
-        final_div: float = 1e4,
     ) -> None:
         # Set before the base class stores what _get_lr needs and updates the groups.
         self.top_step = warmup * total_steps - 1
         self.last_step = total_steps - 1
         self.warmup_from = warmup_from
-        self.final_share = warmup_from / final_div
+        self.final_share = warmup_from / _FINAL_DIV
         super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
 
     def _get_lr(self, t: int) -> list[float]:

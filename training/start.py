@@ -21,7 +21,7 @@ from safetensors import safe_open
 from timm.models import load_state_dict as load_weights
 from torch import Tensor, nn
 
-from ..shards.errors import DataError, UsageError
+from ..shards.errors import DataError, UsageError, first_line
 from ..shards.tree import LabelTree
 from .checkpoint import CHECKPOINT_NAME, load_checkpoint
 from .label_space import LabelSpace, name_difference
@@ -214,9 +214,8 @@ def _read(
             # The safe way is not the default of timm 1.0.15.
             return load_weights(str(path), weights_only=True), labels, None
         except Exception as error:  # whatever the readers raise on damaged files
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(
-                f"{path}: expected weights, found a file that cannot be read ({reason})"
+                f"{path}: expected weights, found a file that cannot be read ({first_line(error)})"
             ) from error
     if path.is_dir():
         raise UsageError(f"--init-from: expected a file of weights, found the folder {path}")

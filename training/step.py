@@ -21,14 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..loaders.batch import Batch, TeacherLevels, map_tensors
-from ..shards.errors import UsageError
+from ..shards.errors import DataError, UsageError
 from .head_order import HeadOrder
 from .level_layout import LevelOrder
 from .models import set_training
 from .objective import target_of
 from .precision import autocast
 from .recipes import Recipe
-from .teacher import Teacher
+from .teacher import CheckpointTeacher
 from .teacher_timm import TimmTeacher
 
 
@@ -71,7 +71,7 @@ class TrainStep:
         *,
         world_size: int = 1,
         compile: bool = False,
-        teacher: Teacher | TimmTeacher | None = None,
+        teacher: CheckpointTeacher | TimmTeacher | None = None,
         head_order: HeadOrder | None = None,
     ) -> None:
         self.recipe = recipe
@@ -151,6 +151,21 @@ class TrainStep:
     def best_state_dict(self) -> dict[str, Tensor]:
         """The weights of `best_model`, in class order."""
         return self.head_order.to_class_order(self.best_model.state_dict())
+
+    def check_weights(self, step: int) -> None:
+        """Refuse weights that the last step spoilt: its own loss does not tell, and a checkpoint would keep them.
+
+        Raises:
+            DataError: a weight is infinite or NaN.
+        """
+        weights = dict(self.plain_model.named_parameters())
+        finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
+        if not all(finite):
+            name = list(weights)[finite.index(False)]
+            raise DataError(
+                f"step {step}: expected finite weights after it, found others in {name}; the learning rate may be too high "
+                "for this batch size. Begin again with a lower --lr, or with --set clip_norm=1"
+            )
 
     def share_buffers(self) -> None:
         """Give every rank the batch norm statistics of rank 0: they saw other samples, and rank 0's are saved."""

@@ -23,6 +23,7 @@ import numpy as np
 from ..loaders.labels import LabelSource
 from ..shards.errors import DataError, UsageError
 from ..shards.storage import public_name
+from .bootstrap import mean_interval
 from .recipes import Recipe
 from .results import METRICS_NAME, TrainResult, write_json
 from .run_series import SeriesRun, train_series
@@ -41,8 +42,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "label-smoothing": {"loss": "single-label", "targets": "none", "smoothing": SMOOTHING},
     LIVE: {"loss": "live-teacher", "targets": "none"},
 }
-# Of the mean over seeds.
-_INTERVAL, _DRAWS = (0.025, 0.975), 10_000
+_DRAWS = 10_000  # of seeds, for the interval of their mean
 
 Row = dict[str, Any]
 
@@ -194,18 +194,14 @@ def summarise(rows: Iterable[Row], reference: str = REFERENCE) -> list[dict[str,
             if gaps and name != reference:
                 entry[metric] |= {
                     "difference": float(np.mean(gaps)),
-                    "interval": bootstrap_interval(gaps),
+                    "interval": _interval(gaps),
                 }
         found.append(entry)
     return found
 
 
-def bootstrap_interval(values: Sequence[float]) -> list[float] | None:
-    """95 % interval of the mean, by drawing as many of the values again 10,000 times; None for a single one."""
-    if len(values) < 2:
-        return None
-    picks = np.random.default_rng(0).integers(len(values), size=(_DRAWS, len(values)))
-    return np.quantile(np.asarray(values)[picks].mean(axis=1), _INTERVAL).tolist()
+def _interval(gaps: Sequence[float]) -> list[float] | None:
+    return None if len(gaps) < 2 else list(mean_interval(gaps, np.random.default_rng(0), _DRAWS))
 
 
 def format_study(

@@ -17,6 +17,7 @@ from scipy.stats import rankdata
 
 from ..shards.errors import UsageError
 from ..shards.html import Page
+from ..shards.philox import check_seed
 from .curves import FULL, SETS, SUBSET, Curves
 from .rank_agreement import DRAWS, Z, agreement, inversions, noise, stable_from, tau_b
 
@@ -50,7 +51,7 @@ def evaluate_subset(full: Curves, subset: Curves, *, seed: int = 0, draws: int =
     Args:
         full: the full set's curves.
         subset: those of the same models on the subset.
-        seed: of the bootstrap.
+        seed: of the bootstrap, in [0, 2**64).
         draws: of the bootstrap.
 
     Returns:
@@ -59,6 +60,7 @@ def evaluate_subset(full: Curves, subset: Curves, *, seed: int = 0, draws: int =
         `val_images`, `stable_epoch`, `images_looped` and the same `_beyond_noise`; `has_value`, whether the subset's
         `images_looped` is the smaller one, or None; `curves`: tau-b with the full set's final ranking, by epoch.
     """
+    check_seed(seed)
     noises = [noise(curves.final, curves.val_images) for curves in (full, subset)]
     inverted = inversions(full.final, subset.final, *noises)
     judged = noises[0] is not None and noises[1] is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -305,37 +305,48 @@ def _join(
     total = 0.0
     num_scored = 0
     for half in (0, 1):
-        with open(_scores_file(folder, half), encoding="utf-8") as file:
+        with open(_scores_file(folder, half), "rb") as file:
             num_scored += sum(1 for _ in file)
-    with ExitStack() as stack:
-        file = stack.enter_context(open(temporary, "w", encoding="utf-8"))
-        parts = [stack.enter_context(open(_scores_file(folder, half), encoding="utf-8")) for half in (0, 1)]
+    with open(temporary, "w", encoding="utf-8") as file:
+        parts = [_scores_of(folder, half) for half in (0, 1)]
         file.write(json.dumps(header | {"samples": num_scored, "skipped": len(keys) - num_scored}) + "\n")
-        lines = [part.readline() for part in parts]
+        waiting = [next(part, None) for part in parts]
         for key, half in zip(keys, halves.tolist(), strict=True):
-            record = _parsed(lines[half], half, folder) if lines[half] else {}
-            if record.get("key") != key:
+            score = waiting[half]
+            if score is None or score["key"] != key:
                 continue
-            total += record["probability"]
-            file.write(lines[half])
-            lines[half] = parts[half].readline()
-        for half, line in enumerate(lines):
-            if line:
-                raise DataError(
-                    f"{_scores_file(folder, half)}: expected scores of the half's images in their order, found another: "
-                    f"{line[:60]!r}. Remove that file, and run the same command again"
-                )
+            total += score["probability"]
+            file.write(score_line(key, score["class"], score["probability"], half))
+            waiting[half] = next(parts[half], None)
+        for half, score in enumerate(waiting):
+            if score is not None:
+                raise _damaged(folder, half, f"one of {score['key']!r} that is not")
     replace_durably(temporary, target)
     return num_scored, total / max(1, num_scored)
 
 
-def _parsed(line: str, half: int, folder: Path) -> dict[str, Any]:
-    try:
-        return parse_score(line)
-    except DataError as error:
-        raise DataError(
-            f"{_scores_file(folder, half)}: {error}: {line[:60]!r}. Remove that file, and run the same command again"
-        ) from error
+def _scores_of(folder: Path, half: int) -> Iterator[dict[str, Any]]:
+    """The scores of one half, as `_score_half` wrote them.
+
+    Raises:
+        DataError: the file was damaged since.
+    """
+    with open(_scores_file(folder, half), encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                score = parse_score(line)
+            except DataError as error:
+                raise _damaged(folder, half, f"line {number}: {error}") from error
+            if score["half"] != half:
+                raise _damaged(folder, half, f"line {number}: one of the other half")
+            yield score
+
+
+def _damaged(folder: Path, half: int, found: str) -> DataError:
+    return DataError(
+        f"{_scores_file(folder, half)}: expected scores of the half's images in their order, found {found}. Remove that "
+        "file, and run the same command again"
+    )
 
 
 def _keys_file(folder: Path, half: int) -> Path:

@@ -4,7 +4,6 @@ said of the stored ones.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,16 @@ from torch.nn import functional as F
 from ..loaders.decode import MEAN, STD
 from ..loaders.loader import Loader
 from ..shards.errors import DataError, UsageError
-from .checkpoint import load_checkpoint
+from .checkpoint import checkpoint_sha256, load_checkpoint
 from .label_space import LabelSpace
 from .models import load_trained_model
-from .preparation import PREFIX
+from .preparation import timm_name
 from .recipe_targets import TREE_LOSSES
 from .recipes import Recipe
 from .teacher_timm import TimmTeacher
 
 
-class Teacher:
+class CheckpointTeacher:
     """A checkpoint's model in evaluation mode, without gradients; averaged weights where it has them.
 
     It sees the pixels that the student sees, scaled as it was trained: normalised or not, and at its own size.
@@ -71,8 +70,7 @@ class Teacher:
         self.levels = saved.recipe.levels
         if recipe is not None:
             _check_levels(f"teacher {path}", self.levels, recipe)
-        with path.open("rb") as file:
-            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.sha256 = checkpoint_sha256(path)
         self.name = saved.model_name
         self.image_size = saved.recipe.image_size
         self.normalise = saved.recipe.normalise
@@ -109,7 +107,7 @@ class ChosenTeacher:
             not known) of its file, and whether it is `stored`; None without distillation.
     """
 
-    live: Teacher | TimmTeacher | None
+    live: CheckpointTeacher | TimmTeacher | None
     facts: dict[str, Any] | None
 
     def line(self) -> str:
@@ -142,7 +140,7 @@ def choose_teacher(
         device: of the student.
 
     Raises:
-        DataError: see Teacher.
+        DataError: see CheckpointTeacher.
         UsageError: the teacher was not trained on all of the levels that the student learns.
     """
     if not recipe.wants_teacher:
@@ -157,7 +155,7 @@ def choose_teacher(
             "sha256": None if info is None else info.checkpoint_sha256,
         }
         return ChosenTeacher(None, {**facts, "checkpoint": None, "stored": True})
-    kind = TimmTeacher if str(checkpoint).startswith(PREFIX) else Teacher
+    kind = CheckpointTeacher if timm_name(checkpoint) is None else TimmTeacher
     live = kind(str(checkpoint), recipe, labels=labels, dataset=dataset, device=device)
     facts = {"model": live.name, "sha256": live.sha256, "checkpoint": str(checkpoint), "stored": False}
     return ChosenTeacher(live, facts)

@@ -30,7 +30,7 @@ from .label_space import LabelSpace
 from .level_layout import LevelLayout
 from .precision import autocast, check_amp, how_it_runs
 from .shard_run import run_over_shards
-from .teacher import Teacher
+from .teacher import CheckpointTeacher
 
 
 def store_teacher(
@@ -86,7 +86,9 @@ def store_teacher(
             f"{dataset}: expected a label tree with one path to every class, whose levels a teacher speaks of, found "
             f"{found}. Run: softshard tree build, then softshard reshard --tree"
         )
-    teacher = Teacher(checkpoint, labels=LabelSpace.of(source, tree), dataset=str(dataset), device=device)
+    teacher = CheckpointTeacher(
+        checkpoint, labels=LabelSpace.of(source, tree), dataset=str(dataset), device=device
+    )
     layout = LevelLayout(tree).to(device)
     level_sizes = layout.level_sizes
     info = TeacherInfo(

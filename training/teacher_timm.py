@@ -17,7 +17,7 @@ from .teacher_outputs import find_outputs
 
 
 class TimmTeacher:
-    """A timm model in evaluation mode, without gradients; called as `Teacher` is.
+    """A timm model in evaluation mode, without gradients; called as `CheckpointTeacher` is.
 
     It sees the student's pixels at its own size, mean and standard deviation. Its outputs are matched with the student's
     classes by name; others that it has are left out.

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
 from ..loaders.faults import Faults
 from ..loaders.labels import LabelSource
@@ -63,7 +62,7 @@ from .results import (
     write_summary,
     write_weights,
 )
-from .schedule import create_schedule
+from .schedule import create_optimizer, create_schedule
 from .start import start_model, with_rate_of_start
 from .step import TrainStep
 from .steplog import StepLog, board_writer
@@ -230,13 +229,7 @@ def train(
         chosen = choose_teacher(teacher, recipe, loader, labels=label_space, dataset=dataset, device=device)
         if chosen.facts is not None:
             say(chosen.line())
-        optimizer = create_optimizer_v2(
-            plain_model,
-            opt=recipe.optimizer,
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            momentum=recipe.momentum,
-        )
+        optimizer = create_optimizer(recipe, plain_model)
         schedule = create_schedule(recipe, optimizer, total_steps)
 
         # 5. Continue where the run was stopped.
@@ -292,6 +285,7 @@ def train(
 
         def save() -> None:
             """Called by all ranks together, when all losses so far are known to be finite."""
+            take_step.check_weights(steps.step - 1)
             rng, position = rng_states(world_size, on_gpu), state_of_all(loader.state_dict(), world_size)
             if is_main:
                 save_checkpoint(
@@ -368,7 +362,7 @@ def train(
                 f"stopped by signal {stopped_by} after {steps.step} of {total_steps} steps; --resume "
                 "continues"
             )
-            return TrainResult(checkpoint_path, None, steps.step, history, stopped_by)
+            return TrainResult(checkpoint_path, None, steps.step, loader.num_samples, history, stopped_by)
         weights_path = folder / WEIGHTS_NAME
         if is_main:
             best, weights = take_step.best_weights, take_step.best_state_dict()
@@ -388,4 +382,5 @@ def train(
                 weights=best,
             )
         say(f"finished after {steps.step} steps: {folder}")
-        return TrainResult(checkpoint_path, weights_path, steps.step, history, None, signal_received())
+        late = signal_received()
+        return TrainResult(checkpoint_path, weights_path, steps.step, loader.num_samples, history, None, late)

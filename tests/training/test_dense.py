@@ -80,6 +80,16 @@ def test_mean_over_cells_is_the_models_own_output(name, options, size, cells):
         assert dense.std(dim=(2, 3)).min() > 0  # the cells differ: it is no copy of the answer
 
 
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_a_norm_without_weights_is_run_cell_by_cell_too(norm):
+    model = teacher("test_vit2")
+    model.fc_norm = norm(model.num_features, elementwise_affine=False)
+    images = torch.randn(2, 3, 64, 64)
+    dense = DenseTeacher(model)(images)
+    with torch.no_grad():
+        torch.testing.assert_close(dense.mean(dim=(2, 3)), model(images), rtol=1e-4, atol=1e-4)
+
+
 LATER_TIMM = pytest.mark.skipif(
     "pool_include_prefix" not in signature(VisionTransformer).parameters,
     reason="this timm's pooling always leaves the class token out",

@@ -35,8 +35,10 @@ from softshard.shards.cli import main
 from softshard.shards.images import pixel_stack
 from softshard.shards.labelmap_side import join_label_maps
 from softshard.training import maps as maps_module
+from softshard.training.checkpoint import load_checkpoint, save_checkpoint
 from softshard.training.dense import DenseTeacher
 from softshard.training.maps import MapOptions, Teacher, load_teacher, load_teachers, make_label_maps
+from softshard.training.maps_teacher import state_sha256
 from softshard.training.recipes import single_label
 from softshard.training.train import train
 
@@ -451,7 +453,7 @@ def test_a_remote_shard_that_is_missing_or_another_is_refused(dataset, teacher, 
     ("wrong", "message"),
     [
         ({"top": 0}, "from 1, found 96, 0 and 2"),
-        ({"scores": "int4"}, "expected scores of float16, uint8, found 'int4'"),
+        ({"scores": "int4"}, "scores: expected one of float16, uint8, found 'int4'"),
     ],
 )
 def test_wrong_options_are_refused(wrong, message):
@@ -521,6 +523,17 @@ def test_position_embeddings_are_resampled_for_another_size(dataset, trained_vit
     larger = load_teacher("test_vit", manifest, size=64, checkpoint=trained_vit)
     assert larger.model(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
     assert own_size.weights_sha256 == larger.weights_sha256
+
+
+def test_averaged_weights_are_resampled_for_another_size_too(dataset, trained_vit, tmp_path):
+    manifest, path = Manifest.load(dataset), tmp_path / "checkpoint.pt"
+    saved = load_checkpoint(trained_vit)
+    nothing_learnt = {name: torch.zeros_like(weight) for name, weight in saved.model.items()}
+    save_checkpoint(path, replace(saved, model=nothing_learnt, model_ema=saved.model))
+    averaged, plain = (
+        load_teacher("test_vit", manifest, size=64, checkpoint=each) for each in (path, trained_vit)
+    )
+    assert state_sha256(averaged.model) == state_sha256(plain.model)
 
 
 def test_an_architecture_that_timm_cannot_resample_is_refused_at_another_size(

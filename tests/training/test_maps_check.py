@@ -27,7 +27,6 @@ from softshard.training.demo_photos import write_demo_photos
 from softshard.training.maps import MapOptions, load_teacher, make_label_maps
 from softshard.training.maps_check import (
     WINDOWS,
-    bootstrap_interval,
     check_label_map_labels,
     check_orientation,
     format_check,
@@ -223,15 +222,6 @@ def test_every_window_is_another_one_in_the_mirror():
     assert {tuple(window) for window in mirrored} == {tuple(window) for window in WINDOWS}
     overlap = np.minimum(WINDOWS[:, 2:], mirrored[:, 2:]) - np.maximum(WINDOWS[:, :2], mirrored[:, :2])
     assert (overlap.min(axis=1) <= 0).all()
-
-
-def test_the_interval_covers_the_mean_of_what_it_was_drawn_from():
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(40):
-        low, high = bootstrap_interval(rng.normal(3.0, 1.0, 60), rng)
-        covered += low <= 3.0 <= high
-    assert 33 <= covered <= 40  # 95% of 40 is 38
 
 
 def test_windows_are_whole_pixels_inside_the_image():

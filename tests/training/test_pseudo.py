@@ -20,7 +20,7 @@ from softshard.training import joint, semantic_softmax, single_label, weakly_tag
 from softshard.training import pseudo as pseudo_recipe
 from softshard.training.predict import Predictor
 from softshard.training.pseudo_store import PseudoOptions, best_classes, make_pseudo_labels
-from softshard.training.teacher import Teacher
+from softshard.training.teacher import CheckpointTeacher
 from softshard.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -192,7 +192,7 @@ def test_the_command_labels_and_says_how_many(shards, checkpoints, tmp_path, cap
 
 
 def test_a_model_that_says_nothing_finite_is_named(shards, checkpoints, tmp_path, monkeypatch):
-    ask = Teacher.__call__
+    ask = CheckpointTeacher.__call__
 
     def spoiled(self, inputs):
         logits = ask(self, inputs)
@@ -200,7 +200,7 @@ def test_a_model_that_says_nothing_finite_is_named(shards, checkpoints, tmp_path
             logits[-1, 0] = float("nan")
         return logits
 
-    monkeypatch.setattr(Teacher, "__call__", spoiled)
+    monkeypatch.setattr(CheckpointTeacher, "__call__", spoiled)
     message = rf"^{re.escape(str(checkpoints[1]))}: expected finite probabilities, found others; .*Give another model$"
     with pytest.raises(DataError, match=message):
         make_pseudo_labels(str(shards / "train"), tmp_path / "dst", checkpoints)

@@ -218,6 +218,9 @@ def test_wrong_settings_are_all_named():
         ({"lanes": 0}, "lanes: expected at least 1"),
         ({"ema_decay": 1.0}, r"ema_decay: expected a number in \[0, 1\)"),
         ({"clip_norm": 0.0}, "clip_norm: expected more than 0"),
+        ({"weight_decay": -1e-4}, "weight_decay: expected 0 or more"),
+        ({"momentum": 1.0}, r"momentum: expected a number in \[0, 1\)"),
+        ({"warmup_from": -1.0}, "warmup_from: expected a number from 0 to 1"),
     ],
 )
 def test_impossible_steps_are_refused(changes, field):

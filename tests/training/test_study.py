@@ -15,7 +15,6 @@ from softshard.training.losses import SoftTargetLoss
 from softshard.training.recipes import live_distillation
 from softshard.training.study import (
     CONTENDERS,
-    bootstrap_interval,
     contender,
     format_study,
     seconds_per_step,
@@ -128,15 +127,10 @@ def test_differences_are_taken_with_the_same_seed():
     assert reference["top1"] == {"mean": 0.3, "std": pytest.approx(0.2828427)}
     assert other["top1"]["difference"] == pytest.approx(0.1)
     assert other["top1"]["interval"] == pytest.approx([0.1, 0.1])  # the seeds differ, the gaps do not
+    assert summarise(rows[::2])[1]["top1"]["interval"] is None  # of one run each
     table = format_study({"recipe": {"global_batch": 50}, "summary": [reference, other]})
     shown = " ".join(table.splitlines()[2].split())
     assert shown == "local-multi 2 40.0 ± 28.3 +10.0 (+10.0 to +10.0) 500.0 10.00"
-
-
-def test_an_interval_covers_the_mean_and_a_single_run_has_none():
-    low, high = bootstrap_interval([0.0, 1.0, 2.0, 3.0])
-    assert 0 < low < 1.5 < high < 3
-    assert bootstrap_interval([1.0]) is None
 
 
 def test_the_time_of_a_step_is_the_median_without_the_first_line(tmp_path):

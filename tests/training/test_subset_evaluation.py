@@ -210,6 +210,8 @@ def test_the_command_prints_a_table_and_writes_a_page_with_one_plot(both, tmp_pa
     assert result["seed"] == 3
     assert [point["epoch"] for point in result["curves"]["subset"]] == [1, 2, 3]
     assert [row["full_rank"] for row in result["models"]] == [1, 2, 3]
+    assert main([*command, "--seed", "-1"]) == 2
+    assert "expected seed as an int from 0" in capsys.readouterr().err
 
 
 def test_the_command_refuses_three_files_and_bad_ones(both, tmp_path, capsys):

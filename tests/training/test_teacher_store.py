@@ -38,7 +38,7 @@ from softshard.training import teacher_store as teacher_store_module
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.label_space import LabelSpace
 from softshard.training.models import create_model
-from softshard.training.teacher import Teacher
+from softshard.training.teacher import CheckpointTeacher
 from softshard.training.teacher_store import store_teacher
 from softshard.training.train import train
 
@@ -89,7 +89,7 @@ def test_the_shards_hold_what_the_teacher_says_of_the_whole_images(shards, check
         batch, tree = next(iter(loader)), loader.tree
         labels = LabelSpace.of_loader(loader)
     recipe = tiny(semantic_kd())
-    live = Teacher(checkpoint, recipe, labels=labels, dataset="")
+    live = CheckpointTeacher(checkpoint, recipe, labels=labels, dataset="")
     ids, probabilities = teacher_levels(live(batch.images.float() / 255), LevelLayout(tree))
     found_ids, found = decode_teacher_levels([kd[key] for key in batch.keys], tree.level_sizes)
     assert (torch.from_numpy(found_ids) == ids).all()
@@ -179,7 +179,7 @@ def test_the_loss_is_the_live_teachers_within_what_float16_and_the_cut_allow(rul
     with Loader(tmp_path, batch_size=8, augment=WHOLE, dtype="uint8", teacher=True, seed=3) as loader:
         batch, tree = next(iter(loader)), loader.tree
         labels = LabelSpace.of_loader(loader)
-    said = Teacher(certain, labels=labels, dataset="")(batch.images.float() / 255)
+    said = CheckpointTeacher(certain, labels=labels, dataset="")(batch.images.float() / 255)
     student = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
     loss = SemanticKDLoss(tree, rule)
     live = loss(student, said, batch.levels)

@@ -352,6 +352,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(
     assert load_checkpoint(tmp_path / "checkpoint.pt").step == 6
 
 
+def test_a_last_step_that_spoils_the_weights_leaves_no_checkpoint_of_them(shards, tmp_path):
+    # Its loss is finite: what the optimizer adds to the weights is not, and no later loss tells.
+    changes = {"epochs": 1, "global_batch": 48, "schedule": "constant", "warmup": 0.0, "lr": 1e38}
+    recipe = tiny(single_label(), **changes, optimizer="sgd", weight_decay=1e4)
+    with pytest.raises(DataError, match=r"step 0: expected finite weights after it, found others in "):
+        run(recipe, shards, tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
 def test_another_data_set_is_refused_with_both_fingerprints(shards, tmp_path):
     run(tiny(single_label(), epochs=1), shards, tmp_path / "out")
     for name in ("cat", "crow"):
@@ -474,6 +483,16 @@ def test_train_command_changes_the_recipe_as_it_is_told(shards, tmp_path, capsys
             ["train", "relabel", "nowhere", "--model", "m", "--out", "o", "--lr", "nan"],
             2,
             "lr: expected finite numbers, found nan",
+        ),
+        (
+            ["train", "relabel", "nowhere", "--model", "m", "--out", "o", "--set", "optimizer=adamx"],
+            2,
+            "optimizer: expected a name that timm.optim knows, such as adam",
+        ),
+        (
+            ["train", "relabel", "nowhere", "--model", "m", "--out", "o", "--set", "momentum=0"],
+            2,
+            "optimizer: expected one that takes the recipe's numbers, found 'sgd' (Nesterov momentum requires",
         ),
     ],
 )

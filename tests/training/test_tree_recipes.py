@@ -30,7 +30,7 @@ from softshard.training.models import create_model
 from softshard.training.objective import count_images, create_loss
 from softshard.training.predict import Predictor
 from softshard.training.start import load_start
-from softshard.training.teacher import Teacher
+from softshard.training.teacher import CheckpointTeacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 tiny = partial(tiny, epochs=2)
@@ -189,7 +189,7 @@ def test_a_teacher_sees_its_own_size_and_scale_and_learns_nothing(shards, tmp_pa
     with Loader(shards / "train", batch_size=8) as loader:
         labels = LabelSpace.of(loader.manifest, loader.tree)
     plain, normalised = (
-        Teacher(checkpoint, tiny(semantic_kd(), normalise=normalise), labels=labels, dataset="")
+        CheckpointTeacher(checkpoint, tiny(semantic_kd(), normalise=normalise), labels=labels, dataset="")
         for normalise in (False, True)
     )
     images = torch.rand(4, 3, 32, 32)
@@ -223,9 +223,11 @@ def test_a_teacher_of_another_label_space_is_refused(teacher, shards, tmp_path):
     with pytest.raises(
         DataError, match=r"teacher .* do not belong together: class list: expected .*, found ffff"
     ):
-        Teacher(teacher, recipe, labels=LabelSpace(names[::-1], "f" * 64, tree), dataset="set")
+        CheckpointTeacher(teacher, recipe, labels=LabelSpace(names[::-1], "f" * 64, tree), dataset="set")
     with pytest.raises(DataError, match=r"teacher .* label tree: expected .*another parent for 1"):
-        Teacher(teacher, recipe, labels=LabelSpace(names, saved.classes_sha256, turned), dataset="set")
+        CheckpointTeacher(
+            teacher, recipe, labels=LabelSpace(names, saved.classes_sha256, turned), dataset="set"
+        )
 
 
 def test_a_teacher_must_know_every_level_that_the_student_learns(shards, tmp_path):
