@@ -1,5 +1,7 @@
 """What lies in packed folders."""
 
+import msgpack
+
 from softshard.shards import read_shard
 
 
@@ -15,3 +17,9 @@ def files(folder):
 def samples(folder):
     """key -> components of every sample, in the order of the shards."""
     return {sample.key: sample.parts for path in sorted(folder.glob("*.tar")) for sample in read_shard(path)}
+
+
+def fields_by_path(folder):
+    """A source's path -> all fields that its sample has in `msgpack`."""
+    found = [msgpack.unpackb(parts["msgpack"]) for parts in samples(folder).values()]
+    return {fields["path"]: fields for fields in found}
