@@ -1,20 +1,16 @@
-"""What Ray runs for the tests: known by the folder in its environment, and gone at the end."""
+"""What Ray runs for the tests: known by the folder in its environment, held where a test wants it, gone at the end."""
 
 import os
 import shutil
 import signal
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
+from waiting import wait_until
 
-def wait_until(condition, seconds=60):
-    """The condition's value, as soon as it has a true one."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return value
+from softshard.shards.storage import LocalStorage
 
 
 def processes(ray_folder):
@@ -40,5 +36,20 @@ def remove_ray_folder(folder):
     """After Ray has stopped; its agents take a while to notice, and are killed."""
     for process in processes(folder):
         os.kill(process, signal.SIGKILL)
-    wait_until(lambda: not processes(folder), 20)
+    wait_until(lambda: not processes(folder))
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def held(job, hold, free=()):
+    """A job whose tasks do not get further than reading an image while the file `hold` is there; those in `free` do."""
+
+    class HeldStorage(LocalStorage):  # local, so that it goes to the nodes with its code
+        def __reduce__(self):
+            return HeldStorage, (self.root,)
+
+        def read(self, path, *range_):
+            while path not in free and hold.exists():
+                time.sleep(0.01)
+            return super().read(path, *range_)
+
+    return replace(job, storage=HeldStorage(job.storage.root))

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
+from subset_command import CREATURE, run_subset
 from tag_lists import VOCABULARY, write_rows
 from toy_tree import TOY, TOY_PAIRS
 
@@ -194,3 +195,18 @@ def web(tmp_path):
     del rows[2]["tags"], rows[3]["weights"]
     (tmp_path / "v.tsv").write_bytes(VOCABULARY.to_bytes())
     return write_rows(tmp_path / "web" / "web.jsonl", rows), rows
+
+
+@pytest.fixture
+def groups(tmp_path):
+    file = tmp_path / "groups.yaml"
+    file.write_text(CREATURE)
+    return file
+
+
+@pytest.fixture
+def chosen(tmp_path, packed, groups):
+    """A file that makes two classes of three, oak (3 images) and bird (4) being one, over `packed` / train."""
+    file = tmp_path / "classes.json"
+    run_subset("classes", packed, "--method", "file", "--from", groups, "-o", file)
+    return file

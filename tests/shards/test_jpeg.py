@@ -1,7 +1,6 @@
-import io
-
 import pytest
 import simplejpeg
+from encoded_images import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -9,12 +8,6 @@ from PIL import Image
 from softshard.shards import ImageError
 from softshard.shards.jpeg import read_jpeg_header
 from softshard.shards.schema import MAX_IMAGE_PIXELS
-
-
-def encode(picture, mode="RGB", **options):
-    buffer = io.BytesIO()
-    Image.fromarray(picture).convert(mode).save(buffer, "JPEG", **options)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -28,7 +21,7 @@ def encode(picture, mode="RGB", **options):
     ],
 )
 def test_the_header_of_what_pillow_writes(picture, mode, options, expected):
-    data = encode(picture(21, 33), mode, **options)
+    data = encode(Image.fromarray(picture(21, 33)).convert(mode), **options)
     assert read_jpeg_header(data)[:4] == expected
     assert read_jpeg_header(memoryview(data))[:4] == expected
 
