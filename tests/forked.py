@@ -19,6 +19,8 @@ import time
 import traceback
 from pathlib import Path
 
+from waiting import LIMIT_S
+
 COMMAND = "import sys; from softshard.shards.cli import main; sys.exit(main())"
 PRELOADED = (
     "training.train",
@@ -28,7 +30,7 @@ PRELOADED = (
     "loaders.bench",
 )
 FAILED = 1  # torchrun's exit code, whatever that of a rank is
-GRACE_S = 10  # for the other ranks to notice that one has failed
+GRACE_S = 60  # for the other ranks to notice that one has failed
 
 
 class Forks:
@@ -43,7 +45,7 @@ class Forks:
             text=True,
         )
 
-    def run(self, *arguments, code=COMMAND, processes=1, seconds=180, **environment):
+    def run(self, *arguments, code=COMMAND, processes=1, seconds=LIMIT_S, **environment):
         """Run code as a main program; with several processes as torchrun does: one that fails ends all.
 
         Returns:

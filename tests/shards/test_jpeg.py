@@ -1,7 +1,7 @@
 import pytest
 import simplejpeg
 from encoded_images import encode
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -62,7 +62,6 @@ def test_what_is_no_usable_header_is_refused(jpeg, change, kind, message):
     assert caught.value.kind == kind
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_give_a_header_or_the_typed_error(data):
     for content in (data, b"\xff\xd8" + data, b"\xff\xd8\xff" + data):

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from toy_tree import TOY, TOY_PAIRS
 
@@ -168,7 +168,6 @@ def tables(draw):
     return listed, pairs, draw(st.none() | st.integers(1, 6))
 
 
-@settings(deadline=None)
 @given(tables())
 def test_vectors_of_any_tree_agree_with_the_definition(table):
     listed, pairs, levels = table

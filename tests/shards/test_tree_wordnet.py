@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softshard.shards.classes import load_class_list
@@ -216,7 +216,6 @@ def test_a_class_is_found_by_the_wnid_of_its_noun_and_by_another_lemma():
     assert tree.find("domestic dog") == [2]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(list(wordnet())), min_size=1, max_size=30, unique=True),
     st.sampled_from(ONE_PARENT_RULES),

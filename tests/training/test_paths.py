@@ -145,7 +145,7 @@ def losses_and_oracles(tree, levels, teacher):
     return found
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([1, 2, None]))
 def test_losses_and_gradients_equal_loops_over_samples_and_sets_of_ancestors(seed, levels):
     tree = random_tree(seed)
@@ -192,7 +192,7 @@ def called(name, tree, loss, logits, labels, valid=None):
 NAMES = ("semantic-softmax", "bce", "asl", "kd", "kd, stored")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_one_path_gives_bit_for_bit_what_levels_without_paths_give(data):
     tree = LabelTree.from_table(LEAVES, PAIRS, parents="first")
@@ -309,7 +309,7 @@ def counted_by_hand(tree, logits, classes):
     return right, pairs
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10_000))
 def test_a_pair_counts_once_and_is_right_with_any_of_its_classes(seed):
     tree = random_tree(seed)
