@@ -3,7 +3,7 @@
     test  ->  one process that has imported them, and waits  ->  a fork of it for each rank, under torchrun's variables
 
 A fork has what a new interpreter has after these imports: one thread, nothing computed, no file of the test's. torchrun
-itself is in test_torchrun.py and test_maps.py.
+itself is in test_torchrun.py and test_maps_command.py.
 """
 
 import atexit
