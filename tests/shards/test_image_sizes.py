@@ -39,7 +39,7 @@ def test_a_line_too_thin_to_store_is_refused(picture):
         (ImageRecipe(1), 48, 64, (1, 1)),
     ],
 )
-def test_stored_sizes(picture, recipe, height, width, expected):
+def test_an_image_is_stored_in_the_size_that_its_recipe_gives(picture, recipe, height, width, expected):
     assert recipe.target(height, width) == expected
     for kind in ("PNG", "JPEG"):
         stored = store_image(encode(picture(height, width), kind), recipe)

@@ -32,7 +32,7 @@ def slow_vectors(tree):
     ]
 
 
-def test_the_toy_tree(toy):
+def test_parents_levels_and_vectors_of_the_papers_example(toy):
     assert toy.classes == TOY
     assert toy.parents.dtype == toy.levels.dtype == np.int32
     assert toy.parents.tolist() == [-1, 0, 1, 1, -1, 4, 5]

@@ -67,7 +67,7 @@ def test_ray_makes_the_same_bytes_in_two_processes_and_brings_their_errors(
     def on_ray(source, destination):
         words = ["maps", "make", source, destination, *command_options(noisy_checkpoint)]
         here = f"import os; os.chdir({str(tmp_path)!r}); {COMMAND}"
-        return forks.run(*words, "--engine", "ray", "--workers", 2, code=here, RAY_TMPDIR=own_ray)
+        return forks.run(*words, "--engine", "ray", "--workers", 2, code=here, RAY_TMPDIR=str(own_ray))
 
     done = on_ray(noisy, "two")  # relative to the folder of the command
     assert done.returncode == 0, done.stderr
