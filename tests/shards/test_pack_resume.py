@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,7 +114,9 @@ def held_run(tmp_path, jpeg):
         yield run
     finally:
         run.kill()
-        run.communicate()
+        shutil.rmtree(tmp_path / "set", ignore_errors=True)  # nothing of it is held any longer
+        run.wait()
+        run.stderr.close()
 
 
 def test_a_killed_run_leaves_no_process_and_continues_to_the_end(tmp_path, held_run):
