@@ -11,7 +11,7 @@ import pytest
 from botocore.config import Config
 from botocore.session import get_session
 from forked import Forks
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from ray_processes import make_ray_folder, remove_ray_folder
 from s3fs import S3FileSystem
 
@@ -25,8 +25,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 # The same examples in every run, on fast and slow machines: a change is judged by what it does, not by luck.
 # SOFTSHARD_EXAMPLES=new draws others.
-settings.register_profile("same", derandomize=True, deadline=None)
-settings.register_profile("new", deadline=None)
+AT_ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("same", derandomize=True, **AT_ANY_SPEED)
+settings.register_profile("new", **AT_ANY_SPEED)
 settings.load_profile(os.environ.get("SOFTSHARD_EXAMPLES", "same"))
 
 RAY_TOKEN = secrets.token_hex(16)

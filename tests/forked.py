@@ -3,7 +3,7 @@
     test  ->  one process that has imported them, and waits  ->  a fork of it for each rank, under torchrun's variables
 
 A fork has what a new interpreter has after these imports: one thread, nothing computed, no file of the test's. torchrun
-itself is in test_torchrun.py and test_maps.py.
+itself is in test_torchrun.py and test_maps_command.py.
 """
 
 import atexit
@@ -19,6 +19,8 @@ import time
 import traceback
 from pathlib import Path
 
+from waiting import LONG_S
+
 COMMAND = "import sys; from softshard.shards.cli import main; sys.exit(main())"
 PRELOADED = (
     "training.train",
@@ -28,7 +30,7 @@ PRELOADED = (
     "loaders.bench",
 )
 FAILED = 1  # torchrun's exit code, whatever that of a rank is
-GRACE_S = 10  # for the other ranks to notice that one has failed
+GRACE_S = 60  # for the other ranks to notice that one has failed
 
 
 class Forks:
@@ -48,7 +50,7 @@ class Forks:
             text=True,
         )
 
-    def run(self, *arguments, code=COMMAND, processes=1, seconds=180, **environment):
+    def run(self, *arguments, code=COMMAND, processes=1, seconds=LONG_S, **environment):
         """Run code as a main program; with several processes as torchrun does: one that fails ends all.
 
         Returns:

@@ -1,6 +1,11 @@
 """What lies in packed folders."""
 
-from softshard.shards import read_shard
+import dataclasses
+import shutil
+
+import msgpack
+
+from softshard.shards import Manifest, ShardWriter, read_shard
 
 
 def files(folder):
@@ -15,3 +20,25 @@ def files(folder):
 def samples(folder):
     """key -> components of every sample, in the order of the shards."""
     return {sample.key: sample.parts for path in sorted(folder.glob("*.tar")) for sample in read_shard(path)}
+
+
+def fields_by_path(folder):
+    """A source's path -> all fields that its sample has in `msgpack`."""
+    found = [msgpack.unpackb(parts["msgpack"]) for parts in samples(folder).values()]
+    return {fields["path"]: fields for fields in found}
+
+
+def write_again(dataset, folder, parts_of, components=None):
+    """A copy of a data set whose samples have the components that `parts_of(sample)` gives, in their order."""
+    manifest, records = Manifest.load(dataset), []
+    folder.mkdir(exist_ok=True)
+    for shard in manifest.shards:
+        with ShardWriter(folder / shard.name, components or manifest.components) as writer:
+            for sample in read_shard(dataset / shard.name):
+                writer.write(sample.key, parts_of(sample))
+        records.append(writer.record)
+    for name in ("classes.npy", "tree.json"):
+        if (dataset / name).exists():
+            shutil.copy(dataset / name, folder)
+    dataclasses.replace(manifest, components=writer.suffixes, shards=tuple(records)).save(folder)
+    return folder

@@ -1,12 +1,16 @@
-"""What Ray runs for the tests: known by the folder in its environment, and gone at the end."""
+"""What Ray runs for the tests: known by the folder in its environment, held where a test wants it, gone at the end."""
 
 import os
 import shutil
 import signal
 import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from waiting import wait_until
+
+from softshard.shards.storage import LocalStorage
 
 
 def processes(ray_folder):
@@ -34,3 +38,18 @@ def remove_ray_folder(folder):
         os.kill(process, signal.SIGKILL)
     wait_until(lambda: not processes(folder))
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def held(job, hold, free=()):
+    """A job whose tasks do not get further than reading an image while the file `hold` is there; those in `free` do."""
+
+    class HeldStorage(LocalStorage):  # local, so that it goes to the nodes with its code
+        def __reduce__(self):
+            return HeldStorage, (self.root,)
+
+        def read(self, path, *range_):
+            while path not in free and hold.exists():
+                time.sleep(0.01)
+            return super().read(path, *range_)
+
+    return replace(job, storage=HeldStorage(job.storage.root))

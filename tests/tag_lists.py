@@ -1,9 +1,11 @@
-"""Small lists of web images with text, for tests of `softshard tags build`."""
+"""Small lists of web images with text, tags and weights, and what they are packed with."""
 
 import importlib.util
 import json
 from pathlib import Path
 
+from softshard.shards import ImageRecipe, PackOptions
+from softshard.shards.stored_vocabulary import Vocabulary
 from softshard.shards.tags_build import TagOptions
 
 ALL = TagOptions(min_images=1, max_share=1.0)
@@ -16,6 +18,15 @@ ROWS = [
 ]
 
 
+# Of the list that the fixture `web` writes, whose tags it knows but for one.
+VOCABULARY = Vocabulary(("beast of prey", "big cat", "zoo", "tree"), (7, 5, 3, 2))
+
+
+def unresized(**options):
+    """Four images a shard, as they are."""
+    return PackOptions(image=ImageRecipe(resize="none"), shard_samples=4, **options)
+
+
 def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -23,10 +34,6 @@ def write_rows(path, rows):
 
 def read_rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def files(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def definitions(num):

@@ -64,7 +64,7 @@ ELSEWHERE = {
     "maps make": "test_two_processes_make_the_same_bytes_as_one",
     "maps study": "test_a_study_with_all_contenders_writes_its_table",
     "serve": "test_drain_finishes_what_is_under_way_and_sends_clients_elsewhere",
-    "subset score": "test_the_command",
+    "subset score": "test_the_command_writes_the_same_scores_and_tells_their_mean",
     "subset study": "test_the_command_trains_evaluates_and_continues",
     "tags study": "test_the_command_prints_a_table",
 }

@@ -5,6 +5,7 @@ import dataclasses
 
 import torch
 
+from softshard.loaders import Augment, Loader
 from softshard.training import step as step_module
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.train import train
@@ -37,6 +38,12 @@ def assert_same_weights(out, other):
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
+
+
+def whole_pass(folder, **options):
+    """A loader of every sample once, in order, in batches of five."""
+    plain = {"augment": Augment.evaluation(size=32), "shuffle": False, "last_batch": "pad", "batch_size": 5}
+    return Loader(folder, **(plain | options))
 
 
 class Killed(Exception):

@@ -8,6 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
+from subset_command import CREATURE, run_subset
+from tag_lists import VOCABULARY, write_rows
+from toy_tree import TOY, TOY_PAIRS
 
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
 from softshard.shards.cli import main
@@ -88,6 +91,20 @@ def table_tree():
 
 
 @pytest.fixture(scope="session")
+def toy():
+    return LabelTree.from_table(TOY, TOY_PAIRS)
+
+
+@pytest.fixture(scope="session")
+def is_a(shared_data):
+    """ImageNet's wordnet.is_a.txt."""
+    file = shared_data / "wordnet.is_a.txt"
+    if not file.is_file():
+        pytest.skip(f"needs {file}")
+    return file
+
+
+@pytest.fixture(scope="session")
 def packed_once(tmp_path_factory, options, table_tree):
     """`train` (13 samples, 4 shards) and `val` (3 samples, 1 shard) with every component; not to be changed."""
     folder = tmp_path_factory.mktemp("packed")
@@ -161,3 +178,35 @@ def collection_forms(tmp_path):
         return {"folder": source, **{name: tmp_path / name for name in names}}
 
     return make
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A list of ten images with tags and weights, some of them wanting, and its rows; its vocabulary is `v.tsv`."""
+    make_source(tmp_path / "web", {"cat": 5, "dog": 5})
+    rows = []
+    for label in ("cat", "dog"):
+        for i in range(5):
+            row = {"path": f"{label}/{label}_{i}.jpg", "label": label, "title": f"a {label}"}
+            row["tags"] = ["zoo", "big cat", "zoo", "nowhere"][: i + 1]
+            row["weights"] = {"dog": 0.4, label: 1.0}
+            rows.append(row)
+    rows[1]["tags"] = []
+    del rows[2]["tags"], rows[3]["weights"]
+    (tmp_path / "v.tsv").write_bytes(VOCABULARY.to_bytes())
+    return write_rows(tmp_path / "web" / "web.jsonl", rows), rows
+
+
+@pytest.fixture
+def groups(tmp_path):
+    file = tmp_path / "groups.yaml"
+    file.write_text(CREATURE)
+    return file
+
+
+@pytest.fixture
+def chosen(tmp_path, packed, groups):
+    """A file that makes two classes of three, oak (3 images) and bird (4) being one, over `packed` / train."""
+    file = tmp_path / "classes.json"
+    run_subset("classes", packed, "--method", "file", "--from", groups, "-o", file)
+    return file

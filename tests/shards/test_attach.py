@@ -259,7 +259,7 @@ def test_a_map_that_changes_after_it_was_checked_is_noticed(bare, maps):
         added.read(2, path)
 
 
-def test_the_command_adds(bare, maps, tmp_path, table_tree, capsys):
+def test_reshard_adds_levels_and_maps_from_the_command_line(bare, maps, tmp_path, table_tree, capsys):
     table_tree.save(tmp_path / "tree.json")
     options = ["--tree", str(tmp_path / "tree.json"), "--label-maps", str(maps), "--json"]
     assert main(["reshard", str(bare), str(tmp_path / "set"), *options]) == 0

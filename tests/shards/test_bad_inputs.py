@@ -1,7 +1,6 @@
 """A table of bad and odd inputs, and what `pack` makes of each: packed, or a line of the ledger."""
 
 import base64
-import io
 import json
 import os
 import socket
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+from encoded_images import encode
+from packed_files import fields_by_path
 from PIL import Image
 
 from softshard import shards
@@ -46,14 +47,8 @@ def picture(height=40, width=56):
     )
 
 
-def encode(kind, image=None, **options):
-    buffer = io.BytesIO()
-    (image or picture()).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def jpeg(**options):
-    return encode("JPEG", quality=90, **options)
+    return encode(picture(), "JPEG", quality=90, **options)
 
 
 def with_size(height, width):
@@ -97,11 +92,11 @@ def sixteen_bit_rgb_png():
 
 
 def animation(kind):
-    return encode(kind, save_all=True, append_images=[picture().rotate(180)], duration=50)
+    return encode(picture(), kind, save_all=True, append_images=[picture().rotate(180)], duration=50)
 
 
 def gif_claiming(width, height):
-    return b"GIF89a" + struct.pack("<HH", width, height) + encode("GIF")[10:]
+    return b"GIF89a" + struct.pack("<HH", width, height) + encode(picture(), "GIF")[10:]
 
 
 # name: (bytes, what happens)
@@ -121,44 +116,44 @@ CONTENTS = {
     "PNG bomb below Pillow's own error": (lambda: png(14_000, 14_000), "too-large"),
     "GIF bomb": (lambda: gif_claiming(65_535, 65_535), "too-large"),
     "PNG header without pixels": (lambda: png(40, 40), "truncated"),
-    "PNG cut short": (lambda: encode("PNG")[:100], "truncated"),
-    "PNG with a wrong checksum": (lambda: encode("PNG").replace(b"IDAT", b"IDAX"), "unreadable"),
-    "WebP cut short": (lambda: encode("WEBP")[:100], "unreadable"),
-    "GIF cut short": (lambda: encode("GIF")[:-600], "truncated"),
+    "PNG cut short": (lambda: encode(picture(), "PNG")[:100], "truncated"),
+    "PNG with a wrong checksum": (lambda: encode(picture(), "PNG").replace(b"IDAT", b"IDAX"), "unreadable"),
+    "WebP cut short": (lambda: encode(picture(), "WEBP")[:100], "unreadable"),
+    "GIF cut short": (lambda: encode(picture(), "GIF")[:-600], "truncated"),
     "zero bytes": (lambda: b"", "empty"),
     "one byte": (lambda: b"\xff", "unreadable"),
     "only zeros": (lambda: bytes(5000), "unreadable"),
     "text": (lambda: b"This image is no longer available.\n", "unreadable"),
     "HTML": (lambda: b"<!doctype html><title>404 Not Found</title>", "unreadable"),
-    "PDF": (lambda: encode("PDF"), "unreadable"),
+    "PDF": (lambda: encode(picture(), "PDF"), "unreadable"),
     "SVG": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><rect/></svg>', "unreadable"),
-    "EPS": (lambda: encode("EPS"), "unreadable"),
+    "EPS": (lambda: encode(picture(), "EPS"), "unreadable"),
     "tar": (lambda: b"a.jpg".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"), "unreadable"),
     "12-bit JPEG": (lambda: TWELVE_BITS, "unreadable"),
     # Odd, and fine.
     "lossless JPEG": (lambda: LOSSLESS, PACKED),
     "arithmetic-coded JPEG": (lambda: ARITHMETIC, PACKED),
     "progressive JPEG": (lambda: jpeg(progressive=True), PACKED),
-    "PNG": (lambda: encode("PNG"), PACKED),
-    "WebP": (lambda: encode("WEBP"), PACKED),
-    "GIF": (lambda: encode("GIF"), PACKED),
-    "BMP": (lambda: encode("BMP"), PACKED),
-    "TIFF": (lambda: encode("TIFF"), PACKED),
-    "CMYK JPEG": (lambda: encode("JPEG", picture().convert("CMYK")), PACKED),
-    "grey JPEG": (lambda: encode("JPEG", picture().convert("L")), PACKED),
-    "bilevel PNG": (lambda: encode("PNG", picture().convert("1")), PACKED),
-    "palette PNG with transparency": (lambda: encode("PNG", picture().convert("P"), transparency=0), PACKED),
-    "16-bit grey PNG": (lambda: encode("PNG", Image.fromarray(np.full((24, 24), 999, np.uint16))), PACKED),
+    "PNG": (lambda: encode(picture(), "PNG"), PACKED),
+    "WebP": (lambda: encode(picture(), "WEBP"), PACKED),
+    "GIF": (lambda: encode(picture(), "GIF"), PACKED),
+    "BMP": (lambda: encode(picture(), "BMP"), PACKED),
+    "TIFF": (lambda: encode(picture(), "TIFF"), PACKED),
+    "CMYK JPEG": (lambda: encode(picture().convert("CMYK"), "JPEG"), PACKED),
+    "grey JPEG": (lambda: encode(picture().convert("L"), "JPEG"), PACKED),
+    "bilevel PNG": (lambda: encode(picture().convert("1"), "PNG"), PACKED),
+    "palette PNG with transparency": (lambda: encode(picture().convert("P"), "PNG", transparency=0), PACKED),
+    "16-bit grey PNG": (lambda: encode(Image.fromarray(np.full((24, 24), 999, np.uint16)), "PNG"), PACKED),
     "16-bit RGB PNG": (sixteen_bit_rgb_png, PACKED),
-    "one pixel": (lambda: encode("PNG", picture(1, 1)), PACKED),
-    "one row of 5,000 pixels": (lambda: encode("JPEG", picture(1, 5000)), PACKED),
+    "one pixel": (lambda: encode(picture(1, 1), "PNG"), PACKED),
+    "one row of 5,000 pixels": (lambda: encode(picture(1, 5000), "JPEG"), PACKED),
     "animated GIF": (lambda: animation("GIF"), PACKED),
     "animated PNG": (lambda: animation("PNG"), PACKED),
     "animated WebP": (lambda: animation("WEBP"), PACKED),
     "JPEG with stray bytes behind its end": (lambda: jpeg() + b"stray" * 100, PACKED),
     "JPEG with text behind its end": (lambda: jpeg() + b"<?php exit; ?>", PACKED),
-    "two JPEGs in one file": (lambda: jpeg() + encode("JPEG", picture(90, 90)), PACKED),
-    "MPO": (lambda: encode("MPO", save_all=True, append_images=[picture()]), PACKED),
+    "two JPEGs in one file": (lambda: jpeg() + encode(picture(90, 90), "JPEG"), PACKED),
+    "MPO": (lambda: encode(picture(), "MPO", save_all=True, append_images=[picture()]), PACKED),
     "JPEG with 64 kB of EXIF": (lambda: jpeg(exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0" + bytes(65_000)), PACKED),
     "JPEG with damaged EXIF": (lambda: jpeg(exif=b"Exif\0\0" + b"\xff" * 99), PACKED),
     "JPEG with a large colour profile": (lambda: jpeg(icc_profile=bytes(300_000)), PACKED),
@@ -166,9 +161,9 @@ CONTENTS = {
 }
 
 
-def pack_and_check(source, tmp_path):
+def pack_and_check(source, tmp_path, workers=1):
     """Pack a source; returns path to ledger kind, or to PACKED, as the data set and the ledger say."""
-    summary = pack(source, tmp_path / "set", PackOptions(image=ImageRecipe(16), max_bad=1.0), workers=1)
+    summary = pack(source, tmp_path / "set", PackOptions(image=ImageRecipe(16), max_bad=1.0), workers=workers)
     assert summary.read == summary.packed + summary.bad
     report = verify(tmp_path / "set", decode=True)
     assert report.problems == []
@@ -320,9 +315,10 @@ def test_a_name_that_is_not_utf_8_is_packed_or_in_the_ledger_as_it_is(source, tm
     for file, data in ((b"caf\xe9.jpg", jpeg()), (b"th\xe9.jpg", b"")):
         with open(os.fsencode(source / "cat") + b"/" + file, "wb") as stream:
             stream.write(data)
-    summary, ledger = pack_and_check(source, tmp_path)
+    summary, ledger = pack_and_check(source, tmp_path, workers=2)
     assert (summary.read, summary.packed) == (3, 2)
     assert ledger == {"cat/th\udce9.jpg": "empty"}
+    assert fields_by_path(tmp_path / "set/train").keys() == {"cat/good.jpg", r"cat/caf\udce9.jpg"}
 
 
 def documented():

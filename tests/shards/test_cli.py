@@ -53,7 +53,7 @@ def test_tree_pack_verify_stats_one_after_the_other(run, tmp_path, source, class
     assert out.startswith("train: 13 samples in 4 shards")
 
 
-def test_json_is_json(run, tmp_path, source):
+def test_pack_verify_and_stats_print_json_where_it_is_asked_for(run, tmp_path, source):
     code, out, _ = run("pack", source, tmp_path / "set", *SMALL, "--json")
     summary = json.loads(out)
     assert code == 0
@@ -207,7 +207,7 @@ def test_a_class_list_is_known_by_its_name(run, source, tmp_path):
     ("text", "size"),
     [("1", 1), ("512B", 512), ("1kb", 1000), ("256MB", 256_000_000), ("1.5 GiB", 3 * 2**29), ("1MiB", 2**20)],
 )
-def test_sizes(text, size):
+def test_a_size_is_a_number_of_bytes_with_or_without_a_unit(text, size):
     assert byte_size(text) == size
 
 

@@ -1,9 +1,8 @@
-"""`softshard subset` and what takes its files: reshard and pack."""
+"""`softshard subset`, and the commands of its guide."""
 
 import json
 import re
 import shlex
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,37 +10,16 @@ import fsspec
 import numpy as np
 import pytest
 from packed_files import samples
+from subset_command import run_subset
 
-from softshard.shards import LabelTree, Manifest, SubsetFile, verify
+from softshard.shards import LabelTree, Manifest, SubsetFile
 from softshard.shards.cli import main
-from softshard.shards.components import decode_class, decode_levels
-from softshard.shards.manifest import load_sidecar, load_tree
 from softshard.shards.score_file import score_header, score_line
 
 GUIDE = (Path(__file__).parents[2] / "shards" / "SUBSETS.md").read_text("utf-8")
 COMMANDS = [
     shlex.split(line, comments=True)[1:] for line in re.findall(r"^    (softshard .*)$", GUIDE, re.MULTILINE)
 ]
-CREATURE = "pet: [dog]\ncreature: [oak, bird]\n"
-
-
-@pytest.fixture
-def groups(tmp_path):
-    file = tmp_path / "groups.yaml"
-    file.write_text(CREATURE)
-    return file
-
-
-@pytest.fixture
-def chosen(tmp_path, packed, groups):
-    """A file that makes two classes of three, oak (3 images) and bird (4) being one, over `packed` / train."""
-    file = tmp_path / "classes.json"
-    run("classes", packed, "--method", "file", "--from", groups, "-o", file)
-    return file
-
-
-def run(*arguments, code=0):
-    assert main(["subset", *map(str, arguments)]) == code
 
 
 def classes(out):
@@ -51,24 +29,24 @@ def classes(out):
 def test_classes_come_from_a_data_set_a_folder_of_both_splits_a_source_and_a_list(tmp_path, packed, source):
     (tmp_path / "list.txt").write_text("dog\noak\nbird\n")
     for place in (packed, packed / "train", source, tmp_path / "list.txt"):
-        run("classes", place, "--method", "groups", "-n", 1, "-o", tmp_path / "s.json")
+        run_subset("classes", place, "--method", "groups", "-n", 1, "-o", tmp_path / "s.json")
         assert {frozenset(found) for found in classes(tmp_path / "s.json").values()} == {
             frozenset(("bird", "dog", "oak"))
         }
     # Inner nodes of the tree have no images, and are not chosen from.
-    run("classes", packed, "--method", "random", "-n", 3, "-o", tmp_path / "s.json")
+    run_subset("classes", packed, "--method", "random", "-n", 3, "-o", tmp_path / "s.json")
     assert classes(tmp_path / "s.json") == {name: (name,) for name in ("bird", "dog", "oak")}
     found = SubsetFile.load(tmp_path / "s.json")
     assert found.class_source["fingerprint"] == Manifest.load(packed / "train").fingerprint
     assert found.class_source["classes_sha256"] == Manifest.load(packed / "train").classes_sha256
-    run("classes", packed, "--method", "random", "-n", 4, "-o", tmp_path / "s.json", code=2)
+    run_subset("classes", packed, "--method", "random", "-n", 4, "-o", tmp_path / "s.json", code=2)
 
 
 def test_siblings_are_those_of_the_data_sets_own_tree(tmp_path, packed, capsys):
-    run("classes", packed, "--method", "siblings", "-n", 2, "-o", tmp_path / "s.json")
+    run_subset("classes", packed, "--method", "siblings", "-n", 2, "-o", tmp_path / "s.json")
     assert classes(tmp_path / "s.json") == {"animal": ("bird", "dog"), "oak": ("oak",)}
     capsys.readouterr()
-    run("classes", packed, "--method", "siblings", "-n", 1, "-o", tmp_path / "s.json")
+    run_subset("classes", packed, "--method", "siblings", "-n", 1, "-o", tmp_path / "s.json")
     assert "note: 2 classes are left and not 1: the tree has as many roots" in capsys.readouterr().err
 
 
@@ -77,21 +55,23 @@ def test_the_file_says_method_seed_and_what_was_read(tmp_path, packed, groups, c
     assert subset.class_method["name"] == "file"
     assert subset.class_method["file"]["name"] == "groups.yaml"
     assert len(subset.class_method["file"]["sha256"]) == 64
-    run("classes", packed, "--method", "random", "-n", 2, "--seed", 7, "-o", tmp_path / "s.json")
+    run_subset("classes", packed, "--method", "random", "-n", 2, "--seed", 7, "-o", tmp_path / "s.json")
     assert dict(SubsetFile.load(tmp_path / "s.json").class_method) == {"name": "random", "num": 2, "seed": 7}
 
 
 def test_the_same_call_writes_the_same_bytes_and_another_seed_others(tmp_path, packed):
     texts = []
     for seed in (1, 1, *range(2, 8)):
-        run("images", packed, "-m", 2, "--seed", seed, "-o", tmp_path / "s.json")
+        run_subset("images", packed, "-m", 2, "--seed", seed, "-o", tmp_path / "s.json")
         texts.append((tmp_path / "s.json").read_bytes())
     assert texts[0] == texts[1]
     assert len(set(texts)) > 3
 
 
 def test_few_images_and_a_small_validation_set_are_told(tmp_path, packed, capsys):
-    run("classes", packed, "--method", "groups", "-n", 1, "-m", 500, "--json", "-o", tmp_path / "s.json")
+    run_subset(
+        "classes", packed, "--method", "groups", "-n", 1, "-m", 500, "--json", "-o", tmp_path / "s.json"
+    )
     out, err = capsys.readouterr()
     assert "1 of 1 class with fewer than 500 images (the smallest 13, the largest 13)" in err
     assert "the validation set has 3 images of 1 class, fewer than 10,000" in err
@@ -105,10 +85,14 @@ def test_few_images_and_a_small_validation_set_are_told(tmp_path, packed, capsys
 
 def test_what_a_class_list_cannot_tell_is_said(tmp_path, capsys):
     pytest.importorskip("timm")
-    run("classes", "imagenet-1k", "--method", "random", "--config", "20x5000", "-o", tmp_path / "s.json")
-    assert "20 of 20 classes with fewer than 5,000, maybe 0 more: group classes" in capsys.readouterr().err
+    run_subset(
+        "classes", "imagenet-1k", "--method", "random", "--config", "20x5000", "-o", tmp_path / "s.json"
+    )
+    assert "20 of 20 classes have fewer than 5,000, 0 more may have: group classes" in capsys.readouterr().err
     (tmp_path / "list.txt").write_text("dog\noak\n")
-    run("classes", tmp_path / "list.txt", "--method", "random", "-n", 1, "-m", 5, "-o", tmp_path / "s.json")
+    run_subset(
+        "classes", tmp_path / "list.txt", "--method", "random", "-n", 1, "-m", 5, "-o", tmp_path / "s.json"
+    )
     assert "images were not counted" in capsys.readouterr().err
 
 
@@ -119,18 +103,18 @@ def test_a_confusion_matrix_may_be_of_the_whole_class_list_or_of_the_classes_wit
     np.save(tmp_path / "part.npy", whole[:3, :3])
     confusion = ["classes", packed, "--method", "confusion", "-n", 2, "-o", tmp_path / "s.json", "--from"]
     for name in ("whole.npy", "part.npy"):
-        run(*confusion, tmp_path / name)
+        run_subset(*confusion, tmp_path / name)
         groups = SubsetFile.load(tmp_path / "s.json").groups
         assert {group.members: group.value for group in groups} == {("bird", "oak"): 7, ("dog",): 0}
     np.save(tmp_path / "other.npy", np.zeros((4, 4)))
-    run(*confusion, tmp_path / "other.npy", code=1)
+    run_subset(*confusion, tmp_path / "other.npy", code=1)
 
 
 def test_labels_of_classes_that_no_tree_has_are_merged_by_size_and_that_is_said(tmp_path, capsys):
     (tmp_path / "list.txt").write_text("qwx1\nqwx2\nqwx3\nqwx4\n")
     (tmp_path / "table.csv").write_text("class,label\nqwx1,a\nqwx2,b\nqwx3,c\nqwx4,c\n")
     coarse = ["--method", "coarse", "--from", tmp_path / "table.csv", "-n", 2, "-o", tmp_path / "s.json"]
-    run("classes", tmp_path / "list.txt", *coarse)
+    run_subset("classes", tmp_path / "list.txt", *coarse)
     assert classes(tmp_path / "s.json") == {"a + b": ("qwx1", "qwx2"), "c": ("qwx3", "qwx4")}
     told = capsys.readouterr().err
     assert (
@@ -140,31 +124,31 @@ def test_labels_of_classes_that_no_tree_has_are_merged_by_size_and_that_is_said(
     pairs = "child,parent\nqwx1,x\nqwx2,y\nqwx3,x\nqwx4,x\n"
     (tmp_path / "own.csv").write_text(pairs)
     LabelTree.from_file(tmp_path / "own.csv").save(tmp_path / "tree.json")
-    run("classes", tmp_path / "list.txt", *coarse, "--tree", tmp_path / "tree.json")
+    run_subset("classes", tmp_path / "list.txt", *coarse, "--tree", tmp_path / "tree.json")
     assert classes(tmp_path / "s.json") == {"a + c": ("qwx1", "qwx3", "qwx4"), "b": ("qwx2",)}
 
 
 def test_images_are_as_many_of_each_class_or_a_problem(tmp_path, packed, chosen, capsys):
-    run("images", packed, "--classes", chosen, "-m", 3, "-o", tmp_path / "s.json")
+    run_subset("images", packed, "--classes", chosen, "-m", 3, "-o", tmp_path / "s.json")
     keys = SubsetFile.load(tmp_path / "s.json").keys
     stored = samples(packed / "train")
     assert set(keys) < set(stored)
     counts = Counter("dog" if key.startswith("dog") else "creature" for key in keys)
     assert counts == {"dog": 3, "creature": 3}
     assert capsys.readouterr().err.count("drown in noise") == 1  # although the file of classes says so, too
-    run("images", packed, "-m", 4, "-o", tmp_path / "no.json", code=1)
+    run_subset("images", packed, "-m", 4, "-o", tmp_path / "no.json", code=1)
     told = capsys.readouterr().err
     assert "found fewer of 1 (oak 3). Take groups of classes" in told
     assert "(--allow-fewer)" in told
     assert not (tmp_path / "no.json").exists()
-    run("images", packed, "-m", 4, "--allow-fewer", "-o", tmp_path / "s.json")
+    run_subset("images", packed, "-m", 4, "--allow-fewer", "-o", tmp_path / "s.json")
     assert len(SubsetFile.load(tmp_path / "s.json").keys) == 4 + 4 + 3
 
 
 def test_stratified_images_are_as_many_of_each_fine_class(tmp_path, packed, chosen):
     for seed in range(5):
         arguments = ["-m", 6, "--method", "stratified", "--seed", seed, "-o", tmp_path / "s.json"]
-        run("images", packed, "--classes", chosen, *arguments)
+        run_subset("images", packed, "--classes", chosen, *arguments)
         keys = SubsetFile.load(tmp_path / "s.json").keys
         assert Counter(key.partition("_")[0] for key in keys) == {"dog": 6, "bird": 3, "oak": 3}
 
@@ -177,7 +161,9 @@ def write_scores(file, manifest, rows):
 
 def test_difficulties_are_capped_as_in_the_example(tmp_path, packed, capsys):
     (tmp_path / "one.yaml").write_text("all: [bird, dog, oak]\n")
-    run("classes", packed, "--method", "file", "--from", tmp_path / "one.yaml", "-o", tmp_path / "one.json")
+    run_subset(
+        "classes", packed, "--method", "file", "--from", tmp_path / "one.yaml", "-o", tmp_path / "one.json"
+    )
     keys = sorted(samples(packed / "train"))  # 13: 8 easy, 4 in the middle, 1 hard
     percent = dict(zip(keys, [99] * 8 + [50] * 4 + [3], strict=True))
     scores = tmp_path / "scores.jsonl"
@@ -191,7 +177,7 @@ def test_difficulties_are_capped_as_in_the_example(tmp_path, packed, capsys):
             (9, {99: 4, 50: 4, 3: 1}),
             (13, {99: 8, 50: 4, 3: 1}),
         ):
-            run("images", packed, *options, "-m", wanted, "--cap", cap, "-o", tmp_path / "s.json")
+            run_subset("images", packed, *options, "-m", wanted, "--cap", cap, "-o", tmp_path / "s.json")
             found = SubsetFile.load(tmp_path / "s.json")
             assert Counter(percent[key] for key in found.keys) == expected
     assert found.image_method["scores"]["name"] == "scores.jsonl"
@@ -201,19 +187,19 @@ def test_difficulties_are_capped_as_in_the_example(tmp_path, packed, capsys):
     table = scores.with_suffix(".csv")  # that says nothing of its classes
     cells = "".join(f"{key},{value / 100},0,1\n" for key, value in percent.items())
     table.write_text(f"key,score,half,trained_on\n{cells}")
-    run("images", packed, *options[:-1], table, "-m", 7, "-o", tmp_path / "s.json")
+    run_subset("images", packed, *options[:-1], table, "-m", 7, "-o", tmp_path / "s.json")
     assert not any("the scores" in note for note in SubsetFile.load(tmp_path / "s.json").notes)
-    run("images", packed, *options, "-m", 8, "-o", tmp_path / "s.json")
+    run_subset("images", packed, *options, "-m", 8, "-o", tmp_path / "s.json")
     found = Counter(percent[key] for key in SubsetFile.load(tmp_path / "s.json").keys)
     assert found in ({99: 4, 50: 3, 3: 1}, {99: 3, 50: 4, 3: 1})
 
     write_scores(scores, Manifest.load(packed / "train"), [(keys[0], 0.5), (keys[1], 0.5)])
     capsys.readouterr()
-    run("images", packed, *options, "-m", 2, "-o", tmp_path / "s.json")
+    run_subset("images", packed, *options, "-m", 2, "-o", tmp_path / "s.json")
     assert set(SubsetFile.load(tmp_path / "s.json").keys) == set(keys[:2])
     assert "not chosen from: 11 images without a score" in capsys.readouterr().err
     write_scores(scores, Manifest.load(packed / "train"), [(keys[0], 0.5), ("cow_1", 0.5)])
-    run("images", packed, *options, "-m", 1, "-o", tmp_path / "s.json", code=1)
+    run_subset("images", packed, *options, "-m", 1, "-o", tmp_path / "s.json", code=1)
     assert "found 1 of 2 whose keys it does not have" in capsys.readouterr().err
 
 
@@ -237,58 +223,9 @@ def test_difficulties_are_capped_as_in_the_example(tmp_path, packed, capsys):
 )  # fmt: skip
 def test_a_wrong_call_says_why(tmp_path, packed, capsys, arguments, message):
     arguments = [packed if word == "SET" else word for word in arguments]
-    run(*arguments, "-o", tmp_path / "s.json", code=2)
+    run_subset(*arguments, "-o", tmp_path / "s.json", code=2)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "s.json").exists()
-
-
-def test_reshard_writes_a_subset_out_with_merged_labels(tmp_path, packed, chosen):
-    run("images", packed, "--classes", chosen, "-m", 3, "--seed", 5, "-o", tmp_path / "s.json")
-    subset = SubsetFile.load(tmp_path / "s.json")
-    arguments = ["--subset", str(tmp_path / "s.json"), "--drop", "lmap", "--shard-samples", "4"]
-    assert main(["reshard", str(packed / "train"), str(tmp_path / "new"), *arguments]) == 0
-    assert verify(tmp_path / "new", decode=True).problems == []
-    old, new = samples(packed / "train"), samples(tmp_path / "new")
-    assert set(new) == set(subset.keys)
-    manifest, tree = (
-        Manifest.load(tmp_path / "new"),
-        load_tree(tmp_path / "new", Manifest.load(tmp_path / "new")),
-    )
-    assert manifest.class_names == ("pet", "creature")
-    assert tree.classes == ("pet", "creature")
-    for key, parts in new.items():
-        expected = 0 if key.startswith("dog") else 1
-        assert decode_class(parts["cls"], key) == expected
-        np.testing.assert_array_equal(decode_levels(parts["hier.npy"], key), tree.vectors()[expected])
-        assert (parts["jpg"], parts["msgpack"]) == (old[key]["jpg"], old[key]["msgpack"])
-        assert set(parts) == {"jpg", "cls", "hier.npy", "msgpack"}
-    assert np.bincount(load_sidecar(tmp_path / "new", manifest)).tolist() == [3, 3]
-    record = manifest.recipe["reshard"]["subset"]
-    assert record["fingerprint"] == subset.fingerprint
-    assert record["images"] == {"num": 6, "method": {"name": "random", "per_class": 3, "seed": 5}}
-    assert record["classes"]["method"]["name"] == "file"
-    # A run of the same call continues; with another subset it is refused.
-    assert main(["reshard", str(packed / "train"), str(tmp_path / "new"), *arguments]) == 0
-    arguments[1] = str(chosen)
-    assert main(["reshard", str(packed / "train"), str(tmp_path / "new"), *arguments]) == 2
-
-
-def test_reshard_refuses_maps_over_the_old_classes_and_keys_of_another_set(tmp_path, packed, chosen, capsys):
-    train, new = str(packed / "train"), str(tmp_path / "new")
-    assert main(["reshard", train, new, "--subset", str(chosen)]) == 1
-    assert "expected no component 'lmap', which is over the old classes" in capsys.readouterr().err
-    arguments = ["--subset", str(chosen), "--drop", "lmap"]
-    assert main(["reshard", train, new, *arguments, "--classes", train]) == 2
-    assert "expected a subset by itself" in capsys.readouterr().err
-    text = chosen.read_text().replace(
-        '"images": null', '"images": {"method": {}, "source": {}, "keys": ["cow_1"]}'
-    )
-    chosen.write_text(text)
-    assert main(["reshard", train, new, *arguments]) == 1
-    assert "found 1 of 1 that they do not have: 'cow_1'" in capsys.readouterr().err
-    chosen.write_text(text.replace('"oak"', '"elm"'))
-    assert main(["reshard", train, new, *arguments]) == 1
-    assert "found 1 that it does not have: 'elm'" in capsys.readouterr().err
 
 
 def test_subsets_of_a_data_set_behind_a_url_are_written_behind_one(tmp_path, packed):
@@ -299,72 +236,15 @@ def test_subsets_of_a_data_set_behind_a_url_are_written_behind_one(tmp_path, pac
         for folder in (place, tmp_path / "out"):
             classes = ["--method", "groups", "-n", 2, "--seed", 3, "-o", f"{folder}/classes.json"]
             source = f"{place}/train" if folder == place else packed / "train"
-            run("classes", source, *classes)
-            run("images", source, "--classes", f"{folder}/classes.json", "-m", 2, "-o", f"{folder}/s.json")
+            run_subset("classes", source, *classes)
+            run_subset(
+                "images", source, "--classes", f"{folder}/classes.json", "-m", 2, "-o", f"{folder}/s.json"
+            )
         one, other = (SubsetFile.load(f"{folder}/s.json") for folder in (place, tmp_path / "out"))
         assert one.fingerprint == other.fingerprint
         assert len(one.keys) == 4
     finally:
         copy.rm(f"/{tmp_path.name}", recursive=True)
-
-
-def test_reshard_of_a_set_without_a_tree_has_none(tmp_path, source, groups):
-    arguments = ["--size", "16", "--shard-samples", "8", "--workers", "1"]
-    assert main(["pack", str(source), str(tmp_path / "set"), *arguments]) == 0
-    run("classes", source, "--method", "file", "--from", groups, "-o", tmp_path / "s.json")
-    new = tmp_path / "new"
-    assert (
-        main(["reshard", str(tmp_path / "set" / "train"), str(new), "--subset", str(tmp_path / "s.json")])
-        == 0
-    )
-    manifest = Manifest.load(new)
-    assert manifest.tree_sha256 is None
-    assert manifest.class_names == ("pet", "creature")
-    assert np.bincount(load_sidecar(new, manifest)).tolist() == [7, 9]
-
-
-def test_pack_makes_one_class_of_a_groups_folders(tmp_path, source, groups, capsys):
-    (tmp_path / "part.yaml").write_text("creature: [oak, bird]\n")
-    run("classes", source, "--method", "file", "--from", tmp_path / "part.yaml", "-o", tmp_path / "s.json")
-    arguments = ["--size", "16", "--val-per-class", "1", "--shard-samples", "4", "--workers", "1"]
-    command = ["pack", str(source), str(tmp_path / "set"), "--subset", str(tmp_path / "s.json"), *arguments]
-    assert main(command) == 0
-    assert "1 folder left out (too few images, or not in the class list): dog" in capsys.readouterr().out
-    for split, num in (("train", 7), ("val", 2)):
-        manifest = Manifest.load(tmp_path / "set" / split)
-        assert manifest.class_names == ("creature",)
-        assert manifest.num_samples == num
-        assert manifest.recipe["subset"]["fingerprint"] == SubsetFile.load(tmp_path / "s.json").fingerprint
-        assert {parts["cls"] for parts in samples(tmp_path / "set" / split).values()} == {b"0"}
-    assert main(command) == 0  # the same plan: everything is there already
-    assert "there already: " in capsys.readouterr().out
-    assert main([*command, "--classes", str(source)]) == 2
-    assert "expected a class list or a subset, which has its own, found both" in capsys.readouterr().err
-    assert main([word for word in command if word not in ("--subset", str(tmp_path / "s.json"))]) == 2
-    assert "class list was" in capsys.readouterr().err
-
-
-def test_pack_refuses_a_subset_of_images_and_takes_a_tree_of_its_classes(
-    tmp_path, packed, source, chosen, capsys
-):
-    run("images", packed, "--classes", chosen, "-m", 1, "-o", tmp_path / "images.json")
-    pack = ["pack", str(source), str(tmp_path / "new"), "--size", "16", "--workers", "1"]
-    assert main([*pack, "--subset", str(tmp_path / "images.json")]) == 2
-    assert "found chosen images. Pack all of it, then read it through the subset" in capsys.readouterr().err
-    for more, found in (
-        (["--folders", "index"], "folders called by their places"),
-        (["--label-maps", str(tmp_path)], "label maps, which are over the classes before"),
-    ):
-        assert main([*pack, "--subset", str(chosen), *more]) == 2
-        assert f"found {found}" in capsys.readouterr().err
-    tree = LabelTree.from_table(["pet", "creature"], [("pet", "thing"), ("creature", "thing")])
-    tree.save(tmp_path / "tree.json")
-    assert main([*pack, "--subset", str(chosen), "--tree", str(tmp_path / "tree.json")]) == 0
-    assert Manifest.load(tmp_path / "new" / "train").class_names == ("pet", "creature", "thing")
-    shutil.rmtree(tmp_path / "new")
-    LabelTree.from_table(["bird", "dog"], [("bird", "x"), ("dog", "x")]).save(tmp_path / "tree.json")
-    assert main([*pack, "--subset", str(chosen), "--tree", str(tmp_path / "tree.json")]) == 1
-    assert "expected the classes of the label tree" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -418,23 +298,8 @@ def test_real_photographs_are_grouped_by_every_method(shared_data, tmp_path, mon
     (tmp_path / "groups.yaml").write_text("".join(lines))
     np.save(tmp_path / "confusion.npy", np.random.default_rng(0).random((300, 300)))
     words = [word.replace("DATA", str(shared_data)) for word in arguments]
-    run("classes", photos, "--method", *words, "-o", "s.json")
+    run_subset("classes", photos, "--method", *words, "-o", "s.json")
     subset = SubsetFile.load("s.json")
     assert len(subset.groups) == 20
     num = 20 if arguments[0] == "random" else 300
     assert len(subset.class_of) == num
-
-
-@pytest.mark.shared
-def test_real_photographs_are_packed_in_groups(shared_data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    photos = shared_data / "photos"
-    run("classes", photos, "--method", "groups", "-n", "20", "-o", "s.json")
-    subset = SubsetFile.load("s.json")
-    small = ["--size", "48", "--shard-samples", "100", "--workers", "1"]
-    assert main(["pack", str(photos), "set", "--subset", "s.json", *small]) == 0
-    assert verify("set").problems == []
-    manifest = Manifest.load("set/train")
-    assert manifest.class_names == subset.class_names
-    counts = np.bincount(load_sidecar("set/train", manifest), minlength=20)
-    assert counts.tolist() == [len(group.members) for group in subset.groups]

@@ -145,7 +145,7 @@ def test_the_counts_of_imagenet_21k_p():
     assert "200 classes with several parents here; 5 paths at most" in format_tree_stats(several)
 
 
-def test_stats_are_json(run, tree_file, tree):
+def test_stats_are_printed_as_json_or_text(run, tree_file, tree):
     code, out, _ = run("tree", "stats", tree_file, "--json")
     assert (code, json.loads(out)) == (0, tree_stats(tree))
     assert run("tree", "stats", tree_file)[1].startswith("7 classes: 4 listed, 3 inner nodes; 4 leaves\n")
@@ -190,7 +190,7 @@ def test_every_difference_of_a_tree_is_named(tree):
 
 
 @needs_timm
-def test_fall11_against_winter21(run, tmp_path):
+def test_check_tells_fall11_from_winter21(run, tmp_path):
     for name in (FALL11, WINTER21):
         LabelTree.from_wordnet(load_class_list(name), parents="published").save(tmp_path / f"{name}.json")
     arguments = ["tree", "check", tmp_path / f"{FALL11}.json"]

@@ -82,7 +82,7 @@ def test_groups_are_within_two_percent_of_every_set_there_is(make):
         )
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_groups_are_within_two_percent_on_any_small_case(case):
     cells, num_groups = case
     num_classes = round(len(cells) ** 0.5)
@@ -92,7 +92,7 @@ def test_groups_are_within_two_percent_on_any_small_case(case):
 
 
 @given(st.integers(1, 80), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_groups_partition_the_classes_with_the_sizes_and_values_they_state(num_classes, data):
     num_groups = data.draw(st.integers(1, num_classes))
     confusion = np.random.default_rng(num_classes).random((num_classes, num_classes))

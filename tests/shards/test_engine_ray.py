@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 from packed_files import files
-from ray_processes import make_ray_folder, processes, remove_ray_folder, wait_until
+from ray_processes import held, make_ray_folder, processes, remove_ray_folder
+from waiting import LONG_S, wait_until
 
 from softshard.shards import DataError, ImageRecipe, PackOptions, UsageError, engine_ray, pack
 from softshard.shards.destination import LocalDestination
@@ -60,21 +61,40 @@ def large(tmp_path_factory, jpeg):
     return folder / "source", files(folder / "set"), time.monotonic() - start
 
 
-def start_pack(*arguments, **settings):
+MAIN = "import sys; from softshard.shards.cli import main; sys.exit(main())"
+PACK = sys.modules["softshard.shards.pack"]  # the name in the package is that of its function
+# The same, whose tasks wait where they would read every other image; see `held`.
+HELD_MAIN = f"""
+import importlib, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from ray_processes import held
+from softshard.shards.cli import main
+pack, hold = importlib.import_module("softshard.shards.pack"), Path(sys.argv.pop(1))
+make_job = pack.make_job
+odd = {{f"a/{{i:02d}}.jpg" for i in range(1, 40, 2)}}
+pack.make_job = lambda *arguments: held(make_job(*arguments), hold, free=odd)
+sys.exit(main())
+"""
+
+
+def start_pack(*arguments, code=MAIN, before=(), **settings):
     """`softshard pack` in a process of its own."""
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from softshard.shards.cli import main; sys.exit(main())",
-        "pack",
-    ]
     return subprocess.Popen(
-        [*command, *map(str, arguments)],
+        [*map(str, [sys.executable, "-c", code, *before, "pack", *arguments])],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         **settings,
     )
+
+
+@pytest.fixture
+def hold(tmp_path):
+    """The file that holds the tasks of `held`."""
+    (tmp_path / "hold").touch()
+    yield tmp_path / "hold"
+    (tmp_path / "hold").unlink(missing_ok=True)  # whatever waits for it ends
 
 
 def small_job(source, folder, options):
@@ -123,9 +143,9 @@ def test_a_ray_is_started_where_there_is_none_and_stopped(source, tmp_path, ray_
                 "source", engine, "--size", 16, "--shard-samples", 4, "--workers", 2, "--engine", engine,
                 cwd=tmp_path, env=environment,
             )  # fmt: skip
-            assert (run.communicate(timeout=60)[1], run.returncode) == ("", 0)
+            assert (run.communicate(timeout=LONG_S)[1], run.returncode) == ("", 0)
         assert (own / "ray").exists()
-        wait_until(lambda: not processes(own), 20)
+        wait_until(lambda: not processes(own))
     finally:
         remove_ray_folder(own)
     assert files(tmp_path / "ray") == files(tmp_path / "local")
@@ -150,15 +170,17 @@ def test_a_run_killed_at_a_random_moment_continues_to_the_same_bytes(
         time.sleep(random.Random(seed).uniform(0, seconds))
     finally:
         run.kill()
-        run.communicate(timeout=10)
+        run.communicate(timeout=LONG_S)
     # The cluster lives on, but the tasks of a run that is gone do not.
-    wait_until(lambda: not tasks(ray_folder), 10)
+    wait_until(lambda: not tasks(ray_folder))
     pack(source, tmp_path / "set", LONG, workers=2, engine=engine)
     assert files(tmp_path / "set") == expected
 
 
-def test_a_node_that_is_lost_half_way_costs_nothing_but_time(tmp_path, large, cluster):
+def test_a_node_that_is_lost_half_way_costs_nothing_but_time(tmp_path, large, cluster, hold, monkeypatch):
     source, expected, _ = large
+    make_job = PACK.make_job
+    monkeypatch.setattr(PACK, "make_job", lambda *arguments: held(make_job(*arguments), hold))
     node = cluster.add_node(num_cpus=2)
     lost = []
 
@@ -176,28 +198,31 @@ def test_a_node_that_is_lost_half_way_costs_nothing_but_time(tmp_path, large, cl
                     continue
             return found
 
-        wait_until(lambda: (tmp_path / "set" / "train" / "receipts").exists())
         lost.extend(wait_until(busy))
         cluster.remove_node(node, allow_graceful=False)
+        hold.unlink()
 
     thread = threading.Thread(target=lose_the_node)
     thread.start()
     try:
         pack(source, tmp_path / "set", LONG, engine="ray")
     finally:
-        thread.join(timeout=60)
+        thread.join()
     assert lost
     assert files(tmp_path / "set") == expected
 
 
-def test_an_interrupt_leaves_no_task_and_nothing_half_written(tmp_path, large, cluster, ray_folder):
+def test_an_interrupt_leaves_no_task_and_nothing_half_written(tmp_path, large, cluster, ray_folder, hold):
     source, expected, _ = large
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
-    run = start_pack(source, tmp_path / "set", *LONG_OPTIONS, "--engine", "ray", env=environment)
+    words = [source, tmp_path / "set", *LONG_OPTIONS, "--engine", "ray"]
+    run = start_pack(*words, code=HELD_MAIN, before=[hold], env=environment)
     try:
-        wait_until(lambda: tasks(ray_folder) and list((tmp_path / "set").rglob("*.part")))
+        wait_until(lambda: run.poll() is not None or list((tmp_path / "set").rglob("*.part")))
+        assert tasks(ray_folder)
         run.send_signal(signal.SIGINT)
-        text = run.communicate(timeout=60)[1]
+        hold.unlink()
+        text = run.communicate(timeout=LONG_S)[1]
     finally:
         run.kill()
     assert run.returncode == 130
@@ -209,7 +234,7 @@ def test_an_interrupt_leaves_no_task_and_nothing_half_written(tmp_path, large, c
     assert files(tmp_path / "set") == expected
 
 
-def test_closing_waits_until_no_task_writes(tmp_path, large, cluster, ray_folder):
+def test_closing_waits_until_no_task_writes(tmp_path, large, cluster, ray_folder, hold):
     source, expected, _ = large
     job, shard = small_job(source, tmp_path / "set", LONG)
     bounds = shard.split.shard_bounds(5)
@@ -217,9 +242,11 @@ def test_closing_waits_until_no_task_writes(tmp_path, large, cluster, ray_folder
         replace(shard, name=f"train-{number:06d}.tar", start=start, stop=stop)
         for number, (start, stop) in enumerate(bounds)
     ]
+    job = held(job, hold, free={sample.location.file for sample in shards[0].task().samples})
     with closing(run_on_ray(job, shards, 6)) as receipts:  # more than the CPUs: some wait for their turn
         assert next(receipts)["read"] == 5
         wait_until(lambda: list((tmp_path / "set").rglob("*.part")))
+        hold.unlink()
     assert not list((tmp_path / "set").rglob("*.part"))
     assert not tasks(ray_folder)
     made = files(tmp_path / "set" / "train")
@@ -320,7 +347,7 @@ def test_a_task_that_loses_its_worker_each_time_is_given_up(job_and_shard, clust
 def test_an_address_without_a_cluster_is_a_wrong_call(source, tmp_path, ray_folder, address, expected):
     run = start_pack(source, tmp_path / "set", "--engine", "ray", env={**os.environ, "RAY_ADDRESS": address})
     try:
-        text = run.communicate(timeout=60)[1]
+        text = run.communicate(timeout=LONG_S)[1]
     finally:
         run.kill()
     assert run.returncode == 2

@@ -176,7 +176,7 @@ def test_the_tars_of_other_tools_are_read(tmp_path):
         ]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data())
 def test_a_flipped_byte_in_a_header_is_noticed_or_changes_nothing(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp() / "flip"
@@ -275,7 +275,6 @@ def test_a_bad_index_is_refused(text, message):
     assert "Run: softshard verify t.idx" in str(caught.value)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 200), st.integers(0, 255))
 def test_a_damaged_index_is_read_or_refused_and_never_points_outside(at, value):
     good = b"v1.2 2\njpg 512 700 a_1.jpg cls 2048 1 a_1.cls\njpg 3072 5 a_2.jpg cls 4096 2 a_2.cls\n"

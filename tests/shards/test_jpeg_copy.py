@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-import simplejpeg
+from encoded_images import decode, encode
 from PIL import Image
 
 from softshard.shards import ImageRecipe
@@ -11,16 +11,6 @@ from softshard.shards.jpeg import read_jpeg_header
 from softshard.shards.jpeg_copy import strip_metadata
 
 COPY = ImageRecipe(40, "short-edge", reencode=False)
-
-
-def encode(image, **options):
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, "JPEG", **options)
-    return buffer.getvalue()
-
-
-def decode(jpeg):
-    return simplejpeg.decode_jpeg(jpeg, "RGB", strict=True)
 
 
 def segment(marker, content):

@@ -40,7 +40,6 @@ def maps(draw):
     return scores, ids, num_classes
 
 
-@settings(deadline=None)
 @given(maps())
 def test_encode_then_decode_is_identity_for_float16_scores(drawn):
     scores, ids, num_classes = drawn
@@ -50,7 +49,6 @@ def test_encode_then_decode_is_identity_for_float16_scores(drawn):
     assert np.array_equal(found_ids, ids)
 
 
-@settings(deadline=None)
 @given(maps())
 def test_uint8_scores_and_their_sums_along_a_row_are_off_by_a_step_at_most(drawn):
     scores, ids, num_classes = drawn
@@ -301,7 +299,7 @@ def test_a_hostile_header_is_refused_before_anything_is_allocated(monkeypatch):
         decode_label_map(forge(b"\x03\0\0\x3c"))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=64), st.sampled_from([STORED, LZ4, ZSTD]), st.integers(0, 2), st.integers(0, 3))
 def test_random_blocks_under_a_good_checksum_decode_or_are_refused(block, compression, ids, scores):
     palette = 2 if ids else 0

@@ -91,7 +91,7 @@ def test_uniforms_are_uniform():
 
 
 @given(SEEDS, st.integers(0, 2**48), st.integers(1, 70_000), st.integers(0, 2**16 - 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_random_keys_are_the_words_of_philox_above_the_items_index(seed, first, num, occurrence):
     keys = random_keys(seed, PURPOSE_PLAN, 9, first, num, occurrence)
     bits = index_bits(num)

@@ -68,7 +68,7 @@ def test_what_is_no_int16_vector_is_refused(data):
         decode_levels(data, WHERE)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.integers(0, 133), st.integers(0, 255))
 def test_a_damaged_vector_is_read_or_refused(at, value):
     data = bytearray(npy(np.array([3, 56, -1], np.int16)))

@@ -4,7 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softshard.shards.classes import load_class_list
@@ -197,7 +197,6 @@ def test_the_fingerprint_is_of_names_tree_and_table(old_tree):
     assert again.fingerprint in found
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(OLD), min_size=2, unique=True), st.booleans())
 def test_any_subset_keeps_who_is_above_whom(names, to_ancestor):
     old = LabelTree.from_table(["swan", "fish", "oak"], PAIRS)

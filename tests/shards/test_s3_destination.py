@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from packed_files import files
 from s3fs import S3FileSystem
+from waiting import LONG_S, wait_until
 
 from servers.proxy import FaultyProxy
 from servers.swift import SECRET_KEY
@@ -59,13 +60,14 @@ def test_a_run_that_is_killed_leaves_nothing_half_and_continues(
         "import sys; from softshard.shards import ImageRecipe, PackOptions, pack\n"
         "pack(sys.argv[1], sys.argv[2], PackOptions(ImageRecipe(16), shard_samples=4, val_per_class=1), workers=1)"
     )
+
+    def shards_there():
+        keys = s3_client.list_objects_v2(Bucket=s3_bucket.removeprefix("s3://")).get("Contents", ())
+        return [entry["Key"] for entry in keys if entry["Key"].endswith(".tar")]
+
     for wanted in (1, 4):  # shards that are there when it is killed
         process = subprocess.Popen([sys.executable, "-c", script, str(source), url])
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            keys = s3_client.list_objects_v2(Bucket=s3_bucket.removeprefix("s3://")).get("Contents", ())
-            if sum(entry["Key"].endswith(".tar") for entry in keys) >= wanted:
-                break
+        wait_until(lambda run=process, wanted=wanted: run.poll() is not None or len(shards_there()) >= wanted)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         found = objects(s3_client, url)
@@ -164,7 +166,7 @@ def test_two_runs_of_one_plan_at_once_end_in_the_same_bytes(s3_bucket, s3_client
     )
     command = [sys.executable, "-c", script, str(source), f"{s3_bucket}/set"]
     runs = [subprocess.Popen(command) for _ in range(2)]
-    assert [run.wait(timeout=100) for run in runs] == [0, 0]
+    assert [run.wait(LONG_S) for run in runs] == [0, 0]
     assert objects(s3_client, f"{s3_bucket}/set") == expected
 
 

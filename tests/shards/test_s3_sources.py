@@ -162,7 +162,7 @@ def test_a_run_rides_through_a_restart_of_the_server(
 
     thread = when_there(tmp_path / "b" / "train" / "train-000000.tar", restart)
     assert pack(url, tmp_path / "b", options, workers=1).bad == 0
-    thread.join(60)
+    thread.join()
     assert files(finished_once) == files(tmp_path / "b")
 
 
@@ -179,7 +179,7 @@ def test_a_run_that_lost_its_server_stops_and_the_next_one_continues(
         DataError, match=r"the server is away\. What is finished is kept: run the same"
     ) as caught:
         pack(url, tmp_path / "b", options, workers=1)
-    thread.join(60)
+    thread.join()
     assert isinstance(caught.value, StorageError)
     assert not (tmp_path / "b" / "train" / "manifest.json").exists()
     kept = first.stat()

@@ -126,7 +126,7 @@ def test_a_list_from_elsewhere_does_not_choose_local_files():
         ("dog::1/a?.jpg", "dog::1/a?.jpg"),
     ],
 )
-def test_public_names(url, name):
+def test_a_public_name_has_no_password_and_no_query(url, name):
     assert public_name(url) == name
 
 

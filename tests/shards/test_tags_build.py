@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from packed_files import samples
-from tag_lists import ALL, ROWS, definitions, files, read_rows, write_rows
+from packed_files import files, samples
+from tag_lists import ALL, ROWS, definitions, read_rows, write_rows
 
 from softshard.shards import Manifest, pack, read_shard
 from softshard.shards.cli import main

@@ -78,6 +78,8 @@ def test_a_vocabulary_is_written_and_read(tmp_path):
         (b"tag\timages\n cat\t1\n", "line 2: expected a tag, a tab and a number"),
         (b"tag\timages\ncat\t-1\n", "line 2: expected a tag, a tab and a number"),
         (b"tag\timages\n\t1\n", "line 2: expected a tag"),
+        ("tag\timages\ncat\t²\n".encode(), "line 2: expected a tag, a tab and a number"),
+        (b"tag\timages\ncat\t1\tb\n", "line 2: expected a tag, a tab and a number"),
         (b"tag\timages\ncaf\xe9\t1\n", "expected UTF-8 text, found byte 0xe9"),
     ],
 )

@@ -37,7 +37,7 @@ SMALL = WordTable(
         ("dogs", "", ""),
     ],
 )
-def test_base_forms(form, noun, adjective):
+def test_a_form_leads_to_its_noun_or_adjective(form, noun, adjective):
     assert (SMALL.noun_base(form), SMALL.adjective_base(form)) == (noun, adjective)
 
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import fsspec
 import pytest
-from tag_lists import ALL, ROWS, definitions, files, write_rows
+from packed_files import files
+from tag_lists import ALL, ROWS, definitions, write_rows
 
 from softshard.shards import pack
 from softshard.shards import tags_build as build_module

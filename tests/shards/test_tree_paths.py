@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from softshard.shards import ImageRecipe, PackOptions, pack, read_shard, verify
@@ -182,7 +182,6 @@ EDGES = st.integers(1, 10).flatmap(
 )
 
 
-@settings(deadline=None)
 @given(EDGES, st.none() | st.integers(1, 4))
 def test_vectors_of_any_graph_agree_with_its_paths(edges, levels):
     pairs = [(f"c{child}", f"c{parent}") for child, parent in edges] or [("c0", "")]

@@ -17,9 +17,7 @@ from softshard.shards.tree import LabelTree
 from softshard.shards.tree_sources import read_pairs, read_wordnet_list, read_yaml
 
 ROOT = Path(__file__).parents[2]
-IS_A = ROOT.parent / "shared" / "data" / "wordnet.is_a.txt"
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs timm's wheel")
-needs_is_a = pytest.mark.skipif(not IS_A.is_file(), reason="needs wordnet.is_a.txt in ../shared/data")
 
 
 @pytest.fixture(params=["CSafeLoader", "SafeLoader"])
@@ -237,27 +235,25 @@ def test_a_long_cycle_is_cut_short():
 
 @pytest.mark.shared
 @needs_timm
-@needs_is_a
 @pytest.mark.parametrize("class_list", ["imagenet-21k-p-fall11", "imagenet-21k-p-winter21"])
-def test_the_published_tree_from_the_list_itself(class_list):
+def test_the_published_tree_from_the_list_itself(class_list, is_a):
     classes = load_class_list(class_list)
     packaged = LabelTree.from_wordnet(classes, parents="published")
     for rule in ("published", "last"):
-        tree = LabelTree.from_wordnet(classes, parents=rule, relations_file=IS_A)
+        tree = LabelTree.from_wordnet(classes, parents=rule, relations_file=is_a)
         assert tree.fingerprint == packaged.fingerprint
-        assert tree.rule.source == str(IS_A)
+        assert tree.rule.source == str(is_a)
     assert (
-        LabelTree.from_wordnet(classes, parents="first", relations_file=IS_A).fingerprint
+        LabelTree.from_wordnet(classes, parents="first", relations_file=is_a).fingerprint
         != packaged.fingerprint
     )
 
 
 @pytest.mark.shared
 @needs_timm
-@needs_is_a
-def test_inner_nodes_come_from_the_list_too():
+def test_inner_nodes_come_from_the_list_too(is_a):
     classes = load_class_list("imagenet-1k")
-    listed = LabelTree.from_wordnet(classes, parents="published", inner="branching", relations_file=IS_A)
+    listed = LabelTree.from_wordnet(classes, parents="published", inner="branching", relations_file=is_a)
     packaged = LabelTree.from_wordnet(classes, parents="published", inner="branching")
     assert listed.fingerprint == packaged.fingerprint
     assert listed.num_levels > 10

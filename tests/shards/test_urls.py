@@ -22,7 +22,12 @@ from softshard.shards.storage import public_name
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch):
     monkeypatch.setattr("softshard.shards.retries._FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr("softshard.shards.retries.PATIENCE_S", 2.0)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """For what fails however often it is tried."""
+    monkeypatch.setattr("softshard.shards.retries.PATIENCE_S", 0.0)
 
 
 @pytest.fixture
@@ -292,7 +297,7 @@ def test_a_connection_that_breaks_once_is_tried_again(faulty, packed_once):
     assert len(broken) == 11
 
 
-def test_a_connection_that_always_breaks_is_a_problem_of_that_shard(faulty, packed_once, tmp_path):
+def test_a_connection_that_always_breaks_is_a_problem_of_that_shard(faulty, packed_once, tmp_path, impatient):
     url, _ = faulty(packed_once, lambda name, data: None if name == "train-000002.tar" else data)
     report = verify(f"{url}/train", workers=1)
     (problem,) = report.problems
@@ -315,7 +320,7 @@ def test_bytes_that_change_on_their_way_are_noticed(faulty, packed_once):
 
 
 @pytest.mark.parametrize("command", ["verify", "stats", "reshard"])
-def test_a_server_that_is_away_is_bad_data_and_the_password_is_not_told(capsys, tmp_path, command):
+def test_a_server_that_is_away_is_bad_data_and_the_password_is_not_told(capsys, tmp_path, impatient, command):
     pytest.importorskip("aiohttp")
     more = [str(tmp_path / "set")] if command == "reshard" else []
     assert main([command, "http://ann:secret@127.0.0.1:9/set", *more]) == 1

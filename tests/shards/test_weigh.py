@@ -1,159 +1,29 @@
-"""Weights of classes: what each measure says, what becomes of it, and the list that comes out."""
+"""Weights of classes: from similarities to weights, and the list that comes out."""
 
 import hashlib
 import json
 import resource
 
-import fsspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tag_lists import read_rows, write_rows
 
-from softshard.shards import DataError, ImageRecipe, LabelTree, Manifest, PackOptions, UsageError, pack
+from softshard.shards import DataError, ImageRecipe, Manifest, PackOptions, UsageError, pack
 from softshard.shards import weigh as weigh_module
 from softshard.shards.classes import load_class_list
 from softshard.shards.cli import main
-from softshard.shards.information_content import load_counts
 from softshard.shards.json_lines import read_json_lines
 from softshard.shards.pack_soft import load_how
 from softshard.shards.similarities import Measures, Similarities
 from softshard.shards.tags_build import TagOptions, build_tags
-from softshard.shards.text_overlap import DEFINITION_SHARE, TextOverlap, words_of
 from softshard.shards.weigh import WeighOptions, weigh_list, weights_of
 from softshard.shards.weigh_page import FELL_BACK, neighbours
 
 DOG, CAT, OAK = "n02084071", "n02121620", "n12268246"
 CLASSES = (DOG, CAT, OAK)
 WUP = Measures({"wup": 1.0})
-
-
-def write(file, rows):
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
-def read(file):
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-# Measures
-
-
-def test_the_label_itself_is_as_similar_as_can_be_by_every_measure(tmp_path):
-    confusion = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
-    np.save(tmp_path / "c.npy", confusion)
-    shares = dict.fromkeys(("path", "wup", "lch", "lin", "jcn", "confusion"), 1.0)
-    measures = Measures(shares, information_content="counts", confusion=str(tmp_path / "c.npy"))
-    found = Similarities(CLASSES, measures, counts=np.array([3, 4, 5]))
-    for name in shares:
-        for i in range(3):
-            row = found.measure(name, i)
-            assert row[i] == 1
-            assert (row >= 0).all()
-            assert (row <= 1).all()
-    assert found.measure("path", 0)[1] == 0.2
-    assert found.measure("wup", 0)[1] == pytest.approx(0.857, abs=5e-4)
-    assert found.measure("lch", 0)[1] == pytest.approx(np.log(38 / 5) / np.log(38))
-    assert found.measure("confusion", 0).tolist() == [1, 0.25, 0]
-    assert found.measure("confusion", 2).tolist() == [0, 0, 1]
-
-
-def test_a_sum_is_the_mean_by_shares_and_a_product_the_powers():
-    one, other = (Similarities(CLASSES, Measures({name: 1.0})).scores(0) for name in ("wup", "path"))
-    both = {"wup": 3.0, "path": 1.0}
-    np.testing.assert_allclose(
-        Similarities(CLASSES, Measures(both)).scores(0), 0.75 * one + 0.25 * other, rtol=1e-6
-    )
-    np.testing.assert_allclose(
-        Similarities(CLASSES, Measures(both, combine="product")).scores(0), one**3 * other, rtol=1e-6
-    )
-
-
-def test_text_is_combined_with_the_label_as_any_other_measure():
-    text = "My cat sleeps"
-    alone = Similarities(CLASSES, Measures({"text": 1.0})).scores(0, text)
-    assert alone[1] == 1  # a name of the class
-    label = Similarities(CLASSES, Measures({"wup": 2.0, "path": 1.0}))
-    for combine in ("sum", "product"):
-        measures = Measures({"wup": 2.0, "text": 1.0, "path": 1.0}, combine=combine)
-        found = Similarities(CLASSES, measures).scores(0, text)
-        if combine == "sum":
-            np.testing.assert_allclose(found, (3 * label.scores(0) + alone) / 4, rtol=1e-6)
-        else:
-            rows = [label.measure(name, 0) for name in ("wup", "path")]
-            np.testing.assert_allclose(found, rows[0] ** 2 * rows[1] * alone, rtol=1e-6)
-
-
-def test_siblings_that_wordnet_ties_are_told_apart_by_text():
-    names = ("n02123045", "n02123394")  # tabby, Persian cat
-    ties = Similarities((CAT, *names), Measures({"wup": 1.0})).scores(0)
-    assert ties[1] == ties[2]
-    scores = Similarities((CAT, *names), Measures({"wup": 0.7, "text": 0.3})).scores(
-        0, "a Persian cat on a sofa"
-    )
-    assert scores[2] > scores[1]
-
-
-def test_classes_that_wordnet_does_not_know_are_all_named():
-    with pytest.raises(DataError) as caught:
-        Similarities(("xyzzy", DOG, "plugh"), WUP)
-    assert "'xyzzy'" in str(caught.value)
-    assert "'plugh'" in str(caught.value)
-    assert "--tree" in str(caught.value)
-
-
-def test_a_tree_is_the_hierarchy_of_its_classes():
-    tree = LabelTree.from_table(None, [("cat", "animal"), ("dog", "animal"), ("oak", "plant")])
-    scores = Similarities(tree.classes, Measures({"path": 1.0}), tree).scores(tree.classes.index("cat"))
-    near = dict(zip(tree.classes, scores.tolist(), strict=True))
-    assert near == pytest.approx({"cat": 1, "animal": 1 / 2, "dog": 1 / 3, "plant": 1 / 4, "oak": 1 / 5})
-
-
-@pytest.mark.parametrize(
-    ("text", "options", "says"),
-    [
-        ("wup,foo", {}, "expected measures of path, wup"),
-        ("wup=x", {}, "expected measures such as wup=0.7,text=0.3, found 'wup=x'"),
-        ("wup=0", {}, "expected measures with shares above 0"),
-        ("wup=nan", {}, "expected measures with shares above 0"),
-        ("", {}, "expected measures of path"),
-        ("lin", {}, "information content: expected a file where a measure reads it, found no file"),
-        (
-            "wup",
-            {"confusion": "c.npy"},
-            "confusion: expected a file where a measure reads it, found a file, and no",
-        ),
-        ("wup", {"combine": "max"}, "combine: expected one of sum, product"),
-    ],
-)
-def test_measures_that_cannot_be_are_refused(text, options, says):
-    with pytest.raises(UsageError) as caught:
-        Measures.parse(text, **options)
-    assert says in str(caught.value)
-
-
-# Text
-
-
-def test_words_are_lower_case_without_the_commonest():
-    assert words_of("The Big-Cat of É, 2 cats's") == ["big", "cat", "é", "2", "cats"]
-
-
-def test_a_class_overlaps_by_its_best_phrase():
-    overlap = TextOverlap([["big cat", "lion"], ["house cat"], ["oak"]], {2: "a big tree"})
-    assert overlap.scores("LION!")[0] == 1
-    assert overlap.scores("a big, big cat")[0] == 1
-    assert overlap.scores("nothing of it").tolist() == [0, 0, 0]
-    assert overlap.scores("").tolist() == [0, 0, 0]
-    assert overlap.scores("tree: big")[2] == pytest.approx(DEFINITION_SHARE)
-    shared, rare = np.log(1 + 3 / 2), np.log(1 + 3)
-    np.testing.assert_allclose(
-        overlap.scores("cat")[:2], [shared / (shared + shared), shared / (shared + rare)]
-    )
-
-
-# From scores to weights
 
 
 @given(
@@ -193,9 +63,6 @@ def test_options_that_cannot_be_are_refused(options):
         WeighOptions(**options)
 
 
-# Lists
-
-
 ROWS = [
     {"path": "a.jpg", "label": DOG, "title": "a dog", "other": [1]},
     {"path": "b.jpg", "label": 1, "tags": ["oak", "tree"]},
@@ -204,11 +71,11 @@ ROWS = [
 
 
 def test_a_list_gets_weights_and_keeps_its_columns(tmp_path):
-    source = write(tmp_path / "in.jsonl", ROWS)
+    source = write_rows(tmp_path / "in.jsonl", ROWS)
     options = WeighOptions(top=2, normalise="max")
     summary = weigh_list(source, tmp_path / "out.jsonl", CLASSES, WUP, options)
     assert (summary.read, summary.written, summary.bad, summary.mean_classes) == (3, 3, 0, 2)
-    out = read(tmp_path / "out.jsonl")
+    out = read_rows(tmp_path / "out.jsonl")
     for row, wanted in zip(out, ROWS, strict=True):
         assert {name: row[name] for name in wanted} == wanted
     assert out[0]["weights"] == {DOG: 1.0, CAT: pytest.approx(0.857143)}
@@ -221,7 +88,7 @@ def test_a_list_gets_weights_and_keeps_its_columns(tmp_path):
 
 
 def test_the_same_call_gives_the_same_bytes(tmp_path):
-    source = write(tmp_path / "in.jsonl", ROWS)
+    source = write_rows(tmp_path / "in.jsonl", ROWS)
     measures = Measures({"wup": 0.5, "jcn": 0.2, "text": 0.3}, information_content="counts")
     for name in ("one", "two"):
         weigh_list(source, tmp_path / f"{name}.jsonl", CLASSES, measures)
@@ -229,10 +96,10 @@ def test_the_same_call_gives_the_same_bytes(tmp_path):
 
 
 def test_small_weights_keep_their_digits(tmp_path):
-    source = write(tmp_path / "in.jsonl", [{"path": "1.jpg", "label": DOG}])
+    source = write_rows(tmp_path / "in.jsonl", [{"path": "1.jpg", "label": DOG}])
     measures = Measures({"wup": 1.0})
     weigh_list(source, tmp_path / "out.jsonl", CLASSES, measures, WeighOptions(temperature=0.02))
-    (row,) = read(tmp_path / "out.jsonl")
+    (row,) = read_rows(tmp_path / "out.jsonl")
     wanted = Similarities(CLASSES, measures).scores(0) ** 50
     assert 0 < wanted.min() < 5e-7
     for name, value in zip(CLASSES, wanted, strict=True):
@@ -243,15 +110,15 @@ def test_small_weights_keep_their_digits(tmp_path):
 def test_twenty_classes_of_an_image_are_kept_unless_all_are_asked_for(tmp_path, capsys):
     names = load_class_list("imagenet-1k")[:30]
     (tmp_path / "classes.txt").write_text("\n".join(names))
-    source = write(tmp_path / "in.jsonl", [{"path": "1.jpg", "label": names[0]}])
+    source = write_rows(tmp_path / "in.jsonl", [{"path": "1.jpg", "label": names[0]}])
     out = tmp_path / "out.jsonl"
     call = ["tags", "weigh", str(source), "-o", str(out), "--classes", str(tmp_path / "classes.txt")]
     for more, num in (([], 20), (["--top", "0"], 30), (["--top", "all"], 30), (["--top", "3"], 3)):
         assert main([*call, *more]) == 0
-        assert len(read(out)[0]["weights"]) == num
+        assert len(read_rows(out)[0]["weights"]) == num
     assert load_how(out, "weights")["top"] == 3
     weigh_list(source, out, names, WUP)
-    assert len(read(out)[0]["weights"]) == 20
+    assert len(read_rows(out)[0]["weights"]) == 20
     assert main([*call, "--top", "-1"]) == 2
     capsys.readouterr()
     with pytest.raises(SystemExit):
@@ -262,7 +129,7 @@ def test_twenty_classes_of_an_image_are_kept_unless_all_are_asked_for(tmp_path, 
 def test_the_record_names_the_definitions_that_were_read(tmp_path):
     file = tmp_path / "said.tsv"
     file.write_text(f"{DOG}\ta dog\n")
-    source = write(tmp_path / "in.jsonl", ROWS)
+    source = write_rows(tmp_path / "in.jsonl", ROWS)
     weigh_list(source, tmp_path / "out.jsonl", CLASSES, Measures({"text": 1.0}, definitions=str(file)))
     wanted = {"name": "said.tsv", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     assert load_how(tmp_path / "out.jsonl", "weights")["definitions"] == wanted
@@ -273,25 +140,9 @@ def test_the_record_names_the_definitions_that_were_read(tmp_path):
     assert "definitions" not in Similarities(CLASSES, WUP).to_json()
 
 
-def test_files_behind_urls_are_recorded_by_their_content(tmp_path):
-    content = b"class," + b",".join(name.encode() for name in CLASSES) + b"\n"
-    for i, name in enumerate(CLASSES):
-        row = ["9" if i == j else "1" for j in range(len(CLASSES))]
-        content += ",".join([name, *row]).encode() + b"\n"
-    fsspec.filesystem("memory").pipe("/weigh/confusion.csv", content)
-    measures = Measures({"confusion": 1.0}, confusion="memory://weigh/confusion.csv")
-    said = Similarities(CLASSES, measures).to_json()
-    assert said["confusion"] == hashlib.sha256(content).hexdigest()
-    (tmp_path / "confusion.csv").write_bytes(content)
-    assert (
-        Measures({"confusion": 1.0}, confusion=str(tmp_path / "confusion.csv")).to_json()
-        == measures.to_json()
-    )
-
-
 def test_how_tags_were_made_goes_with_the_list_that_gets_weights(tmp_path):
     rows = [{"path": f"{i}.jpg", "label": DOG, "title": "a dog in the grass"} for i in range(2)]
-    source = write(tmp_path / "in.jsonl", rows)
+    source = write_rows(tmp_path / "in.jsonl", rows)
     build_tags(source, tmp_path / "tags.jsonl", TagOptions(max_share=1.0), workers=1)
     how = load_how(tmp_path / "tags.jsonl", "tags")
     assert (how["source"], how["tagger"], how["min_images"], how["images"]) == ("in.jsonl", "wordnet", 2, 2)
@@ -305,8 +156,8 @@ def test_how_tags_were_made_goes_with_the_list_that_gets_weights(tmp_path):
 
 
 def test_the_old_list_goes_before_what_is_beside_it_changes(tmp_path, monkeypatch):
-    source = write(tmp_path / "in.jsonl", [{"path": "1.jpg", "label": DOG}])
-    out = write(tmp_path / "out.jsonl", [{"path": "old.jpg", "label": DOG}])
+    source = write_rows(tmp_path / "in.jsonl", [{"path": "1.jpg", "label": DOG}])
+    out = write_rows(tmp_path / "out.jsonl", [{"path": "old.jpg", "label": DOG}])
     monkeypatch.setattr(weigh_module, "save_how", lambda *_: 1 / 0)  # dies there
     with pytest.raises(ZeroDivisionError):
         weigh_list(source, out, CLASSES, WUP)
@@ -316,27 +167,29 @@ def test_the_old_list_goes_before_what_is_beside_it_changes(tmp_path, monkeypatc
 def test_counts_leave_out_the_validation_part(tmp_path):
     measures = Measures({"lin": 1.0}, information_content="counts")
     validation = [{"path": "v.jpg", "label": OAK, "split": "val"}] * 50
-    weigh_list(write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl", CLASSES, measures)
-    weigh_list(write(tmp_path / "both.jsonl", ROWS + validation), tmp_path / "more.jsonl", CLASSES, measures)
-    assert read(tmp_path / "more.jsonl")[: len(ROWS)] == read(tmp_path / "out.jsonl")
+    weigh_list(write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl", CLASSES, measures)
+    weigh_list(
+        write_rows(tmp_path / "both.jsonl", ROWS + validation), tmp_path / "more.jsonl", CLASSES, measures
+    )
+    assert read_rows(tmp_path / "more.jsonl")[: len(ROWS)] == read_rows(tmp_path / "out.jsonl")
 
 
 def test_counts_are_those_of_the_lists_labels(tmp_path):
-    source = write(tmp_path / "in.jsonl", [*ROWS, *ROWS[:1] * 5, {"label": "nobody"}])
+    source = write_rows(tmp_path / "in.jsonl", [*ROWS, *ROWS[:1] * 5, {"label": "nobody"}])
     measures = Measures({"lin": 1.0}, information_content="counts")
     weigh_list(source, tmp_path / "out.jsonl", CLASSES, measures)
     wanted = Similarities(CLASSES, measures, counts=np.array([6, 1, 1])).scores(0)
-    found = read(tmp_path / "out.jsonl")[0]["weights"]
+    found = read_rows(tmp_path / "out.jsonl")[0]["weights"]
     assert found[DOG] == 1
     for name, score in zip(CLASSES, wanted, strict=True):
         assert found.get(name, 0) == pytest.approx(score, abs=1e-6)
 
 
 def test_an_image_whose_text_names_no_class_gets_its_label(tmp_path):
-    source = write(tmp_path / "in.jsonl", ROWS[2:])
+    source = write_rows(tmp_path / "in.jsonl", ROWS[2:])
     summary = weigh_list(source, tmp_path / "out.jsonl", CLASSES, Measures({"text": 1.0}))
     assert summary.label_only == 1
-    assert read(tmp_path / "out.jsonl")[0]["weights"] == {OAK: 1.0}
+    assert read_rows(tmp_path / "out.jsonl")[0]["weights"] == {OAK: 1.0}
 
 
 def test_bad_lines_are_recorded_and_a_byte_order_mark_and_crlf_are_none(tmp_path):
@@ -354,7 +207,7 @@ def test_bad_lines_are_recorded_and_a_byte_order_mark_and_crlf_are_none(tmp_path
     (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))
     summary = weigh_list(tmp_path / "in.jsonl", tmp_path / "out.jsonl", CLASSES, WUP)
     assert (summary.read, summary.written, summary.bad) == (8, 3, 5)
-    bad = read(tmp_path / "out.bad.jsonl")
+    bad = read_rows(tmp_path / "out.bad.jsonl")
     assert [line["line"] for line in bad] == [3, 4, 5, 6, 7]
     reasons = " ".join(line["reason"] for line in bad)
     for says in ("a JSON object, found", "found byte 0xff", "found list", "found 'wolf'", "found None"):
@@ -362,18 +215,18 @@ def test_bad_lines_are_recorded_and_a_byte_order_mark_and_crlf_are_none(tmp_path
 
 
 def test_too_many_bad_lines_write_nothing(tmp_path):
-    source = write(tmp_path / "in.jsonl", [*ROWS, {"label": "wolf"}])
+    source = write_rows(tmp_path / "in.jsonl", [*ROWS, {"label": "wolf"}])
     with pytest.raises(DataError, match=r"line 4: expected a label of the 3 classes, found 'wolf'"):
         weigh_list(source, tmp_path / "out.jsonl", CLASSES, WUP, WeighOptions(max_bad=0))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.jsonl"]
     with pytest.raises(DataError, match=r"at most 0 bad lines of 1, found 1; .* Is it of another class list"):
-        weigh_list(write(source, [{"label": "wolf"}]), tmp_path / "out.jsonl", CLASSES, WUP)
+        weigh_list(write_rows(source, [{"label": "wolf"}]), tmp_path / "out.jsonl", CLASSES, WUP)
     with pytest.raises(DataError, match="expected lines with a label, found none"):
-        weigh_list(write(source, []), tmp_path / "out.jsonl", CLASSES, WUP)
+        weigh_list(write_rows(source, []), tmp_path / "out.jsonl", CLASSES, WUP)
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
-    source = write(tmp_path / "in.jsonl", ROWS)
+    source = write_rows(tmp_path / "in.jsonl", ROWS)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # stands for the disk's
     try:
@@ -385,7 +238,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
 
 
 def test_the_source_is_not_written_over(tmp_path):
-    source = write(tmp_path / "in.jsonl", ROWS)
+    source = write_rows(tmp_path / "in.jsonl", ROWS)
     with pytest.raises(UsageError, match="expected another file than the source"):
         weigh_list(source, source, CLASSES, WUP)
     (tmp_path / "in.txt").write_text("a\n")
@@ -399,23 +252,23 @@ def test_a_table_gets_the_weights_of_json_lines_and_its_paths_lead_to_the_images
     rows = [{"path": f"{i}.jpg", "label": str(row["label"]), "title": "my cat"} for i, row in enumerate(ROWS)]
     (tmp_path / "new").mkdir()
     both = Measures({"wup": 0.5, "text": 0.5})
-    weigh_list(write(tmp_path / "in.jsonl", rows), tmp_path / "beside.jsonl", CLASSES, both)
+    weigh_list(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "beside.jsonl", CLASSES, both)
     table = "path,label,title\n" + "".join(f"{row['path']},{row['label']},my cat\n" for row in rows)
     (tmp_path / "in.csv").write_text(table + "x.jpg,too,many,cells\n9.jpg,wolf,\n")
     summary = weigh_list(tmp_path / "in.csv", tmp_path / "new" / "out.jsonl", CLASSES, both)
     assert (summary.read, summary.bad) == (len(rows) + 2, 2)
-    wanted = [{**row, "path": f"../{row['path']}"} for row in read(tmp_path / "beside.jsonl")]
-    assert read(tmp_path / "new" / "out.jsonl") == wanted
-    assert [(bad["line"], bad["reason"][:28]) for bad in read(tmp_path / "new" / "out.bad.jsonl")] == [
+    wanted = [{**row, "path": f"../{row['path']}"} for row in read_rows(tmp_path / "beside.jsonl")]
+    assert read_rows(tmp_path / "new" / "out.jsonl") == wanted
+    assert [(bad["line"], bad["reason"][:28]) for bad in read_rows(tmp_path / "new" / "out.bad.jsonl")] == [
         (len(rows) + 2, "expected 3 cells as in the h"),
         (len(rows) + 3, "expected a label of the 3 cl"),
     ]
 
 
 def test_a_caption_of_megabytes_is_a_line_like_any_other(tmp_path):
-    source = write(tmp_path / "in.jsonl", [{"label": DOG, "description": "cat " * 2_500_000}])
+    source = write_rows(tmp_path / "in.jsonl", [{"label": DOG, "description": "cat " * 2_500_000}])
     weigh_list(source, tmp_path / "out.jsonl", CLASSES, Measures({"text": 1.0}))
-    assert CAT in read(tmp_path / "out.jsonl")[0]["weights"]
+    assert CAT in read_rows(tmp_path / "out.jsonl")[0]["weights"]
 
 
 def test_a_line_that_is_too_long_is_skipped_whole(tmp_path):
@@ -426,35 +279,10 @@ def test_a_line_that_is_too_long_is_skipped_whole(tmp_path):
     assert (short.number, short.offset, short.row) == (2, 1001, {"a": 1})
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("hello\n", "begins with 'wnver', found 'hello'"),
-        ("wnver::x\n1740n\n", "line 2: expected an offset with n or v, and a count, found '1740n'"),
-        ("wnver::x\n1740n nan ROOT\n", "line 2"),
-        ("wnver::x\n1740n -1 ROOT\n", "line 2"),
-        ("wnver::x\n1740n 5\n", "expected the count of a root of nouns, found none"),
-    ],
-)
-def test_information_content_that_is_none_is_refused(tmp_path, text, says):
-    (tmp_path / "ic.dat").write_text(text)
-    with pytest.raises(DataError) as caught:
-        load_counts(str(tmp_path / "ic.dat"))
-    assert says in str(caught.value)
-
-
-def test_information_content_is_read_as_nltk_reads_it(tmp_path):
-    (tmp_path / "ic.dat").write_text("wnver::x\n1740n 10 ROOT\n2084071n 2.5\n5v 7 ROOT\n")
-    assert load_counts(str(tmp_path / "ic.dat")) == ({1740: 10, 2084071: 2.5}, 10)
-
-
-# Commands
-
-
 def test_the_command_weighs_and_packing_takes_what_it_wrote(tmp_path, source_maker, capsys):
     source_maker(tmp_path / "web", {"dog": 2, "cat": 2})
     rows = [{"path": f"{name}/{name}_{i}.jpg", "label": name} for name in ("dog", "cat") for i in range(2)]
-    write(tmp_path / "web" / "in.jsonl", rows)
+    write_rows(tmp_path / "web" / "in.jsonl", rows)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     out = tmp_path / "web" / "out.jsonl"
     command = ["tags", "weigh", out.with_name("in.jsonl"), "-o", out, "--classes", tmp_path / "classes.txt"]

@@ -17,9 +17,7 @@ from softshard.shards.wordnet import (
 )
 
 DICTIONARY = Path(os.environ.get("SOFTSHARD_WORDNET_DICT", "/usr/share/wordnet"))
-IS_A = Path(__file__).parents[2].parent / "shared" / "data" / "wordnet.is_a.txt"
 
-needs_is_a = pytest.mark.skipif(not IS_A.is_file(), reason="needs wordnet.is_a.txt in ../shared/data")
 needs_dictionary = pytest.mark.skipif(
     not (DICTIONARY / "data.noun").is_file(),
     reason="needs a WordNet 3.0 dictionary folder (SOFTSHARD_WORDNET_DICT, or Debian's wordnet-base)",
@@ -56,9 +54,9 @@ def dictionary(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def is_a_parents():
+def is_a_parents(is_a):
     parents = {}
-    for line in IS_A.read_text().splitlines():
+    for line in is_a.read_text().splitlines():
         parent, child = line.split()
         parents.setdefault(child, []).append(parent)
     return parents
@@ -135,7 +133,6 @@ def test_a_synset_with_instance_pointers_only_is_a_published_root():
 
 
 @pytest.mark.shared
-@needs_is_a
 def test_published_parents_agree_with_every_last_line_of_the_list(is_a_parents):
     assert len(is_a_parents) == 74_389
     expected = {wnid: is_a_parents[wnid][-1] if wnid in is_a_parents else None for wnid in wordnet()}
@@ -143,7 +140,6 @@ def test_published_parents_agree_with_every_last_line_of_the_list(is_a_parents):
 
 
 @pytest.mark.shared
-@needs_is_a
 def test_1422_children_of_the_list_have_several_parents(is_a_parents):
     several = {child for child, parents in is_a_parents.items() if len(parents) > 1}
     assert len(several) == 1_422
@@ -151,11 +147,10 @@ def test_1422_children_of_the_list_have_several_parents(is_a_parents):
 
 
 @pytest.mark.shared
-@needs_is_a
-def test_the_packaged_exceptions_follow_from_the_list():
+def test_the_packaged_exceptions_follow_from_the_list(is_a):
     with np.load(TABLE_PATH, allow_pickle=False) as archive:
         table = {name: archive[name] for name in archive.files}
-    found = published_exceptions(table, IS_A)
+    found = published_exceptions(table, is_a)
     assert np.array_equal(found["published_children"], table["published_children"])
     assert np.array_equal(found["published_parents"], table["published_parents"])
 

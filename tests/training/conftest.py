@@ -1,12 +1,19 @@
 """A data set so small that a model learns it in seconds, for tests that train."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 import timm
 import torch
+from tiny_maps import NO_SHIFT, OPTIONS
 
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
+from softshard.shards.classes import load_class_list
+from softshard.training.maps import Teacher, make_label_maps
+from softshard.training.recipes import single_label
+from softshard.training.train import train
 
 LEAVES = ("cat", "dog", "crow", "gull")
 TREE = [("cat", "mammal"), ("dog", "mammal"), ("crow", "bird"), ("gull", "bird")]
@@ -35,6 +42,77 @@ def shards(tmp_path_factory):
     )
     pack(folder / "images", folder / "shards", options, tree=tree, workers=1)
     return folder / "shards"  # beside folder / "images"
+
+
+def write_picture(path, rng, height=40, width=40):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    cv2.imwrite(str(path), cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
+
+
+@pytest.fixture(scope="session")
+def imagenet(tmp_path_factory):
+    """The first eight validation images of ImageNet, by name: class folders named by wnid, 40 pixels."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    rng, wnids = np.random.default_rng(0), load_class_list("imagenet-1k")
+    for number in range(1, 9):
+        wnid = wnids[[65, 970, 230, 809, 516, 57, 334, 415][number - 1]]
+        write_picture(folder / "val" / wnid / f"ILSVRC2012_val_{number:08}.JPEG", rng)
+    options = PackOptions(image=ImageRecipe(size=32), shard_samples=3)
+    pack(folder / "val", folder / "shards", options, class_names=wnids, workers=1)
+    return folder / "shards" / "train"
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory):
+    """`images` and `shards`: six photographs of 96 x 128 to 140 x 100 pixels, stored as they are."""
+    folder = tmp_path_factory.mktemp("large")
+    rng, wnids = np.random.default_rng(1), load_class_list("imagenet-1k")
+    for number in range(6):
+        size = (96 + 9 * number, 128) if number % 2 else (140, 100 + number)
+        write_picture(folder / "images" / wnids[10 * number] / f"{number}.png", rng, *size)
+    options = PackOptions(image=ImageRecipe(resize="none", quality=100), shard_samples=9)
+    pack(folder / "images", folder / "shards", options, class_names=wnids, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def noisy(tmp_path_factory):
+    """Nine noisy pictures of three classes in three shards, with a tree."""
+    folder = tmp_path_factory.mktemp("maps")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog", "oak"):
+        (folder / "images" / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 256, (48 + 8 * i, 64, 3), dtype=np.uint8)
+            cv2.imwrite(str(folder / "images" / name / f"{i}.png"), pixels)
+    tree = LabelTree.from_table(
+        ("cat", "dog", "oak"), [("cat", "animal"), ("dog", "animal"), ("oak", "plant")]
+    )
+    options = PackOptions(image=ImageRecipe(resize="none"), shard_samples=3)
+    pack(folder / "images", folder / "shards", options, tree=tree, workers=1)
+    return folder / "shards" / "train"
+
+
+@pytest.fixture(scope="session")
+def map_teacher():
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=5).eval()
+    return Teacher(model, "resnet10t", NO_SHIFT["mean"], NO_SHIFT["std"], None)
+
+
+@pytest.fixture(scope="session")
+def noisy_maps(noisy, map_teacher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "out"
+    manifest = make_label_maps(noisy, folder, map_teacher, OPTIONS, num_threads=1)
+    return folder, manifest
+
+
+@pytest.fixture(scope="session")
+def noisy_checkpoint(noisy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher")
+    recipe = replace(single_label(), epochs=1, global_batch=3, image_size=32)
+    return train(recipe, str(noisy), model="test_resnet", out=out, log=lambda line: None).checkpoint
 
 
 @pytest.fixture

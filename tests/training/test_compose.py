@@ -58,12 +58,14 @@ def is_healthy(service, http):
     kind, python, *words = service["healthcheck"]["test"]
     assert (kind, python) == ("CMD", "python")
     command = [sys.executable, *put(words, {"http://127.0.0.1:7071": http})]
-    return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+    return subprocess.run(command, capture_output=True, timeout=PATIENCE_S).returncode == 0
 
 
 def make_secrets(folder, names):
     folder.mkdir()
-    subprocess.run(["sh", str(DOCKER / "certificates.sh"), str(folder), *names], check=True, timeout=60)
+    subprocess.run(
+        ["sh", str(DOCKER / "certificates.sh"), str(folder), *names], check=True, timeout=PATIENCE_S
+    )
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -104,7 +106,7 @@ def test_the_stacks_commands_pack_to_a_store_serve_from_it_and_train(stack, shar
         assert (tmp_path / "runs" / "first" / "checkpoint.pt").exists()
         for server in servers:
             server.send_signal(signal.SIGTERM)
-            assert server.wait(60) == 0
+            assert server.wait(PATIENCE_S) == 0
         assert not is_healthy(services[names[0]], said[0]["http"])
     finally:
         for server in servers:
@@ -122,7 +124,7 @@ def test_secrets_are_made_once_are_their_owners_alone_and_the_authoritys_key_is_
     made = make_secrets(tmp_path / "secrets", ["server-1", "10.0.0.7"])
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "secrets").iterdir()} == {0o600}
     again = ["sh", str(DOCKER / "certificates.sh"), str(tmp_path / "secrets"), "server-1"]
-    subprocess.run(again, check=True, timeout=60)
+    subprocess.run(again, check=True, timeout=PATIENCE_S)
     assert {path.name: path.read_bytes() for path in (tmp_path / "secrets").iterdir()} == made
     shown = [
         "openssl",
@@ -133,7 +135,7 @@ def test_secrets_are_made_once_are_their_owners_alone_and_the_authoritys_key_is_
         "-ext",
         "subjectAltName",
     ]
-    names = subprocess.run(shown, check=True, capture_output=True, text=True, timeout=60).stdout
+    names = subprocess.run(shown, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout
     assert "DNS:server-1" in names
     assert "IP Address:10.0.0.7" in names
     assert "ca.key" not in made
@@ -157,6 +159,6 @@ def test_every_service_is_bounded_without_rights_and_out_of_reach(stack):
 def test_the_file_fits_the_schema_of_compose():
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     found = subprocess.run(
-        [*command, str(DOCKER / "compose.yaml")], capture_output=True, text=True, timeout=60
+        [*command, str(DOCKER / "compose.yaml")], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert found.returncode == 0, found.stdout

@@ -1,15 +1,14 @@
 """Semantic distillation against a loop over samples, from live and from stored teachers."""
 
-import dataclasses
 import math
-import shutil
 
 import numpy as np
 import pytest
 import torch
+from packed_files import write_again
 
 from softshard.loaders import Augment, Loader
-from softshard.shards import Manifest, ShardWriter, read_shard
+from softshard.shards import Manifest
 from softshard.shards.errors import UsageError
 from softshard.shards.teacher_levels import decode_teacher_levels, encode_teacher_levels, num_kept
 from softshard.shards.tree import LabelTree
@@ -100,17 +99,14 @@ def test_the_loss_takes_a_batchs_teacher_as_it_is(shards, tmp_path):
     dataset = shards / "train"
     manifest, tree = Manifest.load(dataset), LabelTree.load(dataset / "tree.json")
     logits = 3 * torch.randn(manifest.num_samples, manifest.num_classes, generator=torch.manual_seed(0))
-    made, row, records = teacher_levels(logits, LevelLayout(tree)), {}, []
-    for shard in manifest.shards:
-        with ShardWriter(tmp_path / shard.name, [*manifest.components, "kd"]) as writer:
-            for sample in read_shard(dataset / shard.name):
-                i = row[sample.key] = len(row)
-                said = encode_teacher_levels(*(part[i].numpy() for part in made), tree.level_sizes)
-                writer.write(sample.key, {**sample.parts, "kd": said})
-        records.append(writer.record)
-    for name in ("classes.npy", "tree.json"):
-        shutil.copy(dataset / name, tmp_path)
-    dataclasses.replace(manifest, components=writer.suffixes, shards=tuple(records)).save(tmp_path)
+    made, row = teacher_levels(logits, LevelLayout(tree)), {}
+
+    def taught(sample):
+        i = row[sample.key] = len(row)
+        said = encode_teacher_levels(*(part[i].numpy() for part in made), tree.level_sizes)
+        return {**sample.parts, "kd": said}
+
+    write_again(dataset, tmp_path, taught, [*manifest.components, "kd"])
     with Loader(tmp_path, batch_size=8, teacher=True, augment=Augment(size=32)) as loader:
         batch = next(iter(loader))
     rows = [row[key] for key in batch.keys]

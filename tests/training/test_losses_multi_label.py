@@ -6,6 +6,7 @@ import pytest
 import torch
 from timm.loss import AsymmetricLossMultiLabel
 from torch.nn import functional as F
+from toy_tree import TOY_PAIRS
 
 from softshard.shards.errors import UsageError
 from softshard.shards.tree import LabelTree
@@ -13,8 +14,7 @@ from softshard.training.level_layout import LevelLayout
 from softshard.training.multi_label import AsymmetricLoss, BinaryCrossEntropyLoss, multi_label_targets
 
 CLASSES = ["oak", "animal", "bird", "plant", "vertebrate", "tree", "fish"]
-PAIRS = [("vertebrate", "animal"), ("bird", "vertebrate"), ("fish", "vertebrate"), ("tree", "plant")]
-TREE = LabelTree.from_table(CLASSES, [*PAIRS, ("oak", "tree")])
+TREE = LabelTree.from_table(CLASSES, TOY_PAIRS)
 LABELS = torch.tensor([CLASSES.index(name) for name in ("bird", "plant", "oak", "tree", "fish")])
 RIGHT = [
     {"bird", "vertebrate", "animal"},

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from toy_tree import TOY_PAIRS
 
 from softshard.shards.tree import LabelTree
 from softshard.training.average_precision import AncestorPrecision, MeanAveragePrecision
@@ -12,16 +13,7 @@ from softshard.training.losses import SemanticSoftmaxLoss, SingleLabelLoss, Soft
 from softshard.training.metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
 from softshard.training.multi_label import AsymmetricLoss, BinaryCrossEntropyLoss
 
-TREE = LabelTree.from_table(
-    ["oak", "animal", "bird", "plant", "vertebrate", "tree", "fish"],
-    [
-        ("vertebrate", "animal"),
-        ("bird", "vertebrate"),
-        ("fish", "vertebrate"),
-        ("tree", "plant"),
-        ("oak", "tree"),
-    ],
-)
+TREE = LabelTree.from_table(["oak", "animal", "bird", "plant", "vertebrate", "tree", "fish"], TOY_PAIRS)
 CLASSES = torch.tensor([0, 3, 6, -1])
 VALID = torch.tensor([True, True, True, False])
 LEVELS = torch.tensor(TREE.vectors()[CLASSES.clamp(min=0)], dtype=torch.int64).masked_fill(

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import cv2
 import numpy as np
 import pytest
+from packed_files import write_again
 
 from softshard.shards import (
     DataError,
@@ -62,19 +63,13 @@ def write_collages(photos, out):
 
 def transposed(dataset, out):
     """The same data set with every map's rows and columns swapped."""
-    manifest = Manifest.load(dataset)
-    out.mkdir()
-    records = []
-    for record in manifest.shards:
-        with ShardWriter(out / record.name, manifest.components) as writer:
-            for sample in read_shard(dataset / record.name):
-                scores, ids = (array.swapaxes(1, 2) for array in decode_label_map(sample.parts["lmap"]))
-                data = encode_label_map(scores, ids, num_classes=manifest.num_classes)
-                writer.write(sample.key, {**sample.parts, "lmap": data})
-        records.append(writer.record)
-    (out / "classes.npy").write_bytes((dataset / "classes.npy").read_bytes())
-    replace(manifest, shards=tuple(records)).save(out)
-    return out
+    num_classes = Manifest.load(dataset).num_classes
+
+    def turned(sample):
+        scores, ids = (array.swapaxes(1, 2) for array in decode_label_map(sample.parts["lmap"]))
+        return {**sample.parts, "lmap": encode_label_map(scores, ids, num_classes=num_classes)}
+
+    return write_again(dataset, out, turned)
 
 
 @pytest.fixture(scope="module")

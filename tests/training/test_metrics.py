@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from toy_tree import TOY, TOY_PAIRS
 
 from softshard.shards.errors import UsageError
 from softshard.shards.tree import LabelTree
@@ -121,16 +122,7 @@ def test_a_padded_slot_may_hold_any_class():
 
 def forest(max_levels=None):
     """animal > vertebrate > (bird, fish); plant > tree > oak; stone."""
-    pairs = [
-        ("vertebrate", "animal"),
-        ("bird", "vertebrate"),
-        ("fish", "vertebrate"),
-        ("tree", "plant"),
-        ("oak", "tree"),
-        ("stone", ""),
-    ]
-    classes = ["animal", "vertebrate", "bird", "fish", "plant", "tree", "oak", "stone"]
-    return LabelTree.from_table(classes, pairs, levels=max_levels)
+    return LabelTree.from_table([*TOY, "stone"], [*TOY_PAIRS, ("stone", "")], levels=max_levels)
 
 
 def edges_by_walking(tree, first, second):

@@ -2,6 +2,8 @@
 
 import json
 import re
+from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import timm
@@ -12,6 +14,7 @@ from tiny_runs import tiny
 from softshard.shards import LabelTree, Manifest, PackOptions, pack
 from softshard.shards.errors import DataError, UsageError
 from softshard.training import semantic_softmax, single_label, transfer
+from softshard.training import start as start_module
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.label_space import LabelSpace
 from softshard.training.models import create_model
@@ -214,3 +217,42 @@ def test_a_transfer_from_nothing_is_refused_but_not_its_continuation(changes, we
         run(recipe, shards / "train", tmp_path / "out")
     first = run(recipe, shards / "train", tmp_path / "out", init_from=weights[0])
     assert run(recipe, shards / "train", tmp_path / "out", resume=True) == first
+
+
+def test_weights_with_code_in_them_are_refused_and_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "weights.pt")
+    with pytest.raises(DataError, match=r"weights\.pt: expected weights, found a file that cannot be read"):
+        load(tmp_path / "weights.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_in_weights_is_refused_whatever_timms_default_is(tmp_path, monkeypatch):
+    asked = []
+
+    def load_weights(path, **options):
+        asked.append(options)
+        return timm.create_model("test_resnet").state_dict()
+
+    monkeypatch.setattr(start_module, "load_weights", load_weights)
+    torch.save({}, tmp_path / "weights.pt")
+    load(tmp_path / "weights.pt")
+    assert asked == [{"weights_only": True}]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("not in the local cache\nmore"), URLError("no route")])
+def test_weights_that_cannot_be_downloaded_are_refused_with_what_to_do(error, monkeypatch):
+    def offline(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UsageError, match=r"model resnet50: .*where there is a network.*--init-from FILE"):
+        create_model("resnet50", 1000, 224, pretrained=True)
+
+
+def test_an_architecture_without_weights_is_named():
+    with pytest.raises(UsageError, match="model botnet50ts_256: expected an architecture with weights"):
+        create_model("botnet50ts_256", 6, 32, pretrained=True)

@@ -74,7 +74,7 @@ def test_halves_depend_on_keys_and_seed_alone():
     assert (more[:-1] != halves).sum() <= 1
 
 
-def test_known_halves():
+def test_halves_are_those_of_every_earlier_version():
     """Another hash would make other halves of scores that exist."""
     assert split_halves([f"cat_{i}" for i in range(6)], np.zeros(6, int), 0).tolist() == [0, 0, 1, 0, 1, 1]
 
@@ -267,7 +267,7 @@ def test_a_class_with_one_image_is_refused(shards, tmp_path):
         )
 
 
-def test_the_command(shards, scored, tmp_path, capsys):
+def test_the_command_writes_the_same_scores_and_tells_their_mean(shards, scored, tmp_path, capsys):
     settings = [
         "epochs=2",
         "global_batch=8",

@@ -119,7 +119,7 @@ def test_studies_that_compare_nothing_are_refused(changes, message, sets, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["none", "a/b", "..", ""])
-def test_names_become_folders(name, sets, tmp_path):
+def test_names_that_no_folder_can_have_are_refused(name, sets, tmp_path):
     with pytest.raises(UsageError, match="expected names of letters"):
         run({"all": sets["all"], name: sets["few"]}, tmp_path)
 

@@ -1,6 +1,5 @@
 """A stored teacher: what a real, tiny one says is in the shards; a student learns from it what the live one teaches."""
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -9,6 +8,7 @@ from functools import partial
 import fsspec
 import pytest
 import torch
+from packed_files import write_again
 from tiny_runs import losses, tiny
 
 from softshard.loaders import Augment, Cache, Loader
@@ -17,7 +17,6 @@ from softshard.shards import (
     LabelTree,
     Manifest,
     ReshardOptions,
-    ShardWriter,
     UsageError,
     read_shard,
     reshard,
@@ -139,16 +138,12 @@ def test_a_data_set_behind_a_url_gives_the_same_bytes(shards, checkpoint, stored
 
 def test_a_damaged_value_is_found_by_verify(stored, tmp_path):
     folder, manifest = stored
-    records = []
-    for shard in manifest.shards:
-        with ShardWriter(tmp_path / shard.name, manifest.components) as writer:
-            for sample in read_shard(folder / shard.name):
-                damaged = sample.parts["kd"][:-1] + bytes([sample.parts["kd"][-1] ^ 1])
-                writer.write(sample.key, {**sample.parts, "kd": damaged})
-        records.append(writer.record)
-    for name in ("classes.npy", "tree.json"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
-    dataclasses.replace(manifest, shards=tuple(records)).save(tmp_path)
+
+    def damaged(sample):
+        value = sample.parts["kd"]
+        return {**sample.parts, "kd": value[:-1] + bytes([value[-1] ^ 1])}
+
+    write_again(folder, tmp_path, damaged)
     problems = verify(tmp_path).problems
     assert len(problems) == manifest.num_samples
     assert all("component 'kd': expected checksum" in problem for problem in problems)

@@ -11,6 +11,7 @@ import tempfile
 
 import pytest
 import torch
+from waiting import LONG_S
 
 from softshard.training import semantic_softmax
 from softshard.training.checkpoint import load_checkpoint
@@ -48,7 +49,7 @@ def torchrun(*arguments, code, processes, **environment):
             capture_output=True,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            timeout=180,
+            timeout=LONG_S,
         )
 
 

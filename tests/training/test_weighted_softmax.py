@@ -42,7 +42,7 @@ def drawn():
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_toy_values(sparse):
+def test_losses_keep_the_values_of_a_small_example(sparse):
     def form(targets):
         return as_sparse(targets, 3) if sparse else targets
 
