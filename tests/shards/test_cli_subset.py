@@ -88,7 +88,7 @@ def test_what_a_class_list_cannot_tell_is_said(tmp_path, capsys):
     run_subset(
         "classes", "imagenet-1k", "--method", "random", "--config", "20x5000", "-o", tmp_path / "s.json"
     )
-    assert "20 of 20 classes have fewer than 5,000, 0 more may have: group classes" in capsys.readouterr().err
+    assert "20 of 20 classes with fewer than 5,000, maybe 0 more: group classes" in capsys.readouterr().err
     (tmp_path / "list.txt").write_text("dog\noak\n")
     run_subset(
         "classes", tmp_path / "list.txt", "--method", "random", "-n", 1, "-m", 5, "-o", tmp_path / "s.json"

@@ -215,7 +215,7 @@ def test_a_retry_that_is_killed_leaves_no_receipt_of_a_shard_that_has_changed(
         raise KeyboardInterrupt  # the index has its name by now, the shard has not
 
     with monkeypatch.context() as patch:
-        patch.setattr("softshard.shards.destination._RenamedFile.publish", killed)
+        patch.setattr("softshard.shards.staged_files.RenamedFile.publish", killed)
         with pytest.raises(KeyboardInterrupt):
             pack(source, tmp_path / "set", options, workers=1, retry_bad=True)
     pack(source, tmp_path / "set", options, workers=1)

@@ -160,7 +160,7 @@ def test_the_command_packs_both_and_says_what_misses(web, tmp_path, capsys):
     assert main([*map(str, command)]) == 0
     text = capsys.readouterr().out
     assert "4 tags left out that the vocabulary lacks" in text
-    assert "1 images without weights" in text
+    assert "1 image without weights" in text
     wanted = SoftLabelInfo(4, VOCABULARY.sha256, {"by": "lin"}, tags={"tagger": "wordnet"})
     assert Manifest.load(tmp_path / "dst" / "train").soft_labels == wanted
     assert main(["stats", str(tmp_path / "dst" / "train"), "--html", str(tmp_path / "stats.html")]) == 0

@@ -85,7 +85,7 @@ def test_pack_makes_one_class_of_a_groups_folders(tmp_path, source, groups, caps
     arguments = ["--size", "16", "--val-per-class", "1", "--shard-samples", "4", "--workers", "1"]
     command = ["pack", str(source), str(tmp_path / "set"), "--subset", str(tmp_path / "s.json"), *arguments]
     assert main(command) == 0
-    assert "1 folders left out (too few images, or not in the class list): dog" in capsys.readouterr().out
+    assert "1 folder left out (too few images, or not in the class list): dog" in capsys.readouterr().out
     for split, num in (("train", 7), ("val", 2)):
         manifest = Manifest.load(tmp_path / "set" / split)
         assert manifest.class_names == ("creature",)
@@ -93,7 +93,7 @@ def test_pack_makes_one_class_of_a_groups_folders(tmp_path, source, groups, caps
         assert manifest.recipe["subset"]["fingerprint"] == SubsetFile.load(tmp_path / "s.json").fingerprint
         assert {parts["cls"] for parts in samples(tmp_path / "set" / split).values()} == {b"0"}
     assert main(command) == 0  # the same plan: everything is there already
-    assert "were there already" in capsys.readouterr().out
+    assert "there already: " in capsys.readouterr().out
     assert main([*command, "--classes", str(source)]) == 2
     assert "expected a class list or a subset, which has its own, found both" in capsys.readouterr().err
     assert main([word for word in command if word not in ("--subset", str(tmp_path / "s.json"))]) == 2

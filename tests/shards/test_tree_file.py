@@ -45,7 +45,7 @@ def test_a_newer_minor_version_is_read_and_a_newer_major_version_refused(toy):
     assert LabelTree.from_json(content).fingerprint == toy.fingerprint
     content["version"] = [2, 0]
     with pytest.raises(
-        DataError, match=r"^t\.json: version: expected 1\.x, found 2\.0; written by a newer softshard"
+        DataError, match=r"^t\.json: expected version 1\.x, found 2\.0; it was written by a newer softshard"
     ):
         LabelTree.from_json(content, where="t.json")
 
@@ -54,7 +54,7 @@ def test_a_newer_minor_version_is_read_and_a_newer_major_version_refused(toy):
     ("field", "value", "message"),
     [
         ("format", "other", "expected a label tree"),
-        ("version", 1, r"version: expected \[major, minor\]"),
+        ("version", 1, r"expected a version \[major, minor\]"),
         ("fingerprint", "0" * 64, "fingerprint: expected .*, found 0000"),
         ("fingerprint", None, "fingerprint: expected as"),
         ("parents", [-1, 0, 1, 1, -1, 4, 4], "fingerprint: expected"),
@@ -78,7 +78,7 @@ def test_a_newer_minor_version_is_read_and_a_newer_major_version_refused(toy):
         ("num_listed", 2**31, "num_listed: expected as"),
         ("max_levels", -1, "max_levels: expected as"),
         ("classes", [], "expected classes, found none"),
-        ("names", ["one"], "found 1 names"),
+        ("names", ["one"], "found 1 name"),
         ("num_listed", 8, "num_listed: expected 1 to 7, found 8"),
         ("max_levels", 0, "levels: expected 1 or more"),
         ("rule", {"parents": "first"}, "rule: expected as"),

@@ -42,6 +42,19 @@ def test_a_data_set_and_side_shards_behind_urls_are_joined(noisy, map_teacher, n
         join_label_maps(there, side_there, tmp_path / "other")
 
 
+@pytest.mark.parametrize("damaged", ["shards", "dataset"])
+def test_a_damaged_description_of_side_shards_is_refused(noisy, map_teacher, tmp_path, damaged):
+    make_label_maps(noisy, tmp_path / "side", map_teacher, replace(OPTIONS, side=True), num_threads=1)
+    file = tmp_path / "side" / "label_maps.json"
+    content = json.loads(file.read_text())
+    content[damaged] = content[damaged][:-1] if damaged == "shards" else 7
+    file.write_text(json.dumps(content))
+    with pytest.raises(
+        DataError, match=r"side.*: expected (side shards named like|a description of side shards)"
+    ):
+        join_label_maps(noisy, tmp_path / "side", tmp_path / "out")
+
+
 def test_training_joins_side_shards_as_it_reads(noisy, map_teacher, noisy_maps, tmp_path):
     side = tmp_path / "side"
     make_label_maps(noisy, side, map_teacher, replace(OPTIONS, side=True), num_threads=1)

@@ -7,7 +7,9 @@ import timm
 import torch
 
 from softshard.shards import DataError, Manifest, UsageError
+from softshard.training.checkpoint import load_checkpoint, save_checkpoint
 from softshard.training.maps import load_teacher, load_teachers
+from softshard.training.maps_teacher import state_sha256
 from softshard.training.recipes import single_label
 from softshard.training.train import train
 
@@ -31,6 +33,17 @@ def test_position_embeddings_are_resampled_for_another_size(noisy, trained_vit):
     larger = load_teacher("test_vit", manifest, size=64, checkpoint=trained_vit)
     assert larger.model(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
     assert own_size.weights_sha256 == larger.weights_sha256
+
+
+def test_averaged_weights_are_resampled_for_another_size_too(noisy, trained_vit, tmp_path):
+    manifest, path = Manifest.load(noisy), tmp_path / "checkpoint.pt"
+    saved = load_checkpoint(trained_vit)
+    nothing_learnt = {name: torch.zeros_like(weight) for name, weight in saved.model.items()}
+    save_checkpoint(path, replace(saved, model=nothing_learnt, model_ema=saved.model))
+    averaged, plain = (
+        load_teacher("test_vit", manifest, size=64, checkpoint=each) for each in (path, trained_vit)
+    )
+    assert state_sha256(averaged.model) == state_sha256(plain.model)
 
 
 def test_an_architecture_that_timm_cannot_resample_is_refused_at_another_size(

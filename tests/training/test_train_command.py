@@ -109,6 +109,16 @@ def test_train_command_changes_the_recipe_as_it_is_told(shards, tmp_path, capsys
             2,
             "lr: expected finite numbers, found nan",
         ),
+        (
+            ["train", "relabel", "nowhere", "--model", "m", "--out", "o", "--set", "optimizer=adamx"],
+            2,
+            "optimizer: expected a name that timm.optim knows, such as adam",
+        ),
+        (
+            ["train", "relabel", "nowhere", "--model", "m", "--out", "o", "--set", "momentum=0"],
+            2,
+            "optimizer: expected one that takes the recipe's numbers, found 'sgd' (Nesterov momentum requires",
+        ),
     ],
 )
 def test_commands_exit_with_the_code_of_the_failure(arguments, code, message, capsys):
