@@ -45,6 +45,14 @@ _CHANNEL = [
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.use_local_subchannel_pool", 1),
 ]
+_TLS_SIGNS = {
+    "certificate verify failed": "expected a certificate of this host, in date and signed by --tls-ca (without it, by "
+    "one whom this system trusts), found another. Give --tls-ca the file of who signed it",
+    "is not in peer certificate": "expected a certificate that names this host, found one of others. Ask the server by a "
+    "name that it was made for, or make it anew",
+    "wrong version number": "expected a server with TLS, found one without. Give its address as grpc://, or "
+    "start it with --tls-cert and --tls-key",
+}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _MOST_LATENCIES = 100
 
@@ -327,4 +335,7 @@ def _refusal_of(error: BaseException) -> Refusal:
             REFUSED, "expected the server's token, found another or none. Give the token file of the server"
         )
     text = str(error).split(". gRPC client debug context")[0].strip() or type(error).__name__
+    for sign, said in _TLS_SIGNS.items():
+        if sign in text:  # of OpenSSL's text, which gRPC hands on; asking again would bring the same
+            return Refusal(REFUSED, f"{said} ({text[text.index(sign) :]:.100})")
     return Refusal(AWAY, f"{text:.300}")

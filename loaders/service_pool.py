@@ -382,7 +382,8 @@ class ServerPool:
         )
         return ServiceError(
             f"data service: expected {what} within {within_s or self._connection.deadline_s:g} s, found none. The servers' "
-            f"last errors: {shown}. Are they running (softshard serve), and reached from here?"
+            f"last errors: {shown}. Are they running (softshard serve), reached from here, and grpc+tls:// where they have "
+            "--tls-cert?"
         )
 
     def interrupt(self) -> None:

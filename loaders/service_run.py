@@ -159,7 +159,8 @@ def _http_endpoint(address: tuple[str, int], stats: Callable[[], ServiceStats]) 
         server = _HttpServer(address, _Pages)
     except OSError as error:
         raise UsageError(
-            f"serve: expected a free address for health and metrics, found {address}: {error}"
+            f"serve: expected a free address for health and metrics, found {address[0]}:{address[1]}: {error.strerror}. "
+            "Give another, or none: --http"
         ) from error
     server.stats = stats
     thread = threading.Thread(target=server.serve_forever, name="softshard-http", daemon=True)

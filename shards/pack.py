@@ -214,10 +214,11 @@ def _check_earlier_plan(where: str, content: bytes, plan: Plan, job: Job, told: 
     if plan_sha256 != plan.sha256:
         before = earlier.get("options")
         before = before if isinstance(before, dict) else {}
+        now = json.loads(canonical_json(told))
         changes = [
-            f"{name.replace('_', '-')} was {before[name]}, is {now}"
-            for name, now in json.loads(canonical_json(told)).items()
-            if name in before and before[name] != now
+            _told_change(name.replace("_", "-"), before.get(name), now.get(name))
+            for name in before | now  # not all are in both: options that are not given are not told
+            if before.get(name) != now.get(name)
         ]
         changed = "; ".join(changes) or "files of the source have other names"
         raise UsageError(
@@ -235,6 +236,15 @@ def _check_earlier_plan(where: str, content: bytes, plan: Plan, job: Job, told: 
             f"{list(job.map_shape or ())}. Give the same maps, or pack into a new folder"
         )
     return samples_per_shard
+
+
+def _told_change(name: str, before: Any, now: Any) -> str:
+    """An option that changed, in words; of a file, whose hash it is, or a record of many fields no more than that."""
+    if before is None or now is None:
+        return f"{name} {'was not given, is' if before is None else 'was given, is not'}"
+    if isinstance(before, dict):
+        return f"{name} was made in another way"
+    return f"{name} was {before}, is {now}"
 
 
 def _planned_shards(destination: Destination, plan: Plan, samples_per_shard: int) -> list[PlannedShard]:

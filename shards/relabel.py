@@ -153,8 +153,9 @@ def relabel(
     if without_source and not isinstance(new, LabelTree) and not allow_missing:
         raise DataError(
             f"relabel: expected classes of the data set, found {len(without_source)} of {num_listed} that it has "
-            f"nothing for: {some(without_source)}; correct the names, or give the data set's own class list"
-            + ("" if to_ancestor else " (an inner node takes its descendants with to_ancestor)")
+            f"nothing for: {some(without_source)}; correct the names, leave them out, or give a label tree, which may have "
+            "classes without samples (softshard tree build --classes LIST)"
+            + ("" if to_ancestor else "; in Python an inner node takes its descendants with to_ancestor")
         )
     if filled == {-1}:
         raise UsageError(

@@ -73,8 +73,8 @@ def patiently(
             waited_s = time.monotonic() - start
             if waited_s >= patience_s:
                 raise StorageError(
-                    f"{failure(where, error, done)}; tried {num_calls} times in {waited_s:.0f} s, the server is away. What "
-                    "is finished is kept: run the same command again to continue"
+                    f"{failure(where, error, done)}; tried {num_calls} times in {waited_s:.0f} s{_address_of(where)}, the "
+                    "server is away. What is finished is kept: run the same command again to continue"
                 ) from None
         (sleep or time.sleep)(min(wait_s, patience_s) * random.uniform(0.5, 1.0))
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
@@ -90,9 +90,18 @@ def failure(where: str, error: Exception, done: str = "read") -> str:
 
 def credentials_of(url: str) -> str:
     """Where a store's credentials come from, in brackets; nothing for one that is not known."""
-    protocol = url.partition("://")[0].rpartition("::")[2].lower()  # of simplecache::s3://, the store's
-    protocol = _ALIASES.get(protocol, protocol)
+    protocol = _protocol(url)
     return f" (for {protocol}: {_CREDENTIALS[protocol]})" if protocol in _CREDENTIALS else ""
+
+
+def _address_of(url: str) -> str:
+    """Where a store's address comes from that is not in its URLs, to be checked by who gave a wrong one."""
+    return " at the address of AWS_ENDPOINT_URL, else Amazon's" if _protocol(url) == "s3" else ""
+
+
+def _protocol(url: str) -> str:
+    protocol = url.partition("://")[0].rpartition("::")[2].lower()  # of simplecache::s3://, the store's
+    return _ALIASES.get(protocol, protocol)
 
 
 def http_status(error: BaseException) -> int | None:

@@ -197,6 +197,8 @@ def _table(numbers: dict[str, Any]) -> str:
             rows.append((name, ", ".join(f"{key} {part}" for key, part in value.items())))
         elif "tree_distance" in name and value is not None:
             rows.append((name, f"{value:.3f} edges"))
+        elif name == "tags_per_image":
+            rows.append((name, f"{value:.2f}"))
         else:
             rows.append((name, _shown(value)))
     width = max(len(name) for name, _ in rows)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..shards.errors import DataError, UsageError
+from .checkpoint import CHECKPOINT_NAME
 from .recipes import Recipe
 from .results import TrainResult, write_json
 from .train import train
@@ -66,8 +67,10 @@ def train_series(
 def settle_folder(path: Path, call: Mapping[str, Any], option: str, may_differ: str | None = None) -> None:
     """Begin a folder of runs, or make sure that it is this call's: half the runs of another recipe compare nothing.
 
+    A call whose first run did not begin, since an option did not fit the data, binds nobody.
+
     Args:
-        path: the JSON file in it that says whose it is.
+        path: the JSON file in it that says whose it is. The caller holds the folder.
         call: what must be the same, as JSON can hold it.
         option: names another folder, for the message.
         may_differ: a key of it that need not be.
@@ -88,6 +91,9 @@ def settle_folder(path: Path, call: Mapping[str, Any], option: str, may_differ: 
         ) from error
     keys = (wanted.keys() | found.keys()) - {may_differ}
     if other := sorted(key for key in keys if wanted.get(key) != found.get(key)):
+        if not any(path.parent.glob(f"*/{CHECKPOINT_NAME}")):
+            write_json(path, wanted)
+            return
         raise UsageError(
             f"{path.parent}: expected the runs of this call, found those of one with another {', '.join(other)}. Repeat "
             f"that call, or give another folder: {option}"

@@ -186,9 +186,10 @@ def with_rate_of_start(recipe: Recipe, source: str | Path | None) -> Recipe:
         return recipe
     path = None if source is None else Path(source)
     if path is None or not path.is_file() or path.suffix == ".safetensors":
+        found = "nothing" if path is None else path if path.is_file() else f"nothing at {path}"
         raise UsageError(
             f"recipe {recipe.name!r}: expected the checkpoint of a run to begin with, whose last learning rate it goes on "
-            f"with, found {'nothing' if path is None else path}. Give --init-from {CHECKPOINT_NAME}, or a rate: --set "
+            f"with, found {found}. Give --init-from {CHECKPOINT_NAME}, or a rate: --set "
             "lr_of_start=false --lr RATE"
         )
     rates = {group["lr"] for group in load_checkpoint(path).optimizer["param_groups"]}

@@ -62,6 +62,7 @@ from .results import (
     write_summary,
     write_weights,
 )
+from .same_call import STEP, check_same_call, facts_of_call
 from .schedule import create_optimizer, create_schedule
 from .start import start_model, with_rate_of_start
 from .step import TrainStep
@@ -245,6 +246,10 @@ def train(
             say(f"continues from {checkpoint_path}: {step} of {total_steps} steps are done")
         elif resume:
             say(f"no {checkpoint_path} yet, so the run begins")
+        often = {"log_steps": log_steps, "checkpoint_steps": checkpoint_steps}
+        asked = chosen.facts and chosen.facts["sha256"]
+        facts = facts_of_call(recipe, loader, val_loader, model=model, teacher=asked, **{STEP: step}, **often)
+        check_same_call(facts, world_size)
         take_step = TrainStep(
             recipe,
             plain_model,

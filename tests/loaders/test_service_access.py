@@ -8,9 +8,11 @@ from service_here import client_of, served
 from service_processes import SMALL, assert_same_batches
 from waiting import LONG_S
 
-from softshard.loaders import Connection, Loader, RemoteLoader, ServiceError
+from softshard.loaders import Connection, Loader, RemoteLoader
 from softshard.loaders.service_access import check_listen, read_token
 from softshard.loaders.service_address import split_address, split_servers
+from softshard.loaders.service_client import _refusal_of
+from softshard.loaders.service_protocol import REFUSED
 from softshard.shards.cli import main
 from softshard.shards.errors import UsageError
 
@@ -75,8 +77,19 @@ def test_over_tls_with_a_token_batches_are_the_same(packed, token_file, certific
         connection = Connection(token_file=token_file, tls_ca=certificate[0])
         with RemoteLoader(server.address, connection=connection, **SMALL) as remote:
             assert_same_batches(remote, local)
-        with pytest.raises(ServiceError):  # a certificate that nobody vouches for
-            RemoteLoader(server.address, connection=Connection(token_file=token_file, connect_s=1), **SMALL)
+        with pytest.raises(UsageError, match=r"expected a certificate of this host, .* signed by --tls-ca"):
+            RemoteLoader(server.address, connection=Connection(token_file=token_file), **SMALL)
+
+
+def test_a_wrong_side_of_tls_is_told_at_once(packed, certificate):
+    with served(packed) as server:
+        address = server.address.replace("grpc://", "grpc+tls://")
+        with pytest.raises(UsageError, match="expected a server with TLS, found one without"):
+            RemoteLoader(address, connection=Connection(tls_ca=certificate[0]), **SMALL)
+    text = "last error: UNKNOWN: ipv4:127.0.0.2:7172: Peer name 127.0.0.2 is not in peer certificate"
+    refusal = _refusal_of(flight.FlightUnavailableError(text))
+    assert refusal.code == REFUSED
+    assert refusal.message.startswith("expected a certificate that names this host")
 
 
 def test_beyond_the_loopback_address_token_and_tls_are_wanted():

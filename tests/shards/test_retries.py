@@ -134,9 +134,8 @@ def test_who_is_not_let_in_is_told_where_credentials_come_from(url, told):
 
 def test_patience_ends(monkeypatch):
     monkeypatch.setattr("softshard.shards.retries.PATIENCE_S", 0.0)
-    with pytest.raises(
-        StorageError, match=r"^s3://b/k: .*TimeoutError.* the server is away\. What is finished"
-    ):
+    told = r"^s3://b/k: .*TimeoutError.* at the address of AWS_ENDPOINT_URL, .*the server is away\. What is finished"
+    with pytest.raises(StorageError, match=told):
         patiently(failing([TimeoutError()]), "s3://b/k")
 
 

@@ -148,6 +148,8 @@ def test_another_vocabulary_is_another_plan(web, tmp_path):
     other = Vocabulary(VOCABULARY.tags[:3], (1, 1, 1))
     with pytest.raises(UsageError, match="vocabulary was"):
         pack(file, tmp_path / "dst", unresized(vocabulary=other), workers=1)
+    with pytest.raises(UsageError, match=r"vocabulary was given, is not\. Give the same again"):
+        pack(file, tmp_path / "dst", unresized(), workers=1)
 
 
 def test_the_command_packs_both_and_says_what_misses(web, tmp_path, capsys):

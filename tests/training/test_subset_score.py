@@ -232,6 +232,12 @@ def test_a_call_that_cannot_be_is_refused(options, message, shards, scored):
         score(shards, scored, **options)
 
 
+def test_a_call_whose_runs_never_began_binds_nobody(shards, scored, tmp_path):
+    with pytest.raises(UsageError, match=r"which is 512 on 1 lanes, found 24.*--set global_batch=N"):
+        score(shards, tmp_path / "s.jsonl", recipe=dataclasses.replace(TINY, global_batch=512))
+    assert score(shards, tmp_path / "s.jsonl").path.read_bytes() == scored.read_bytes()
+
+
 def test_an_image_that_cannot_be_read_is_skipped_and_written_down(shards, scored, tmp_path):
     shutil.copytree(shards, tmp_path / "set")
     ((_, bad),) = rewrite(tmp_path / "set" / "train", {5: {"jpg": lambda jpeg: b"no image"}})

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from functools import partial
 
 import msgpack
@@ -147,8 +148,10 @@ def test_a_head_of_keywords_is_no_head_of_classes(web, tmp_path):
 
 
 def test_larger_images_need_a_checkpoint_to_go_on_from(web, tmp_path):
-    with pytest.raises(UsageError, match="expected the checkpoint of a run to begin with"):
+    with pytest.raises(UsageError, match=r"expected the checkpoint of a run to begin with.*found nothing"):
         run(tiny(larger_images(), accumulate=1), web, tmp_path, pretrained=True)
+    with pytest.raises(UsageError, match=r"found nothing at .*run\.pt"):
+        run(tiny(larger_images(), accumulate=1), web, tmp_path, init_from=tmp_path / "run.pt")
 
 
 def test_a_joint_model_is_used_as_one_of_classes(web, tmp_path):
@@ -247,6 +250,8 @@ def test_the_command_trains_evaluates_and_fine_tunes(web, tmp_path, capsys):
     assert main(command) == 0
     assert main(["evaluate", f"{out}/checkpoint.pt", val, "--json"]) == 0
     assert 0 <= json.loads(capsys.readouterr().out)["tag_recall5"] <= 1
+    assert main(["evaluate", f"{out}/checkpoint.pt", val]) == 0
+    assert re.search(r"^tags_per_image +3\.00$", capsys.readouterr().out, re.MULTILINE)
     tuned = str(tmp_path / "tuned")
     command = ["train", "fine-tune", train_set, "--val", val, "--out", tuned, *small]
     assert main([*command, "--init-from", f"{out}/checkpoint.pt", "--accumulate", "2"]) == 0

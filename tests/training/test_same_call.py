@@ -1,0 +1,78 @@
+"""Two machines whose commands differ are told so before the first step."""
+
+import dataclasses
+
+import pytest
+from tiny_runs import run, tiny
+
+from softshard.loaders import Loader
+from softshard.shards import UsageError
+from softshard.training import single_label
+from softshard.training.same_call import STEP, check_same_call, facts_of_call, first_difference
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CALL = {"lr": "0.1", "epoch of the data": "0", STEP: "0"}
+
+
+@pytest.mark.parametrize(
+    ("others", "told"),
+    [
+        ([CALL, CALL], None),
+        ([CALL, CALL | {"lr": "0.2"}], "process 2 on node2: expected the call of process 0, found another lr "
+         "(0.2, not 0.1). Start all with the same options"),
+        ([CALL | {"lr": "0.2", "new": "1"}] * 2, "process 1 on node1 and 1 more processes: expected the call of "
+         "process 0, found another lr (0.2, not 0.1), new (1, not None). Start all with the same options"),
+        ([CALL, CALL | {STEP: "8"}], "process 2 on node2: expected the call of process 0, found another step of the "
+         "checkpoint (8, not 0). Give --resume an --out that all machines see, such as a shared folder or a copy of it"),
+    ],
+)  # fmt: skip
+def test_the_first_process_with_another_call_is_named(others, told):
+    assert first_difference([(f"node{rank}", facts) for rank, facts in enumerate([CALL, *others])]) == told
+
+
+def test_all_that_decides_a_run_is_compared(shards):
+    recipe = tiny(single_label())
+    options = dict(batch_size=8, targets="none")
+    with Loader(shards / "train", **options) as loader, Loader(shards / "train", seed=1, **options) as other:
+        facts = facts_of_call(recipe, loader, None, log_steps=10)
+        assert facts == facts_of_call(recipe, loader, None, log_steps=10)
+        changed = {
+            name
+            for found in (
+                facts_of_call(dataclasses.replace(recipe, lr=1), loader, None, log_steps=10),
+                facts_of_call(recipe, other, None, log_steps=10),
+                facts_of_call(recipe, loader, loader, log_steps=10),
+                facts_of_call(recipe, loader, None, log_steps=5),
+            )
+            for name in facts
+            if facts[name] != found[name]
+        }
+    assert changed == {"lr", "seed of the data", "validation set", "log_steps"}
+
+
+def test_processes_with_other_options_are_all_refused(on_two_ranks, shards, tmp_path):
+    def begin(rank):
+        try:
+            run(tiny(single_label(), lr=0.1 * (1 + rank)), shards, tmp_path, rank=rank, world_size=2)
+        except UsageError as error:
+            return str(error)
+        return "no error"
+
+    told = on_two_ranks(begin)
+    assert told[0][1] == told[1][1]
+    assert "found another lr (0.2, not 0.1). Start" in told[0][1]
+
+
+def test_who_waits_for_a_process_that_ended_is_sent_to_its_messages(on_two_ranks):
+    def begin(rank):
+        if rank == 1:
+            return "left"
+        with pytest.raises(UsageError, match="expected all 2 processes to begin, found one gone"):
+            check_same_call(CALL, 2)
+        return "told"
+
+    assert on_two_ranks(begin) == [(0, "told"), (1, "left")]
+
+
+def test_one_process_has_nobody_to_agree_with():
+    check_same_call(CALL, 1)
