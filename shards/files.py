@@ -53,9 +53,8 @@ def read_limited(url: str, limit: int) -> bytes:
     if is_remote(url):
         data = open_storage(url).read("", 0, None, limit)
     else:
-        import fsspec  # late, as in storage.py
-
-        with fsspec.open(url, "rb") as file:
+        # Not by fsspec, to which a folder `a::b` is one file system inside another. `--classes=~/list` comes as it is.
+        with open_storage(os.path.expanduser(url)).open() as file:
             data = _read_up_to(file, limit + 1)
     if len(data) > limit:
         raise DataError(
