@@ -35,6 +35,7 @@ from .cli_weigh import add_weigh
 from .errors import DataError, SoftshardError
 from .schema import DEFAULT_SHARD_BYTES
 from .standard_streams import open_streams, reader_has_gone
+from .stop_signals import KEPT, saying_what_ended
 
 _DEFAULTS = {"size": 224, "resize": "squish", "min_images": 1, "val_per_class": 0}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -45,15 +46,15 @@ PRESETS = {"imagenet-21k-p": {"size": 224, "resize": "squish", "min_images": 500
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (0 fine, 1 bad data, 2 wrong call, 130 interrupted)."""
     open_streams()
-    parser = build_parser()
-    args = parser.parse_args(argv)
     warnings.showwarning = _show_warning
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
-        code = args.run(args)
-        sys.stdout.flush()
-        return code
+        with saying_what_ended():
+            args = build_parser().parse_args(argv)
+            code = args.run(args)
+            sys.stdout.flush()
+            return code
     except DataError as error:
         print(f"softshard: {error}", file=sys.stderr)
         return EXIT_BAD_DATA
@@ -61,12 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"softshard: {error}", file=sys.stderr)
         return EXIT_WRONG_CALL
     except KeyboardInterrupt:
-        print(
-            "softshard: interrupted. What is finished is kept: packing, resharding and label maps continue when the same "
-            "command is given again, training with --resume, tagging from its last 50 blocks (100,000 rows of a list); into "
-            "a bucket with --work alone",
-            file=sys.stderr,
-        )
+        print(f"softshard: interrupted. {KEPT}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except OSError as error:  # no permission, no space, a file where a folder is expected
         if isinstance(error, BrokenPipeError) and reader_has_gone(error):

@@ -156,6 +156,11 @@ class LocalDestination:
     def _check_no_file(self) -> None:
         if self.path.is_file():
             raise UsageError(f"{self.name}: expected a new folder, found a file")
+        if self.path.is_symlink() and not self.path.exists():
+            raise UsageError(
+                f"{self.name}: expected a new folder, found a link to {os.readlink(self.path)!r}, which is not there. Make "
+                "that folder, or remove the link"
+            )
 
     def make(self) -> None:
         self._check_no_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -17,6 +18,8 @@ from concurrent.futures import (
 )
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
 from typing import Any, TypeVar
 
 from .errors import SoftshardError, UsageError
@@ -65,6 +68,8 @@ def in_processes(
 ) -> Generator[T, None, None]:
     """`function(shared, item)` for every item, in processes; one worker is this process.
 
+    Ctrl-C, and whoever takes no more results, ends the calls that run, and those that wait for a process are not begun.
+
     Args:
         function: of a module, so that another process can import it.
         shared: sent to each process once.
@@ -82,9 +87,9 @@ def in_processes(
         return
     # Spawned, not forked: a fork of a process with threads (fsspec's, OpenCV's, a notebook's) can deadlock.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_process, initargs=(function, shared, prepare)
-    )
+    asked_to_stop, ask_to_stop = context.Pipe(duplex=False)
+    start = (function, shared, prepare, asked_to_stop)
+    pool = _Processes(workers, mp_context=context, initializer=_start_process, initargs=start)
     give = _in_order if in_order else _as_they_come
     try:
         yield from give(pool, _call_in_process, items, 2 * workers)
@@ -94,8 +99,26 @@ def in_processes(
             "outside of `if __name__ == '__main__':`). What is finished is kept: run it again to continue, with fewer "
             "workers if memory was short"
         ) from error
+    except (KeyboardInterrupt, GeneratorExit):
+        ask_to_stop.send_bytes(b"stop")
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        asked_to_stop.close()
+        ask_to_stop.close()
+
+
+class _Processes(ProcessPoolExecutor):
+    """Processes that begin with SIGINT held back: Ctrl-C goes to all of a terminal's, and would end the imports of each
+    with a traceback. `_start_process` lets it through.
+    """
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(*args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_order(
@@ -124,28 +147,54 @@ def _as_they_come(
             yield future.result()
 
 
+# Of a process that was started.
 _call: Callable[[Any], Any]
+_is_calling = False
+_is_stopping = False
 
 
 def _start_process(
-    function: Callable[[Any, Any], Any], shared: Any, prepare: Callable[[], object] | None
+    function: Callable[[Any, Any], Any],
+    shared: Any,
+    prepare: Callable[[], object] | None,
+    asked_to_stop: Connection,
 ) -> None:
     global _call
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_parent, args=(asked_to_stop,), daemon=True).start()
     if prepare is not None:
         prepare()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     _call = lambda item: function(shared, item)  # noqa: E731
 
 
-def _end_with_parent() -> None:
-    """End this process with its parent: one whose parent was killed would wait for ever, and write beside the run that
-    continues.
+def _stop(number: int, frame: object) -> None:
+    """End the call that runs, once: it cleans up. A process that waits for one has nothing to say."""
+    global _is_stopping
+    was_stopping, _is_stopping = _is_stopping, True
+    if _is_calling and not was_stopping:
+        raise KeyboardInterrupt
+
+
+def _end_with_parent(asked_to_stop: Connection) -> None:
+    """Stop when the parent asks, and end with it: a process whose parent was killed would wait for ever, and write beside
+    the run that continues.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
+        if parent.sentinel not in wait_for([parent.sentinel, asked_to_stop]):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         parent.join()
         os._exit(1)
 
 
 def _call_in_process(item: Any) -> Any:
-    return _call(item)
+    global _is_calling
+    _is_calling = True
+    try:
+        if _is_stopping:
+            raise KeyboardInterrupt
+        return _call(item)
+    finally:
+        _is_calling = False

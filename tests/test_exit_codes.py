@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from fuzz import whole_files as whole
 
 from softshard.shards.cli import build_parser, main
 from softshard.shards.cli_help import commands_of
+from softshard.shards.stop_signals import saying_what_ended
 
 LEAVES = sorted(
     name
@@ -196,6 +198,51 @@ def test_interrupted_ends_with_130(places, monkeypatch, capsys):
     monkeypatch.setattr("softshard.loaders.cli_order.run_stats", interrupted)
     assert code_of("stats {set}", places, None) == 130
     assert "interrupted. What is finished is kept" in capsys.readouterr().err
+
+
+def test_interrupted_while_the_commands_are_imported_is_no_other(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("softshard.shards.cli.build_parser", interrupted)
+    assert main(["stats", "set"]) == 130
+    assert capsys.readouterr().err.startswith("softshard: interrupted. ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_with_a_line_that_says_so(number):
+    """And a process that it has forked without one."""
+    code = f"""if True:
+        import os
+        from softshard.shards import cli
+
+        def run(args):
+            if child := os.fork():
+                os.waitpid(child, 0)
+            os.kill(os.getpid(), {int(number)})
+
+        cli._run_pack = run
+        cli.main(["pack", "photos", "shards"])"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert done.returncode == -number
+    assert re.fullmatch(f"softshard: ended by {number.name}. What is finished is kept: .*\\n", done.stderr)
+
+
+def test_signals_are_left_to_whoever_has_them_already():
+    """nohup ignores SIGHUP; a trainer of one's own may catch SIGTERM."""
+    mine = (lambda number, frame: None, signal.SIG_IGN)
+    before = [signal.signal(*pair) for pair in zip((signal.SIGTERM, signal.SIGHUP), mine, strict=True)]
+    found = []
+    try:
+        with saying_what_ended():
+            found = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGHUP), before, strict=True):
+            signal.signal(number, handler)
+    assert found == list(mine)
+    with saying_what_ended():
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, *mine)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_no_permission_and_no_space_are_a_call_that_cannot_be_done(places, monkeypatch, capsys):

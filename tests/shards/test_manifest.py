@@ -33,6 +33,11 @@ def test_a_manifest_says_what_was_packed(packed_once, table_tree):
     assert manifest.num_bytes == sum(path.stat().st_size for path in (packed_once / "train").glob("*.tar"))
 
 
+def test_a_folder_may_be_called_what_fsspec_takes_for_a_chain_of_urls(packed_once, tmp_path):
+    shutil.copytree(packed_once / "train", tmp_path / "a::b")
+    assert Manifest.load(tmp_path / "a::b") == Manifest.load(packed_once / "train")
+
+
 def test_a_manifest_reads_from_a_url(packed_once):
     import fsspec
 
