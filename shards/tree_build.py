@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -60,7 +59,10 @@ def wordnet_parts(
     else:
         lines = read_wordnet_list(relations_file)
         problems += relations.cycle_problems(lines, relations_file)
-        parents_of, source = partial(_parents_in, lines), relations_file
+        parents_of, source = (
+            (lambda wnid: lines.get(wnid, ())),
+            relations_file,
+        )  # a synset that no line names is a root
     if problems:
         raise DataError("\n".join(problems))
     graph = relations.ancestor_graph(listed, parents_of)
@@ -138,7 +140,3 @@ def shown_name(name: str) -> str:
 def _published_parents(wnid: str) -> list[str]:
     parent = wordnet().published_parent(wnid)
     return [] if parent is None else [parent]
-
-
-def _parents_in(graph: Graph, wnid: str) -> Sequence[str]:
-    return graph.get(wnid, ())  # a synset that no line names is a root

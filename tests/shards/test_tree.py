@@ -390,7 +390,7 @@ def test_a_newer_minor_version_is_read_and_a_newer_major_version_refused(toy):
     assert LabelTree.from_json(content).fingerprint == toy.fingerprint
     content["version"] = [2, 0]
     with pytest.raises(
-        DataError, match=r"^t\.json: version: expected 1\.x, found 2\.0; written by a newer softshard"
+        DataError, match=r"^t\.json: expected version 1\.x, found 2\.0; it was written by a newer softshard"
     ):
         LabelTree.from_json(content, where="t.json")
 
@@ -399,7 +399,7 @@ def test_a_newer_minor_version_is_read_and_a_newer_major_version_refused(toy):
     ("field", "value", "message"),
     [
         ("format", "other", "expected a label tree"),
-        ("version", 1, r"version: expected \[major, minor\]"),
+        ("version", 1, r"expected a version \[major, minor\]"),
         ("fingerprint", "0" * 64, "fingerprint: expected .*, found 0000"),
         ("fingerprint", None, "fingerprint: expected as"),
         ("parents", [-1, 0, 1, 1, -1, 4, 4], "fingerprint: expected"),
