@@ -11,6 +11,7 @@ import numpy as np
 from . import relations, tree_paths
 from .errors import DataError, check_choice
 from .relations import INNER_RULES, PARENT_RULES, Graph
+from .storage import public_name
 from .tree_sources import read_wordnet_list
 from .wordnet import WNID_PATTERN, wordnet
 
@@ -58,11 +59,12 @@ def wordnet_parts(
         source = f"WordNet 3.0, data.noun sha256 {wordnet().data_noun_sha256}"
     else:
         lines = read_wordnet_list(relations_file)
-        problems += relations.cycle_problems(lines, relations_file)
-        parents_of, source = (
-            (lambda wnid: lines.get(wnid, ())),
-            relations_file,
-        )  # a synset that no line names is a root
+        source = public_name(relations_file)
+        problems += relations.cycle_problems(lines, source)
+
+        def parents_of(wnid: str) -> Sequence[str]:
+            return lines.get(wnid, ())  # a synset that no line names is a root
+
     if problems:
         raise DataError("\n".join(problems))
     graph = relations.ancestor_graph(listed, parents_of)
