@@ -6,7 +6,7 @@ import argparse
 import sys
 from dataclasses import asdict
 
-from .cli_values import EXIT_BAD_DATA, EXIT_FINE, print_json
+from .cli_values import EXIT_BAD_DATA, EXIT_FINE, print_result
 from .errors import DataError, UsageError
 from .relations import INNER_RULES, PARENT_RULES
 from .storage import public_name
@@ -167,10 +167,7 @@ def _run_stats(args: argparse.Namespace) -> int:
     from .tree_stats import format_tree_stats, tree_stats
 
     stats = tree_stats(LabelTree.load(args.tree))
-    if args.json:
-        print_json(stats)
-    else:
-        print(format_tree_stats(stats))
+    print_result(args, stats, format_tree_stats(stats))
     return EXIT_FINE
 
 
@@ -187,12 +184,12 @@ def _run_check(args: argparse.Namespace) -> int:
         differences += compare_trees(tree, LabelTree.load(args.other), public_name(args.other))
     if args.dataset is not None:
         differences += compare_data_set(tree, args.dataset)
-    if args.json:
-        print_json({"ok": not differences, "differences": [asdict(difference) for difference in differences]})
-    elif differences:
-        print("\n".join(difference.text() for difference in differences))
-    else:
-        print(f"tree {tree.fingerprint[:12]}: no differences")
+    print_result(
+        args,
+        {"ok": not differences, "differences": [asdict(difference) for difference in differences]},
+        "\n".join(difference.text() for difference in differences)
+        or f"tree {tree.fingerprint[:12]}: no differences",
+    )
     return EXIT_BAD_DATA if differences else EXIT_FINE
 
 

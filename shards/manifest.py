@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,8 @@ from .storage import is_remote, public_name
 from .teacher_info import LabelMapInfo, TeacherInfo
 from .tree import LabelTree
 from .writer import ShardRecord
+
+Entry = TypeVar("Entry", LabelMapInfo, TeacherInfo, ShardRecord)
 
 
 @dataclass(frozen=True)
@@ -175,22 +177,20 @@ class Manifest:
             classes_sha256=content["classes"]["sha256"],
             tree_sha256=tree["sha256"] if tree else None,
             num_levels=tree["num_levels"] if tree else 0,
-            label_maps=LabelMapInfo(**{key: maps[key] for key in LabelMapInfo.__dataclass_fields__})
-            if maps
-            else None,
+            label_maps=_entry(LabelMapInfo, maps) if maps else None,
             recipe=content["recipe"],
             pixel_stack=content["pixel_stack"],
             sidecar_sha256=content["sidecar"]["sha256"],
-            shards=tuple(
-                ShardRecord(**{key: shard[key] for key in ShardRecord.__dataclass_fields__})
-                for shard in content["shards"]
-            ),
+            shards=tuple(_entry(ShardRecord, shard) for shard in content["shards"]),
             version=version,
-            teacher=TeacherInfo(**{key: teacher[key] for key in TeacherInfo.__dataclass_fields__})
-            if teacher
-            else None,
+            teacher=_entry(TeacherInfo, teacher) if teacher else None,
             soft_labels=SoftLabelInfo.from_json(soft) if (soft := content.get("soft_labels")) else None,
         )
+
+
+def _entry(kind: type[Entry], content: Mapping[str, Any]) -> Entry:
+    """A dataclass from JSON, whose other fields are ignored."""
+    return kind(**{field.name: content[field.name] for field in fields(kind)})
 
 
 def save_sidecar(folder: str | Path | Destination, classes: np.ndarray) -> str:
