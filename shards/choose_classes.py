@@ -13,6 +13,7 @@ import numpy as np
 from .confusion_groups import confusion_groups, group_sizes
 from .errors import DataError, UsageError
 from .philox import PURPOSE_CHOOSE_CLASSES, permutation
+from .storage import public_name
 from .subset_file import ClassGroup
 from .text_limits import counted, some
 from .tree_sources import read_pairs
@@ -83,7 +84,7 @@ def groups_of_file(url: str, names: Sequence[str]) -> tuple[ClassGroup, ...]:
         UsageError: the file cannot be read, or has another ending.
         DataError: groups inside groups, a class in two of them, names of no class; all are named.
     """
-    pairs = read_pairs(url)
+    pairs, where = read_pairs(url), public_name(url)
     parents = {parent for _, parent in pairs if parent}
     tops = dict.fromkeys(parent or child for child, parent in pairs)
     known, problems = set(names), []
@@ -95,19 +96,21 @@ def groups_of_file(url: str, names: Sequence[str]) -> tuple[ClassGroup, ...]:
                 continue  # a group, whose members say the rest
             parent = child
         elif child in parents:
-            problems.append(f"{url}: {child!r} is a group inside the group {parent!r}; write its classes out")
+            problems.append(
+                f"{where}: {child!r} is a group inside the group {parent!r}; write its classes out"
+            )
             continue
         if child in group_of:
-            problems.append(f"{url}: {child!r} stands in {group_of[child]!r} and in {parent!r}; keep one")
+            problems.append(f"{where}: {child!r} stands in {group_of[child]!r} and in {parent!r}; keep one")
         group_of[child] = parent
         members[parent].append(child)
     if unknown := [name for name in group_of if name not in known]:
         problems.append(
-            f"{url}: expected names of the {len(names):,} classes, found {counted(len(unknown), 'other')}: "
+            f"{where}: expected names of the {len(names):,} classes, found {counted(len(unknown), 'other')}: "
             f"{some(unknown)}; correct them, or leave them out"
         )
     if not pairs:
-        problems.append(f"{url}: expected classes, found none")
+        problems.append(f"{where}: expected classes, found none")
     if problems:
         raise DataError("\n".join(problems))
     return tuple(ClassGroup(name, tuple(found)) for name, found in members.items() if found)

@@ -29,7 +29,7 @@ from .cli_values import (
     add_max_bad,
     byte_size,
     local_path,
-    print_json,
+    print_result,
 )
 from .cli_weigh import add_weigh
 from .errors import DataError, SoftshardError
@@ -260,10 +260,7 @@ def _run_pack(args: argparse.Namespace) -> int:
     tree = LabelTree.load(args.tree) if args.tree else None
     if args.dry_run:
         report = preview(args.source, options, class_names=class_names, tree=tree)
-        if args.json:
-            print_json(report.to_json())
-        else:
-            print(report.text())
+        print_result(args, report.to_json(), report.text())
         return EXIT_FINE
     summary = pack(
         args.source,
@@ -275,8 +272,5 @@ def _run_pack(args: argparse.Namespace) -> int:
         retry_bad=args.retry_bad,
         engine=args.engine,
     )
-    if args.json:
-        print_json(summary_json(summary))
-    else:
-        print(summary_text(summary, args.destination, tree))
+    print_result(args, summary_json(summary), summary_text(summary, args.destination, tree))
     return EXIT_FINE

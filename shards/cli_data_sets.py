@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .cli_values import EXIT_BAD_DATA, EXIT_FINE, byte_size, local_path, print_json
+from .cli_values import EXIT_BAD_DATA, EXIT_FINE, byte_size, local_path, print_json, print_result
 from .errors import DataError
 from .schema import DEFAULT_SHARD_BYTES
 from .text_limits import counted
@@ -152,13 +152,12 @@ def _run_verify(args: argparse.Namespace) -> int:
             continue
         shards, samples = shards + report.shards, samples + report.samples
         problems.extend(report.problems)
-    if args.json:
-        print_json({"ok": not problems, "shards": shards, "samples": samples, "problems": problems})
-    else:
-        for problem in problems:
-            print(problem)
-        outcome = counted(len(problems), "problem") if problems else "no problems"
-        print(f"{counted(samples, 'sample')} in {counted(shards, 'shard')}: {outcome}")
+    outcome = counted(len(problems), "problem") if problems else "no problems"
+    print_result(
+        args,
+        {"ok": not problems, "shards": shards, "samples": samples, "problems": problems},
+        "\n".join([*problems, f"{counted(samples, 'sample')} in {counted(shards, 'shard')}: {outcome}"]),
+    )
     return EXIT_BAD_DATA if problems else EXIT_FINE
 
 
@@ -185,10 +184,7 @@ def run_stats(
         from .stats_page import stats_page
 
         stats_page(results).write(args.html)
-    if args.json:
-        print_json(results)
-    else:
-        print("\n".join(texts))
+    print_result(args, results, "\n".join(texts))
     return EXIT_FINE
 
 

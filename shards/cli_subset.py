@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cli_values import EXIT_FINE, actions_of, print_json
 from .errors import UsageError
+from .storage import public_name
 from .text_limits import counted
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ def _run_images(args: argparse.Namespace) -> int:
     if num is not None and len(subset.groups) != num:
         raise UsageError(
             f"config {args.config}: expected {num} classes, found {len(subset.groups)}; choose or group them first: "
-            f"softshard subset classes {args.dataset} --config {args.config} --method ..., and give the file as --classes"
+            f"softshard subset classes {public_name(args.dataset)} --config {args.config} --method ..., and give the "
+            "file as --classes"
         )
     return _finish(args, args.dataset, subset)
 
@@ -222,7 +224,8 @@ def _finish(args: argparse.Namespace, source: str, subset: SubsetFile) -> int:
         return EXIT_FINE
     grouped = sum(len(group.members) > 1 for group in subset.groups)
     print(
-        f"{args.out}: {counted(len(subset.groups), 'class')} of {counted(len(subset.class_of), 'class')} of the data set"
+        f"{public_name(args.out)}: {counted(len(subset.groups), 'class')} of "
+        f"{counted(len(subset.class_of), 'class')} of the data set"
         + (f", {grouped:,} of them groups" if grouped else "")
         + (f"; {counted(len(subset.keys), 'image')}" if subset.keys is not None else "")
     )

@@ -6,9 +6,10 @@ import argparse
 import sys
 from dataclasses import asdict
 
-from .cli_values import EXIT_BAD_DATA, EXIT_FINE, print_json
+from .cli_values import EXIT_BAD_DATA, EXIT_FINE, print_result
 from .errors import DataError, UsageError
 from .relations import INNER_RULES, PARENT_RULES
+from .storage import public_name
 from .text_limits import counted
 
 
@@ -126,14 +127,15 @@ def _run_build(args: argparse.Namespace) -> int:
             relations_file=None if args.relations == "wordnet" else args.relations,
         )
     else:
+        relations = public_name(args.relations)
         if args.inner not in (None, "all"):
             raise UsageError(
-                f"tree build: --inner {args.inner}: expected none for {args.relations}: the inner nodes of your own "
+                f"tree build: --inner {args.inner}: expected none for {relations}: the inner nodes of your own "
                 "file are always classes; take out of the file what is to be none"
             )
         if args.parents == "published":
             raise UsageError(
-                f"tree build: --parents published: expected relations of WordNet, found {args.relations}; choose "
+                f"tree build: --parents published: expected relations of WordNet, found {relations}; choose "
                 "first, last, longest, shortest or all-paths"
             )
         tree = LabelTree.from_file(args.relations, classes, parents=args.parents, levels=args.levels)
@@ -165,10 +167,7 @@ def _run_stats(args: argparse.Namespace) -> int:
     from .tree_stats import format_tree_stats, tree_stats
 
     stats = tree_stats(LabelTree.load(args.tree))
-    if args.json:
-        print_json(stats)
-    else:
-        print(format_tree_stats(stats))
+    print_result(args, stats, format_tree_stats(stats))
     return EXIT_FINE
 
 
@@ -180,17 +179,17 @@ def _run_check(args: argparse.Namespace) -> int:
     tree = LabelTree.load(args.tree)
     differences = []
     if args.classes is not None:
-        differences += compare_classes(tree, load_class_list(args.classes), args.classes)
+        differences += compare_classes(tree, load_class_list(args.classes), public_name(args.classes))
     if args.other is not None:
-        differences += compare_trees(tree, LabelTree.load(args.other), args.other)
+        differences += compare_trees(tree, LabelTree.load(args.other), public_name(args.other))
     if args.dataset is not None:
         differences += compare_data_set(tree, args.dataset)
-    if args.json:
-        print_json({"ok": not differences, "differences": [asdict(difference) for difference in differences]})
-    elif differences:
-        print("\n".join(difference.text() for difference in differences))
-    else:
-        print(f"tree {tree.fingerprint[:12]}: no differences")
+    print_result(
+        args,
+        {"ok": not differences, "differences": [asdict(difference) for difference in differences]},
+        "\n".join(difference.text() for difference in differences)
+        or f"tree {tree.fingerprint[:12]}: no differences",
+    )
     return EXIT_BAD_DATA if differences else EXIT_FINE
 
 
@@ -225,7 +224,7 @@ def _write_page(tree, args: argparse.Namespace) -> None:
     top = None if args.branch is None else find_one(tree, args.branch)
     page, left_out = tree_page(tree, top, depth=args.depth)
     _write_text(args.html, page.render())
-    print(f"wrote {args.html}", file=sys.stderr)
+    print(f"wrote {public_name(args.html)}", file=sys.stderr)
     if left_out and args.depth is None:
         print(
             f"softshard: left out of the page, which would open slowly: {counted(left_out, 'class')} of the deepest levels; "
@@ -241,7 +240,7 @@ def _write_text(url: str, text: str) -> None:
         data = text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{url}: expected class names in UTF-8, found {text[error.start : error.end]!r} in one; it was a folder "
-            "name of another encoding"
+            f"{public_name(url)}: expected class names in UTF-8, found {text[error.start : error.end]!r} in one; it "
+            "was a folder name of another encoding"
         ) from error
     write_file(url, data)

@@ -79,6 +79,14 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=1))
 
 
+def print_result(args: argparse.Namespace, value: object, text: str) -> None:
+    """What a command found: as JSON where --json asks for it, else as text."""
+    if args.json:
+        print_json(value)
+    else:
+        print(text)
+
+
 def local_path(text: str) -> Path:
     """A path of this machine, for argparse."""
     if "://" in text:

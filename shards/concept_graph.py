@@ -60,8 +60,9 @@ class ConceptGraph:
         self._number: dict[Node, int] = {}
         self._ancestors = [self._look_up(walk, node) for node in classes]
         nodes = [*self._number]
-        self._min_depths = [walk.min_depth(node) for node in nodes]
-        self._max_depths = np.array([walk.max_depth(node) for node in nodes], np.int64)
+        depths = [walk.depths(node) for node in nodes]
+        self._min_depths = [shortest for shortest, _ in depths]
+        self._max_depths = np.array([longest for _, longest in depths], np.int64)
         self.depth = int(self._max_depths.max()) if depth is None else depth
         self._own = [self._number[node] for node in classes]
         self.nodes = nodes
@@ -190,15 +191,8 @@ class _Walk:
             self._up[node] = found
         return self._up[node]
 
-    def min_depth(self, node: Node) -> int:
-        """Edges of the shortest way to a root."""
-        return self._depth(node)[0]
-
-    def max_depth(self, node: Node) -> int:
-        """Edges of the longest way to a root."""
-        return self._depth(node)[1]
-
-    def _depth(self, node: Node) -> tuple[int, int]:
+    def depths(self, node: Node) -> tuple[int, int]:
+        """Edges of the shortest and of the longest way to a root."""
         # No recursion: a chain may be longer than Python's stack.
         waiting = [node]
         while waiting:
@@ -233,7 +227,7 @@ def wordnet_graph(wnids: Sequence[str]) -> ConceptGraph:
 def _noun_depth() -> int:
     """Edges from `entity` to the deepest noun of WordNet: 19."""
     walk = _Walk(wordnet().hypernyms)  # type: ignore[arg-type]
-    return max(walk.max_depth(wnid) for wnid in wordnet())
+    return max(walk.depths(wnid)[1] for wnid in wordnet())
 
 
 def tree_graph(tree: LabelTree) -> ConceptGraph:

@@ -73,6 +73,28 @@ def parse_json(data: bytes, where: str) -> Any:
         raise DataError(f"{where}: expected JSON, found: {error}; the file is damaged") from error
 
 
+def check_version(version: object, supported: tuple[int, int], where: str) -> tuple[int, int]:
+    """The version of a file's format.
+
+    Raises:
+        DataError: it is none, or its major part is newer than what is supported.
+    """
+    if not isinstance(version, list) or len(version) != 2 or not all(map(is_count, version)):
+        raise DataError(f"{where}: expected a version [major, minor], found {version!r:.60}")
+    major, minor = version
+    if major > supported[0]:
+        raise DataError(
+            f"{where}: expected version {supported[0]}.x, found {major}.{minor}; it was written by a newer softshard. "
+            "Run: pip install -U softshard"
+        )
+    return major, minor
+
+
+def is_count(value: object) -> bool:
+    """Whether a value of JSON is a whole number from 0 that an int32 holds."""
+    return type(value) is int and 0 <= value < 2**31  # not isinstance: True is an int
+
+
 def file_record(url: str) -> dict[str, str]:
     """Name and SHA-256 of a file that something was made by."""
     name = public_name(url).rstrip("/").rpartition("/")[2]

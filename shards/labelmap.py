@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import DataError
-from .labelmap_encode import encode_label_map
+from .labelmap_encode import encode_label_map as encode_label_map
 from .labelmap_expand import expand
 from .labelmap_header import (
     IDS_PALETTE_DIFFERENCES,
@@ -30,18 +30,6 @@ from .labelmap_header import (
     join_maps,
     read_headers,
 )
-
-__all__ = [
-    "GROUP_ELEMENTS",
-    "MapGroup",
-    "MapHeader",
-    "decode_group",
-    "decode_label_map",
-    "decode_label_maps",
-    "decode_map_groups",
-    "encode_label_map",
-    "read_map_header",
-]
 
 # Maps are decoded a few at a time: arrays of so many elements stay in cache and in memory that the allocator keeps
 # (fresh pages for a whole batch took four times as long as the arithmetic).

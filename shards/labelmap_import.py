@@ -29,6 +29,7 @@ from .parallel import in_processes, num_workers
 from .progress import progress_bar
 from .schema import MAX_CLASS_ID, MAX_PLAN_BYTES
 from .shard_task import BadInput, map_path, read_map_file
+from .text_limits import some
 
 IMPORT_NAME = "import.json"  # what the files in a folder were made with
 
@@ -278,7 +279,7 @@ def _settle(source: Path, destination: Path, names: Sequence[str], options: Impo
         return top, rows, columns
     others = sorted(name for name in os.listdir(destination) if name != LOCK_NAME)
     if others:
-        raise UsageError(f"{destination}: expected an empty or new folder, found {', '.join(others[:5])}")
+        raise UsageError(f"{destination}: expected an empty or new folder, found {some(others)}")
     shape = _first_shape(source, names, options)
     write_atomically(path, json.dumps({**wanted, "shape": list(shape)}, indent=1).encode("ascii"))
     return shape

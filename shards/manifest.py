@@ -5,15 +5,15 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .destination import Destination, open_destination
 from .errors import DataError
-from .files import canonical_json, join_url, parse_json, read_limited, sha256_hex
+from .files import canonical_json, check_version, join_url, parse_json, read_limited, sha256_hex
 from .manifest_check import manifest_problems
 from .no_manifest import hint
 from .schema import (
@@ -30,6 +30,8 @@ from .storage import is_remote, public_name
 from .teacher_info import LabelMapInfo, TeacherInfo
 from .tree import LabelTree
 from .writer import ShardRecord
+
+Entry = TypeVar("Entry", LabelMapInfo, TeacherInfo, ShardRecord)
 
 
 @dataclass(frozen=True)
@@ -163,14 +165,7 @@ class Manifest:
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
             raise DataError(f"{where}: expected a {FORMAT_NAME} manifest, found something else")
-        version = content.get("version")
-        if not _is_ints(version) or len(version) != 2:
-            raise DataError(f"{where}: expected a version [major, minor], found {version!r}")
-        if version[0] > FORMAT_VERSION[0]:
-            raise DataError(
-                f"{where}: expected format version {FORMAT_VERSION[0]}.x, found {version[0]}.{version[1]}; "
-                "the data set was written by a newer softshard. Run: pip install -U softshard"
-            )
+        version = check_version(content.get("version"), FORMAT_VERSION, where)
         problems = manifest_problems(content)
         if problems:
             raise DataError(f"{where}: " + "; ".join(problems))
@@ -182,26 +177,20 @@ class Manifest:
             classes_sha256=content["classes"]["sha256"],
             tree_sha256=tree["sha256"] if tree else None,
             num_levels=tree["num_levels"] if tree else 0,
-            label_maps=LabelMapInfo(**{key: maps[key] for key in LabelMapInfo.__dataclass_fields__})
-            if maps
-            else None,
+            label_maps=_entry(LabelMapInfo, maps) if maps else None,
             recipe=content["recipe"],
             pixel_stack=content["pixel_stack"],
             sidecar_sha256=content["sidecar"]["sha256"],
-            shards=tuple(
-                ShardRecord(**{key: shard[key] for key in ShardRecord.__dataclass_fields__})
-                for shard in content["shards"]
-            ),
-            version=(version[0], version[1]),
-            teacher=TeacherInfo(**{key: teacher[key] for key in TeacherInfo.__dataclass_fields__})
-            if teacher
-            else None,
+            shards=tuple(_entry(ShardRecord, shard) for shard in content["shards"]),
+            version=version,
+            teacher=_entry(TeacherInfo, teacher) if teacher else None,
             soft_labels=SoftLabelInfo.from_json(soft) if (soft := content.get("soft_labels")) else None,
         )
 
 
-def _is_ints(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+def _entry(kind: type[Entry], content: Mapping[str, Any]) -> Entry:
+    """A dataclass from JSON, whose other fields are ignored."""
+    return kind(**{field.name: content[field.name] for field in fields(kind)})
 
 
 def save_sidecar(folder: str | Path | Destination, classes: np.ndarray) -> str:

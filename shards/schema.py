@@ -7,7 +7,6 @@ Shape letters: L hierarchy levels, A paths to a class, K classes kept per label-
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -91,48 +90,6 @@ MAX_VOCABULARY_BYTES = 64 * MIB
 MAX_PLAN_BYTES = 64 * MIB
 MAX_LISTING_BYTES = 8192 * MIB
 MAX_RECEIPT_BYTES = 1024 * MIB  # of a shard with as many members as one may have
-
-
-def component_table() -> str:
-    """The components, as FORMAT.md prints them."""
-    lines = ["| component | content | required | bytes at most |", "|---|---|---|---|"]
-    for component in COMPONENTS:
-        required = "yes" if component.required else "no"
-        lines.append(f"| `{component.suffix}` | {component.content} | {required} | {component.max_bytes:,} |")
-    return "\n".join(lines)
-
-
-def limit_table() -> str:
-    """The limits beside those of the components, as FORMAT.md prints them."""
-    limits = (
-        ("members of a tar", MAX_TAR_MEMBERS),
-        ("bytes of `manifest.json`", MAX_MANIFEST_BYTES),
-        ("bytes of `tree.json`", MAX_TREE_BYTES),
-        ("pixels of an image, from its header", MAX_IMAGE_PIXELS),
-        ("pixels of a stored JPEG's side", MAX_JPEG_SIDE),
-        ("elements K x P x Q of a label map", MAX_MAP_ELEMENTS),
-        ("largest class id of a label map", MAX_CLASS_ID),
-        ("classes of a hierarchy level", MAX_LEVEL_CLASSES),
-        ("tags of a vocabulary", MAX_VOCABULARY),
-        ("bytes of `vocabulary.tsv`", MAX_VOCABULARY_BYTES),
-    )
-    return "\n".join(
-        ["| limit | at most |", "|---|---|", *(f"| {what} | {most:,} |" for what, most in limits)]
-    )
-
-
-def header_table(fields: Iterable[tuple[str, str, str]]) -> str:
-    """The byte layout of a component's header, as FORMAT.md prints it.
-
-    Args:
-        fields: struct code, name and meaning of each, little-endian without padding.
-    """
-    kinds = {"4s": "4 bytes", "B": "uint8", "H": "uint16", "I": "uint32"}
-    lines, at = ["| byte | type | field | meaning |", "|---|---|---|---|"], 0
-    for code, name, meaning in fields:
-        lines.append(f"| {at} | {kinds[code]} | {name} | {meaning} |")
-        at += struct.calcsize("<" + code)
-    return "\n".join(lines)
 
 
 def component_rank(suffix: str) -> int:

@@ -260,15 +260,12 @@ def decode_soft_labels(
     if found is not None:
         return found
     # One at a time, to say which is wrong, and how.
-    problem_of, component = (tags_problem if kind == TAGS else weights_problem), _component(kind)
+    problem_of = tags_problem if kind == TAGS else weights_problem
+    component = META.suffix if kind in (TAGS, WEIGHTS) else SOFT.suffix
     for i, value in enumerate(values):
         if problem := problem_of(value, num_ids):
             raise DataError(f"{where(i)}, component {component!r}, {kind}: {problem}; it is damaged")
     raise AssertionError("the fast path refused what the slow one takes")
-
-
-def _component(kind: str) -> str:
-    return META.suffix if kind in (TAGS, WEIGHTS) else SOFT.suffix
 
 
 def _values(kind: str, members: Sequence[bytes | memoryview], where: Callable[[int], str]) -> list[Any]:

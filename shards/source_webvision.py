@@ -12,7 +12,7 @@ from .errors import DataError, StorageError
 from .kept_rows import KeptRows
 from .listing import ClassFolder, Listing, Seen, not_seen
 from .storage import Storage
-from .text_limits import counted, every_problem
+from .text_limits import counted, every_problem, some
 from .webvision_info import Part, WebVision, WebVisionRow, open_webvision, read_meta, text_of
 
 _MAX_PROBLEMS = 1000  # then the folder is not what it is taken for
@@ -67,7 +67,7 @@ def list_webvision(storage: Storage, seen: Seen = not_seen) -> Listing:
             stacklevel=2,
         )
     if odd_queries:
-        shown = ", ".join(map(str, sorted(odd_queries)[:_SHOWN]))
+        shown = some(list(map(str, sorted(odd_queries))), _SHOWN, str)
         warnings.warn(
             f"softshard: {storage.name}: expected the queries of the file lists in info/queries_synsets_map.txt with the "
             f"same classes, found {len(odd_queries)} without or with others: {shown}; the file "

@@ -28,7 +28,7 @@ from .source_tars import list_class_tars, list_tar_of_folders, list_tar_of_tars,
 from .source_webdataset import LABEL_SUFFIXES, list_webdataset
 from .source_webvision import list_webvision
 from .storage import Storage, open_storage
-from .text_limits import counted
+from .text_limits import counted, some
 from .webvision_info import is_webvision
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
@@ -228,7 +228,7 @@ def _class_folders(storage: Storage, below: str, seen: Seen) -> tuple[tuple[Clas
     deep = [folder.name for folder in folders if _holds_only_folders(folder)]
     if len(deep) == len(folders):
         warnings.warn(
-            f"softshard: {where}: every class folder ({', '.join(deep[:3])}) holds several folders and no image of its "
+            f"softshard: {where}: every class folder ({some(deep, 3, str)}) holds several folders and no image of its "
             "own; all images below it get its class. If those folders are the classes, give the folder above them",
             stacklevel=2,
         )

@@ -18,7 +18,7 @@ import numpy as np
 
 from .destination import write_file
 from .errors import DataError, SoftshardError, UsageError
-from .files import canonical_json, read_text, sha256_hex
+from .files import canonical_json, check_version, read_text, sha256_hex
 from .relabel import Relabelling, restrict_tree
 from .storage import public_name
 from .text_limits import some
@@ -208,14 +208,7 @@ class SubsetFile:
             raise DataError(
                 f"{where}: expected a file of `softshard subset` ({FORMAT_NAME}), found something else"
             )
-        version = content.get("version")
-        if not isinstance(version, list) or not version or type(version[0]) is not int:
-            raise DataError(f"{where}: expected a version [major, minor], found {version!r}")
-        if version[0] > FORMAT_VERSION[0]:
-            raise DataError(
-                f"{where}: expected version {FORMAT_VERSION[0]}.x, found {version[0]}; it was written by a newer "
-                "softshard. Run: pip install -U softshard"
-            )
+        check_version(content.get("version"), FORMAT_VERSION, where)
         classes, images = content.get("classes"), content.get("images")
         problems = _problems(classes, images)
         if problems:

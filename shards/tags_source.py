@@ -106,10 +106,16 @@ class TextSource:
     def read(self, block: Block) -> tuple[list[Record], list[str]]:
         """The records of a block in order, and what is wrong with the rest of it."""
         if block.webvision:
-            webvision = _opened_webvision(self)
+            webvision = _webvision_at(self.storage.root)
             texts = texts_of(webvision, block.webvision)
+            # With the words of its class, for where an image has no others.
             return [
-                Record(row.path, webvision.synsets[row.label], _with_words(webvision, row, text), problem)
+                Record(
+                    row.path,
+                    webvision.synsets[row.label],
+                    {**text, "label_words": webvision.names[row.label]},
+                    problem,
+                )
                 for row, (text, problem) in zip(block.webvision, texts, strict=True)
             ], block.problems
         name = self.storage.name
@@ -199,16 +205,7 @@ def _webvision_blocks(webvision: WebVision) -> Iterator[Block]:
             problems.clear()
 
 
-def _with_words(webvision: WebVision, row: WebVisionRow, text: dict[str, Any]) -> dict[str, Any]:
-    """The text of an image, with the words of its class for where there is no other."""
-    return {**text, "label_words": webvision.names[row.label]}
-
-
 @lru_cache(maxsize=1)
 def _webvision_at(root: str) -> WebVision:
-    return open_webvision(open_storage(root))
-
-
-def _opened_webvision(source: TextSource) -> WebVision:
     """The small files of the info folder, read once per process."""
-    return _webvision_at(source.storage.root)
+    return open_webvision(open_storage(root))

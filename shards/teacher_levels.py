@@ -11,7 +11,7 @@ little-endian. The payload, once expanded:
     uint16 [K]     ids within their level, level by level, the most probable one first
     uint8  [2, K]  float16 probabilities: all low bytes, then all high bytes, which compress
 
-`header_table()` prints the header. Sizes and checksum are checked before anything is allocated.
+FORMAT.md prints the header. Sizes and checksum are checked before anything is allocated.
 
 Shape letters: N samples, L hierarchy levels, N_k classes and K_k kept classes of level k, K the sum of K_k.
 """

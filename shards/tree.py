@@ -158,11 +158,10 @@ class LabelTree:
             UsageError: the file cannot be read or has another ending; and as `from_table`.
             DataError: what is no pair of names, with line numbers; and as `from_table`.
         """
-        pairs = read_pairs(str(path))
+        pairs, where = read_pairs(str(path)), public_name(str(path))
         try:
-            return cls.from_table(classes, pairs, parents=parents, levels=levels, source=str(path))
+            return cls.from_table(classes, pairs, parents=parents, levels=levels, source=where)
         except (DataError, UsageError) as error:  # some are of the tree, and know of no file
-            where = public_name(str(path))
             raise error if where in str(error) else type(error)(f"{where}: {error}") from error
 
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from . import relations, tree_paths
 from .errors import DataError, check_choice
 from .relations import INNER_RULES, PARENT_RULES, Graph
+from .storage import public_name
 from .tree_sources import read_wordnet_list
 from .wordnet import WNID_PATTERN, wordnet
 
@@ -59,8 +59,12 @@ def wordnet_parts(
         source = f"WordNet 3.0, data.noun sha256 {wordnet().data_noun_sha256}"
     else:
         lines = read_wordnet_list(relations_file)
-        problems += relations.cycle_problems(lines, relations_file)
-        parents_of, source = partial(_parents_in, lines), relations_file
+        source = public_name(relations_file)
+        problems += relations.cycle_problems(lines, source)
+
+        def parents_of(wnid: str) -> Sequence[str]:
+            return lines.get(wnid, ())  # a synset that no line names is a root
+
     if problems:
         raise DataError("\n".join(problems))
     graph = relations.ancestor_graph(listed, parents_of)
@@ -138,7 +142,3 @@ def shown_name(name: str) -> str:
 def _published_parents(wnid: str) -> list[str]:
     parent = wordnet().published_parent(wnid)
     return [] if parent is None else [parent]
-
-
-def _parents_in(graph: Graph, wnid: str) -> Sequence[str]:
-    return graph.get(wnid, ())  # a synset that no line names is a root

@@ -9,6 +9,7 @@ from pathlib import Path
 from .classes import class_list_sha256
 from .errors import DataError
 from .manifest import Manifest, load_tree
+from .shard_files import dataset_name
 from .text_limits import counted
 from .tree import LabelTree
 from .verify import data_set_folders
@@ -133,7 +134,7 @@ def compare_data_set(tree: LabelTree, dataset: str | Path) -> list[Difference]:
         manifest = Manifest.load(folder)
         if manifest.tree_sha256 is None:
             if tree.classes != manifest.class_names:
-                found += compare_classes(tree, manifest.class_names, str(folder))
+                found += compare_classes(tree, manifest.class_names, dataset_name(folder))
             continue
         try:
             packed = load_tree(folder, manifest)
@@ -141,7 +142,7 @@ def compare_data_set(tree: LabelTree, dataset: str | Path) -> list[Difference]:
             found.append(Difference(str(error)))
             continue
         assert packed is not None
-        found += compare_trees(tree, packed, str(folder))
+        found += compare_trees(tree, packed, dataset_name(folder))
     return found
 
 

@@ -17,6 +17,7 @@ import yaml
 from .errors import DataError, UsageError
 from .files import read_text
 from .schema import MAX_TREE_BYTES, MIB
+from .storage import public_name
 from .wordnet import WNID_PATTERN
 
 MAX_YAML_BYTES = 4 * MIB  # 60,000 names; libyaml reads about 3 MB a second
@@ -45,7 +46,7 @@ def read_pairs(url: str) -> list[tuple[str, str]]:
     if suffix in (".yaml", ".yml"):
         return read_yaml(url)
     raise UsageError(
-        f"{url}: expected relations in a .csv or .tsv (child,parent), a .yaml (nested names) or ImageNet's "
+        f"{public_name(url)}: expected relations in a .csv or .tsv (child,parent), a .yaml (nested names) or ImageNet's "
         f"wordnet.is_a.txt, found the ending {suffix!r}; give the file the ending of what it is"
     )
 
@@ -60,6 +61,7 @@ def read_table(url: str) -> list[tuple[str, str]]:
         UsageError: the file cannot be read.
         DataError: rows that are not two columns, with their line numbers.
     """
+    where = public_name(url)
     delimiter, between = ("\t", "<tab>") if _suffix(url) == ".tsv" else (",", ",")
     expected = f"child{between}parent"
     pairs: list[tuple[str, str]] = []
@@ -80,10 +82,10 @@ def read_table(url: str) -> list[tuple[str, str]]:
                 pairs.append((cells[0], cells[1]))
             else:
                 problems.append(
-                    f"{url}: line {rows.line_num}: expected `{expected}`, found {delimiter.join(row)!r}"
+                    f"{where}: line {rows.line_num}: expected `{expected}`, found {delimiter.join(row)!r}"
                 )
     except csv.Error as error:
-        problems.append(f"{url}: line {rows.line_num}: expected CSV; {error}")
+        problems.append(f"{where}: line {rows.line_num}: expected CSV; {error}")
     if problems:
         raise DataError("\n".join(problems))
     return pairs
@@ -104,14 +106,15 @@ def read_yaml(url: str) -> list[tuple[str, str]]:
             no text, a name twice below the same parent; more than `MAX_YAML_BYTES` or `MAX_YAML_NESTING`. Names at
             a wrong place are all named, with their lines.
     """
-    reader = _YamlReader(url)
+    where = public_name(url)
+    reader = _YamlReader(where)
     text = read_text(url, MAX_YAML_BYTES)
     try:
         for event in yaml.parse(text, Loader=_YAML_LOADER):
             reader.take(event)
     except (yaml.YAMLError, RecursionError) as error:
         problem = " ".join(str(error).split())
-        raise DataError(f"{url}: expected YAML of nested names; {problem}") from error
+        raise DataError(f"{where}: expected YAML of nested names; {problem}") from error
     if reader.problems:
         raise DataError("\n".join(reader.problems))
     return list(reader.lines)
@@ -129,8 +132,8 @@ class _Nest:
 class _YamlReader:
     """Turns a stream of YAML events into pairs; holds the way from the root to here."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, where: str) -> None:
+        self._where = where
         self.lines: dict[tuple[str, str], int] = {}  # pair -> the line where it stands
         self.problems: list[str] = []
         self._nests: list[_Nest] = []
@@ -210,7 +213,7 @@ class _YamlReader:
             self.lines[pair] = event.start_mark.line + 1
 
     def _at(self, event: yaml.Event) -> str:
-        return f"{self.url}: line {event.start_mark.line + 1}"
+        return f"{self._where}: line {event.start_mark.line + 1}"
 
 
 def read_wordnet_list(url: str) -> dict[str, list[str]]:
@@ -223,6 +226,7 @@ def read_wordnet_list(url: str) -> dict[str, list[str]]:
         UsageError: the file cannot be read.
         DataError: lines that are not two wnids, with their numbers.
     """
+    where = public_name(url)
     graph: dict[str, list[str]] = {}
     problems: list[str] = []
     for number, line in enumerate(read_text(url, MAX_TREE_BYTES).split("\n"), 1):
@@ -236,12 +240,16 @@ def read_wordnet_list(url: str) -> dict[str, list[str]]:
                 parents.remove(parent)
             parents.append(parent)
         elif words:
-            problems.append(f"{url}: line {number}: expected two wnids, `parent child`, found {line[:60]!r}")
+            problems.append(
+                f"{where}: line {number}: expected two wnids, `parent child`, found {line[:60]!r}"
+            )
     if problems:
-        hint = f"{url}: a .txt of relations is ImageNet's wordnet.is_a.txt; give a table of your own as .csv"
+        hint = (
+            f"{where}: a .txt of relations is ImageNet's wordnet.is_a.txt; give a table of your own as .csv"
+        )
         raise DataError("\n".join([*problems, hint]))
     return graph
 
 
 def _suffix(url: str) -> str:
-    return PurePosixPath(url).suffix.lower()
+    return PurePosixPath(public_name(url)).suffix.lower()  # not that of a signed query

@@ -78,12 +78,7 @@ class WeighOptions:
 
     def to_json(self) -> dict[str, Any]:
         """What decides the weights."""
-        return {
-            "temperature": self.temperature,
-            "threshold": self.threshold,
-            "top": self.top,
-            "normalise": self.normalise,
-        }
+        return {name: value for name, value in vars(self).items() if name != "max_bad"}
 
 
 @dataclass(frozen=True)

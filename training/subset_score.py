@@ -29,6 +29,7 @@ from ..shards.score_file import parse_score, score_header, score_line
 from ..shards.shard_files import dataset_path
 from ..shards.shard_keys import each_shards_keys
 from ..shards.storage import public_name
+from ..shards.text_limits import some
 from .checkpoint import Checkpoint
 from .evaluate import model_outputs, open_checkpoint
 from .recipes import Recipe
@@ -210,11 +211,9 @@ def _checked_halves(
         )
     counts = np.bincount(classes, minlength=len(class_names))
     if single := [class_names[i] for i in np.flatnonzero(counts == 1).tolist()]:
-        more = " and more" if len(single) > 10 else ""
         raise UsageError(
             f"{public_name(dataset)}: expected two images or more of each class, one for each half, found one of "
-            f"{', '.join(map(repr, single[:10]))}{more}. Leave these classes out, or group "
-            "them: --labels"
+            f"{some(single)}. Leave these classes out, or group them: --labels"
         )
     return split_halves(keys, classes, seed)
 

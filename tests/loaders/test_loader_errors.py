@@ -191,9 +191,7 @@ def test_the_folder_above_a_data_set_is_answered_with_the_data_sets_in_it(copied
 
 def test_a_manifest_of_a_newer_version_is_refused(copied):
     edit_manifest(copied, version=[2, 0])
-    with pytest.raises(
-        DataError, match=r"expected format version 1.x, found 2.0; .* pip install -U softshard"
-    ):
+    with pytest.raises(DataError, match=r"expected version 1.x, found 2.0; .* pip install -U softshard"):
         make(copied)
 
 

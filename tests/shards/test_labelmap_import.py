@@ -132,7 +132,7 @@ def test_other_options_do_not_mix_into_a_folder(source, tmp_path):
 def test_a_folder_with_something_else_is_left_alone(source, tmp_path):
     (tmp_path / "maps").mkdir()
     (tmp_path / "maps" / "thesis.tex").write_text("keep me")
-    with pytest.raises(UsageError, match=r"expected an empty or new folder, found thesis\.tex"):
+    with pytest.raises(UsageError, match=r"expected an empty or new folder, found 'thesis\.tex"):
         import_label_maps(source, tmp_path / "maps")
 
 

@@ -82,7 +82,7 @@ def test_a_newer_major_version_is_refused(content, tmp_path):
     with pytest.raises(DataError) as caught:
         Manifest.load(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}/manifest.json: expected format version 1.x, found 2.0; the data set was written by a newer "
+        f"{tmp_path}/manifest.json: expected version 1.x, found 2.0; it was written by a newer "
         "softshard. Run: pip install -U softshard"
     )
 

@@ -1,3 +1,4 @@
+import struct
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,64 @@ from softshard.shards.schema import (
     KD,
     KEY_PATTERN,
     KEY_STEM_LENGTH,
+    MAX_CLASS_ID,
+    MAX_IMAGE_PIXELS,
+    MAX_JPEG_SIDE,
+    MAX_LEVEL_CLASSES,
+    MAX_MANIFEST_BYTES,
+    MAX_MAP_ELEMENTS,
+    MAX_TAR_MEMBERS,
+    MAX_TREE_BYTES,
+    MAX_VOCABULARY,
+    MAX_VOCABULARY_BYTES,
     SUFFIX_PATTERN,
     component_rank,
-    component_table,
-    header_table,
-    limit_table,
     split_member_name,
 )
 
 FORMAT = (Path(softshard.shards.__file__).parent / "FORMAT.md").read_text("utf-8")
+
+
+def component_table():
+    """The components, as FORMAT.md prints them."""
+    lines = ["| component | content | required | bytes at most |", "|---|---|---|---|"]
+    for component in COMPONENTS:
+        required = "yes" if component.required else "no"
+        lines.append(f"| `{component.suffix}` | {component.content} | {required} | {component.max_bytes:,} |")
+    return "\n".join(lines)
+
+
+def limit_table():
+    """The limits beside those of the components, as FORMAT.md prints them."""
+    limits = (
+        ("members of a tar", MAX_TAR_MEMBERS),
+        ("bytes of `manifest.json`", MAX_MANIFEST_BYTES),
+        ("bytes of `tree.json`", MAX_TREE_BYTES),
+        ("pixels of an image, from its header", MAX_IMAGE_PIXELS),
+        ("pixels of a stored JPEG's side", MAX_JPEG_SIDE),
+        ("elements K x P x Q of a label map", MAX_MAP_ELEMENTS),
+        ("largest class id of a label map", MAX_CLASS_ID),
+        ("classes of a hierarchy level", MAX_LEVEL_CLASSES),
+        ("tags of a vocabulary", MAX_VOCABULARY),
+        ("bytes of `vocabulary.tsv`", MAX_VOCABULARY_BYTES),
+    )
+    return "\n".join(
+        ["| limit | at most |", "|---|---|", *(f"| {what} | {most:,} |" for what, most in limits)]
+    )
+
+
+def header_table(fields):
+    """The byte layout of a component's header, as FORMAT.md prints it.
+
+    Args:
+        fields: struct code, name and meaning of each, little-endian without padding.
+    """
+    kinds = {"4s": "4 bytes", "B": "uint8", "H": "uint16", "I": "uint32"}
+    lines, at = ["| byte | type | field | meaning |", "|---|---|---|---|"], 0
+    for code, name, meaning in fields:
+        lines.append(f"| {at} | {kinds[code]} | {name} | {meaning} |")
+        at += struct.calcsize("<" + code)
+    return "\n".join(lines)
 
 
 def test_format_md_prints_the_tables_of_the_code():

@@ -204,7 +204,7 @@ def test_long_captions_are_cut_and_counted(tmp_path):
     report = build_tags(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", ALL, workers=1)
     assert report.fields_cut == 1
     assert read_rows(tmp_path / "out.jsonl")[0]["tags"] == ["big cat"]
-    assert "1 texts of more than 20,000 characters" in report.text()
+    assert "1 text of more than 20,000 characters" in report.text()
 
 
 def test_a_source_that_changes_between_the_passes_is_refused(tmp_path, monkeypatch):

@@ -4,12 +4,14 @@ import importlib.util
 import re
 from pathlib import Path
 
+import fsspec
 import pytest
 import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from softshard.shards import tree_sources
+from softshard.shards.choose_classes import groups_of_file
 from softshard.shards.classes import load_class_list
 from softshard.shards.errors import DataError, UsageError
 from softshard.shards.relations import MAX_CYCLES, find_cycles
@@ -215,6 +217,18 @@ def test_a_rule_chooses_among_the_rows_of_a_table(rule, parent):
 def test_a_deep_table_needs_no_deep_stack():
     pairs = [(f"c{i + 1}", f"c{i}") for i in range(1900)]
     assert LabelTree.from_table(None, pairs, parents="longest").num_levels == 1901
+
+
+def test_no_password_of_a_url_is_told_or_kept():
+    url = "memory://ann:secret@h/own.csv?sig=1"
+    store = fsspec.filesystem("memory")
+    store.pipe_file(url, b"child,parent\ncat,animal\n")
+    assert LabelTree.from_file(url).rule.source == "memory://h/own.csv"
+    store.pipe_file(url, b"cat,animal,x\n")
+    with pytest.raises(DataError, match=r"^memory://h/own\.csv: line 1: expected `child,parent`"):
+        LabelTree.from_file(url)
+    with pytest.raises(DataError, match=r"^memory://h/own\.csv: line 1: "):
+        groups_of_file(url, ("cat",))
 
 
 def test_cycles_of_a_graph_are_found_until_there_are_too_many():

@@ -331,7 +331,7 @@ def test_a_manifest_that_cannot_be_read_does_not_hide_the_other_data_set(packed)
     (packed / "train" / "manifest.json").write_text('{"format": "softshard", "version": [2, 0]}')
     (packed / "val" / "val-000000.idx").unlink()
     found = problems(packed)
-    assert "expected format version 1.x, found 2.0" in found[0]
+    assert "expected version 1.x, found 2.0" in found[0]
     assert (
         found[1] == "val/val-000000.idx: expected the shard's index, found none. Copy it again, or pack again"
     )
