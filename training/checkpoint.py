@@ -203,7 +203,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: expected the fields of a checkpoint, found others in {', '.join(other)}; it was changed, or "
             "written by something else"
         )
-    return Checkpoint(**{name: fields[name] for name in (*names, *_LATER_FIELDS)})
+    checkpoint = Checkpoint(**{name: fields[name] for name in (*names, *_LATER_FIELDS)})
+    try:
+        _ = checkpoint.tree
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: expected the label tree of a run, found another ({first_line(error)}); it was changed, or written by "
+            "something else"
+        ) from error
+    return checkpoint
 
 
 def checkpoint_sha256(path: Path) -> str:
