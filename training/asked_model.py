@@ -121,7 +121,14 @@ class AskedModel:
     def _ask(self, images: Tensor, names: list[str]) -> Answer:
         with torch.inference_mode():
             inputs = model_input(images.to(self._device), self._saved.recipe.normalise)
-            return Answer(names, self._model(inputs))
+            logits: Tensor = self._model(inputs)
+        finite = logits.isfinite().all(dim=1).tolist()
+        if not all(finite):
+            raise DataError(
+                f"{self._path}: expected finite outputs for {names[finite.index(False)]!r}, found others; the model's "
+                "weights are damaged, or its training diverged. Train it again with a lower --lr"
+            )
+        return Answer(names, logits)
 
 
 def _read(path: str) -> bytes:

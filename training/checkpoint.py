@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -172,7 +173,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise DataError(f"{path}: expected a checkpoint, found no such file") from None
     except Exception as error:  # a damaged pickle fails in any way: IndexError, struct.error, ...
         raise DataError(
-            f"{path}: expected a checkpoint, found a file that torch cannot read ({first_line(error)}); it is cut short "
+            f"{path}: expected a checkpoint, found a file that torch cannot read ({why_unreadable(error)}); it is cut short "
             "or damaged. Use an older copy, or start the run again without --resume"
         ) from error
     names = {part.name for part in dataclasses.fields(Checkpoint)} - set(_LATER_FIELDS)
@@ -203,7 +204,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: expected the fields of a checkpoint, found others in {', '.join(other)}; it was changed, or "
             "written by something else"
         )
-    return Checkpoint(**{name: fields[name] for name in (*names, *_LATER_FIELDS)})
+    checkpoint = Checkpoint(**{name: fields[name] for name in (*names, *_LATER_FIELDS)})
+    try:
+        _ = checkpoint.tree
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: expected the label tree of a run, found another ({first_line(error)}); it was changed, or written by "
+            "something else"
+        ) from error
+    return checkpoint
+
+
+def why_unreadable(error: Exception) -> str:
+    """What torch says of a file that it cannot read; but not its advice, to let the file's code run."""
+    return (
+        "it holds more than tensors, or something else"
+        if isinstance(error, UnpicklingError)
+        else first_line(error)
+    )
 
 
 def checkpoint_sha256(path: Path) -> str:

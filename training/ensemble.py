@@ -30,7 +30,7 @@ from .evaluate import PassOptions, check_pass, evaluation_loader, measure, named
 from .label_sets import LabelSets
 from .label_space import LabelSpace
 from .models import load_trained_model
-from .recipe_targets import TREE_LOSSES
+from .recipe_targets import SIGMOID_LOSSES
 from .recipes import Recipe
 from .step import model_input
 
@@ -49,7 +49,7 @@ class MeanProbability:
     def __init__(self, saved: Checkpoint, *, with_tags: bool = False) -> None:
         recipe, tree = saved.recipe, saved.tree
         self._groups: list[Tensor] | None = None
-        self._sigmoids = recipe.loss in TREE_LOSSES and recipe.loss != "semantic-softmax"
+        self._sigmoids = recipe.loss in SIGMOID_LOSSES
         if recipe.loss == "semantic-softmax" and tree is not None:
             self._groups = [torch.tensor(ids) for ids in tree.level_classes][: recipe.levels]
         elif recipe.loss == "joint" and with_tags:
@@ -118,7 +118,7 @@ def _kind(recipe: Recipe) -> str:
     """How a model's outputs become probabilities."""
     if recipe.loss == "semantic-softmax":
         return "a softmax per level"
-    if recipe.loss in TREE_LOSSES:
+    if recipe.loss in SIGMOID_LOSSES:
         return "a sigmoid per class"
     return "one softmax"
 

@@ -32,7 +32,7 @@ from .level_layout import LevelOrder
 from .metrics import SemanticAccuracy, TopKAccuracy, TreeDistance
 from .models import load_trained_model
 from .processes import process_group
-from .recipe_targets import TAG_LOSSES, TREE_LOSSES
+from .recipe_targets import SIGMOID_LOSSES, TAG_LOSSES
 from .recipes import Recipe
 from .step import model_input
 from .tag_accuracy import TagAccuracy
@@ -245,7 +245,7 @@ def measure(
         by_levels.append(SemanticAccuracy(tree))
         if loss == "semantic-softmax":
             by_class.append(LeavesDownTheTree(tree, levels))
-        elif loss in TREE_LOSSES:
+        elif loss in SIGMOID_LOSSES:
             by_levels.append(AncestorPrecision(tree, loader.num_samples, levels))
     by_sets: list[Any] = []
     if label_sets is not None:
@@ -306,7 +306,7 @@ def _between_images(
     """What makes a model's logits of one class comparable between images (see AnyOfPrecision)."""
     if loss == "semantic-softmax" and tree is not None:
         return DownTheTree(tree, levels).to(device)
-    return torch.Tensor.float if loss in TREE_LOSSES else None  # sigmoids are as they are
+    return torch.Tensor.float if loss in SIGMOID_LOSSES else None  # these are as they are
 
 
 def evaluation_loader(recipe: Recipe, dataset: str, *, with_tags: bool = True, **options: Any) -> Loader:

@@ -25,7 +25,7 @@ from .asked_model import Answer, AskedModel
 from .checkpoint import Checkpoint
 from .down_the_tree import DownTheTree
 from .ensemble import MeanProbability, load_members
-from .recipe_targets import TREE_LOSSES
+from .recipe_targets import SIGMOID_LOSSES, TREE_LOSSES
 
 if TYPE_CHECKING:
     from ..loaders.service_client import Connection
@@ -96,7 +96,7 @@ class Predictor:
 
     Raises:
         DataError: a checkpoint is damaged, or is none; or they are for other classes.
-        UsageError: down the tree, a model that was not trained with a softmax for each level.
+        UsageError: down the tree, a model that was not trained with a softmax for each level; or a number below 1.
     """
 
     def __init__(
@@ -111,6 +111,8 @@ class Predictor:
     ) -> None:
         if top < 1:
             raise UsageError(f"top: expected at least 1, found {top}")
+        if num_threads is not None and num_threads < 1:
+            raise UsageError(f"threads: expected at least 1, found {num_threads}")
         paths = [Path(checkpoint), *map(Path, ensemble)]
         members = load_members(paths)
         self.saved = members[0]
@@ -200,7 +202,7 @@ class _Reader:
         self.top = top
         # These losses compare classes within a level, or none at all: a softmax over all would mean nothing.
         self.by_level = saved.recipe.loss in TREE_LOSSES and self.tree is not None
-        self.sigmoids = self.by_level and saved.recipe.loss != "semantic-softmax"
+        self.sigmoids = self.by_level and saved.recipe.loss in SIGMOID_LOSSES
         self.down_the_tree: DownTheTree | None = None
         self.groups = [torch.arange(len(self.names))]
         if self.by_level and self.tree is not None:

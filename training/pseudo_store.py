@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..loaders.cache import Cache
 from ..loaders.samples import Place, read_classes
 from ..shards.added_component import check_sidecars
 from ..shards.destination import open_destination
@@ -29,7 +29,7 @@ from ..shards.shard_files import dataset_path
 from ..shards.soft_labels import encode_pseudo_labels
 from .label_space import LabelSpace
 from .precision import AMP, autocast, how_it_runs
-from .shard_run import run_over_shards
+from .shard_run import RunOptions, run_over_shards
 from .teacher import CheckpointTeacher
 
 # What becomes of an image that no class is probable enough for.
@@ -76,17 +76,10 @@ def make_pseudo_labels(
     checkpoints: Sequence[str | Path],
     options: PseudoOptions | None = None,
     *,
-    device: str = "cpu",
-    num_threads: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    cache: Cache | None = None,
     labelled: Callable[[int, int], object] | None = None,
+    **how: Unpack[RunOptions],
 ) -> Manifest:
     """Copy a data set with what models say of each image added to every sample (`soft`).
-
-    On a CPU the same call gives the same bytes with any number of processes, if torch has the same number of threads in
-    each (torchrun sets OMP_NUM_THREADS=1).
 
     Args:
         dataset: folder or fsspec URL of the data set; pseudo labels that it has are replaced.
@@ -95,12 +88,8 @@ def make_pseudo_labels(
             classes. The mean of their probabilities counts. Images are decoded for the largest size that one of them
             was trained on; the others see them resized.
         options: which answers become labels.
-        device: where the models run.
-        num_threads: of the decoder, and as many that encode.
-        rank: of this process, of `world_size` that share the work, as for `make_label_maps`.
-        world_size: their number.
-        cache: where the shards of a remote data set are kept while they are looked at.
         labelled: told of every batch how many images got a model's label, of how many.
+        how: see RunOptions.
 
     Returns:
         The manifest of the data set with pseudo labels.
@@ -110,7 +99,7 @@ def make_pseudo_labels(
         DataError: a checkpoint or the data set is damaged, or they have other class lists. Shards that are finished
             stay, and the same call continues.
     """
-    options = options or PseudoOptions()
+    options, device = options or PseudoOptions(), how.get("device", "cpu")
     if not checkpoints:
         raise UsageError("pseudo labels: expected at least one checkpoint, found none")
     dataset, target = dataset_path(dataset), open_destination(destination)
@@ -128,7 +117,7 @@ def make_pseudo_labels(
                 "single-label, fine-tune, label-weighted or relabel"
             )
     size = max(teacher.image_size for teacher in teachers)
-    how = {
+    made_by = {
         "models": [{"model": teacher.name, "checkpoint_sha256": teacher.sha256} for teacher in teachers],
         "threshold": options.threshold,
         "top": options.top,
@@ -162,17 +151,13 @@ def make_pseudo_labels(
         dataset,
         source,
         target,
-        pseudo_component(source, how),
+        pseudo_component(source, made_by),
         encoded,
         plan={"pseudo": {"dataset": source.fingerprint, "batch_size": options.batch_size}},
         title="pseudo labels",
         size=size,
         batch_size=options.batch_size,
-        device=device,
-        num_threads=num_threads,
-        rank=rank,
-        world_size=world_size,
-        cache=cache,
+        **how,
     )
 
 

@@ -17,6 +17,8 @@ LOSSES = (
 )
 # These need a label tree: what a sample is right about is its class and all its ancestors.
 TREE_LOSSES = ("semantic-softmax", "multi-label", "asl")
+# Of these the ones with a sigmoid for each class.
+SIGMOID_LOSSES = ("multi-label", "asl")
 # These compare the logits with what the loader's `targets` bring.
 TARGET_LOSSES = ("soft-target", "weakly-tagged", "label-weighted", "joint")
 # These train outputs for the keywords of a vocabulary; of them only `joint` has outputs for classes, too.

@@ -21,9 +21,9 @@ from safetensors import safe_open
 from timm.models import load_state_dict as load_weights
 from torch import Tensor, nn
 
-from ..shards.errors import DataError, UsageError, first_line
+from ..shards.errors import DataError, UsageError
 from ..shards.tree import LabelTree
-from .checkpoint import CHECKPOINT_NAME, load_checkpoint
+from .checkpoint import CHECKPOINT_NAME, load_checkpoint, why_unreadable
 from .label_space import LabelSpace, name_difference
 from .models import create_model, freeze_backbone, head_prefixes
 from .preparation import own_classes
@@ -216,7 +216,7 @@ def _read(
             return load_weights(str(path), weights_only=True), labels, None
         except Exception as error:  # whatever the readers raise on damaged files
             raise DataError(
-                f"{path}: expected weights, found a file that cannot be read ({first_line(error)})"
+                f"{path}: expected weights, found a file that cannot be read ({why_unreadable(error)})"
             ) from error
     if path.is_dir():
         raise UsageError(f"--init-from: expected a file of weights, found the folder {path}")

@@ -222,7 +222,7 @@ def train(
             say(f"{report.line()}; all of it: {folder / INIT_NAME}")
             if is_main:
                 write_json(folder / INIT_NAME, report.to_json())
-        torch.manual_seed(seed + rank)
+        torch.manual_seed((seed + rank) % 2**64)
 
         # 4. Loss, optimizer, schedule.
         counts = count_images(recipe, loader)

@@ -165,6 +165,8 @@ def test_other_files_of_torch_are_refused(tmp_path, content, message):
         ({"recipe": {**vars(relabel()), "lr": "0.1"}}, "expected a recipe of this version of softshard"),
         ({"recipe": {**vars(relabel()), "lr": None}}, "expected a recipe of this version of softshard"),
         ({"recipe": {**vars(relabel()), "crop_scale": (0.1,)}}, "expected a recipe of this version"),
+        ({"tree_json": "{"}, r"checkpoint\.pt: expected the label tree of a run, found another \(Expecting"),
+        ({"tree_json": "[]"}, r"checkpoint\.pt: expected the label tree of a run, found another \(tree: "),
     ],
 )
 def test_checkpoints_of_another_version_are_refused(tmp_path, change, message):

@@ -16,6 +16,7 @@ from softshard.shards import (
     LabelTree,
     PackOptions,
     ReshardOptions,
+    UsageError,
     pack,
     read_shard,
     reshard,
@@ -23,7 +24,7 @@ from softshard.shards import (
 from softshard.shards.cli import main
 from softshard.shards.components import decode_meta
 from softshard.training import semantic_softmax, single_label
-from softshard.training.checkpoint import load_checkpoint
+from softshard.training.checkpoint import load_checkpoint, save_checkpoint
 from softshard.training.predict import Predictor, _Reader
 from softshard.training.train import train
 
@@ -200,6 +201,8 @@ def test_the_command_prints_paths_and_levels(checkpoints, shards, sources, capsy
 
 
 def test_wrong_calls_of_predict_are_named(checkpoints, shards, sources, capsys):
+    with pytest.raises(UsageError, match="threads: expected at least 1, found 0"):
+        Predictor(checkpoints["single-label"], num_threads=0)
     checkpoint = str(checkpoints["semantic-softmax"])
     assert main(["predict", checkpoint, str(shards / "val"), sources[0][1]]) == 2
     assert "expected image files or one data set, found a data set among others" in capsys.readouterr().err
@@ -207,6 +210,16 @@ def test_wrong_calls_of_predict_are_named(checkpoints, shards, sources, capsys):
     assert "top: expected at least 1, found 0" in capsys.readouterr().err
     assert main(["predict", str(shards / "val"), sources[0][1]]) == 1
     assert "found the folder of a data set" in capsys.readouterr().err
+
+
+def test_a_model_that_says_nothing_finite_predicts_nothing(checkpoints, sources, tmp_path, capsys):
+    saved, path = load_checkpoint(checkpoints["semantic-softmax"]), tmp_path / "checkpoint.pt"
+    weights = saved.model | {"fc.bias": torch.full((6,), torch.nan)}
+    save_checkpoint(path, dataclasses.replace(saved, model=weights))
+    assert main(["predict", str(path), sources[0][1], "--device", "cpu", "--json"]) == 1
+    said = capsys.readouterr()
+    assert f"{path}: expected finite outputs for {sources[0][1]!r}, found others" in said.err
+    assert not said.out
 
 
 def test_pixels_are_the_stored_ones_and_not_the_files_own(checkpoints, tmp_path):
