@@ -4,10 +4,15 @@ import csv
 import dataclasses
 
 import torch
+from packed_files import write_again
 
 from softshard.loaders import Augment, Loader
+from softshard.shards import LabelTree, Manifest
+from softshard.shards.teacher_levels import encode_teacher_levels
 from softshard.training import step as step_module
 from softshard.training.checkpoint import load_checkpoint
+from softshard.training.distillation import teacher_levels
+from softshard.training.level_layout import LevelLayout
 from softshard.training.train import train
 
 
@@ -44,6 +49,21 @@ def whole_pass(folder, **options):
     """A loader of every sample once, in order, in batches of five."""
     plain = {"augment": Augment.evaluation(size=32), "shuffle": False, "last_batch": "pad", "batch_size": 5}
     return Loader(folder, **(plain | options))
+
+
+def taught_at_random(dataset, folder):
+    """Write a copy of a data set with the component `kd`; its tree, the teacher's logits, and each key's row of them."""
+    manifest, tree = Manifest.load(dataset), LabelTree.load(dataset / "tree.json")
+    logits = 3 * torch.randn(manifest.num_samples, manifest.num_classes, generator=torch.manual_seed(0))
+    made, row = teacher_levels(logits, LevelLayout(tree)), {}
+
+    def taught(sample):
+        i = row[sample.key] = len(row)
+        said = encode_teacher_levels(*(part[i].numpy() for part in made), tree.level_sizes)
+        return {**sample.parts, "kd": said}
+
+    write_again(dataset, folder, taught, [*manifest.components, "kd"])
+    return tree, logits, row
 
 
 class Killed(Exception):

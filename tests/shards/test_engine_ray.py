@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from forked import COMMAND
 from packed_files import files
 from ray_processes import held, make_ray_folder, processes, remove_ray_folder
 from waiting import LONG_S, wait_until
@@ -61,7 +62,6 @@ def large(tmp_path_factory, jpeg):
     return folder / "source", files(folder / "set"), time.monotonic() - start
 
 
-MAIN = "import sys; from softshard.shards.cli import main; sys.exit(main())"
 PACK = sys.modules["softshard.shards.pack"]  # the name in the package is that of its function
 # The same, whose tasks wait where they would read every other image; see `held`.
 HELD_MAIN = f"""
@@ -78,7 +78,7 @@ sys.exit(main())
 """
 
 
-def start_pack(*arguments, code=MAIN, before=(), **settings):
+def start_pack(*arguments, code=COMMAND, before=(), **settings):
     """`softshard pack` in a process of its own."""
     return subprocess.Popen(
         [*map(str, [sys.executable, "-c", code, *before, "pack", *arguments])],

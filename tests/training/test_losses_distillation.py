@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from packed_files import write_again
+from tiny_runs import taught_at_random
 
 from softshard.loaders import Augment, Loader
-from softshard.shards import Manifest
 from softshard.shards.errors import UsageError
 from softshard.shards.teacher_levels import decode_teacher_levels, encode_teacher_levels, num_kept
 from softshard.shards.tree import LabelTree
@@ -96,22 +95,13 @@ def test_what_is_stored_are_the_best_classes_of_each_level_in_float16():
 
 
 def test_the_loss_takes_a_batchs_teacher_as_it_is(shards, tmp_path):
-    dataset = shards / "train"
-    manifest, tree = Manifest.load(dataset), LabelTree.load(dataset / "tree.json")
-    logits = 3 * torch.randn(manifest.num_samples, manifest.num_classes, generator=torch.manual_seed(0))
-    made, row = teacher_levels(logits, LevelLayout(tree)), {}
-
-    def taught(sample):
-        i = row[sample.key] = len(row)
-        said = encode_teacher_levels(*(part[i].numpy() for part in made), tree.level_sizes)
-        return {**sample.parts, "kd": said}
-
-    write_again(dataset, tmp_path, taught, [*manifest.components, "kd"])
+    tree, logits, row = taught_at_random(shards / "train", tmp_path)
+    made = teacher_levels(logits, LevelLayout(tree))
     with Loader(tmp_path, batch_size=8, teacher=True, augment=Augment(size=32)) as loader:
         batch = next(iter(loader))
     rows = [row[key] for key in batch.keys]
     expected = TeacherLevels(*(part[rows] for part in made))
-    loss, student = SemanticKDLoss(tree), torch.zeros(8, manifest.num_classes)
+    loss, student = SemanticKDLoss(tree), torch.zeros(8, len(tree.classes))
     assert loss(student, batch.teacher, batch.levels) == loss(student, expected, batch.levels) > 0
 
 

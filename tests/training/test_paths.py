@@ -6,13 +6,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from packed_files import write_again
+from tiny_runs import taught_at_random
 from toy_tree import PATH_LEAVES, PATH_PAIRS, PATH_TREE, right_classes
 
 from softshard.loaders import Loader
-from softshard.shards import ImageRecipe, LabelTree, Manifest, PackOptions, pack
+from softshard.shards import ImageRecipe, LabelTree, PackOptions, pack
 from softshard.shards.cli import main
-from softshard.shards.teacher_levels import encode_teacher_levels
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.distillation import SemanticKDLoss, teacher_levels
 from softshard.training.evaluate import evaluate
@@ -136,17 +135,7 @@ def test_three_processes_evaluate_what_one_does_though_their_last_batches_are_un
 
 def test_a_teacher_stored_in_the_shards_distils_along_all_paths(path_shards, tmp_path):
     """What a `kd` component holds of a tree of all paths is per level, as ever."""
-    dataset = path_shards / "train"
-    manifest, tree = Manifest.load(dataset), LabelTree.load(dataset / "tree.json")
-    logits = 3 * torch.randn(manifest.num_samples, manifest.num_classes, generator=torch.manual_seed(0))
-    made, row = teacher_levels(logits, LevelLayout(tree)), {}
-
-    def taught(sample):
-        i = row[sample.key] = len(row)
-        said = encode_teacher_levels(*(part[i].numpy() for part in made), tree.level_sizes)
-        return {**sample.parts, "kd": said}
-
-    write_again(dataset, tmp_path, taught, [*manifest.components, "kd"])
+    tree, logits, row = taught_at_random(path_shards / "train", tmp_path)
     with Loader(tmp_path, batch_size=8, teacher=True) as loader:
         batch = next(iter(loader))
     assert batch.levels.shape == (8, 2, 3)

@@ -2,28 +2,20 @@
 
 import builtins
 import csv
-import dataclasses
 
 import pytest
+import tiny_runs
 
 from softshard.shards.errors import MissingExtraError
 from softshard.training import single_label
 from softshard.training.progress import Progress
 from softshard.training.steplog import LogLine
-from softshard.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(shards, out, **options):
-    recipe = dataclasses.replace(single_label(), epochs=2, global_batch=8, image_size=32)
-    options = {"model": "test_resnet", "log_steps": 2, "log": lambda line: None, **options}
-    return train(recipe, str(shards / "train"), out=out, **options)
-
-
-def metric_lines(out):
-    with (out / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return tiny_runs.run(tiny_runs.tiny(single_label(), epochs=2), shards, out, **{"log_steps": 2, **options})
 
 
 def board_scalars(folder):
@@ -90,7 +82,7 @@ def test_a_run_without_a_terminal_says_how_fast_it_is(shards, tmp_path):
 
 def test_tensorboard_gets_the_numbers_of_the_csv_and_a_continued_run_no_step_twice(shards, tmp_path):
     run(shards, tmp_path, tensorboard=True)
-    columns = metric_lines(tmp_path)
+    columns = tiny_runs.metric_lines(tmp_path)
     scalars = board_scalars(tmp_path / "tensorboard")
     assert set(scalars) == columns[0].keys() - {"step", "epoch"}
     for name, values in scalars.items():
