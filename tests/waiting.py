@@ -2,7 +2,7 @@
 
 import time
 
-LIMIT_S = 60  # what has not happened by then never will
+LIMIT_S = 600  # what has not happened by then never will
 
 
 def wait_until(condition, limit_s=LIMIT_S):
