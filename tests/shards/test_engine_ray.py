@@ -205,8 +205,7 @@ def test_an_interrupt_leaves_no_task_and_nothing_half_written(tmp_path, large, c
     words = [source, tmp_path / "set", *LONG_OPTIONS, "--engine", "ray"]
     run = start_pack(*words, code=HELD_COMMAND, before=[hold], env=environment)
     try:
-        wait_until(lambda: run.poll() is not None or list((tmp_path / "set").rglob("*.part")))
-        assert tasks(ray_folder)
+        wait_until(lambda: tasks(ray_folder) and list((tmp_path / "set").rglob("*.part")))
         run.send_signal(signal.SIGINT)
         hold.unlink()
         text = run.communicate(timeout=LIMIT_S)[1]
