@@ -53,3 +53,18 @@ def held(job, hold, free=()):
             return super().read(path, *range_)
 
     return replace(job, storage=HeldStorage(job.storage.root))
+
+
+# The command, whose tasks wait where they would read every other of forty images `a/00.jpg`; its first word is `hold`.
+HELD_COMMAND = f"""
+import importlib, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from ray_processes import held
+from softshard.shards.cli import main
+pack, hold = importlib.import_module("softshard.shards.pack"), Path(sys.argv.pop(1))
+make_job = pack.make_job
+odd = {{f"a/{{i:02d}}.jpg" for i in range(1, 40, 2)}}
+pack.make_job = lambda *arguments: held(make_job(*arguments), hold, free=odd)
+sys.exit(main())
+"""

@@ -2,8 +2,8 @@
 
 import time
 
-# For what takes moments: machines are slow, and stall. A test that waits for so long has failed.
-LONG_S = 240
+# What has not happened by then never will: machines are slow, and stall.
+LONG_S = 600
 
 
 def wait_until(condition, seconds=LONG_S):

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from forked import COMMAND
 from packed_files import files
-from ray_processes import held, make_ray_folder, processes, remove_ray_folder
+from ray_processes import HELD_COMMAND, held, make_ray_folder, processes, remove_ray_folder
 from waiting import LONG_S, wait_until
 
 from softshard.shards import DataError, ImageRecipe, PackOptions, UsageError, engine_ray, pack
@@ -63,19 +63,6 @@ def large(tmp_path_factory, jpeg):
 
 
 PACK = sys.modules["softshard.shards.pack"]  # the name in the package is that of its function
-# The same, whose tasks wait where they would read every other image; see `held`.
-HELD_MAIN = f"""
-import importlib, sys
-from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from ray_processes import held
-from softshard.shards.cli import main
-pack, hold = importlib.import_module("softshard.shards.pack"), Path(sys.argv.pop(1))
-make_job = pack.make_job
-odd = {{f"a/{{i:02d}}.jpg" for i in range(1, 40, 2)}}
-pack.make_job = lambda *arguments: held(make_job(*arguments), hold, free=odd)
-sys.exit(main())
-"""
 
 
 def start_pack(*arguments, code=COMMAND, before=(), **settings):
@@ -216,10 +203,9 @@ def test_an_interrupt_leaves_no_task_and_nothing_half_written(tmp_path, large, c
     source, expected, _ = large
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
     words = [source, tmp_path / "set", *LONG_OPTIONS, "--engine", "ray"]
-    run = start_pack(*words, code=HELD_MAIN, before=[hold], env=environment)
+    run = start_pack(*words, code=HELD_COMMAND, before=[hold], env=environment)
     try:
-        wait_until(lambda: run.poll() is not None or list((tmp_path / "set").rglob("*.part")))
-        assert tasks(ray_folder)
+        wait_until(lambda: tasks(ray_folder) and list((tmp_path / "set").rglob("*.part")))
         run.send_signal(signal.SIGINT)
         hold.unlink()
         text = run.communicate(timeout=LONG_S)[1]
