@@ -91,3 +91,16 @@ def test_an_example_of_the_readme_runs(packed, tmp_path, monkeypatch, capsys, na
     elif name == "as_webdataset":
         assert capsys.readouterr().out.count("torch.Size([16, 3, 32, 32])") == 6
     module.__dict__.clear()  # the loaders' threads end
+
+
+def test_the_examples_of_faults_and_stats_run(packed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("readme")
+    blocks = [code for _, code in code_blocks(GUIDE, "python") if "faults = " in code or ".stats()" in code]
+    assert len(blocks) == 2
+    for block in blocks:
+        code = block.replace("/data/in21k/train", str(packed)).replace("batch_size=256", "batch_size=16")
+        run_python(code, "loaders/README.md", module)
+    module.loader.close()
+    assert "'decode': " in capsys.readouterr().out
+    assert "softshard_loader_batches_total" in Path("softshard.prom").read_text()
