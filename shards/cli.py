@@ -32,7 +32,7 @@ from .cli_values import (
     print_result,
 )
 from .cli_weigh import add_weigh
-from .errors import DataError, SoftshardError
+from .errors import DataError, SoftshardError, UsageError
 from .schema import DEFAULT_SHARD_BYTES
 from .standard_streams import open_streams, reader_has_gone
 from .stop_signals import KEPT, saying_what_ended
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with saying_what_ended():
             args = build_parser().parse_args(argv)
+            _check_encoding(sys.getfilesystemencoding())
             code = args.run(args)
             sys.stdout.flush()
             return code
@@ -71,6 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         room = ". Make room, and give the same command again" if error.errno in _FULL else ""
         print(f"softshard: {where}{room}", file=sys.stderr)
         return EXIT_WRONG_CALL
+
+
+def _check_encoding(encoding: str) -> None:
+    """Refuse a locale by which the same folders would get other class names, and the data set other bytes."""
+    if encoding != "utf-8":
+        raise UsageError(
+            f"environment: expected names of files in UTF-8, found the locale's encoding {encoding!r}. Run with "
+            "PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8"
+        )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -89,7 +89,13 @@ def in_processes(
     context = multiprocessing.get_context("spawn")
     asked_to_stop, ask_to_stop = context.Pipe(duplex=False)
     start = (function, shared, prepare, asked_to_stop)
-    pool = _Processes(workers, mp_context=context, initializer=_start_process, initargs=start)
+    try:
+        pool = _Processes(workers, mp_context=context, initializer=_start_process, initargs=start)
+    except OSError as error:  # names no file
+        raise UsageError(
+            f"workers: expected to make semaphores, which are files of /dev/shm, found: {error.strerror}. Let /dev/shm be "
+            "there and be written to, or run with --workers 1"
+        ) from error
     give = _in_order if in_order else _as_they_come
     try:
         yield from give(pool, _call_in_process, items, 2 * workers)

@@ -228,6 +228,17 @@ def test_a_signal_ends_a_command_with_a_line_that_says_so(number):
     assert re.fullmatch(f"softshard: ended by {number.name}. What is finished is kept: .*\\n", done.stderr)
 
 
+def test_a_locale_without_utf_8_is_refused(places, tmp_path):
+    """By it a class folder in Chinese had another name in the data set, and another key."""
+    code = "import sys; from softshard.shards.cli import main; sys.exit(main(sys.argv[1:]))"
+    call = [sys.executable, "-c", code, "pack", str(places["images"]), str(tmp_path / "new")]
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(call, env=os.environ | locale, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "expected names of files in UTF-8, found the locale's encoding 'ascii'" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
 def test_signals_are_left_to_whoever_has_them_already():
     """nohup ignores SIGHUP; a trainer of one's own may catch SIGTERM."""
     mine = (lambda number, frame: None, signal.SIG_IGN)

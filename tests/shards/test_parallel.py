@@ -1,11 +1,15 @@
 """Ctrl-C while work is spread over processes."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from softshard.shards.errors import UsageError
+from softshard.shards.parallel import in_processes
 
 SCRIPT = r"""
 import os, sys, time
@@ -27,6 +31,15 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         sys.exit(130)
 """
+
+
+def test_without_shared_memory_it_is_said_what_is_missing(monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("softshard.shards.parallel._Processes", read_only)
+    with pytest.raises(UsageError, match=r"files of /dev/shm, found: Read-only file system\. .* --workers 1"):
+        list(in_processes(print, None, [1], 2))
 
 
 @pytest.mark.parametrize(("when", "to_all"), [("importing", True), ("calling", True), ("calling", False)])
