@@ -112,17 +112,8 @@ def run_demo(
     options = PackOptions(image=ImageRecipe(size=STORED_PX), val_per_class=val_per_class, seed=seed)
     split = ("--val-per-class", val_per_class) if val_per_class else ()
     _command(
-        "pack",
-        source,
-        out / "shards",
-        "--tree",
-        out / "tree.json",
-        "--size",
-        STORED_PX,
-        *split,
-        "--seed",
-        seed,
-    )
+        "pack", source, out / "shards", "--tree", out / "tree.json", "--size", STORED_PX, *split, "--seed", seed
+    )  # fmt: skip
     packed = pack(source, out / "shards", options, tree=tree)
     print(f"read {packed.read:,} = packed {packed.packed:,} + bad {packed.bad:,}")
     for manifest in packed.manifests.values():
@@ -198,23 +189,15 @@ def run_demo(
     student_seed = (seed + 1) % 2**64
     students = [
         _train(
-            "semantic-softmax",
-            replace(semantic_softmax(), **common, **adam, **cropped),
-            train_set,
+            recipe.name,
+            replace(recipe, **common, **adam, **cropped),
+            dataset,
             val_set,
             out,
             student_seed,
             num_threads,
-        ),
-        _train(
-            "relabel",
-            replace(relabel(), **common, **adam, **cropped),
-            out / "relabelled",
-            val_set,
-            out,
-            student_seed,
-            num_threads,
-        ),
+        )
+        for recipe, dataset in ((semantic_softmax(), train_set), (relabel(), out / "relabelled"))
     ]
 
     models = [teacher, *students]
@@ -248,7 +231,7 @@ def _photographs(out: Path, seed: int) -> tuple[Path, tuple[str, ...]]:
     (photos.root / "windows.csv").rename(out / "windows.csv")  # not an image: the sharder would report it
     windows = {split: sum(counts.values()) for split, counts in photos.counts.items()}
     print(
-        f"photographs: {len(photos.photos)} pictures from scikit-image and scikit-learn, cut into {windows['train']:,} "
+        f"photographs: {len(PHOTOS)} pictures from scikit-image and scikit-learn, cut into {windows['train']:,} "
         f"windows for training and {windows['val']:,} for validation that share no pixel with them"
     )
     return photos.root, photos.classes

@@ -87,25 +87,9 @@ PHOTOS = (
     Photo("data/page.png", "skimage", "n06256697", "page", (MATTER,), "x"),
     Photo("data/retina.jpg", "skimage", "n05426989", "retina", (), "x"),
     Photo("data/rocket.jpg", "skimage", "n04099429", "rocket", (VEHICLE, ARTIFACT), "y", (0.44, 0.72)),
-    Photo(
-        "datasets/images/china.jpg",
-        "sklearn",
-        "n03874965",
-        "pagoda",
-        (STRUCTURE, ARTIFACT),
-        "y",
-        (0.40, 0.68),
-    ),
-    Photo(
-        "datasets/images/flower.jpg",
-        "sklearn",
-        "n11960245",
-        "dahlia",
-        (PLANT, LIVING_THING),
-        "y",
-        (0.42, 0.69),
-    ),
-)
+    Photo("datasets/images/china.jpg", "sklearn", "n03874965", "pagoda", (STRUCTURE, ARTIFACT), "y", (0.40, 0.68)),
+    Photo("datasets/images/flower.jpg", "sklearn", "n11960245", "dahlia", (PLANT, LIVING_THING), "y", (0.42, 0.69)),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,15 +99,11 @@ class DemoPhotos:
     Attributes:
         root: the folder that holds `train`, `val` and `windows.csv`.
         classes: wnids in ascending order, inner classes included.
-        names: the noun of each wnid.
-        photos: the photograph's stem for each leaf class.
         counts: windows per split and class, such as `counts["train"]["n02123045"]`.
     """
 
     root: Path
     classes: tuple[str, ...]
-    names: dict[str, str]
-    photos: dict[str, str]
     counts: dict[str, dict[str, int]]
 
 
@@ -193,12 +173,9 @@ def write_demo_photos(
                 write_jpeg(out / file, image[y0:y1, x0:x1])
                 windows.append(Window(file, photo.stem, x0, y0, x1 - x0, y1 - y0, split, wnid))
     write_windows_csv(out / "windows.csv", windows)
-    names = INNER_NAMES | {photo.wnid: photo.name for photo in PHOTOS}
     return DemoPhotos(
         root=out,
-        classes=tuple(sorted(names)),
-        names=names,
-        photos={photo.wnid: photo.stem for photo in PHOTOS},
+        classes=tuple(sorted({*INNER_NAMES, *(photo.wnid for photo in PHOTOS)})),
         counts={
             split: dict(sorted(Counter(window.wnid for window in windows if window.split == split).items()))
             for split in ("train", "val")
