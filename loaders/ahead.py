@@ -267,39 +267,45 @@ class FetchAhead:
         return True
 
     def _work(self) -> None:
-        while (number := self._take()) is not None:
-            shard = error = None
-            try:
-                shard, fetched = self._source.open(
-                    number,
-                    self._downloads,
-                    urgent=lambda: number in self._now,
-                    wanted=lambda: number in self._uses,
-                )
-                with self._changed:
-                    known = self._fetched_later if number in self._later else self._fetched
-                    again = fetched and number in known
-                    if fetched:
-                        known.add(number)
-                if again:
-                    self._source.fetched_again()
-            except Stopped:
-                return
-            except NotWanted:
-                pass
-            except BaseException as caught:  # raised again where the shard is asked for
-                error = caught
+        while (number := self._take()) is not None and self._fetch(number):
+            pass
+
+    def _fetch(self, number: int) -> bool:
+        """Have a shard, or note why not; False where all is to end. A thread that waits for the next one holds none."""
+        shard = error = None
+        try:
+            shard, fetched = self._source.open(
+                number,
+                self._downloads,
+                urgent=lambda: number in self._now,
+                wanted=lambda: number in self._uses,
+            )
             with self._changed:
-                self._busy.discard(number)
-                self._first.discard(number)
-                if number in self._uses:
-                    if shard is not None:
-                        self._open[number] = shard
-                    elif error is not None:
-                        self._failed[number] = error
-                        if number not in self._now:
-                            self._failed_early.add(number)
-                self._changed.notify_all()
+                known = self._fetched_later if number in self._later else self._fetched
+                again = fetched and number in known
+                if fetched:
+                    known.add(number)
+            if again:
+                self._source.fetched_again()
+        except Stopped:
+            return False
+        except NotWanted:
+            pass
+        except BaseException as caught:  # raised again where the shard is asked for
+            error = caught
+        with self._changed:
+            self._busy.discard(number)
+            self._first.discard(number)
+            if number in self._uses:
+                if shard is not None:
+                    self._open[number] = shard
+                elif error is not None:
+                    self._failed[number] = error
+                    if number not in self._now:
+                        self._failed_early.add(number)
+            self._changed.notify_all()
+        del shard, error  # its traceback holds this frame: a cycle, which would keep the shard open
+        return True
 
     def _take(self) -> int | None:
         """The next shard to fetch; None at the end."""

@@ -251,8 +251,9 @@ class ShardFiles:
         path = self._folder / record.name
         run = f"Copy it again, or run: softshard verify {path}"
         try:
-            size = path.stat().st_size
             text = path.with_suffix(".idx").read_bytes()
+            with open(path, "rb") as file:
+                data, size = ShardBytes(file.fileno()), os.fstat(file.fileno()).st_size
         except OSError as error:
             raise DataError(
                 f"{record.name}: expected the shard and its .idx in {self._folder}, found: {error}. {run}"
@@ -261,8 +262,7 @@ class ShardFiles:
             cut = "the shard is cut short" if size < record.bytes else "it is another shard"
             raise DataError(f"{record.name}: expected {record.bytes} bytes, found {size}; {cut}. {run}")
         index = checked_index(text, record, self._manifest.components, run)
-        with open(path, "rb") as file:
-            return OpenShard(path, ShardBytes(file.fileno()), index)
+        return OpenShard(path, data, index)
 
     def expect(self, steps: Iterator[Sequence[int]], following: Following | None = None) -> None:
         """Nothing is fetched."""

@@ -175,6 +175,35 @@ def test_a_file_of_another_length_is_not_served(folder):
     assert names(cache) == []
 
 
+def test_a_cache_that_is_emptied_during_a_download_is_filled_again(folder):
+    cache, fills = folder(), []
+
+    def fill(descriptor):
+        os.pwrite(descriptor, b"x" * 400, 0)
+        fills.append(descriptor)
+        if len(fills) == 1:
+            shutil.rmtree(cache.folder)
+
+    os.close(cache.fetch("a.tar", 400, fill, urgent=lambda: True, stopped=NEVER))
+    cache.write("a.idx", b"index")
+    assert (len(fills), names(cache)) == (2, ["a.idx", "a.tar"])
+
+
+def test_what_another_process_has_half_downloaded_is_not_taken_for_whole(folder):
+    cache, fills = folder(), []
+    part = cache.folder / "a.tar.part"
+
+    def fill(descriptor):
+        os.pwrite(descriptor, b"x" * 400, 0)
+        fills.append(descriptor)
+        if len(fills) == 1:  # somebody empties the cache, and another process begins
+            part.unlink()
+            part.write_bytes(b"half" + bytes(396))
+
+    os.close(cache.fetch("a.tar", 400, fill, urgent=lambda: True, stopped=NEVER))
+    assert (cache.folder / "a.tar").read_bytes() == b"x" * 400
+
+
 # ---- Several processes
 
 
@@ -421,6 +450,26 @@ def test_an_index_finds_room_on_a_full_disk_where_shards_lie_that_nobody_uses(tm
     full = subprocess.run([*command, "first", "second", "third"], capture_output=True, text=True, timeout=120)
     assert full.returncode == 1
     assert "DiskFullError" in full.stderr
+
+
+WITHOUT_INODES = """
+import os, subprocess, sys, threading
+from softshard.loaders.cache import Cache, CacheFolder
+from softshard.loaders.fetch_stats import FetchCounters
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=6", "tmpfs", sys.argv[1]], check=True)
+folder = CacheFolder(Cache(folder=sys.argv[1], max_bytes=10**9), FetchCounters())
+for number in range(9):
+    fill = lambda descriptor: os.pwrite(descriptor, bytes(400), 0)
+    os.close(folder.fetch(f"{number}.tar", 400, fill, urgent=lambda: True, stopped=threading.Event()))
+print(*sorted(path.name for path in folder.folder.iterdir() if path.name != ".lock"))
+"""
+
+
+def test_a_disk_that_takes_no_more_files_makes_room_by_evicting(tmp_path):
+    command = [*mount_or_skip(tmp_path), sys.executable, "-c", WITHOUT_INODES, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split()[-1] == "8.tar"
 
 
 def test_a_disk_that_another_run_keeps_full_is_not_waited_for_for_ever(on_a_small_disk, packed):

@@ -15,6 +15,8 @@ from reading_processes import read_in_two, read_through_a_cache, reading
 
 from servers import web
 from softshard.loaders import Augment, Cache, Loader
+from softshard.loaders.data_set import open_data_set
+from softshard.loaders.whole_shards import in_order
 from softshard.shards import DataError, Manifest, ReshardOptions, StorageError, UsageError, reshard
 
 OPTIONS = {"batch_size": 8, "augment": Augment(size=16), "dtype": "uint8", "num_threads": 2, "window": 16}
@@ -328,6 +330,12 @@ def test_an_index_that_is_missing_is_made_from_the_shard(copied, memory, cache):
     assert len(cached(cache, "*.idx")) == len(shard_bytes(copied))
 
 
+def test_an_index_that_the_cache_does_not_take_is_none_the_less_served(packed, memory, cache):
+    for shard in Manifest.load(packed).shards:
+        (cache.path / "shards" / f"{shard.sha256}.idx" / "in the way").mkdir(parents=True)
+    assert same(epoch(memory(packed), cache=cache), epoch(packed))
+
+
 def test_a_data_set_that_has_changed_is_not_served_from_what_was_cached(packed, copied, memory, cache):
     assert same(epoch(memory(packed), cache=cache), epoch(packed))
     # The same names, other bytes.
@@ -519,6 +527,16 @@ def test_close_ends_the_threads_and_lets_the_files_go(memory, packed, cache):
     assert threads() == []
     del iterator
     assert open_files(cache) == []
+
+
+def test_a_shard_is_let_go_when_the_next_one_comes_whatever_waits_in_the_threads(packed, memory, cache):
+    shards, num = open_data_set(memory(packed), cache).shards, len(shard_bytes(packed))
+    opened = in_order(shards, range(num))
+    for _ in range(num):
+        next(opened)
+    wait_until(lambda: len(open_files(cache)) == 1)
+    opened.close()
+    assert threads() == open_files(cache) == []
 
 
 def test_breaking_off_lets_the_files_go(memory, packed, cache):
