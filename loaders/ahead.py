@@ -10,12 +10,15 @@ step has its shards nothing else is fetched: a batch that waits should not share
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import logging
 import os
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 from ..shards.errors import StorageError, UsageError
@@ -27,7 +30,10 @@ _MAX_STEPS = 4096  # that are looked ahead
 _MANY_STEPS = 2**62  # where nothing follows
 _STEPS_A_CALL = 16  # looked at when a step begins
 _POLL_S = 0.2
+_JOIN_PATIENCE_S = 10.0
 _FULL_DISK_S = 5.0  # that a batch waits for others to let go what fills the disk: a step's decoding, a cancelled download
+
+logger = logging.getLogger("softshard.loaders")
 
 
 class ShardSource(Protocol):
@@ -113,10 +119,12 @@ class FetchAhead:
         self._first: set[int] = set()  # what the first step needs and has not got
         self.reached(0)
         self._threads = [
-            # Not daemons: see Background.
-            threading.Thread(target=self._work, name=f"softshard-fetch-{i}", daemon=False)
+            # Daemons that are waited for at exit, as in Background: one may hang in dead storage.
+            threading.Thread(target=self._work, name=f"softshard-fetch-{i}", daemon=True)
             for i in range(cache.num_fetchers)
         ]
+        self._at_exit = partial(_join, self._threads)
+        atexit.register(self._at_exit)
         for thread in self._threads:
             thread.start()
 
@@ -324,6 +332,7 @@ class FetchAhead:
 
     def interrupt(self) -> None:
         """End all waiting, and with it the threads."""
+        atexit.unregister(self._at_exit)
         if os.getpid() != self._process:  # the threads, and whoever holds the lock, are in the other one
             return
         self._stopped.set()
@@ -331,7 +340,7 @@ class FetchAhead:
             self._changed.notify_all()
 
     def close(self) -> int:
-        """End the threads, and let the shards go.
+        """End the threads, but those that hang in dead storage, and let the shards go.
 
         Returns:
             Shards that were fetched for an iteration that has not begun.
@@ -339,11 +348,19 @@ class FetchAhead:
         if os.getpid() != self._process:
             return 0
         self.interrupt()
-        for thread in self._threads:
-            # A collection of garbage may run in one of them, and finalise an abandoned loop there.
-            if thread is not threading.current_thread():
-                thread.join()
+        if not _join(self._threads):
+            logger.warning("a thread that fetches shards hangs, and is left to itself")
         with self._changed:
             self._open.clear()
             self._failed.clear()
             return len(self._fetched_later)
+
+
+def _join(threads: Sequence[threading.Thread]) -> bool:
+    """Wait a while for threads to end; whether all did."""
+    give_up = time.monotonic() + _JOIN_PATIENCE_S
+    # A collection of garbage may run in one of them, and finalise an abandoned loop there.
+    others = [thread for thread in threads if thread is not threading.current_thread()]
+    for thread in others:
+        thread.join(max(0.0, give_up - time.monotonic()))
+    return not any(thread.is_alive() for thread in others)

@@ -85,7 +85,7 @@ class BatchServer(flight.FlightServerBase):
         if not shared_memory:
             desk.segments.max_bytes = 0
         self._counts, self._refused_lines = ServiceCounts(), LineBudget()
-        self._started = time.time()
+        self._started = time.monotonic()
         self._closed = threading.Event()
         self.hangs = False  # closed, and threads still wait: gRPC's for clients, or a recipe's for its shards
         self._guard = ConnectionGuard(desk.limits.connections, desk.limits.request_bytes)
@@ -216,7 +216,7 @@ class BatchServer(flight.FlightServerBase):
         """What the server has done, and does."""
         return ServiceStats(
             address=self.address,
-            uptime_s=time.time() - self._started,
+            uptime_s=time.monotonic() - self._started,
             draining=self.admission.is_draining,
             clients=self.admission.num_clients(),
             calls=self.admission.num_calls,

@@ -1,13 +1,14 @@
 """Processes that read a data set, forked from one that has imported everything: that is most of what a start costs."""
 
 import multiprocessing
+import os
 import signal
 from contextlib import contextmanager
 
 import fsspec
 from service_processes import FORKS
 
-from softshard.loaders import Augment, Cache, Loader, RemoteLoader
+from softshard.loaders import Augment, Cache, Connection, Loader, RemoteLoader
 
 OPTIONS = {"batch_size": 4, "augment": Augment(size=16), "dtype": "uint8", "num_threads": 1, "window": 16}
 
@@ -34,6 +35,16 @@ def read_from_servers(url, said):
         batches = iter(loader)
         said.send(next(batches).keys)
         signal.pause()
+
+
+def read_on_when_woken(url, said):
+    """A batch; and the others once this process goes on after it has stopped itself."""
+    connection = Connection(request_s=1, deadline_s=2)
+    with RemoteLoader(url, connection=connection, **OPTIONS) as loader:
+        batches = iter(loader)
+        said.send(next(batches).keys)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        assert len(list(batches)) == len(loader) - 1
 
 
 def read_through_a_cache(url, folder, said):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -180,6 +181,37 @@ def test_what_the_thread_dies_of_is_raised_after_the_items_before_it():
     with pytest.raises(OSError, match="the disk is gone"):
         background.next()
     background.stop()
+
+
+STOPPED = """
+import os, signal, sys, time
+from softshard.loaders import background
+
+def numbers():
+    time.sleep(0.2)  # by then the item is waited for
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.2)
+    yield 1
+
+def watch(waited_s):
+    if waited_s > 0.9:
+        sys.exit(f"waited for {waited_s} s")
+
+background._LOOK_S = 0.05
+run = background.Background(numbers, 1, watch)
+assert run.next() == 1
+run.stop()
+"""
+
+
+def test_time_in_which_the_process_was_stopped_is_no_stall():
+    process = subprocess.Popen([sys.executable, "-c", STOPPED], stderr=subprocess.PIPE, text=True)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    time.sleep(1)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 0
 
 
 def test_asking_once_more_after_the_end_is_an_error_and_no_hang(within):

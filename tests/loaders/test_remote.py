@@ -3,6 +3,8 @@
 import gc
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -471,6 +473,37 @@ def test_between_two_epochs_a_loader_that_is_closed_or_forgotten_leaves_nothing(
     assert remaining_threads() == []
     gc.collect()
     assert open_files(cache) == []
+
+
+DEAD = """
+import sys, threading
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from softshard.loaders import Cache, Faults, Loader, ahead
+
+class Dead(LocalFileSystem):
+    protocol = "dead"
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("dead://", ""))
+    def cat_file(self, path, **options):
+        if path.endswith(".tar"):
+            threading.Event().wait()
+        return super().cat_file(path, **options)
+
+fsspec.register_implementation("dead", Dead)
+ahead._JOIN_PATIENCE_S = 0.5
+with Loader("dead://" + sys.argv[1], batch_size=8, cache=Cache(sys.argv[2]), faults=Faults(give_up_s=1.5)) as loader:
+    list(loader)
+"""
+
+
+def test_a_process_ends_although_a_storage_without_time_outs_is_dead(packed, cache):
+    command = [sys.executable, "-c", DEAD, str(packed), str(cache.path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert "StallError: loader: expected a batch within" in run.stderr
+    assert "a thread that fetches shards hangs, and is left to itself" in run.stderr
 
 
 # ---- Caches that are too small

@@ -2,9 +2,10 @@
 
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from http.server import ThreadingHTTPServer
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -20,10 +21,11 @@ from softshard.loaders import (
     service_maker,
     service_opening,
     service_pool,
+    service_run,
 )
 from softshard.loaders.service_access import Admission
 from softshard.loaders.service_client import AWAY, Server
-from softshard.loaders.service_desk import Desk, ServedSet
+from softshard.loaders.service_desk import Desk, ServedSet, wait_for
 from softshard.loaders.service_limits import Limits
 from softshard.loaders.service_maker import Place, RecipeMaker
 from softshard.loaders.service_protocol import BUSY, DATA, REFUSED, UNKNOWN_RECIPE, USAGE, Refusal, Ticket
@@ -377,6 +379,39 @@ def test_closing_begins_nothing_more_and_waits_only_for_a_while(fails, monkeypat
         assert [future.result(10) for future in futures[:2]] == PLACES[:2]
     assert all(future.cancelled() for future in futures[2:])
     assert maker.close()
+
+
+class Unsendable(Hanging):
+    """A loader whose batches cannot be sent."""
+
+    def made(self, places):
+        yield from ((None, []) for _ in places)
+
+
+def test_a_batch_that_cannot_be_sent_is_an_error_to_whoever_waits_for_it():
+    maker = RecipeMaker(Unsendable(fails=False))
+    with maker._wake:
+        futures = [maker.submit(place) for place in PLACES]
+    assert all(isinstance(future.exception(10), AttributeError) for future in futures)
+    assert maker.close()
+
+
+def test_a_batch_that_came_to_a_time_out_is_not_waited_for(within):
+    future = Future()
+    future.set_exception(TimeoutError("a disk's"))
+    with pytest.raises(TimeoutError, match="a disk's"):
+        within(lambda: wait_for(future, lambda: False), 10)
+
+
+def test_health_is_told_again_once_threads_can_be_started(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(ThreadingHTTPServer, "process_request", fails)
+    with service_run._HttpServer(("127.0.0.1", 0), service_run._Pages) as server:
+        for _ in range(2 * service_run._HTTP_MOST):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                server.process_request(None, ("127.0.0.1", 1))
 
 
 def test_batches_that_are_being_sent_are_bounded_and_one_always_goes():
