@@ -11,6 +11,7 @@ import time
 import weakref
 from pathlib import Path
 
+import cv2
 import pytest
 
 from softshard.loaders import Augment, Faults, Loader
@@ -163,6 +164,24 @@ def test_a_script_may_end_in_the_middle_of_an_epoch(packed, ending, code, said):
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert "terminate" not in done.stderr
+
+
+def test_opencv_has_its_threads_again_when_the_last_loader_is_gone_whichever_that_is(packed):
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        train, val, other = (make(packed) for _ in range(3))
+        for loader in (train, val, other):
+            next(iter(loader))
+        assert cv2.getNumThreads() == 1
+        train.close()
+        assert cv2.getNumThreads() == 1
+        other.close()
+        del val, loader  # without a word
+        gc.collect()
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_items_come_in_order_and_the_end_is_none():
