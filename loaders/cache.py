@@ -378,7 +378,7 @@ def _may_go(path: Path, last_use: float) -> bool:
         return True
     if path.suffix == ".idx":
         return not path.with_suffix(".tar").exists()
-    return time.time() - last_use > _LEFT_OVER_S
+    return abs(time.time() - last_use) > _LEFT_OVER_S  # also of a clock that was wrong then, and ahead
 
 
 def _try_lock(descriptor: int) -> bool:

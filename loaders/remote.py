@@ -19,13 +19,13 @@ from ..shards.storage import public_name
 from .ahead import FetchAhead
 from .cache import Cache, CacheFolder, DiskFullError
 from .download import Downloads
-from .fetch import Following, OpenShard, ShardBytes, ShardUrl, checked_index
+from .fetch import Following, OpenShard, ShardBytes, Shards, ShardUrl, checked_index
 from .fetch_stats import FetchCounters, FetchStats
 
 _MAX_INDEX_FIELD_BYTES = 160  # of a component, as in shard_files
 
 
-class RemoteShards:
+class RemoteShards(Shards):
     """The shards of a data set behind a URL; see Shards.
 
     Args:
@@ -72,8 +72,8 @@ class RemoteShards:
             run.interrupt()
 
     def abandon(self) -> None:
-        if self._run is not None:
-            self._run.interrupt()
+        if (run := self._run) is not None:
+            run.interrupt()
 
     def rest(self) -> None:
         if self._run is not None and self._run.has_more:

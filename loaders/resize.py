@@ -40,7 +40,14 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def without_opencv_threads(owner: object) -> Callable[[], object]:
-    """Let OpenCV start no threads of its own, in all of the process, until the last owner is gone or has called the answer."""
+    """Let OpenCV start no threads of its own, in all of the process.
+
+    Args:
+        owner: until it is gone, and all others that asked for the same.
+
+    Returns:
+        What ends it before that.
+    """
     global _num_without, _threads_before
     with _counting:
         if not _num_without:

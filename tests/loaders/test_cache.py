@@ -81,9 +81,11 @@ def test_what_is_left_over_goes_in_the_end(folder):
     cache = folder()
     cache.write("gone.idx", b"x" * 400)  # its shard is not there
     (cache.folder / "new.idx.abcd.part").write_bytes(b"x" * 100)  # being written
-    (cache.folder / "old.idx.abcd.part").write_bytes(b"x" * 100)
-    os.utime(cache.folder / "old.idx.abcd.part", (1, 1))
-    os.close(put(cache, "a.tar", 900))
+    for name, last_use in (("old", 1), ("ahead", time.time() + 10**6)):  # the clock was wrong
+        part = cache.folder / f"{name}.idx.abcd.part"
+        part.write_bytes(b"x" * 100)
+        os.utime(part, (last_use, last_use))
+    os.close(put(cache, "a.tar", 900, urgent=True))
     assert names(cache) == ["a.tar", "new.idx.abcd.part"]
 
 
