@@ -125,8 +125,12 @@ class FetchAhead:
         ]
         self._at_exit = partial(_join, self._threads)
         atexit.register(self._at_exit)
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # the system has no thread left: those that were started end
+            self.interrupt()
+            raise
 
     def reached(self, step: int) -> None:
         """Let go what only steps before this one, of this iteration, needed, and look further ahead."""

@@ -41,7 +41,7 @@ class RemoteShards(Shards):
         self._folder = CacheFolder(cache, self.counters)
         self._run: FetchAhead | None = None
         self._rests = False  # between two iterations
-        self._verified: set[tuple[int, int]] = set()  # files of the cache, by device and inode
+        self._verified: set[tuple[int, int, int]] = set()  # shards, and the device and inode of their files
 
     def expect(self, steps: Iterator[Sequence[int]], following: Following | None = None) -> None:
         run, rests = self._run, self._rests
@@ -164,7 +164,7 @@ class RemoteShards(Shards):
     def _is_trusted(self, number: int, descriptor: int, downloads: Downloads, *, fetched: bool) -> bool:
         """Whether a file of the cache has the manifest's bytes, as far as `Cache.verify` asks for that."""
         status = os.fstat(descriptor)
-        file = status.st_dev, status.st_ino
+        file = number, status.st_dev, status.st_ino
         sha256 = self._known_sha256(number)
         if not fetched and self._cache.verify != "size" and sha256 is not None:
             if self._cache.verify == "once" and file in self._verified:

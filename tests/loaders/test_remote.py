@@ -572,6 +572,24 @@ def test_a_shard_is_let_go_when_the_next_one_comes_whatever_waits_in_the_threads
     assert threads() == open_files(cache) == []
 
 
+def test_where_no_more_threads_can_be_started_those_that_were_end(
+    packed, memory, cache, monkeypatch, remaining_threads
+):
+    start = threading.Thread.start
+
+    def start_three(thread):
+        if thread.name == "softshard-fetch-3":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_three)
+    with Loader(memory(packed), cache=cache, **OPTIONS) as loader:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            list(loader)
+        wait_until(lambda: threads() == [])
+    assert remaining_threads() == []
+
+
 def test_breaking_off_lets_the_files_go(memory, packed, cache):
     with Loader(memory(packed), cache=cache, **OPTIONS) as loader:
         for _ in loader:
