@@ -10,12 +10,15 @@ step has its shards nothing else is fetched: a batch that waits should not share
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import logging
 import os
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 from ..shards.errors import StorageError, UsageError
@@ -27,7 +30,10 @@ _MAX_STEPS = 4096  # that are looked ahead
 _MANY_STEPS = 2**62  # where nothing follows
 _STEPS_A_CALL = 16  # looked at when a step begins
 _POLL_S = 0.2
+_JOIN_PATIENCE_S = 10.0
 _FULL_DISK_S = 5.0  # that a batch waits for others to let go what fills the disk: a step's decoding, a cancelled download
+
+logger = logging.getLogger("softshard.loaders")
 
 
 class ShardSource(Protocol):
@@ -113,12 +119,18 @@ class FetchAhead:
         self._first: set[int] = set()  # what the first step needs and has not got
         self.reached(0)
         self._threads = [
-            # Not daemons: see Background.
-            threading.Thread(target=self._work, name=f"softshard-fetch-{i}", daemon=False)
+            # Daemons that are waited for at exit, as in Background: one may hang in dead storage.
+            threading.Thread(target=self._work, name=f"softshard-fetch-{i}", daemon=True)
             for i in range(cache.num_fetchers)
         ]
-        for thread in self._threads:
-            thread.start()
+        self._at_exit = partial(_join, self._threads)
+        atexit.register(self._at_exit)
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # the system has no thread left: those that were started end
+            self.interrupt()
+            raise
 
     def reached(self, step: int) -> None:
         """Let go what only steps before this one, of this iteration, needed, and look further ahead."""
@@ -267,39 +279,45 @@ class FetchAhead:
         return True
 
     def _work(self) -> None:
-        while (number := self._take()) is not None:
-            shard = error = None
-            try:
-                shard, fetched = self._source.open(
-                    number,
-                    self._downloads,
-                    urgent=lambda: number in self._now,
-                    wanted=lambda: number in self._uses,
-                )
-                with self._changed:
-                    known = self._fetched_later if number in self._later else self._fetched
-                    again = fetched and number in known
-                    if fetched:
-                        known.add(number)
-                if again:
-                    self._source.fetched_again()
-            except Stopped:
-                return
-            except NotWanted:
-                pass
-            except BaseException as caught:  # raised again where the shard is asked for
-                error = caught
+        while (number := self._take()) is not None and self._fetch(number):
+            pass
+
+    def _fetch(self, number: int) -> bool:
+        """Have a shard, or note why not; False where all is to end. A thread that waits for the next one holds none."""
+        shard = error = None
+        try:
+            shard, fetched = self._source.open(
+                number,
+                self._downloads,
+                urgent=lambda: number in self._now,
+                wanted=lambda: number in self._uses,
+            )
             with self._changed:
-                self._busy.discard(number)
-                self._first.discard(number)
-                if number in self._uses:
-                    if shard is not None:
-                        self._open[number] = shard
-                    elif error is not None:
-                        self._failed[number] = error
-                        if number not in self._now:
-                            self._failed_early.add(number)
-                self._changed.notify_all()
+                known = self._fetched_later if number in self._later else self._fetched
+                again = fetched and number in known
+                if fetched:
+                    known.add(number)
+            if again:
+                self._source.fetched_again()
+        except Stopped:
+            return False
+        except NotWanted:
+            pass
+        except BaseException as caught:  # raised again where the shard is asked for
+            error = caught
+        with self._changed:
+            self._busy.discard(number)
+            self._first.discard(number)
+            if number in self._uses:
+                if shard is not None:
+                    self._open[number] = shard
+                elif error is not None:
+                    self._failed[number] = error
+                    if number not in self._now:
+                        self._failed_early.add(number)
+            self._changed.notify_all()
+        del shard, error  # its traceback holds this frame: a cycle, which would keep the shard open
+        return True
 
     def _take(self) -> int | None:
         """The next shard to fetch; None at the end."""
@@ -318,6 +336,7 @@ class FetchAhead:
 
     def interrupt(self) -> None:
         """End all waiting, and with it the threads."""
+        atexit.unregister(self._at_exit)
         if os.getpid() != self._process:  # the threads, and whoever holds the lock, are in the other one
             return
         self._stopped.set()
@@ -325,7 +344,7 @@ class FetchAhead:
             self._changed.notify_all()
 
     def close(self) -> int:
-        """End the threads, and let the shards go.
+        """End the threads, but those that hang in dead storage, and let the shards go.
 
         Returns:
             Shards that were fetched for an iteration that has not begun.
@@ -333,11 +352,19 @@ class FetchAhead:
         if os.getpid() != self._process:
             return 0
         self.interrupt()
-        for thread in self._threads:
-            # A collection of garbage may run in one of them, and finalise an abandoned loop there.
-            if thread is not threading.current_thread():
-                thread.join()
+        if not _join(self._threads):
+            logger.warning("a thread that fetches shards hangs, and is left to itself")
         with self._changed:
             self._open.clear()
             self._failed.clear()
             return len(self._fetched_later)
+
+
+def _join(threads: Sequence[threading.Thread]) -> bool:
+    """Wait a while for threads to end; whether all did."""
+    give_up = time.monotonic() + _JOIN_PATIENCE_S
+    # A collection of garbage may run in one of them, and finalise an abandoned loop there.
+    others = [thread for thread in threads if thread is not threading.current_thread()]
+    for thread in others:
+        thread.join(max(0.0, give_up - time.monotonic()))
+    return not any(thread.is_alive() for thread in others)

@@ -17,6 +17,7 @@ from .loader_stats import LoopClock
 
 Item = TypeVar("Item")
 
+_LOOK_S = 1.0
 _EXIT_PATIENCE_S = 10.0
 _STOP_PATIENCE_S = 60.0  # a batch that is under way is finished first
 _INTERRUPT_PATIENCE_S = 5.0  # whoever presses Ctrl-C waits for less
@@ -145,10 +146,10 @@ class Background(Generic[Item]):
             Whatever the thread died of.
         """
         self.check_free()
-        begun = time.monotonic()
+        waited_s, looked = 0.0, time.monotonic()
         while True:
             try:
-                item = self._ready.get(timeout=1.0)
+                item = self._ready.get(timeout=_LOOK_S)
                 break
             except KeyboardInterrupt:
                 self._patience_s = _INTERRUPT_PATIENCE_S
@@ -159,9 +160,12 @@ class Background(Generic[Item]):
                     raise RuntimeError(
                         "loader: the thread that makes batches has ended without a word"
                     ) from None
+            # A longer time than the wait itself is one in which the process was stopped, and nothing could come.
+            now = time.monotonic()
+            waited_s, looked = waited_s + min(now - looked, 2 * _LOOK_S), now
             if self._watch is not None:
                 try:
-                    self._watch(time.monotonic() - begun)
+                    self._watch(waited_s)
                 except BaseException:
                     self._abandon()
                     raise

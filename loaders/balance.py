@@ -133,15 +133,10 @@ class Balance:
 @lru_cache(maxsize=1)
 def load_kernel() -> Any:
     """The compiled loop; None where numba is missing, off or fails."""
-    try:
-        import numba  # noqa: F401
-    except ImportError:  # also of a numba that does not fit the installed numpy
-        return None
-    from .balance_kernels import sum_draws
 
     def works(kernel: Any) -> bool:
         ends, one = np.empty(3, np.int64), np.ones(1, np.int64)
         kernel(np.zeros(3, np.int32), 3 * one, one, 2 * one, 0 * one, ends)
         return ends.tolist() == [1, 3, 5]
 
-    return compiled(sum_draws, works)
+    return compiled("balance_kernels", "sum_draws", works)

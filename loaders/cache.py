@@ -24,10 +24,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import TypeVar
 
 from ..shards.errors import StorageError, UsageError
 from ..shards.files import TEMPORARY_SUFFIX, write_atomically
 from .fetch_stats import FetchCounters
+
+T = TypeVar("T")
 
 GIB = 1024**3
 VERIFY = ("once", "always", "size")
@@ -121,7 +124,6 @@ class CacheFolder:
         self.folder = cache.path / "shards"
         self._counters = counters
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with self._locked():
                 held = sum(size for _, size, _ in self._entries())
         except OSError as error:
@@ -144,18 +146,21 @@ class CacheFolder:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return None
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            if not _is_at(descriptor, path):  # evicted between the two calls
-                os.close(descriptor)
-                continue
-            if os.fstat(descriptor).st_size != num_bytes:
-                os.close(descriptor)
-                with self._locked(), suppress(FileNotFoundError):
-                    path.unlink()
-                return None
-            with suppress(OSError):  # another user's file
-                os.utime(descriptor)
-            return descriptor
+            is_whole = False
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                if not _is_at(descriptor, path):  # evicted between the two calls
+                    continue
+                if os.fstat(descriptor).st_size != num_bytes:
+                    self.discard(name, descriptor)
+                    return None
+                is_whole = True
+                with suppress(OSError):  # another user's file
+                    os.utime(descriptor)
+                return descriptor
+            finally:
+                if not is_whole:
+                    os.close(descriptor)
 
     def fetch(
         self,
@@ -182,50 +187,61 @@ class CacheFolder:
             NotWanted: it is not needed any more.
             DiskFullError: the disk is full.
         """
-        path, part = self.folder / name, self.folder / (name + TEMPORARY_SUFFIX)
         while not stopped.is_set():
             if not wanted():
                 raise NotWanted
-            if (found := self.open(name, num_bytes)) is not None:
+            found = self.open(name, num_bytes)
+            if found is None:
+                found = self._make(self.folder / name, num_bytes, fill, urgent, stopped)
+            if found is not None:
                 return found
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # somebody may have emptied the cache
-            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            keep = False
-            try:
-                if not _try_lock(descriptor):
-                    stopped.wait(_POLL_S)
-                    continue
-                if not _is_at(descriptor, part):  # finished, or given up, since it was opened
-                    continue
-                try:
-                    if path.exists():
-                        part.unlink()
-                        continue
-                    if not self._reserve(descriptor, num_bytes, part, urgent):
-                        part.unlink()
-                        stopped.wait(_NO_ROOM_POLL_S)
-                        continue
-                    fill(descriptor)
-                    os.fsync(
-                        descriptor
-                    )  # a power cut must not leave a file of the right name and wrong bytes
-                    with self._locked():
-                        os.replace(part, path)
-                        fcntl.flock(descriptor, fcntl.LOCK_SH)
-                    keep = True
-                    return descriptor
-                except OSError as error:
-                    part.unlink(missing_ok=True)
-                    if error.errno in _FULL:
-                        raise self._disk_full(num_bytes) from error
-                    raise
-                except BaseException:
-                    part.unlink(missing_ok=True)
-                    raise
-            finally:
-                if not keep:
-                    os.close(descriptor)
         raise Stopped
+
+    def _make(
+        self,
+        path: Path,
+        num_bytes: int,
+        fill: Callable[[int], object],
+        urgent: Callable[[], bool],
+        stopped: Event,
+    ) -> int | None:
+        """Make a file that is not there, and pin it; None, maybe after a pause, where it must be looked for again."""
+        part = path.with_name(path.name + TEMPORARY_SUFFIX)
+        descriptor = self._with_room(num_bytes, lambda: self._open_part(part))
+        is_mine = is_made = False
+        try:
+            if not _try_lock(descriptor):
+                stopped.wait(_POLL_S)
+                return None
+            is_mine = _is_at(descriptor, part)  # else it was finished, or given up, since it was opened
+            if not is_mine or path.exists():
+                return None
+            if not self._reserve(descriptor, num_bytes, part, urgent):
+                part.unlink(missing_ok=True)
+                stopped.wait(_NO_ROOM_POLL_S)
+                return None
+            fill(descriptor)
+            os.fsync(descriptor)  # a power cut must not leave a file of the right name and wrong bytes
+            with self._locked():
+                # Who emptied the cache meanwhile took the file along, and another process may have begun anew.
+                if _is_at(descriptor, part):
+                    os.replace(part, path)
+                    fcntl.flock(descriptor, fcntl.LOCK_SH)
+                    is_made = True
+            return descriptor if is_made else None
+        except OSError as error:
+            if error.errno in _FULL:
+                raise self._disk_full(num_bytes) from error
+            raise
+        finally:
+            if is_mine and not is_made and _is_at(descriptor, part):
+                part.unlink(missing_ok=True)
+            if not is_made:
+                os.close(descriptor)
+
+    def _open_part(self, part: Path) -> int:
+        self._make_folder()
+        return os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def discard(self, name: str, descriptor: int) -> None:
         """Remove a file that is open and wrong, unless another one has taken its name."""
@@ -234,31 +250,39 @@ class CacheFolder:
                 (self.folder / name).unlink()
 
     def read(self, name: str) -> bytes | None:
-        """A small file of the cache, or None."""
+        """A small file of the cache; None where it is not there, or cannot be read."""
         try:
             return (self.folder / name).read_bytes()
-        except FileNotFoundError:
+        except OSError:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file; where the disk is full, evict what nobody uses until there is room.
+        """Write a small file.
+
+        Raises:
+            DiskFullError: the disk is full.
+        """
+        self._with_room(len(data), lambda: write_atomically(self.folder / name, data))
+
+    def used(self, name: str) -> None:
+        """Say that a file was in use until now; what was used least recently goes first."""
+        with suppress(OSError):
+            os.utime(self.folder / name)
+
+    def _with_room(self, num_bytes: int, make: Callable[[], T]) -> T:
+        """What `make` gives; while the disk is full, evict what nobody uses, one by one.
 
         Raises:
             DiskFullError: the disk is full.
         """
         while True:
             try:
-                return write_atomically(self.folder / name, data)
+                return make()
             except OSError as error:
                 if error.errno not in _FULL:
                     raise
                 if not self._evict_one():
-                    raise self._disk_full(len(data)) from error
-
-    def used(self, name: str) -> None:
-        """Say that a file was in use until now; what was used least recently goes first."""
-        with suppress(OSError):
-            os.utime(self.folder / name)
+                    raise self._disk_full(num_bytes) from error
 
     def _disk_full(self, num_bytes: int) -> DiskFullError:
         return DiskFullError(
@@ -268,8 +292,13 @@ class CacheFolder:
             may_pass=any(_is_shard(path) for _, _, path in self._entries()),
         )
 
+    def _make_folder(self) -> None:
+        """Also later on: somebody may have emptied the cache."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        self._make_folder()
         with open(self.folder / ".lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -349,7 +378,7 @@ def _may_go(path: Path, last_use: float) -> bool:
         return True
     if path.suffix == ".idx":
         return not path.with_suffix(".tar").exists()
-    return time.time() - last_use > _LEFT_OVER_S
+    return abs(time.time() - last_use) > _LEFT_OVER_S  # also of a clock that was wrong then, and ahead
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -98,32 +98,20 @@ def _run_replay(args: argparse.Namespace) -> int:
     from .labels import load_labels
     from .loader import Loader
 
-    options: dict[str, Any] = {
-        "seed": args.seed,
-        "batch_size": args.batch_size,
-        "lanes": args.lanes,
-        "window": args.window,
-        "shuffle": not args.no_shuffle,
-        "balance": args.balance,
-    }
     state = None if args.state is None else _read_state(args.state)
-    if state is not None:
-        options = state_options(state)
-    if options["batch_size"] % max(1, args.world_size):
+    options = _options_of_run(args) if state is None else state_options(state)
+    global_batch = options.pop("batch_size")
+    if global_batch % max(1, args.world_size):
         raise UsageError(
-            f"replay: expected a world size that divides the global batch {options['batch_size']}, found {args.world_size}"
+            f"replay: expected a world size that divides the global batch {global_batch}, found {args.world_size}"
         )
-    options["batch_size"] //= max(1, args.world_size)
-    augment = Augment(
-        size=args.size,
-        scale=None if args.whole_image else tuple(args.scale),
-        flip=not args.no_flip,
-    )
+    scale = None if args.whole_image else tuple(args.scale)
     with Loader(
         args.dataset,
         **options,
+        batch_size=global_batch // max(1, args.world_size),
         labels=load_labels(args.labels),
-        augment=augment,
+        augment=Augment(size=args.size, scale=scale, flip=not args.no_flip),
         dtype="uint8",
         last_batch="pad",
         rank=args.rank,
@@ -148,6 +136,12 @@ def _run_replay(args: argparse.Namespace) -> int:
     else:
         print(f"{title}\n{format_rows(rows)}")
     return EXIT_FINE
+
+
+def _options_of_run(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides the order, as `state_options` gives it of a state."""
+    names = ("seed", "batch_size", "lanes", "window", "balance")
+    return {name: getattr(args, name) for name in names} | {"shuffle": not args.no_shuffle}
 
 
 def _read_state(given: str) -> dict[str, Any]:

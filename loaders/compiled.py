@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 
-def compiled(kernel: Any, works: Callable[[Any], bool]) -> Any:
+def compiled(module: str, name: str, works: Callable[[Any], bool]) -> Any:
     """A kernel, compiled now or loaded from numba's cache.
 
     Args:
-        kernel: a function that is decorated with `numba.njit`.
+        module: of this package.
+        name: of a function there that is decorated with `numba.njit`.
         works: calls it, which compiles it, and looks at what comes out.
 
     Returns:
-        The kernel; None where numba is switched off or fails.
+        The kernel; None where numba is missing, switched off or fails.
     """
-    import numba
+    try:
+        import numba
 
+        kernel = getattr(import_module(f".{module}", __package__), name)
+    except ImportError:  # also of a numba that does not fit the installed numpy
+        return None
     if numba.config.DISABLE_JIT:  # pyright: ignore
         return None
     # Where numba can write to no folder, or what lies there is damaged, the error may be any.

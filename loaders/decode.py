@@ -20,7 +20,6 @@ from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import nvidia.dali.fn
 import nvidia.dali.types
@@ -33,7 +32,7 @@ from ..shards.schema import JPG
 from .batch_buffers import BatchBuffers
 from .normalize import normalizer
 from .one_thread import OneThreadEach
-from .resize import resize
+from .resize import resize, without_opencv_threads
 from .samples import Place
 
 # DALI's stubs know neither its data types nor what its operators return.
@@ -221,10 +220,8 @@ class CpuDecoder(Decoder):
         threads = resample or OneThreadEach(num_threads, RESAMPLE)
         self._own = threads if resample is None else None
         self._pool = threads.pool()
-        # OpenCV would start a thread a core for every resize of every thread here. The setting is the
-        # process's; close() gives it back.
-        self._opencv_threads = cv2.getNumThreads()
-        cv2.setNumThreads(0)
+        # OpenCV would start a thread a core for every resize of every thread here.
+        self._give_back_opencv = without_opencv_threads(self)
         self._size, self._dtype, self._pin_memory = size, DTYPES[dtype], pin_memory
         self._buffers = make_buffers((batch_size, size, size, 3), DTYPES[dtype])
         self._num_threads = num_threads
@@ -292,7 +289,7 @@ class CpuDecoder(Decoder):
     def close(self) -> None:
         if self._own is not None:
             self._own.close()
-        cv2.setNumThreads(self._opencv_threads)
+        self._give_back_opencv()
         super().close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from ..shards.errors import MissingExtraError, SoftshardError
@@ -42,6 +43,17 @@ def check_data_set(data_set: str) -> list[Finding]:
         return [
             Finding("storage", str(error), WRONG, "give a path, or a URL such as s3://bucket/folder/train")
         ]
+    findings = _reach(storage)
+    if findings[0].state == WRONG:
+        return findings
+    found, manifest = _manifest(data_set)
+    if manifest is not None and manifest.shards and findings[1].state != WRONG:
+        found.append(_first_shard(storage, manifest))
+    return [*findings, *found]
+
+
+def _reach(storage: RemoteStorage) -> list[Finding]:
+    """How fast it answers, and whether with a range; that it does not answer, alone."""
     manifest = storage.at(MANIFEST_NAME)
     try:
         milliseconds = [
@@ -53,32 +65,15 @@ def check_data_set(data_set: str) -> list[Finding]:
         fix = "see that the address is that of DST/train or DST/val, its manifest.json is there, and the keys are right"
         return [Finding("storage", failure(storage.where(MANIFEST_NAME), error), WRONG, fix)]
     median = statistics.median(milliseconds)
-    findings = [
-        Finding("storage", f"{public_name(data_set)}: answers in {median:.1f} ms (median of {_REQUESTS})")
-        if median < _SLOW_MS
-        else Finding(
-            "storage",
-            f"{public_name(data_set)}: answers in {median:.0f} ms (median of {_REQUESTS})",
-            NOTE,
-            "use a bucket of the region that the machines are in; Cache(ahead=...) fetches further ahead",
-        )
-    ]
+    answers = Finding("storage", f"{storage.name}: answers in {median:.1f} ms (median of {_REQUESTS})")
+    if median >= _SLOW_MS:
+        fix = "use a bucket of the region that the machines are in; Cache(ahead=...) fetches further ahead"
+        answers = replace(answers, state=NOTE, fix=fix)
     if len(part) == _RANGE[1] - _RANGE[0]:
-        findings.append(Finding("ranges", "answered: broken downloads continue"))
-    else:
-        findings.append(
-            Finding(
-                "ranges",
-                f"expected {_RANGE[1] - _RANGE[0]} bytes of a range, found {len(part):,}",
-                WRONG,
-                "use a server that answers range requests (nginx, rclone serve http, an object store)",
-            )
-        )
-    found, manifest = _manifest(data_set)
-    findings += found
-    if manifest is not None and manifest.shards and findings[1].state != WRONG:
-        findings.append(_first_shard(storage, manifest))
-    return findings
+        return [answers, Finding("ranges", "answered: broken downloads continue")]
+    found = f"expected {_RANGE[1] - _RANGE[0]} bytes of a range, found {len(part):,}"
+    fix = "use a server that answers range requests (nginx, rclone serve http, an object store)"
+    return [answers, Finding("ranges", found, WRONG, fix)]
 
 
 def _manifest(data_set: str) -> tuple[list[Finding], Manifest | None]:

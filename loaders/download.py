@@ -137,8 +137,8 @@ class Downloads:
             except CancelledError:
                 raise ConnectionError("the request was cancelled") from None
             except NotYet:
-                if future.done():  # its own time-out
-                    raise
+                if future.done():  # just now, or with a time-out of its own
+                    return future.result()
                 if self.stopped.is_set():
                     future.cancel()
                     raise Stopped from None

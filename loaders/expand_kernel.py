@@ -1,7 +1,8 @@
 """zstd frames of label maps expanded by the system's libzstd, called from a compiled loop.
 
-Needs numba and libzstd.so.1, which package managers bring to nearly every Linux: `pooling_compiled` imports this, nobody
-else, and where that fails the zstandard package expands. Its calls take Python's lock and half as long again.
+Needs numba and libzstd.so.1, which package managers bring to nearly every Linux: `pooling_compiled` imports this
+(and `softshard doctor`), and where that fails the zstandard package expands. Its calls take Python's lock and half as
+long again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ def _function(name: str, num_arguments: int) -> Any:
     """
     add_symbol(f"softshard_{name}", ctypes.cast(getattr(_LIBRARY, name), ctypes.c_void_p).value)
     return types.ExternalFunction(f"softshard_{name}", types.intp(*[types.intp] * num_arguments))
+
+
+def library_version() -> str:
+    """The library's own, such as `1.5.7`."""
+    _LIBRARY.ZSTD_versionString.restype = ctypes.c_char_p
+    return _LIBRARY.ZSTD_versionString().decode("ascii", "replace")
 
 
 _create = _function("ZSTD_createDCtx", 0)

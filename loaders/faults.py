@@ -98,6 +98,7 @@ class Quarantine:
         self._num_samples = num_samples
         self._bad: dict[int, BadSample] = {}
         self._counted: set[int] = set()
+        self._is_incomplete = False
         if self._path is not None:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,13 +157,7 @@ class Quarantine:
             "step": step,
             "rank": self._rank,
         }
-        if self._path is not None:
-            # One write of a file opened for appending: lines of other ranks are never torn.
-            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(handle, (json.dumps(line) + "\n").encode())
-            finally:
-                os.close(handle)
+        self._write_down(json.dumps(line) + "\n")
         if len(self._counted) > self._limit:
             raise self._spent()
         count = len(self._counted)
@@ -173,10 +168,26 @@ class Quarantine:
                 "epoch %d, step %d: left out %d samples so far, now %s", epoch, step, count, bad.reason
             )
 
+    def _write_down(self, line: str) -> None:
+        """Add a line to the file. One that cannot be written any more, on a full disk, ends no epoch."""
+        if self._path is None:
+            return
+        try:
+            # One write of a file opened for appending: lines of other ranks are never torn.
+            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, line.encode())
+            finally:
+                os.close(handle)
+        except OSError as error:
+            if not self._is_incomplete:
+                logger.warning("%s: not all bad samples are written down: %s", self._path, error.strerror)
+            self._is_incomplete = True
+
     def _spent(self) -> DataError:
         met = [sample for sample in self.counted if sample in self._bad]  # not in an earlier process
         named = "; ".join(self._bad[sample].reason for sample in met[:_NAMED])
-        written = f" All are in {self._path}." if self._path is not None else ""
+        written = f" All are in {self._path}." if self._path is not None and not self._is_incomplete else ""
         return DataError(
             f"loader: expected at most {self._limit} bad samples of this rank's {self._num_samples:,}, found "
             f"{len(self._counted)}, the first of them: {named}.{written} Mend the data set (softshard verify --decode), "

@@ -175,46 +175,42 @@ class Following:
 
 
 class Shards(Protocol):
-    """The shards of a data set, by their numbers in the manifest."""
+    """The shards of a data set, by their numbers in the manifest.
+
+    What is said of the coming steps is for those that have to be fetched.
+    """
 
     def __getitem__(self, number: int) -> OpenShard:
         """An open shard; raises DataError where it cannot be had, or is not the manifest's."""
         ...
 
+    def close(self) -> None:
+        """Let all shards go."""
+
     def expect(self, steps: Iterator[Sequence[int]], following: Following | None = None) -> None:
         """Say which shards each coming step needs, and what follows, so that they can be fetched ahead."""
-        ...
 
     def reached(self, step: int) -> None:
         """Say that a step begins, counted from 0 since `expect`; the shards of those before may go."""
-        ...
 
     def interrupt(self) -> None:
         """End all waiting, from another thread."""
-        ...
 
     def forget(self) -> None:
         """Expect nothing more: fetching ends, and its threads."""
-        ...
 
     def rest(self) -> None:
         """Say that all steps are done: only what follows is fetched on, if there is anything."""
-        ...
 
     def abandon(self) -> None:
         """Let fetching end, and wait for nothing: called where garbage is collected, in whatever thread."""
-        ...
 
     def stats(self) -> FetchStats:
         """What has been fetched."""
-        ...
-
-    def close(self) -> None:
-        """Let all shards go."""
-        ...
+        return FetchStats()
 
 
-class ShardFiles:
+class ShardFiles(Shards):
     """The shards of a local data set, opened when needed and kept open, least recently used closed first.
 
     Args:
@@ -251,8 +247,9 @@ class ShardFiles:
         path = self._folder / record.name
         run = f"Copy it again, or run: softshard verify {path}"
         try:
-            size = path.stat().st_size
             text = path.with_suffix(".idx").read_bytes()
+            with open(path, "rb") as file:
+                data, size = ShardBytes(file.fileno()), os.fstat(file.fileno()).st_size
         except OSError as error:
             raise DataError(
                 f"{record.name}: expected the shard and its .idx in {self._folder}, found: {error}. {run}"
@@ -261,30 +258,7 @@ class ShardFiles:
             cut = "the shard is cut short" if size < record.bytes else "it is another shard"
             raise DataError(f"{record.name}: expected {record.bytes} bytes, found {size}; {cut}. {run}")
         index = checked_index(text, record, self._manifest.components, run)
-        with open(path, "rb") as file:
-            return OpenShard(path, ShardBytes(file.fileno()), index)
-
-    def expect(self, steps: Iterator[Sequence[int]], following: Following | None = None) -> None:
-        """Nothing is fetched."""
-
-    def reached(self, step: int) -> None:
-        """Nothing is fetched."""
-
-    def interrupt(self) -> None:
-        """Nothing waits."""
-
-    def forget(self) -> None:
-        """Nothing is fetched."""
-
-    def rest(self) -> None:
-        """Nothing is fetched."""
-
-    def abandon(self) -> None:
-        """Nothing is fetched."""
-
-    def stats(self) -> FetchStats:
-        """Nothing is fetched."""
-        return FetchStats()
+        return OpenShard(path, data, index)
 
     def close(self) -> None:
         """Forget the open shards; each is closed once nothing reads it."""

@@ -59,15 +59,10 @@ def by_table(scale: np.ndarray, shift: np.ndarray) -> Normalize:
 @lru_cache(maxsize=1)
 def load_kernel() -> Any:
     """The compiled loop, compiled now or loaded from numba's cache; None where numba is missing, off or fails."""
-    try:
-        import numba  # noqa: F401
-    except ImportError:  # also of a numba that does not fit the installed numpy
-        return None
-    from .pixel_kernels import normalize_rows
 
     def works(kernel: Any) -> bool:
         row, out = np.full((1, 3), 2, np.uint8), np.empty((1, 3), np.float32)
         kernel(row, np.full(3, 3, np.float32), np.ones(3, np.float32), out)
         return bool((out == 7).all())
 
-    return compiled(normalize_rows, works)
+    return compiled("pixel_kernels", "normalize_rows", works)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from threading import Event
+from typing import BinaryIO
 
 import numpy as np
 
@@ -112,7 +113,7 @@ class OtherTars:
     def _all_indexes(self) -> list[TarIndex]:
         if isinstance(self.folder, Path):
             return [self._indexes.get(tar, lambda tar=tar: self._index_local(tar)) for tar in self.tars]
-        shards = _UnknownTars(str(self.folder), _listed(self.tars), self.cache)
+        shards = _FetchedTars(str(self.folder), _listed(self.tars), self.tars, self.cache)
         downloads = shards.downloads(Event())
 
         def get(number: int) -> TarIndex:
@@ -135,9 +136,10 @@ class OtherTars:
         return found
 
     def _index_local(self, tar: Tar) -> TarIndex:
-        path = Path(self.folder) / tar.name
-        with open(path, "rb") as file:
-            return index_tar(file, str(path))
+        with _opened(path := Path(self.folder) / tar.name) as file:
+            index = index_tar(file, str(path))
+        _check_unchanged(self.folder, tar)
+        return index
 
     def _name_classes(self, labels: list[tuple[str, ...]]) -> tuple[dict[str, int], tuple[str, ...]]:
         """Label -> class, and the class list: numbers, or sorted names."""
@@ -165,8 +167,8 @@ class OtherTars:
             stacklevel=5,
         )
 
-    def index(self, number: int) -> tuple[ShardIndex, np.ndarray]:
-        """A tar's index, and its samples' classes.
+    def index(self, number: int, descriptor: int) -> tuple[ShardIndex, np.ndarray]:
+        """An open tar's index, and its samples' classes.
 
         Raises:
             DataError: it is not in the cache any more, and cannot be made again.
@@ -174,9 +176,7 @@ class OtherTars:
         tar = self.tars[number]
 
         def make() -> TarIndex:
-            if isinstance(self.folder, Path):
-                return self._index_local(tar)
-            with open(self.cache.path / "shards" / f"{tar.key}.tar", "rb") as file:
+            with os.fdopen(os.dup(descriptor), "rb") as file:
                 return index_tar(file, f"{self.where}/{tar.name}")
 
         found = self._served(self._indexes.get(tar, make))
@@ -188,13 +188,21 @@ class OtherTars:
         return LocalTars(self) if isinstance(self.folder, Path) else RemoteTars(self)
 
 
-class _UnknownTars(RemoteShards):
-    """Tars that are fetched to be indexed."""
+class _FetchedTars(RemoteShards):
+    """Somebody else's tars behind a URL: nobody knows their hashes."""
+
+    def __init__(self, url: str, manifest: Manifest, tars: Sequence[Tar], cache: Cache) -> None:
+        super().__init__(url, manifest, cache)
+        self._fetched = tars
+
+    def _key(self, number: int) -> str:
+        return self._fetched[number].key
 
     def _known_sha256(self, number: int) -> str | None:
         return None
 
     def _is_right(self, number: int, sha256: str) -> bool:
+        _check_unchanged(self._url, self._fetched[number])  # after the download: it is not in between two
         return True
 
 
@@ -213,32 +221,32 @@ class LocalTars(ShardFiles):
 
     def _map(self, number: int) -> OpenShard:
         tar = self._tars.tars[number]
-        _check_unchanged(self._folder, tar)
-        index, classes = self._tars.index(number)
         path = self._folder / tar.name
-        with open(path, "rb") as file:
-            return OpenShard(path, ShardBytes(file.fileno()), index, classes)
+        with _opened(path) as file:
+            _check_unchanged(self._folder, tar)  # what is open still has the name
+            return OpenShard(path, ShardBytes(file.fileno()), *self._tars.index(number, file.fileno()))
 
 
-class RemoteTars(RemoteShards):
-    """Somebody else's tars behind a URL."""
+class RemoteTars(_FetchedTars):
+    """Somebody else's tars behind a URL, indexed."""
 
     def __init__(self, tars: OtherTars) -> None:
-        super().__init__(str(tars.folder), tars.manifest, tars.cache)
+        super().__init__(str(tars.folder), tars.manifest, tars.tars, tars.cache)
         self._tars = tars
 
-    def _key(self, number: int) -> str:
-        return self._tars.tars[number].key
+    def _index(
+        self, number: int, descriptor: int, downloads: Downloads
+    ) -> tuple[ShardIndex, np.ndarray | None]:
+        return self._tars.index(number, descriptor)
 
-    def _known_sha256(self, number: int) -> str | None:
-        return None
 
-    def _is_right(self, number: int, sha256: str) -> bool:
-        _check_unchanged(self._url, self._tars.tars[number])  # after the download: it is not in between two
-        return True
-
-    def _index(self, number: int, downloads: Downloads) -> tuple[ShardIndex, np.ndarray | None]:
-        return self._tars.index(number)
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise DataError(
+            f"{path}: expected a tar that can be read, found: {error.strerror}. Copy it again"
+        ) from error
 
 
 def _check_unchanged(folder: str | Path, tar: Tar) -> None:

@@ -7,24 +7,25 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from ..shards.errors import DataError, UsageError
 from ..shards.files import join_url, sha256_hex
-from ..shards.index import ShardIndex, build_index, format_index, index_name, scan_tar
+from ..shards.index import ShardIndex, build_index, format_index, index_name, tar_members
 from ..shards.manifest import Manifest
 from ..shards.storage import public_name
 from .ahead import FetchAhead
-from .cache import Cache, CacheFolder
+from .cache import Cache, CacheFolder, DiskFullError
 from .download import Downloads
-from .fetch import Following, OpenShard, ShardBytes, ShardUrl, checked_index
+from .fetch import Following, OpenShard, ShardBytes, Shards, ShardUrl, checked_index
 from .fetch_stats import FetchCounters, FetchStats
 
 _MAX_INDEX_FIELD_BYTES = 160  # of a component, as in shard_files
 
 
-class RemoteShards:
+class RemoteShards(Shards):
     """The shards of a data set behind a URL; see Shards.
 
     Args:
@@ -40,7 +41,7 @@ class RemoteShards:
         self._folder = CacheFolder(cache, self.counters)
         self._run: FetchAhead | None = None
         self._rests = False  # between two iterations
-        self._verified: set[tuple[int, int]] = set()  # files of the cache, by device and inode
+        self._verified: set[tuple[int, int, int]] = set()  # shards, and the device and inode of their files
 
     def expect(self, steps: Iterator[Sequence[int]], following: Following | None = None) -> None:
         run, rests = self._run, self._rests
@@ -71,8 +72,8 @@ class RemoteShards:
             run.interrupt()
 
     def abandon(self) -> None:
-        if self._run is not None:
-            self._run.interrupt()
+        if (run := self._run) is not None:
+            run.interrupt()
 
     def rest(self) -> None:
         if self._run is not None and self._run.has_more:
@@ -113,7 +114,7 @@ class RemoteShards:
         descriptor, fetched = self.pinned(number, downloads, urgent=urgent, wanted=wanted)
         try:
             self.counters.add(**{"shards_fetched" if fetched else "cache_hits": 1})
-            index, classes = self._index(number, downloads)
+            index, classes = self._index(number, descriptor, downloads)
             return OpenShard(self._shard_url(number), ShardBytes(descriptor), index, classes), fetched
         finally:
             os.close(descriptor)
@@ -163,7 +164,7 @@ class RemoteShards:
     def _is_trusted(self, number: int, descriptor: int, downloads: Downloads, *, fetched: bool) -> bool:
         """Whether a file of the cache has the manifest's bytes, as far as `Cache.verify` asks for that."""
         status = os.fstat(descriptor)
-        file = status.st_dev, status.st_ino
+        file = number, status.st_dev, status.st_ino
         sha256 = self._known_sha256(number)
         if not fetched and self._cache.verify != "size" and sha256 is not None:
             if self._cache.verify == "once" and file in self._verified:
@@ -188,16 +189,18 @@ class RemoteShards:
         """Whether a download has the bytes that it should have."""
         return sha256 == self._manifest.shards[number].sha256
 
-    def _index(self, number: int, downloads: Downloads) -> tuple[ShardIndex, np.ndarray | None]:
-        """A shard's index, and its samples' classes where the tar does not say them."""
+    def _index(
+        self, number: int, descriptor: int, downloads: Downloads
+    ) -> tuple[ShardIndex, np.ndarray | None]:
+        """An open shard's index, and its samples' classes where the tar does not say them."""
         record = self._manifest.shards[number]
         run = f"Run: softshard verify {self._shard_url(number)}"
         return checked_index(
-            self._index_text(number, downloads), record, self._manifest.components, run
+            self._index_text(number, descriptor, downloads), record, self._manifest.components, run
         ), None
 
-    def _index_text(self, number: int, downloads: Downloads) -> bytes:
-        """The text of a shard's index: from the cache, fetched, or made from the tar."""
+    def _index_text(self, number: int, descriptor: int, downloads: Downloads) -> bytes:
+        """The text of an open shard's index: from the cache, fetched, or made from the tar."""
         record = self._manifest.shards[number]
         name = f"{record.sha256}.idx"
         if (text := self._folder.read(name)) is not None and sha256_hex(text) == record.index_sha256:
@@ -206,10 +209,12 @@ class RemoteShards:
         try:
             text = downloads.small(index_name(record.name), limit)
         except FileNotFoundError:
-            path = self._folder.folder / f"{record.sha256}.tar"
-            text = format_index(build_index(scan_tar(path), record.name)).encode("ascii")
+            with os.fdopen(os.dup(descriptor), "rb") as file:
+                members = list(tar_members(file, record.name))
+            text = format_index(build_index(members, record.name)).encode("ascii")
         if sha256_hex(text) == record.index_sha256:
-            self._folder.write(name, text)
+            with suppress(OSError, DiskFullError):  # not kept, it costs a request the next time, no more
+                self._folder.write(name, text)
         return text
 
     def fetched_again(self) -> None:
@@ -226,4 +231,4 @@ class RemoteShards:
 
     def used(self, number: int) -> None:
         """Say that a shard was in use until now."""
-        self._folder.used(f"{self._manifest.shards[number].sha256}.tar")
+        self._folder.used(f"{self._key(number)}.tar")

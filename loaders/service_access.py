@@ -52,8 +52,8 @@ def read_token(path: str | Path) -> str:
         UsageError: it cannot be read, others may read it, or it holds no token. What it holds is not shown.
     """
     try:
-        found = os.stat(path)
         with open(path, "rb") as file:
+            found = os.fstat(file.fileno())
             content = file.read(_MAX_TOKEN_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{path}: expected a file with a token, found: {error.strerror}") from error

@@ -147,15 +147,7 @@ class Desk:
         """
         maker, place = self._opened(ticket.recipe), Place(ticket.epoch, ticket.taken, ticket.rank)
         maker.loader.check(place)
-        future = self._recent.ask((ticket.recipe, place), lambda: self._submit(maker, place))
-        while True:
-            try:
-                return future.result(timeout=_POLL_S)
-            except FutureTimeout:
-                if future.done():
-                    continue
-                if is_gone():
-                    raise Refusal(BUSY, "the client has gone") from None
+        return wait_for(self._recent.ask((ticket.recipe, place), lambda: self._submit(maker, place)), is_gone)
 
     def _submit(self, maker: RecipeMaker, place: Place) -> Future[Made]:
         future = maker.submit(place)
@@ -245,24 +237,9 @@ class Desk:
         loader = PlaceLoader(
             dataset,
             self.segments,
-            batch_size=recipe.batch_size,
+            **recipe.options(),
             device=self.device,
-            targets=recipe.targets,
-            keep_targets=recipe.keep_targets,
             side=side if pools_maps(recipe.targets) else None,
-            labels=None if recipe.labels is None else recipe.labels.to_labels(),
-            teacher=recipe.teacher,
-            subset=recipe.subset,
-            balance=recipe.balance,
-            augment=recipe.augment,
-            dtype=recipe.dtype,
-            mean=recipe.mean,
-            std=recipe.std,
-            shuffle=recipe.shuffle,
-            seed=recipe.seed,
-            world_size=recipe.world_size,
-            lanes=recipe.lanes,
-            window=recipe.window,
             num_threads=self._num_threads,
             cache=self._cache,
         )
@@ -330,3 +307,20 @@ class Desk:
         done = [maker.close(max(0.0, give_up - time.monotonic())) for maker in makers]
         self._recent.clear()
         return all(done)
+
+
+def wait_for(future: Future[Made], is_gone: Callable[[], bool]) -> Made:
+    """A batch that is being made.
+
+    Raises:
+        Refusal: the client has gone.
+        Exception: what making it came to.
+    """
+    while True:
+        try:
+            return future.result(timeout=_POLL_S)
+        except FutureTimeout:
+            if future.done():  # just now, or with a time-out of its own
+                return future.result()
+            if is_gone():
+                raise Refusal(BUSY, "the client has gone") from None

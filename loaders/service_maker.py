@@ -209,9 +209,9 @@ class RecipeMaker:
             begun: deque[tuple[Place, Future[Made]]] = deque()
             try:
                 for batch, bad in self._made(begun):
-                    _, future = begun.popleft()
-                    future.set_result(_sent(batch, bad))
-                    del batch, future  # the memory of a batch is used again when nobody refers to it
+                    made = _sent(batch, bad)
+                    begun.popleft()[1].set_result(made)
+                    del batch, made  # the memory of a batch is used again when nobody refers to it
             except BaseException as error:
                 if not isinstance(error, SoftshardError):
                     logger.exception("a batch could not be made")

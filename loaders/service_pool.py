@@ -44,6 +44,7 @@ from .service_protocol import (
 _HEDGES_PER_ANSWER = 0.1  # more would only add to what makes answers slow
 _MIN_ANSWERS = 20  # before a quantile means something
 _MIN_HEDGE_S = 0.05
+_LOOK_S = 1.0
 _MOST_FAILURES = 3  # of one batch on one server, which the server says are its own
 
 logger = logging.getLogger("softshard.loaders")
@@ -254,12 +255,14 @@ class ServerPool:
             (self._due(each) for each in wanted if each.rows is None and each.error is None), default=now
         )
         try:
-            answer = self._answers.get(timeout=min(1.0, max(0.001, due - now)))
+            answer = self._answers.get(timeout=min(_LOOK_S, max(0.001, due - now)))
         except queue.Empty:
             answer = None
         if answer is not None:
             self._take(answer)
-        now = time.monotonic()
+        begun, now = now, time.monotonic()
+        for each in wanted:  # while this process was stopped no deadline ran
+            each.since += max(0.0, now - begun - 2 * _LOOK_S)
         for each in wanted:
             if each.rows is None and each.error is None and self._due(each) <= now:
                 self._ask(each, now)

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -247,24 +247,34 @@ def run_pool(
     with connected(ray, num_cpus, address):
         _check_cluster(ray, options, num_cpus)
         listed = None if addresses is None else ServerList(addresses)
+        if listed is not None:
+            listed.write([])  # now, not when servers are up, since it may be a wrong place
         with stopped_by_signals() as stop:
             pool, said = Pool(ray, options, replicas), None
             try:
                 while not stop.is_set():
                     up = pool.poll()
                     servers = sorted(health["address"] for health in up)
-                    if servers != said and (servers or said is not None):
+                    if servers != said and (servers or said is not None) and _write_list(listed, servers):
                         said = servers
-                        if listed is not None:
-                            listed.write(servers)
                         say(json.dumps({"event": "serving", "servers": servers, "replaced": pool.replaced}))
                     stop.wait(_POLL_S)
                 logger.info("draining", extra={"facts": {"servers": said or []}})
             finally:
-                if listed is not None:
-                    listed.write([])
+                _write_list(listed, [])
                 finished = pool.close(drain_s if stop.is_set() else 0.0)
             return finished
+
+
+def _write_list(listed: ServerList | None, servers: Sequence[str]) -> bool:
+    """Say where the servers are; whether that was possible. They serve all the same, and a full disk has room again."""
+    try:
+        if listed is not None:
+            listed.write(servers)
+    except UsageError as error:
+        logger.warning("unlisted", extra={"facts": {"servers": servers, "why": str(error)}})
+        return False
+    return True
 
 
 def _check_cluster(ray: ModuleType, options: PoolOptions, num_cpus: int) -> None:

@@ -177,6 +177,15 @@ class BatchRecipe:
         """
         return read_value(cls, content, "recipe")
 
+    def options(self) -> dict[str, Any]:
+        """What a Loader takes by the same names: all but the data set.
+
+        Raises:
+            UsageError, DataError: see `LabelData.to_labels`.
+        """
+        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "dataset"}
+        return found | {"labels": None if self.labels is None else self.labels.to_labels()}
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of its canonical JSON."""

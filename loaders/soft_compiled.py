@@ -30,10 +30,6 @@ class SoftKernels(NamedTuple):
 @lru_cache(maxsize=1)
 def load_soft_kernels() -> SoftKernels | None:
     """Compile the kernels, or load them from numba's cache; None where numba is missing, switched off or fails."""
-    try:
-        from . import soft_kernels
-    except ImportError:  # also of a numba that does not fit the installed numpy
-        return None
     labels = SparseLabels(np.zeros(1, np.int64), np.ones(1, np.int64), np.ones(1, np.float32))
 
     def finds(kernel: Any) -> bool:
@@ -49,9 +45,9 @@ def load_soft_kernels() -> SoftKernels | None:
         return [part.tolist() for part in keep_compiled(kernel, labels, 1, 1)] == [[[1]], [[1]]]
 
     kernels = (
-        compiled(soft_kernels.find_labels, finds),
-        compiled(soft_kernels.fill_dense, fills),
-        compiled(soft_kernels.fill_largest, keeps),
+        compiled("soft_kernels", "find_labels", finds),
+        compiled("soft_kernels", "fill_dense", fills),
+        compiled("soft_kernels", "fill_largest", keeps),
     )
     return None if None in kernels else SoftKernels(*kernels)
 

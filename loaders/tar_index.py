@@ -220,7 +220,8 @@ def index_tar(file: BinaryIO, where: str) -> TarIndex:
     for member in tar_members(file, where):
         if (name := plain_name(member)) is None:
             continue
-        new_key, suffix = split_member_name(name)
+        # Names in no known encoding: Python's stand-ins for their bytes can be written nowhere.
+        new_key, suffix = split_member_name(name.encode("utf-8", "backslashreplace").decode())
         if new_key != key:
             end()
             key, jpeg, label, other = new_key, None, "", ""
@@ -235,6 +236,7 @@ def index_tar(file: BinaryIO, where: str) -> TarIndex:
         elif suffix in ("cls", "json") and (suffix == "cls" or not label):
             try:
                 label = read_label(file, member, suffix) or label
+                label.encode()
             except ValueError as error:
                 raise DataError(f"{where}: {name!r}: {error}") from None
     end()

@@ -71,7 +71,11 @@ def patiently(
                 kind = RefusedError if _is_refused(error) else StorageError
                 raise kind(failure(where, error, done)) from None
             waited_s = time.monotonic() - start
-            if waited_s >= patience_s:
+            if waited_s >= patience_s > 0 and num_calls == 1:
+                start = (
+                    time.monotonic()
+                )  # one call took all of it, as where the process was stopped meanwhile
+            elif waited_s >= patience_s:
                 raise StorageError(
                     f"{failure(where, error, done)}; tried {num_calls} times in {waited_s:.0f} s{_address_of(where)}, the "
                     "server is away. What is finished is kept: run the same command again to continue"

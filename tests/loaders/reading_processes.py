@@ -1,6 +1,7 @@
 """Processes that read a data set, forked from one that has imported everything: that is most of what a start costs."""
 
 import multiprocessing
+import os
 import signal
 from contextlib import contextmanager
 
@@ -8,7 +9,7 @@ import fsspec
 from service_processes import FORKS
 from waiting import LONG_S
 
-from softshard.loaders import Augment, Cache, Loader, RemoteLoader
+from softshard.loaders import Augment, Cache, Connection, Loader, RemoteLoader
 
 OPTIONS = {"batch_size": 4, "augment": Augment(size=16), "dtype": "uint8", "num_threads": 1, "window": 16}
 EPOCH = OPTIONS | {"window": 4}  # three or four shards in use
@@ -36,6 +37,16 @@ def read_from_servers(url, said):
         batches = iter(loader)
         said.send(next(batches).keys)
         signal.pause()
+
+
+def read_on_when_woken(url, said):
+    """A batch; and the others once this process goes on after it has stopped itself."""
+    connection = Connection(request_s=1, deadline_s=5)
+    with RemoteLoader(url, connection=connection, **OPTIONS) as loader:
+        batches = iter(loader)
+        said.send(next(batches).keys)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        assert len(list(batches)) == len(loader) - 1
 
 
 def read_through_a_cache(url, folder, said):

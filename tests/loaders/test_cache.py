@@ -106,10 +106,41 @@ def test_what_is_left_over_goes_in_the_end(folder):
     cache = folder()
     cache.write("gone.idx", b"x" * 400)  # its shard is not there
     (cache.folder / "new.idx.abcd.part").write_bytes(b"x" * 100)  # being written
-    (cache.folder / "old.idx.abcd.part").write_bytes(b"x" * 100)
-    os.utime(cache.folder / "old.idx.abcd.part", (1, 1))
-    os.close(put(cache, "a.tar", 900))
+    for name, last_use in (("old", 1), ("ahead", time.time() + 10**6)):  # the clock was wrong
+        part = cache.folder / f"{name}.idx.abcd.part"
+        part.write_bytes(b"x" * 100)
+        os.utime(part, (last_use, last_use))
+    os.close(put(cache, "a.tar", 900, urgent=True))
     assert names(cache) == ["a.tar", "new.idx.abcd.part"]
+
+
+def test_a_cache_that_is_emptied_during_a_download_is_filled_again(folder):
+    cache, fills = folder(), []
+
+    def fill(descriptor):
+        os.pwrite(descriptor, b"x" * 400, 0)
+        fills.append(descriptor)
+        if len(fills) == 1:
+            shutil.rmtree(cache.folder)
+
+    os.close(cache.fetch("a.tar", 400, fill, urgent=lambda: True, stopped=NEVER))
+    cache.write("a.idx", b"index")
+    assert (len(fills), names(cache)) == (2, ["a.idx", "a.tar"])
+
+
+def test_what_another_process_has_half_downloaded_is_not_taken_for_whole(folder):
+    cache, fills = folder(), []
+    part = cache.folder / "a.tar.part"
+
+    def fill(descriptor):
+        os.pwrite(descriptor, b"x" * 400, 0)
+        fills.append(descriptor)
+        if len(fills) == 1:  # somebody empties the cache, and another process begins
+            part.unlink()
+            part.write_bytes(b"half" + bytes(396))
+
+    os.close(cache.fetch("a.tar", 400, fill, urgent=lambda: True, stopped=NEVER))
+    assert (cache.folder / "a.tar").read_bytes() == b"x" * 400
 
 
 def test_a_cache_that_was_removed_is_made_again(folder):

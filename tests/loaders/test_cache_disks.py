@@ -60,6 +60,17 @@ for last_use, name in enumerate(["first", "second", "third"]):
 folder.write("first.idx", b"x" * 60_000)
 print(*sorted(path.name for path in folder.folder.iterdir() if path.name != ".lock"))
 """
+WITHOUT_INODES = """
+import os, threading
+subprocess.run(["mount", "-o", "remount,nr_inodes=6", sys.argv[1]], check=True)
+from softshard.loaders.cache import Cache, CacheFolder
+from softshard.loaders.fetch_stats import FetchCounters
+folder = CacheFolder(Cache(folder=sys.argv[1], max_bytes=10**9), FetchCounters())
+for number in range(9):
+    fill = lambda descriptor: os.pwrite(descriptor, bytes(400), 0)
+    os.close(folder.fetch(f"{number}.tar", 400, fill, urgent=lambda: True, stopped=threading.Event()))
+print(*sorted(path.name for path in folder.folder.iterdir() if path.name != ".lock"))
+"""
 FOR_EVER = 10**9
 
 
@@ -137,6 +148,12 @@ def test_an_index_finds_room_on_a_full_disk_where_shards_lie_that_nobody_uses(mo
     full = mounting.run(tmp_path, "256k", "first", "second", "third", code=MOUNT + INDEX)
     assert full.returncode == 1
     assert "DiskFullError" in full.stderr
+
+
+def test_a_disk_that_takes_no_more_files_makes_room_by_evicting(mounting, tmp_path):
+    run = mounting.run(tmp_path, "1m", code=MOUNT + WITHOUT_INODES)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split()[-1] == "8.tar"
 
 
 def test_a_quota_counts_as_a_full_disk(tmp_path, monkeypatch):

@@ -1,7 +1,10 @@
 """softshard doctor: each thing that it looks for is broken for real, where that can be done."""
 
+import _ctypes
+import ctypes
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -145,7 +148,35 @@ def test_a_decoder_that_takes_its_process_down_is_named(tmp_path, monkeypatch):
     first, *rest = run_checks(["libraries", "numba"])
     assert (first.name, first.state) == ("libraries", "wrong")
     assert "died of SIGILL" in first.found
-    assert [one.name for one in rest] == ["numba"]
+    assert rest[0].name == "numba"
+
+
+def test_the_libzstd_of_the_system_is_tried():
+    try:
+        ctypes.CDLL("libzstd.so.1")
+    except OSError:
+        pytest.skip("needs libzstd.so.1")
+    numba, libzstd = run_checks(["numba"])
+    assert (numba.state, libzstd.state) == ("fine", "fine")
+    assert re.fullmatch(r"1\.\d+\.\d+: expands label maps", libzstd.found)
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda path: path.touch(), "file too short"),
+        (lambda path: path.symlink_to(Path(_ctypes.__file__)), "undefined symbol: ZSTD_"),
+    ],
+    ids=["damaged", "another library"],
+)
+def test_a_libzstd_that_cannot_be_used_is_a_note(tmp_path, monkeypatch, make, found):
+    make(tmp_path / "libzstd.so.1")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    numba, libzstd = run_checks(["numba"])
+    assert (numba.state, libzstd.state) == ("fine", "note")
+    assert libzstd.found.startswith("cannot be used: ")
+    assert found in libzstd.found
+    assert "apt-get install libzstd1" in libzstd.fix
 
 
 def test_the_report_of_a_person_and_of_a_program():

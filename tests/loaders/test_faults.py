@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -342,3 +343,13 @@ def test_a_loader_that_is_refused_makes_no_folder_for_bad_samples(packed, tmp_pa
     with pytest.raises(UsageError, match="expected targets that pool the label maps of side="):
         make(packed, targets="none", side=tmp_path, faults=Faults(quarantine=tmp_path / "new" / "bad.jsonl"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quarantine_that_cannot_be_written_any_more_ends_no_epoch(damage, tmp_path, caplog):
+    folder, _, _ = damage(31, "cls", lambda data: b"x")
+    quarantine = tmp_path / "new" / "bad.jsonl"
+    with make(folder, faults=Faults(quarantine=quarantine)) as loader:
+        shutil.rmtree(quarantine.parent)
+        assert len(list(loader)) == len(loader)
+        assert loader.num_bad == 1
+    assert f"{quarantine}: not all bad samples are written down: No such file" in caplog.text

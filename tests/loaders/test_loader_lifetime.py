@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 
+import cv2
 import pytest
 from waiting import LONG_S
 
@@ -266,3 +268,52 @@ def test_a_loop_that_waits_while_another_thread_stops_it_is_told_so(within):
     with pytest.raises(UsageError, match=r"found this one continued after another began, .* or close"):
         within(background.next)
     stopper.join()
+
+
+def test_opencv_has_its_threads_again_when_the_last_loader_is_gone_whichever_that_is(packed):
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        train, val, other = (make(packed) for _ in range(3))
+        for loader in (train, val, other):
+            next(iter(loader))
+        assert cv2.getNumThreads() == 1
+        train.close()
+        assert cv2.getNumThreads() == 1
+        other.close()
+        del val, loader  # without a word
+        gc.collect()
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
+
+
+STOPPED = """
+import os, signal, sys, time
+from softshard.loaders import background
+
+def numbers():
+    time.sleep(0.2)  # by then the item is waited for
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.2)
+    yield 1
+
+def watch(waited_s):
+    if waited_s > 0.9:
+        sys.exit(f"waited for {waited_s} s")
+
+background._LOOK_S = 0.05
+run = background.Background(numbers, 1, watch)
+assert run.next() == 1
+run.stop()
+"""
+
+
+def test_time_in_which_the_process_was_stopped_is_no_stall():
+    process = subprocess.Popen([sys.executable, "-c", STOPPED], stderr=subprocess.PIPE, text=True)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    time.sleep(1)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=LONG_S)[1] == ""
+    assert process.returncode == 0

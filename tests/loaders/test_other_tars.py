@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from cached_sets import OPTIONS, epoch
+from fsspec.implementations.memory import MemoryFileSystem
 from service_processes import assert_same_batches
 
 from softshard.loaders import Augment, Loader, Subset, other_tars
+from softshard.loaders.data_set import open_data_set
 from softshard.loaders.tar_index import expand_braces, split_braces
 from softshard.shards import DataError, Manifest, UsageError, read_shard
 
@@ -198,6 +200,7 @@ def test_tars_without_classes_are_served_without(tmp_path, plain_samples, cache)
     ("samples", "message"),
     [
         ([("a", {"png": b"x"})], r"a.tar: sample 'a': expected a JPEG \(jpg, jpeg\), found 'png'. The loader decodes"),
+        ([("a", {"jpg": b"x", "json": b'{"label": "\\ud800"}'})], r"a.tar: 'a.json': .* surrogates not allowed"),
         ([("a", {"txt": b"x"})], r"expected samples with a JPEG \(jpg, jpeg\), found none"),
         ([("a", {"jpg": b"x", "cls": b"\xff\xfe"})], r"a.tar: 'a.cls': expected a class, found: "),
         (
@@ -206,7 +209,7 @@ def test_tars_without_classes_are_served_without(tmp_path, plain_samples, cache)
         ),
         ([("a", {"jpg": b"x"}), ("b", {"jpg": b"x"}), ("a", {"jpg": b"x"})], "sample 'a': expected each key once"),
     ],
-    ids=["png", "no image", "no class", "some classes", "a key twice"],
+    ids=["png", "half a character", "no image", "no class", "some classes", "a key twice"],
 )  # fmt: skip
 def test_tars_that_cannot_be_served_are_refused(tmp_path, cache, samples, message):
     with pytest.raises(DataError, match=message):
@@ -288,3 +291,75 @@ def test_a_pattern_is_split_before_its_first_brace(dataset, folder, names):
 def test_a_data_set_is_no_tar():
     assert split_braces("s3://bucket/train") is None
     assert np.array_equal(expand_braces("plain", "plain"), ["plain"])
+
+
+def test_keys_in_no_known_encoding_can_be_written_down(tmp_path, plain_samples, cache):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for suffix, data in (("jpg", jpegs(plain_samples, 1)[0]), ("cls", b"1")):
+            info = tarfile.TarInfo(b"caf\xe9.".decode("utf-8", "surrogateescape") + suffix)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    for _ in range(2):  # from the tar, and from the index that was kept
+        (batch,) = epoch(tmp_path / "a.tar", batch_size=1, cache=cache)
+        assert (batch.keys, batch.classes.tolist()) == (["caf\\udce9"], [1])
+
+
+def test_a_tar_that_is_replaced_while_it_is_indexed_is_not_served(tars, cache, monkeypatch):
+    real = other_tars.index_tar
+
+    def index_slowly(file, where):
+        os.utime(where, (1, 1))
+        return real(file, where)
+
+    monkeypatch.setattr(other_tars, "index_tar", index_slowly)
+    with pytest.raises(DataError, match=r"wds-000000.tar: expected the tar that was indexed, .* has changed"):
+        Loader(tars, cache=cache, **OPTIONS)
+    assert not (cache.path / "indexes").exists()
+
+
+class Changing(MemoryFileSystem):
+    """Storage where a file is overwritten, with as many bytes, once its first bytes were read."""
+
+    protocol = "changing"
+    changed = False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("changing://", "memory://"))
+
+    def cat_file(self, path, **options):
+        data = super().cat_file(path, **options)
+        if not Changing.changed:
+            Changing.changed = True
+            self.pipe_file(path, super().cat_file(path))
+        return data
+
+
+def test_a_tar_that_is_replaced_while_it_is_fetched_to_be_indexed_is_not_served(tars, cache, memory):
+    fsspec.register_implementation("changing", Changing, clobber=True)
+    url = memory(tars).replace("memory://", "changing://")
+    with pytest.raises(
+        DataError, match=r"wds-00000\d.tar: expected the tar that was indexed, .* has changed"
+    ):
+        Loader(url, cache=cache, **OPTIONS)
+    with Loader(url, cache=cache, **OPTIONS) as loader:
+        assert len(list(loader)) == len(loader)
+
+
+def test_a_tar_that_was_in_use_is_not_the_next_to_go(tars, cache, memory):
+    shards = open_data_set(memory(tars), cache).shards
+    cached = list((cache.path / "shards").glob("*.tar"))
+    for path in cached:
+        os.utime(path, (1, 1))
+    for number in range(3):
+        shards.used(number)
+    assert all(path.stat().st_mtime > 1 for path in cached)
+
+
+def test_a_tar_that_may_not_be_read_is_named(tars, cache):
+    with Loader(tars, cache=cache, **OPTIONS) as loader:
+        (tars / "wds-000001.tar").unlink()
+        with pytest.raises(
+            DataError, match=r"wds-000001.tar: expected a tar that can be read, found: No such"
+        ):
+            list(loader)

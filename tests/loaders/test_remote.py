@@ -195,3 +195,9 @@ def test_closing_does_not_wait_for_the_network(packed, serve_spoiled, cache, wit
     over.set()
     assert isinstance(outcome[0], Exception)  # neither a batch nor a hang
     assert cached(cache, "*.part") == []
+
+
+def test_an_index_that_the_cache_does_not_take_is_none_the_less_served(packed, memory, cache):
+    for shard in Manifest.load(packed).shards:
+        (cache.path / "shards" / f"{shard.sha256}.idx" / "in the way").mkdir(parents=True)
+    assert_same_batches(epoch(memory(packed), cache=cache), epoch(packed))

@@ -1,6 +1,8 @@
 """What is fetched from one epoch to the next, and what is left of it: threads, open files, a cache that goes on."""
 
 import gc
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -17,9 +19,11 @@ from cached_sets import (
 )
 from reading_processes import read_in_two, read_through_a_cache, reading
 from service_processes import assert_same_batches
-from waiting import wait_until
+from waiting import LONG_S, wait_until
 
 from softshard.loaders import Loader
+from softshard.loaders.data_set import open_data_set
+from softshard.loaders.whole_shards import in_order
 from softshard.shards import DataError, UsageError
 
 
@@ -185,3 +189,62 @@ def test_a_killed_process_leaves_a_cache_that_goes_on(packed, serve_spoiled, cac
     slow.set()
     assert_same_batches(epoch(url, cache=cache), epoch(packed))
     assert cached(cache, "*.tar.part") == []  # an index of which half was written goes later
+
+
+DEAD = """
+import sys, threading
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from softshard.loaders import Cache, Faults, Loader, ahead
+
+class Dead(LocalFileSystem):
+    protocol = "dead"
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("dead://", ""))
+    def cat_file(self, path, **options):
+        if path.endswith(".tar"):
+            threading.Event().wait()
+        return super().cat_file(path, **options)
+
+fsspec.register_implementation("dead", Dead)
+ahead._JOIN_PATIENCE_S = 0.5
+with Loader("dead://" + sys.argv[1], batch_size=8, cache=Cache(sys.argv[2]), faults=Faults(give_up_s=1.5)) as loader:
+    list(loader)
+"""
+
+
+def test_a_process_ends_although_a_storage_without_time_outs_is_dead(packed, cache):
+    command = [sys.executable, "-c", DEAD, str(packed), str(cache.path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
+    assert run.returncode == 1
+    assert "StallError: loader: expected a batch within" in run.stderr
+    assert "a thread that fetches shards hangs, and is left to itself" in run.stderr
+
+
+def test_a_shard_is_let_go_when_the_next_one_comes_whatever_waits_in_the_threads(packed, memory, cache):
+    shards, num = open_data_set(memory(packed), cache).shards, len(shard_bytes(packed))
+    opened = in_order(shards, range(num))
+    for _ in range(num):
+        next(opened)
+    wait_until(lambda: len(open_files(cache)) == 1)
+    opened.close()
+    assert fetching_threads() == open_files(cache) == []
+
+
+def test_where_no_more_threads_can_be_started_those_that_were_end(
+    packed, memory, cache, monkeypatch, remaining_threads
+):
+    start = threading.Thread.start
+
+    def start_three(thread):
+        if thread.name == "softshard-fetch-3":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_three)
+    with Loader(memory(packed), cache=cache, **OPTIONS) as loader:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            list(loader)
+        wait_until(lambda: fetching_threads() == [])
+    assert remaining_threads() == []

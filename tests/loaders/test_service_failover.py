@@ -7,11 +7,13 @@ import resource
 import signal
 import socket
 import threading
+import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pyarrow.flight as flight
 import pytest
-from reading_processes import read_from_servers, reading
+from reading_processes import read_from_servers, read_on_when_woken, reading
 from service_processes import SMALL, ServerProcess, assert_same_batches, serving, serving_two
 from waiting import LONG_S, wait_until
 
@@ -123,6 +125,25 @@ def test_an_interrupted_loop_does_not_wait_for_a_server_that_hangs(pair, within)
     server.send(signal.SIGSTOP)
     within(remote.close)
     server.send(signal.SIGCONT)
+
+
+def is_stopped(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "T"
+
+
+def test_time_in_which_a_trainer_was_stopped_is_no_silence_of_the_servers(pair):
+    server, _ = pair
+    with reading(read_on_when_woken, server.url) as (trainer, _):
+        wait_until(lambda: is_stopped(trainer.pid))
+        server.send(signal.SIGSTOP)
+        os.kill(trainer.pid, signal.SIGCONT)
+        time.sleep(0.5)  # it waits for batches, and no deadline has passed
+        os.kill(trainer.pid, signal.SIGSTOP)
+        server.send(signal.SIGCONT)
+        time.sleep(7)
+        os.kill(trainer.pid, signal.SIGCONT)
+        trainer.join(LONG_S)
+        assert trainer.exitcode == 0
 
 
 def test_where_all_servers_are_gone_the_error_names_them(packed, within):

@@ -2,8 +2,9 @@
 
 import threading
 import time
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
+from http.server import ThreadingHTTPServer
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -11,8 +12,9 @@ import pytest
 from service_here import RECIPE, served
 from waiting import LONG_S, wait_until
 
-from softshard.loaders import Connection, service_maker, service_opening, service_pool
+from softshard.loaders import Connection, service_maker, service_opening, service_pool, service_run
 from softshard.loaders.service_client import AWAY, Server
+from softshard.loaders.service_desk import wait_for
 from softshard.loaders.service_maker import Place, RecipeMaker
 from softshard.loaders.service_protocol import BUSY, DATA, REFUSED, UNKNOWN_RECIPE, USAGE, Refusal, Ticket
 from softshard.shards.errors import DataError, UsageError
@@ -316,3 +318,36 @@ def test_closing_begins_nothing_more_and_waits_only_for_a_while(fails, monkeypat
         assert [future.result(LONG_S) for future in futures[:2]] == PLACES[:2]
     assert all(future.cancelled() for future in futures[2:])
     assert maker.close()
+
+
+class Unsendable(Hanging):
+    """A loader whose batches cannot be sent."""
+
+    def made(self, places):
+        yield from ((None, []) for _ in places)
+
+
+def test_a_batch_that_cannot_be_sent_is_an_error_to_whoever_waits_for_it():
+    maker = RecipeMaker(Unsendable(fails=False))
+    with maker._wake:
+        futures = [maker.submit(place) for place in PLACES]
+    assert all(isinstance(future.exception(10), AttributeError) for future in futures)
+    assert maker.close()
+
+
+def test_a_batch_that_came_to_a_time_out_is_not_waited_for(within):
+    future = Future()
+    future.set_exception(TimeoutError("a disk's"))
+    with pytest.raises(TimeoutError, match="a disk's"):
+        within(lambda: wait_for(future, lambda: False), 10)
+
+
+def test_health_is_told_again_once_threads_can_be_started(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(ThreadingHTTPServer, "process_request", fails)
+    with service_run._HttpServer(("127.0.0.1", 0), service_run._Pages) as server:
+        for _ in range(2 * service_run._HTTP_MOST):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                server.process_request(None, ("127.0.0.1", 1))

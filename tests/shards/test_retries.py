@@ -2,6 +2,7 @@
 
 import errno
 import re
+import time
 
 import pytest
 from aiohttp import ClientConnectionError, ClientPayloadError
@@ -95,6 +96,15 @@ def test_the_patience_of_a_call_is_its_own():
     with pytest.raises(StorageError, match="tried 1 times in 0 s"):
         patiently(failing([ConnectionResetError()] * 9), "s3://b/k", patience_s=0, sleep=waits.append)
     assert waits == []
+
+
+def test_one_call_that_takes_all_patience_is_no_silence():
+    def call():
+        time.sleep(0.02)  # as where the process was stopped meanwhile, and its connection broke
+        return answer()
+
+    answer = failing([ConnectionResetError()])
+    assert patiently(call, "s3://b/k", patience_s=0.01, sleep=lambda _: None) == b"data"
 
 
 @pytest.mark.parametrize(("error", "final", "status"), [row for row in TABLE if row[1]])
