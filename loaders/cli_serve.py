@@ -131,16 +131,20 @@ def _add_pool(command: argparse.ArgumentParser) -> None:
 
 def _run_serve(args: argparse.Namespace) -> int:
     with needs_extra("softshard serve", "service"):
-        from .cache import Cache
         from .service_access import read_token
-        from .service_address import split_address
-        from .service_desk import Desk
-        from .service_run import log_as_json, run_server
+        from .service_run import logged_as_json
     token = None if args.token_file is None else read_token(args.token_file)
     tls = _read_tls(args.tls_cert, args.tls_key)
-    log_as_json(args.log_level)
-    if args.engine == "ray":
-        return _run_pool(args)
+    with logged_as_json(args.log_level):
+        return _run_pool(args) if args.engine == "ray" else _run_server(args, token, tls)
+
+
+def _run_server(args: argparse.Namespace, token: str | None, tls: tuple[bytes, bytes] | None) -> int:
+    from .cache import Cache
+    from .service_address import split_address
+    from .service_desk import Desk
+    from .service_run import run_server
+
     if args.replicas is not None or args.address is not None or args.addresses is not None:
         raise UsageError("serve: expected --replicas, --address and --addresses with --engine ray")
     desk = Desk(

@@ -153,6 +153,19 @@ def log_as_json(level: str = "info") -> None:
 
 
 @contextmanager
+def logged_as_json(level: str) -> Iterator[None]:
+    """The same for as long as a command runs: whoever called it from Python has its own log again then."""
+    root = logging.getLogger("softshard")
+    handlers, level_before, propagate = root.handlers, root.level, root.propagate
+    log_as_json(level)
+    try:
+        yield
+    finally:
+        root.handlers, root.propagate = handlers, propagate
+        root.setLevel(level_before)
+
+
+@contextmanager
 def _http_endpoint(address: tuple[str, int], stats: Callable[[], ServiceStats]) -> Iterator[str]:
     """Health and metrics over HTTP; gives their address."""
     try:

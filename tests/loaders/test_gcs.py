@@ -2,6 +2,8 @@
 
 import logging
 import os
+import time
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -14,6 +16,8 @@ from softshard.loaders.doctor_storage import check_data_set
 from softshard.shards import ImageRecipe, Manifest, PackOptions, StorageError, UsageError, pack, verify
 from softshard.shards.destination import open_destination
 from softshard.shards.storage import open_storage
+
+NO_SLEEP = SimpleNamespace(monotonic=time.monotonic)  # nothing is tried twice
 
 
 @pytest.fixture
@@ -90,7 +94,7 @@ def test_a_shard_of_several_megabytes_is_uploaded_whole(gcs_bucket):
 
 
 def test_a_missing_bucket_or_object_says_so_at_once(gcs_bucket, images, monkeypatch):
-    monkeypatch.setattr("softshard.shards.retries.time.sleep", None)  # nothing is tried twice
+    monkeypatch.setattr("softshard.shards.retries.time", NO_SLEEP)
     with pytest.raises(
         UsageError, match=r"^gs://no-bucket/set/plan\.json: .*: the bucket is not there\. Make it"
     ):
@@ -114,7 +118,7 @@ def test_doctor_tells_how_a_bucket_answers(far):
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_who_is_not_let_in_is_told_so_at_once(gcs_bucket, images, tmp_path, monkeypatch, status, capfd):
-    monkeypatch.setattr("softshard.shards.retries.time.sleep", None)
+    monkeypatch.setattr("softshard.shards.retries.time", NO_SLEEP)
     monkeypatch.setattr(
         logging.root, "handlers", []
     )  # as in a process where nobody, such as Ray, wants log lines

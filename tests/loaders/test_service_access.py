@@ -1,5 +1,6 @@
 """Who is let in to the data service, and where it listens: tokens, TLS, addresses."""
 
+import logging
 import subprocess
 
 import pyarrow.flight as flight
@@ -116,6 +117,7 @@ def test_serve_refuses_an_open_address_before_it_listens(packed, capsys):
     assert main(["serve", str(packed / "none")]) == 1
     assert main(["serve", str(packed), f"train={packed}"]) == 2
     assert "expected data sets of different names, found 'train' twice" in capsys.readouterr().err
+    assert logging.getLogger("softshard").propagate  # what the command logs as JSON is the caller's again
 
 
 def test_a_token_is_not_sent_in_the_clear_to_another_host(token_file):
