@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..shards.cores import usable_cores
 from ..shards.errors import UsageError
 from ..shards.manifest import Manifest
 from ..shards.schema import JPG
@@ -144,7 +144,7 @@ def bench(
             f"{source.dataset}: expected at least one batch of {options.batch_size}, found {source.num_samples} samples. "
             "Use a smaller --batch-size"
         )
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     threads = cores if options.num_threads is None else options.num_threads
     options = replace(options, num_threads=threads)
     batch_size, size = options.batch_size, options.size

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..shards.cores import cores_to_run_on, cpu_quota, own_cgroups, read_small, usable_cores, within_quota
 from .cache import GIB, Cache
 from .doctor_finding import FINE, NOTE, WRONG, Finding
 
@@ -26,17 +27,16 @@ _NETWORK = frozenset(
 def check_machine(environment: Mapping[str, str] | None = None) -> list[Finding]:
     """All of this file."""
     environment = os.environ if environment is None else environment
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = own_cgroups()
     return [
         check_system(sys.platform, platform.libc_ver()[0], platform.machine()),
-        check_cores(cores, os.cpu_count() or cores, cpu_quota(own)),
+        check_cores(cores_to_run_on(), os.cpu_count(), cpu_quota(own)),
         check_memory(_memory_bytes(), memory_limit(own)),
         check_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE)),
         check_shared_memory("/dev/shm"),
         check_folder("cache", Cache().path, "set SOFTSHARD_CACHE to a folder on a large local disk"),
         check_folder("temporary files", Path(tempfile.gettempdir()), "set TMPDIR to a folder with room"),
-        *check_variables(environment, cores),
+        *check_variables(environment, usable_cores(own)),
     ]
 
 
@@ -52,14 +52,13 @@ def check_system(system: str, libc: str, processor: str) -> Finding:
     return Finding("system", found)
 
 
-def check_cores(cores: int, all_cores: int, quota: float | None) -> Finding:
-    """softshard starts a thread or process for each core that it may run on; a container's quota is another limit."""
+def check_cores(cores: int, all_cores: int | None, quota: float | None) -> Finding:
+    """softshard starts a thread or process for each core that it may use; torch knows nothing of a container's quota."""
     found = f"{cores} of {all_cores}" + (f", a quota of {quota:g}" if quota else "")
     if quota and quota < cores:
-        threads = max(1, int(quota))
         fix = (
-            f"give --threads {threads} (--workers {threads} to pack, num_threads={threads} to Loader): a thread a core is "
-            "held up by the quota. Or start the container with --cpuset-cpus"
+            f"export OMP_NUM_THREADS={within_quota(cores, quota)}: torch starts {cores} threads, which the quota holds up. "
+            "Or start the container with --cpuset-cpus"
         )
         return Finding("cores", found, NOTE, fix)
     return Finding("cores", found)
@@ -140,48 +139,16 @@ def check_variables(environment: Mapping[str, str], cores: int) -> list[Finding]
     return findings or [Finding("environment", "no variable that slows things down", FINE)]
 
 
-def own_cgroups(proc: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> list[Path]:
-    """The folders that limit this process: version 2 first, then version 1's of `cpu` and `memory`, inner ones first."""
-    folders = []
-    try:
-        lines = Path(proc).read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        for name in controllers.split(","):
-            if name in ("", "cpu", "memory"):
-                top = Path(root, name)
-                inner = top / path.strip("/")
-                # Inside a container its own group is the root.
-                folders += [inner, *(one for one in inner.parents if one.is_relative_to(top))]
-    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
-
-
-def cpu_quota(groups: list[Path]) -> float | None:
-    """Cores' worth of time that a container may use; None for no limit."""
-    quotas = []
-    for group in groups:
-        quota, _, period = _read(group / "cpu.max").partition(" ")
-        quota, period = (
-            quota or _read(group / "cpu.cfs_quota_us"),
-            period or _read(group / "cpu.cfs_period_us"),
-        )
-        if quota.isdigit() and period.isdigit() and int(period):
-            quotas.append(int(quota) / int(period))
-    return min(quotas, default=None)
-
-
 def memory_limit(groups: list[Path]) -> int | None:
     """Bytes that a container may use; None for no limit."""
-    texts = (_read(group / name) for group in groups for name in ("memory.max", "memory.limit_in_bytes"))
+    texts = (read_small(group / name) for group in groups for name in ("memory.max", "memory.limit_in_bytes"))
     return min((int(text) for text in texts if text.isdigit()), default=None)
 
 
 def filesystem_of(folder: Path, mounts: str = "/proc/mounts") -> str:
     """The kind of file system that a folder lies on, such as `ext4`; empty where it cannot be told."""
     best, kind = "", ""
-    for line in _read(Path(mounts)).splitlines():
+    for line in read_small(Path(mounts)).splitlines():
         place, name = line.split(" ")[1:3]
         if folder.resolve().is_relative_to(place) and len(place) >= len(best):
             best, kind = place, name
@@ -190,10 +157,3 @@ def filesystem_of(folder: Path, mounts: str = "/proc/mounts") -> str:
 
 def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except OSError:
-        return ""

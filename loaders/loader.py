@@ -13,7 +13,6 @@ This file puts the parts together:
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ..shards.cores import usable_cores
 from ..shards.errors import UsageError
 from ..shards.philox import check_seed
 from ..shards.subset_file import SubsetFile
@@ -181,7 +181,7 @@ class Loader(LoaderPosition):
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.lanes, self.window = lanes, window
         self.num_epochs = num_epochs
-        self.num_threads = num_threads or len(os.sched_getaffinity(0))
+        self.num_threads = num_threads or usable_cores()
         self.faults = faults or Faults()
         self.epoch = 0
         self._taken, self._resume = 0, False

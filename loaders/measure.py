@@ -5,7 +5,6 @@ The machine may be shared and noisy, so contenders take turns and results are co
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import time
@@ -13,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+from ..shards.cores import usable_cores
 
 PACKAGES = (
     "softshard",
@@ -122,7 +123,7 @@ def machine() -> dict[str, Any]:
             versions[package] = "not installed"
     return {
         "processor": model,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "python": platform.python_version(),
         "packages": versions,
     }

@@ -30,6 +30,7 @@ from typing import Any
 
 import cv2
 
+from .cores import usable_cores
 from .errors import MissingExtraError, SoftshardError, UsageError
 from .plan import PlannedSample
 from .schema import MIB
@@ -126,7 +127,7 @@ def connected(ray: ModuleType, workers: int | None, address: str | None = None) 
         )
     settings: dict[str, Any] = {"address": address, "logging_level": "ERROR", "log_to_driver": False}
     if address == "local":
-        settings["num_cpus"] = workers or len(os.sched_getaffinity(0))
+        settings["num_cpus"] = workers or usable_cores()
         settings["object_store_memory"] = _OBJECT_STORE_BYTES
         settings["include_dashboard"] = False
     try:

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from typing import Any, TypeVar
 
+from .cores import usable_cores
 from .errors import SoftshardError, UsageError
 
 ENGINES = ("local", "ray")  # what work may be spread by: processes of this machine, or Ray
@@ -36,7 +37,7 @@ def num_workers(workers: int | None) -> int:
         UsageError: fewer than one.
     """
     if workers is None:
-        return len(os.sched_getaffinity(0))
+        return usable_cores()
     if workers < 1:
         raise UsageError(f"workers: expected 1 or more, found {workers}")
     return workers

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..shards.cli_values import EXIT_FINE, print_data_set
+from ..shards.cores import usable_cores
 from .cli_process import add_device, process_of_torchrun, torch_device
 from .precision import AMP
 from .ray_ranks import add_engine
@@ -52,7 +52,7 @@ def where_it_runs(args: argparse.Namespace) -> dict[str, Any]:
     rank, world_size, local_rank = process_of_torchrun()
     return {
         "device": torch_device(args.device, local_rank),
-        "num_threads": args.threads or max(1, len(os.sched_getaffinity(0)) // world_size),
+        "num_threads": args.threads or max(1, usable_cores() // world_size),
         "rank": rank,
         "world_size": world_size,
     }

@@ -6,7 +6,6 @@ any process that makes the shard makes the same bytes), or several windows of on
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 
@@ -16,6 +15,7 @@ import torch
 from ..loaders.decode import MEAN, STD, CpuDecoder, Decoder, GpuDecoder, naming_the_sample, usable_device
 from ..loaders.fetch import OpenShard
 from ..loaders.samples import Place, read_sizes
+from ..shards.cores import usable_cores
 from ..shards.errors import UsageError
 from ..shards.manifest import Manifest
 from ..shards.schema import JPG
@@ -50,7 +50,7 @@ class TeacherImages:
             )
         self.batch_size = batch_size
         self._column = manifest.components.index(JPG.suffix)
-        threads = num_threads or len(os.sched_getaffinity(0))
+        threads = num_threads or usable_cores()
         target = usable_device(device)
         options = (batch_size, size, "uint8", MEAN, STD, threads)
         self._decoder: Decoder = (

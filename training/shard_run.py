@@ -7,7 +7,6 @@ encoded, is the caller's: label maps in maps.py, a distillation's levels in teac
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from ..loaders.fetch import OpenShard
 from ..loaders.samples import Place
 from ..loaders.whole_shards import in_order, samples_of
 from ..shards.added_component import NewComponent, attach, check_hash, finish, settle
+from ..shards.cores import usable_cores
 from ..shards.destination import Destination
 from ..shards.errors import SoftshardError
 from ..shards.manifest import Manifest
@@ -119,7 +119,7 @@ def run_over_shards(
         )
         shards = open_shards(dataset, source, cache)
         stack.callback(shards.close)
-        pool = stack.enter_context(ThreadPoolExecutor(num_threads or len(os.sched_getaffinity(0))))
+        pool = stack.enter_context(ThreadPoolExecutor(num_threads or usable_cores()))
 
         def values(shard: OpenShard) -> Iterator[tuple[str, bytes]]:
             """Key and encoded value of every sample of a shard, in its order."""

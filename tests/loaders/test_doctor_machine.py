@@ -15,11 +15,10 @@ from softshard.loaders.doctor_machine import (
     check_shared_memory,
     check_system,
     check_variables,
-    cpu_quota,
     filesystem_of,
     memory_limit,
-    own_cgroups,
 )
+from softshard.shards.cores import cores_to_run_on, cpu_quota, own_cgroups, usable_cores
 
 # From `nvidia-smi -q`; a GPU without an engine says N/A.
 SMI = """
@@ -54,8 +53,8 @@ def test_a_quota_below_the_cores_is_a_note_with_the_number_of_threads():
     assert check_cores(64, 64, None).state == check_cores(4, 64, 4.0).state == "fine"
     found = check_cores(64, 64, 3.5)
     assert found.state == "note"
-    assert "--threads 3" in found.fix
-    assert "--threads 1 " in check_cores(2, 2, 0.5).fix
+    assert "OMP_NUM_THREADS=4:" in found.fix
+    assert "OMP_NUM_THREADS=1:" in check_cores(2, 2, 0.5).fix
 
 
 def test_limits_are_read_from_both_versions_of_cgroups(tmp_path):
@@ -67,6 +66,7 @@ def test_limits_are_read_from_both_versions_of_cgroups(tmp_path):
     (tmp_path / "cgroup").write_text("0::/pod\n")
     groups = own_cgroups(str(tmp_path / "cgroup"), str(two))
     assert cpu_quota(groups) == 1.5
+    assert usable_cores(groups) == min(2, cores_to_run_on())
     assert memory_limit(groups) == 2**30
 
     one = tmp_path / "one"
