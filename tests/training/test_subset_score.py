@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 from collections import Counter
@@ -166,24 +167,40 @@ def test_a_model_that_says_nothing_finite_is_named_and_scores_nothing(shards, tm
     assert not list(tmp_path.glob("s.jsonl.runs/scores-?.jsonl"))
 
 
+HALVES = re.compile(rb'"half": (.), "trained_on": (.)')
+
+
+@pytest.mark.parametrize("half", [0, 1])
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "reason"),
     [
-        lambda data: data[:30],
-        lambda data: b"\xff" + data,
-        lambda data: b"7\n" + data,
-        lambda data: data.replace(b'"probability"', b'"p"', 1),
-        lambda data: data.replace(b'"half": 0', b'"half": 1', 1),
+        (lambda data: data[:30], "line 1: expected a JSON object, found something else"),
+        (lambda data: data[:-9], r"line \d+: expected a JSON object, found something else"),
+        (lambda data: b"\xff" + data, "line 1: expected a JSON object, found something else"),
+        (lambda data: b"7\n" + data, "line 1: expected a JSON object, found something else"),
+        (
+            lambda data: data.replace(b'"probability"', b'"p"', 1),
+            "line 1: expected a probability from 0 to 1, found None",
+        ),
+        (
+            lambda data: HALVES.sub(rb'"half": \1, "trained_on": \1', data, count=1),
+            "line 1: key '.*': expected a score from a model that did not train on the image, found .*",
+        ),
+        (
+            lambda data: HALVES.sub(rb'"half": \2, "trained_on": \1', data, count=1),
+            "line 1: one of the other half",
+        ),
     ],
-    ids=["cut", "bytes", "number", "field", "half"],
+    ids=["cut", "cut at the end", "bytes", "number", "field", "same half", "other half"],
 )
-def test_scores_of_a_half_that_were_damaged_meanwhile_are_named(damage, shards, scored, tmp_path):
+def test_scores_of_a_half_that_were_damaged_meanwhile_are_named(
+    damage, reason, half, shards, scored, tmp_path
+):
     shutil.copytree(scored.with_name("scores.jsonl.runs"), tmp_path / "s.jsonl.runs")
-    path = tmp_path / "s.jsonl.runs" / "scores-0.jsonl"
+    path = tmp_path / "s.jsonl.runs" / f"scores-{half}.jsonl"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(
-        DataError, match=r"scores-0\.jsonl: .*Remove that file, and run the same command again"
-    ):
+    expected = rf"scores-{half}\.jsonl: expected scores of the half's images in their order, found {reason}\. Remove that "
+    with pytest.raises(DataError, match=f"{expected}file, and run the same command again$"):
         score(shards, tmp_path / "s.jsonl")
     assert not (tmp_path / "s.jsonl").exists()
 
