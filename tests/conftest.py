@@ -25,9 +25,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 # The same examples in every run, on fast and slow machines: a change is judged by what it does, not by luck.
 # SOFTSHARD_EXAMPLES=new draws others.
-AT_ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("same", derandomize=True, **AT_ANY_SPEED)
-settings.register_profile("new", **AT_ANY_SPEED)
+# Fixtures serve all examples of a test: here they are what no example changes.
+ANY_MACHINE = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
+settings.register_profile("same", derandomize=True, **ANY_MACHINE)
+settings.register_profile("new", **ANY_MACHINE)
 settings.load_profile(os.environ.get("SOFTSHARD_EXAMPLES", "same"))
 
 RAY_TOKEN = secrets.token_hex(16)
@@ -55,6 +59,17 @@ def forks():
     forks = Forks()
     yield forks
     forks.close()
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Sums over threads would not be bit-identical, and tiny models are faster without them, much on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

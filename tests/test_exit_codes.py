@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from fuzz import whole_files as whole
+from waiting import LONG_S
 
 from softshard.shards.cli import build_parser, main
 from softshard.shards.cli_help import commands_of
@@ -223,7 +224,7 @@ def test_a_signal_ends_a_command_with_a_line_that_says_so(number):
 
         cli._run_pack = run
         cli.main(["pack", "photos", "shards"])"""
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], timeout=LONG_S, capture_output=True, text=True)
     assert done.returncode == -number
     assert re.fullmatch(f"softshard: ended by {number.name}. What is finished is kept: .*\\n", done.stderr)
 
@@ -233,7 +234,7 @@ def test_a_locale_without_utf_8_is_refused(places, tmp_path):
     code = "import sys; from softshard.shards.cli import main; sys.exit(main(sys.argv[1:]))"
     call = [sys.executable, "-c", code, "pack", str(places["images"]), str(tmp_path / "new")]
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = subprocess.run(call, env=os.environ | locale, timeout=60, capture_output=True, text=True)
+    done = subprocess.run(call, env=os.environ | locale, timeout=LONG_S, capture_output=True, text=True)
     assert done.returncode == 2
     assert "expected names of files in UTF-8, found the locale's encoding 'ascii'" in done.stderr
     assert not (tmp_path / "new").exists()

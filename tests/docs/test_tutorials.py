@@ -23,13 +23,9 @@ TIMEOUT_S = 600  # of a block, on a machine with much other work
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Small matrices are faster so, much faster on a machine that is busy."""
+def one_thread_in_commands(one_thread, monkeypatch):
+    """Those that the blocks start, as in those that run here."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run_tutorial(name, texts, folder, monkeypatch):

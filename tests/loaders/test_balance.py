@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softshard.loaders import Augment, Loader, Subset
@@ -25,7 +25,7 @@ def make(dataset, **options):
 
 
 @given(COUNTS, st.floats(0, 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_draws_are_within_one_of_the_share_and_sum_to_the_samples(counts, exponent):
     draws = class_draws(np.array(counts), exponent)
     weights = [count ** (1 - exponent) if count else 0 for count in counts]
@@ -50,7 +50,7 @@ def test_draws_of_a_few_classes(counts, exponent, expected):
 
 
 @given(COUNTS, st.floats(0, 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_largest_remainders_get_what_is_left(counts, exponent):
     draws = class_draws(np.array(counts), exponent).tolist()
     weights = [round(count ** (1 - exponent) * 2**20) if count else 0 for count in counts]
@@ -81,7 +81,7 @@ def draws_of(balance, seed, number):
     st.integers(0, 2**64 - 1),
     st.integers(0, 2**32 + 2**16),
 )
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 def test_a_classes_samples_are_drawn_as_often_as_one_another_give_or_take_one(
     each_way, classes, exponent, seed, number
 ):
@@ -104,7 +104,7 @@ def test_a_classes_samples_are_drawn_as_often_as_one_another_give_or_take_one(
     st.integers(0, 2**64 - 1),
     st.integers(0, 2**32 + 2**16),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_compiled_loop_and_numpy_agree_with_the_rule_sample_by_sample(classes, exponent, seed, number):
     balance = Balance(np.int32(classes), 8, exponent)
     found = balance.ends(seed, number)
@@ -136,7 +136,7 @@ def test_who_gets_one_draw_more_changes_with_the_epoch_and_is_everybody_in_turn(
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=120), st.floats(0, 1), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_every_world_serves_exactly_the_draws_each_with_its_own_occurrence(classes, exponent, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(classes)), max_size=4)))
     stored = np.diff([0, *cuts, len(classes)])

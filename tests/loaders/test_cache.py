@@ -60,7 +60,7 @@ def waits_to_put(folder, name, num_bytes=400, **options):
         except Stopped as error:
             outcome.append(error)
 
-    thread = threading.Thread(target=fetch)
+    thread = threading.Thread(target=fetch, daemon=True)  # where the test fails, it waits for ever
     thread.start()
     wait_until(lambda: len(looks) > 2)
     assert outcome == []
@@ -154,7 +154,7 @@ def test_what_is_in_use_stays_and_room_is_waited_for(folder):
     cache, other = folder(), folder()
     pinned = put(cache, "a.tar", 900)
     with waits_to_put(other, "b.tar", 900) as found:
-        assert "a.tar" in names(cache)
+        wait_until(lambda: names(cache) == ["a.tar"])  # between two looks, each of which makes a .part
         os.close(pinned)
     assert names(cache) == ["b.tar"]
     os.close(found[0])
@@ -167,7 +167,7 @@ def test_a_mapping_pins_as_long_as_anything_points_into_it(folder):
     os.close(descriptor)
     stopped = threading.Event()
     with waits_to_put(cache, "b.tar", 900, stopped=stopped) as outcome:
-        assert "a.tar" in names(cache)
+        wait_until(lambda: names(cache) == ["a.tar"])  # between two looks, each of which makes a .part
         stopped.set()
     assert isinstance(outcome[0], Stopped)
     del view

@@ -27,7 +27,7 @@ def draw(augment, height, width, num=4000, **options):
     st.integers(0, 2**32 - 1),
     st.floats(0.01, 1),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_crop_lies_within_its_image(sizes, seed, epoch, smallest):
     hw = np.array(sizes)
     crops, flips = draw_crops(

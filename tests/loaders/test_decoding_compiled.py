@@ -42,7 +42,7 @@ needs_libzstd = pytest.mark.skipif(KERNELS.expand_frames is None, reason="needs 
 
 
 @given(st.lists(st.tuples(st.integers(0, HEADER.size - 1), st.integers(0, 255)), max_size=3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_headers_that_the_loop_takes_are_those_that_numpy_takes(changes):
     encoded = bytearray(pack_header((3, 2, 2, 5, 15, 15, 90, 1000, 2438), b"block"))
     for at, value in changes:
@@ -62,7 +62,7 @@ def test_headers_that_the_loop_takes_are_those_that_numpy_takes(changes):
 
 
 @given(st.lists(st.binary(max_size=70), min_size=1, max_size=5), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_checksums_are_those_of_zlib(blocks, data):
     fields = (1, 0, 0, 1, 1, 1, 0, 1, 11)
     encoded = [pack_header(fields, block) for block in blocks]
@@ -83,7 +83,7 @@ def test_checksums_are_those_of_zlib(blocks, data):
 
 
 @given(st.data(), st.integers(0, 3), st.integers(0, 2), st.integers(1, 3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_payload_decodes_to_the_same_arrays_or_the_same_error(data, scores, ids, num):
     shape, palette = (2, 1, 3), data.draw(st.integers(1, 4)) if ids else 0
     heads = np.zeros(num, HEADER_DTYPE)
@@ -107,7 +107,7 @@ def test_any_payload_decodes_to_the_same_arrays_or_the_same_error(data, scores, 
 
 @needs_libzstd
 @given(st.integers(0, 10**6), st.integers(0, 255), st.integers(-3, 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_blocks_expand_to_the_same_payloads_or_the_same_error(at, value, more):
     scores, ids, _ = made(0, 1, 5, 9, 9, 60)
     (good,) = encode(scores, ids, 60, score_encoding="uint8")

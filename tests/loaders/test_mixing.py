@@ -93,7 +93,7 @@ def test_shares_have_the_moments_of_a_beta_distribution(alpha):
 
 
 @given(share=st.floats(0, 1), row=st.floats(0, 1, exclude_max=True), column=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_cut_windows_lie_in_the_image_and_are_cutmixs(share, row, column):
     top, left, height, width = cut_boxes(np.array([share]), np.array([[row, column]]), SIZE)[0]
     # The published rand_bbox.
@@ -152,7 +152,7 @@ def some_maps(num=1, seed=0):
     crop=st.tuples(st.floats(0, 0.6), st.floats(0, 0.6), st.floats(0.05, 0.4), st.floats(0.05, 0.4)),
     seed=st.integers(0, 5),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_is_visible_is_pooled_as_torchvision_pools_its_rectangles(first, extent, flip, crop, seed):
     top, left = first
     height, width = min(extent[0], SIZE - top), min(extent[1], SIZE - left)

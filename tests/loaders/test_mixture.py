@@ -28,7 +28,7 @@ def plain_interleave(shares, num):
 
 
 @given(WEIGHTS, st.integers(0, 150), st.integers(0, 80))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_part_of_the_sequence_is_the_same_part_of_the_whole(weights, start, length):
     shares = [weight / sum(weights) for weight in weights]
     sources, numbers = interleave(shares, start, start + length)
@@ -37,7 +37,7 @@ def test_any_part_of_the_sequence_is_the_same_part_of_the_whole(weights, start, 
 
 
 @given(WEIGHTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_prefix_gives_each_source_its_share_within_the_stated_bound(weights):
     shares = np.array(weights) / sum(weights)
     sources, _ = interleave(shares, 0, 3000)
@@ -113,7 +113,7 @@ def served(setup, world_size, taken=0, max_steps=None):
 
 
 @given(mixtures())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_passes_are_exact_and_every_world_size_sees_the_same_batches(setup):
     sizes, weights, num_samples, num_lanes, _, world_size = setup
     batches = served(setup, world_size)
@@ -138,7 +138,7 @@ def test_passes_are_exact_and_every_world_size_sees_the_same_batches(setup):
 
 
 @given(mixtures(), st.integers(0, 4), st.integers(1, 9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_another_global_batch_continues_with_exactly_the_remaining_draws(setup, steps, factor):
     sizes, weights, num_samples, num_lanes, global_batch, world_size = setup
     before = served(setup, world_size, max_steps=steps)

@@ -90,7 +90,7 @@ def flat(batches):
 
 
 @given(epochs(), st.sampled_from(["drop", "pad"]), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_world_size_sees_the_plain_definitions_global_batches(setup, last_batch, shuffle):
     counts, global_batch, num_lanes, world_size, window, seed, epoch = setup
     order = EpochOrder(np.array(counts), seed, epoch, num_lanes, window, shuffle)
@@ -101,7 +101,7 @@ def test_every_world_size_sees_the_plain_definitions_global_batches(setup, last_
 
 
 @given(epochs())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_pad_serves_every_sample_exactly_once_over_all_ranks(setup):
     counts, global_batch, num_lanes, world_size, window, seed, epoch = setup
     order = EpochOrder(np.array(counts), seed, epoch, num_lanes, window)
@@ -109,7 +109,7 @@ def test_pad_serves_every_sample_exactly_once_over_all_ranks(setup):
 
 
 @given(epochs())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_drop_serves_full_batches_and_leaves_out_less_than_one(setup):
     counts, global_batch, num_lanes, world_size, window, seed, epoch = setup
     order = EpochOrder(np.array(counts), seed, epoch, num_lanes, window)
@@ -120,7 +120,7 @@ def test_drop_serves_full_batches_and_leaves_out_less_than_one(setup):
 
 
 @given(epochs(), st.integers(0, 5), st.integers(1, 12), st.sampled_from(["drop", "pad"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_another_global_batch_continues_with_exactly_the_remaining_samples(setup, steps, factor, last_batch):
     counts, global_batch, num_lanes, world_size, window, seed, epoch = setup
     order = EpochOrder(np.array(counts), seed, epoch, num_lanes, window)
@@ -137,7 +137,7 @@ def test_another_global_batch_continues_with_exactly_the_remaining_samples(setup
 
 
 @given(epochs(), st.sampled_from(["drop", "pad"]), st.booleans(), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_an_order_over_kept_samples_leaves_out_the_others_before_anything_else(
     setup, last_batch, shuffle, data
 ):
@@ -163,7 +163,7 @@ def test_an_order_over_kept_samples_leaves_out_the_others_before_anything_else(
 
 
 @given(epochs())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_lanes_own_contiguous_ranges_that_differ_by_one_at_most(setup):
     counts, _, num_lanes, _, window, seed, epoch = setup
     order = EpochOrder(np.array(counts), seed, epoch, num_lanes, window)
@@ -179,7 +179,7 @@ def test_lanes_own_contiguous_ranges_that_differ_by_one_at_most(setup):
 
 
 @given(epochs())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_sample_moves_less_than_a_window_within_its_lane(setup):
     counts, _, num_lanes, _, window, seed, epoch = setup
     order = EpochOrder(np.array(counts), seed, epoch, num_lanes, window)
@@ -193,7 +193,7 @@ def test_a_sample_moves_less_than_a_window_within_its_lane(setup):
 
 
 @given(epochs(), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_part_of_a_lane_is_the_same_part_of_the_whole(setup, data):
     counts, _, num_lanes, _, window, seed, epoch = setup
     order = EpochOrder(np.array(counts), seed, epoch, num_lanes, window)

@@ -9,6 +9,8 @@ import torch
 
 from page_blocks import code_blocks, put_in_place, run_python
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GUIDE = (Path(__file__).parents[2] / "loaders" / "README.md").read_text()
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PASSAGE = GUIDE.partition("## Order")[0] + GUIDE.partition("## Plug it in")[2].partition("## Measure it")[0]
@@ -29,15 +31,6 @@ SMALLER = {
     ", 80)": ", 2)",
     "max_epochs=80": "max_epochs=2, accelerator='cpu'",
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small matrices are faster so, much faster on a machine that is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def example(name, packed):

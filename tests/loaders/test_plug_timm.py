@@ -18,6 +18,8 @@ from timm.scheduler import create_scheduler_v2
 
 from softshard.loaders import Augment, Loader, as_tuples, open_loader
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def train_one_epoch(epoch, model, loader, optimizer, loss_fn, scheduler, mixup_fn, accum_steps=2):
     """The order of things in train.py's function of this name; returns the mean loss."""
@@ -69,15 +71,6 @@ MODES = {
     ),
     "relabel": ("relabel", "targets", torch.nn.CrossEntropyLoss(), None),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small matrices are faster so, much faster on a machine that is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("mode", MODES)

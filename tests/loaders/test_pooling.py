@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("each_path")
     st.integers(1, 17),
     st.sampled_from([5, 7, 60, 1000]),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_pooling_equals_roi_align(seed, num, top, rows, columns, num_classes):
     rng = np.random.default_rng(seed)
     scores, ids = random_maps(rng, num, top, rows, columns, num_classes)
@@ -36,7 +36,7 @@ def test_pooling_equals_roi_align(seed, num, top, rows, columns, num_classes):
 
 
 @given(st.integers(0, 2**32), st.integers(2, 16), st.integers(2, 16))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_crops_of_whole_cells_sample_as_roi_align_does(seed, rows, columns):
     # The number of sampling points is the ceiling of the size: here float rounding decides it.
     rng = np.random.default_rng(seed)
@@ -100,7 +100,7 @@ def test_the_full_crop_is_the_mean_of_the_cells():
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_transposing_maps_and_crops_together_changes_nothing(seed):
     rng = np.random.default_rng(seed)
     scores, ids = random_maps(rng, 8, 3, 6, 11, 25)

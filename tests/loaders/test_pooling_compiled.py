@@ -60,7 +60,7 @@ def by_numpy():
     st.booleans(),
     st.sampled_from(["arrays", "uint8", "float16"]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_both_paths_give_the_same_targets(by_numpy, seed, num_classes, fill, grid, original, multi, form):
     num = 3 if num_classes > 1000 else 8
     scores, ids, crops = made(seed, num, num_classes=num_classes)
@@ -84,7 +84,7 @@ def test_both_paths_give_the_same_targets(by_numpy, seed, num_classes, fill, gri
 
 
 @given(st.integers(0, 2**32), st.sampled_from([3, 20, 40]), st.sampled_from([0.1, 1, 30, 500]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_maps_pooled_from_their_bytes_have_the_targets_of_numpy(by_numpy, seed, num_classes, scale):
     scores, ids, crops = made(seed, 8, num_classes=num_classes)
     maps = encode((scores - 1) * scale, ids, num_classes, score_encoding="uint8")
@@ -96,7 +96,7 @@ def test_maps_pooled_from_their_bytes_have_the_targets_of_numpy(by_numpy, seed, 
 
 
 @given(st.data(), st.integers(1, 4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_palette_places_and_levels_pool_to_the_same_targets_or_the_same_error(by_numpy, data, palette):
     size = 2 * palette + 6 + 8 + 6
     small = st.lists(st.integers(0, 3), min_size=size, max_size=size).map(bytes)
@@ -193,7 +193,7 @@ def test_a_damaged_map_is_named_whichever_thread_meets_it():
 
 
 @given(st.integers(0, 2**32), st.integers(1, 17), st.integers(1, 14), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_weights_of_rows_and_columns_are_the_same_bits(seed, cells, bins, whole_cells):
     rng = np.random.default_rng(seed)
     start, end = random_crops(rng, 50)[:, ::2].T

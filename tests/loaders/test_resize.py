@@ -70,7 +70,7 @@ def test_every_pixel_is_close_to_the_triangle_filter(height, width, side):
     assert np.abs(resized(window, side) - plain(window, side)).max() < 1.1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 130), st.integers(1, 130), st.integers(1, 60), st.integers(0, 255))
 def test_one_colour_stays_what_it_is_and_a_flip_comes_last(height, width, side, value):
     even = np.full((height, width, 3), value, np.uint8)

@@ -41,7 +41,7 @@ def assert_same(found, wanted):
 
 
 @given(st.lists(metas(), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_softshard_writes_is_found(rows):
     members = [encode_meta(row) for row in rows]
     for kind in ("tags", "weights"):
@@ -51,7 +51,7 @@ def test_what_softshard_writes_is_found(rows):
 
 
 @given(metas(), st.sampled_from(KINDS), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_damaged_bytes_are_found_as_the_plain_decoder_finds_them_or_left_to_it(row, kind, data):
     member = bytearray(encode_meta(row) if kind != "pseudo" else msgpack.packb(row["weights"]))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -67,7 +67,7 @@ def test_damaged_bytes_are_found_as_the_plain_decoder_finds_them_or_left_to_it(r
 @example(b"\xed\xa0\x80")  # half a surrogate pair
 @example(b"\xe0\x80\xaf")  # longer than it must be
 @example(b"\xf4\x90\x80\x80")  # beyond Unicode
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_text_that_is_no_utf8_is_left_to_the_plain_decoder(text):
     member = b"\x82\xa4path" + bytes([0xA0 | len(text)]) + text + b"\xa4tags\x91\x03"
     try:

@@ -30,7 +30,7 @@ def crops_of(dataset, **options):
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.lists(st.booleans(), min_size=6, max_size=6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_samples_of_some_classes_in_ascending_order(classes, mask):
     kept = kept_samples(np.array(mask), lambda: np.int32(classes), len(classes))
     expected = [i for i, number in enumerate(classes) if mask[number]]
@@ -42,7 +42,7 @@ def test_the_samples_of_some_classes_in_ascending_order(classes, mask):
 
 
 @given(st.integers(1, 500), st.floats(0.001, 0.999), st.floats(0.001, 0.999), st.integers(0, 2**64 - 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_fraction_has_its_size_and_is_part_of_every_larger_one(num, one, other, seed):
     every_class = np.ones(3, bool)
     low, high = (

@@ -56,7 +56,7 @@ def options(draw, num_classes):
 
 
 @given(st.data(), st.integers(0, 2**32), st.booleans(), st.sampled_from([20, 40, 600]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_arrays_encoded_maps_and_the_device_give_the_same_targets(data, seed, softmax, num_classes):
     chosen = data.draw(options(num_classes))
     if not softmax:
@@ -78,7 +78,7 @@ def test_arrays_encoded_maps_and_the_device_give_the_same_targets(data, seed, so
 @given(
     st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 12), st.integers(1, 12), st.sampled_from([7, 60])
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_floor_fill_equals_roi_align_of_maps_filled_with_each_cells_smallest_value(
     seed, top, rows, columns, num_classes
 ):
@@ -99,7 +99,7 @@ def test_floor_fill_equals_roi_align_of_maps_filled_with_each_cells_smallest_val
     st.integers(1, 15),
     st.sampled_from(["zero", "floor"]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_grid_equals_roi_align_with_as_many_output_cells(seed, g, h, rows, columns, fill):
     scores, ids, crops = made(seed, 5, 3, rows, columns, 30)
     options = LabelPooling(grid=(g, h), fill=fill)
@@ -140,7 +140,7 @@ def test_a_mirrored_map_pooled_over_the_mirrored_crop_is_the_flipped_target(grid
 
 
 @given(st.integers(0, 2**32), st.none() | st.tuples(st.integers(1, 4), st.integers(1, 4)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_swap_xy_pools_transposed_maps_as_if_they_were_not(seed, grid):
     scores, ids, crops = made(seed)
     turned = scores.transpose(0, 1, 3, 2), ids.transpose(0, 1, 3, 2)
@@ -221,7 +221,7 @@ def renamed_dense(scores, ids, class_map, num_classes, fill):
 @given(
     st.integers(0, 2**32), st.sampled_from(["zero", "floor"]), st.booleans(), st.sampled_from([None, (2, 3)])
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_classes_are_renamed_merged_and_dropped(seed, fill, merge, grid):
     rng = np.random.default_rng(seed)
     scores, ids, crops = made(seed, num=3, top=4, rows=3, columns=4, num_classes=12)

@@ -11,6 +11,7 @@ import pytest
 import simplejpeg
 from encoded_images import check_is_plain, decode, encode, psnr
 from PIL import Image, ImageOps
+from waiting import LONG_S
 
 from softshard.shards import ImageError, ImageRecipe
 from softshard.shards.images import decode_rgb, pixel_stack, store_image
@@ -238,7 +239,7 @@ def decode_with_spare_memory(data, mib):
     """What comes of an image in a process that may take so many MiB more: its shape, or an error's type."""
     command = [sys.executable, "-c", DECODE_WITH_SPARE_MEMORY, str(mib)]
     return (
-        subprocess.run(command, input=data, capture_output=True, check=True, timeout=60)
+        subprocess.run(command, input=data, capture_output=True, check=True, timeout=LONG_S)
         .stdout.decode()
         .strip()
     )

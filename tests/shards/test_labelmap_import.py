@@ -13,6 +13,7 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
+from waiting import LONG_S
 
 from softshard.shards import DataError, ImageRecipe, PackOptions, UsageError, decode_label_map, pack
 from softshard.shards.cli import main
@@ -266,6 +267,6 @@ def test_without_torch_the_extra_is_named(source, tmp_path):
         "from softshard.shards.labelmap_import import import_label_maps\n"
         f"import_label_maps({str(source)!r}, {str(tmp_path / 'maps')!r})"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG_S)
     assert "softshard maps import needs the module 'torch'" in done.stderr
     assert "pip install 'softshard[loaders]'" in done.stderr

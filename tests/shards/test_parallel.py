@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from waiting import LONG_S
 
 from softshard.shards.errors import UsageError
 from softshard.shards.parallel import in_processes
@@ -56,7 +57,7 @@ def test_ctrl_c_ends_running_calls_and_begins_no_others(when, to_all, tmp_path):
                 said += [run.stdout.readline().strip()]
                 assert said[-1]
             (os.killpg if to_all else os.kill)(run.pid, signal.SIGINT)
-            out, err = run.communicate(timeout=60)
+            out, err = run.communicate(timeout=LONG_S)
         finally:
             run.kill()
     said += out.split()

@@ -113,15 +113,23 @@ def test_sets_of_two_vocabularies_are_not_merged(web, soft, tmp_path):
         (
             "msgpack",
             lambda meta: {**meta, "tags": [4]},
-            "'msgpack', tags: expected tags from 0 to 3, found 4",
+            "component 'msgpack', tags: expected tags from 0 to 3, found 4",
         ),
-        ("msgpack", lambda meta: {**meta, "weights": [[0], [NAN]]}, "expected weights from 0, found nan"),
+        (
+            "msgpack",
+            lambda meta: {**meta, "weights": [[0], [NAN]]},
+            "weights: expected weights from 0, found nan",
+        ),
         (
             "msgpack",
             lambda meta: {k: meta[k] for k in ("path", "size", "tags")},
             "expected a field 'weights'",
         ),
-        ("soft", lambda pair: [[2], [1.0]], "'soft', pseudo: expected class ids from 0 to 1, found 2"),
+        (
+            "soft",
+            lambda pair: [[2], [1.0]],
+            "component 'soft', pseudo: expected class ids from 0 to 1, found 2",
+        ),
     ],
 )
 def test_verify_names_the_sample_whose_soft_labels_are_wrong(soft, component, change, says):

@@ -11,6 +11,7 @@ from dataclasses import replace
 import fsspec
 import msgpack
 import pytest
+from waiting import LONG_S
 
 from softshard.shards import DataError, PackOptions, UsageError, pack, read_shard, verify
 from softshard.shards.shard_task import read_image
@@ -193,7 +194,7 @@ def test_the_problems_of_tars_in_a_tar_come_in_its_order(tmp_path, remote):
 def test_tars_in_a_tar_behind_a_url_are_listed_side_by_side(tmp_path):
     inner = make_tar(tmp_path / "inner.tar", {f"{i}.jpg": bytes(i) for i in range(3)}).read_bytes()
     whole = make_tar(tmp_path / "whole.tar", {"a.tar": inner, "b.tar": inner})
-    both = threading.Barrier(2, timeout=30)  # breaks unless two inner tars are open at once
+    both = threading.Barrier(2, timeout=LONG_S)  # breaks unless two inner tars are open at once
 
     class Watched(RemoteStorage):
         opened = 0

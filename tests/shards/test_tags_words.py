@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import LONG_S
 
 from softshard.shards.errors import DataError
 from softshard.shards.make_words_table import main, read_words, seldom_words
@@ -114,7 +115,7 @@ def test_base_forms_are_those_of_nltks_morphy(shared_data):
     # In a process of its own: NLTK reads only data below the folders that it knew when it was imported.
     environment = {**os.environ, "NLTK_DATA": str((shared_data / "nltk_data").resolve())}
     done = subprocess.run(
-        [sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, timeout=LONG_S
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -184,4 +185,4 @@ def test_reading_the_words_imports_neither_nltk_nor_torch():
         "import sys; from softshard.shards.tags_text import TextTagger; TextTagger()('a big cat'); "
         "sys.exit(bool({'nltk', 'torch', 'timm'} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=LONG_S).returncode == 0

@@ -130,15 +130,6 @@ def hub(monkeypatch):
     return bring
 
 
-@pytest.fixture(scope="module")
-def one_thread():
-    """Sums over threads would not be bit-identical, and tiny models are faster without them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _rank_of_two(count, rank, address, queue):
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     queue.put((rank, count(rank)))
