@@ -1,6 +1,7 @@
 """Data sets behind URLs give the local folder's batches, bit for bit, whatever the network does."""
 
 import threading
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -119,8 +120,11 @@ def test_a_server_that_hangs_is_asked_again(packed, serve_spoiled, cache, monkey
     with Loader(url, cache=cache, **OPTIONS) as loader:
         assert_same_batches(loader, epoch(packed))
         over.set()
-        assert loader.fetch_stats().retries >= 1
-    assert requests.count(("train-000003.tar", 0)) >= 2
+        retries = loader.fetch_stats().retries
+    asked = Counter(request for request in requests if request[0].endswith(".tar"))
+    assert asked["train-000003.tar", 0] >= 2
+    # Where the machine is slow others take too long as well; what has come is not asked for again.
+    assert 1 <= asked.total() - len(asked) <= retries < 100
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import signal
 import socket
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.flight as flight
@@ -56,6 +57,16 @@ def pair(packed):
         yield servers
 
 
+@contextmanager
+def stopped(server):
+    """A server that hangs while the body runs, and goes on whatever becomes of it."""
+    server.send(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.send(signal.SIGCONT)
+
+
 def batches_with_a_pause(remote, act):
     """An epoch, in which something happens after three batches."""
     batches = iter(remote)
@@ -97,9 +108,8 @@ def test_a_server_that_hangs_is_left_for_another(pair, expected, within):
     with make([one.url, other.url], connection) as remote:
         found, batches = [], iter(remote)
         found.append(next(batches))
-        one.send(signal.SIGSTOP)
-        found.extend(within(lambda: list(batches), LONG_S))
-        one.send(signal.SIGCONT)
+        with stopped(one):
+            found.extend(within(lambda: list(batches), LONG_S))
         assert_same_batches(found, expected)
 
 
@@ -110,9 +120,8 @@ def test_a_second_server_is_asked_where_the_first_is_slower_than_usual(pair, pac
         for batch in remote:  # so that it is known what is usual
             assert len(batch)
         before = remote._pool.num_hedged
-        one.send(signal.SIGSTOP)
-        found = within(lambda: list(itertools.islice(remote, 4)))
-        one.send(signal.SIGCONT)
+        with stopped(one):
+            found = within(lambda: list(itertools.islice(remote, 4)))
         assert remote._pool.num_hedged > before
         assert_same_batches(found, list_of_epoch(packed, 1)[:4])
 
@@ -122,9 +131,8 @@ def test_an_interrupted_loop_does_not_wait_for_a_server_that_hangs(pair, within)
     remote = make(server.url, Connection(connect_s=20, request_s=600, deadline_s=600))
     batches = iter(remote)
     next(batches)
-    server.send(signal.SIGSTOP)
-    within(remote.close)
-    server.send(signal.SIGCONT)
+    with stopped(server):
+        within(remote.close)
 
 
 def is_stopped(pid):
@@ -135,11 +143,10 @@ def test_time_in_which_a_trainer_was_stopped_is_no_silence_of_the_servers(pair):
     server, _ = pair
     with reading(read_on_when_woken, server.url) as (trainer, _):
         wait_until(lambda: is_stopped(trainer.pid))
-        server.send(signal.SIGSTOP)
-        os.kill(trainer.pid, signal.SIGCONT)
-        time.sleep(0.5)  # it waits for batches, and no deadline has passed
-        os.kill(trainer.pid, signal.SIGSTOP)
-        server.send(signal.SIGCONT)
+        with stopped(server):
+            os.kill(trainer.pid, signal.SIGCONT)
+            time.sleep(0.5)  # it waits for batches, and no deadline has passed
+            os.kill(trainer.pid, signal.SIGSTOP)
         time.sleep(7)
         os.kill(trainer.pid, signal.SIGCONT)
         trainer.join(LONG_S)
@@ -147,12 +154,14 @@ def test_time_in_which_a_trainer_was_stopped_is_no_silence_of_the_servers(pair):
 
 
 def test_where_all_servers_are_gone_the_error_names_them(packed, within):
-    connection = Connection(connect_s=20, deadline_s=1)
-    with serving_two(packed) as (one, other), make([one.url, other.url], connection) as remote:
+    with serving_two(packed) as (one, other), make([one.url, other.url], QUICK) as remote:
+        batches = iter(remote)
+        next(batches)  # which may take longer than a second
         for server in (one, other):
             server.send(signal.SIGKILL)
+        remote._pool._connection = replace(QUICK, deadline_s=1)
         with pytest.raises(ServiceError) as caught:
-            within(lambda: list(remote))
+            within(lambda: list(batches))
     for server in (one, other):
         assert server.url in str(caught.value)
     assert "expected a batch within 1 s, found none" in str(caught.value)

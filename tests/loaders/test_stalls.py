@@ -75,15 +75,26 @@ def test_a_loader_whose_thread_hangs_is_not_iterated_again(index, within):
 
 def run(code, index):
     """A process that reads the set; what became of it."""
-    head = "import os, signal, sys, threading\nfrom softshard.loaders import Faults, Loader, background\n"
+    head = "import os, signal, sys, threading\nfrom softshard.loaders import Loader, background\n"
     command = [sys.executable, "-c", head + code, str(index.parent), str(index)]
     return subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
 
 
+GIVE_UP = """
+loader = Loader(sys.argv[1], batch_size=8, shuffle=False)
+batches = iter(loader)
+next(batches)
+loader._running._watch._give_up_s = 2.0
+list(batches)
+"""
+
+
 def test_a_process_whose_storage_is_dead_ends(index):
-    done = run("list(Loader(sys.argv[1], batch_size=8, shuffle=False, faults=Faults(give_up_s=2)))", index)
+    done = run(GIVE_UP, index)
     assert done.returncode == 1
-    assert "StallError: loader: expected a batch within 2 s" in done.stderr.splitlines()[-1]
+    last = done.stderr.splitlines()[-1]
+    assert "StallError: loader: expected a batch within 2 s" in last
+    assert f"in 'shard' of {index.stem}.tar for " in last
 
 
 INTERRUPT = """
