@@ -81,7 +81,7 @@ def run(code, index):
 
 
 GIVE_UP = """
-loader = Loader(sys.argv[1], batch_size=8, shuffle=False)
+loader = Loader(sys.argv[1], batch_size=4, shuffle=False)
 batches = iter(loader)
 next(batches)
 loader._running._watch._give_up_s = 2.0
