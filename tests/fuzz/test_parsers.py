@@ -194,7 +194,7 @@ def test_a_header_of_numpy_that_is_no_python_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("notes", [7, {"a": 1}, "text", None])
-def test_notes_of_a_subset_that_are_no_list_count_for_nothing(targets, tmp_path, notes):
+def test_notes_of_a_subset_that_are_no_list_count_for_nothing(targets, notes):
     content = json.loads(targets["subset"].seeds[0]) | {"notes": notes}
     assert SubsetFile.from_json(content).notes == ()
 

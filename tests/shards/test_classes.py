@@ -59,7 +59,7 @@ def test_a_known_list_without_timm_names_the_extra(monkeypatch):
         load_class_list("imagenet-1k")
 
 
-def test_an_unknown_list_names_the_known_ones(tmp_path):
+def test_an_unknown_list_names_the_known_ones():
     with pytest.raises(UsageError, match="imagenet-2k") as caught:
         load_class_list("imagenet-2k")
     assert all(name in str(caught.value) for name in KNOWN_LISTS)

@@ -42,7 +42,7 @@ def plain(picture):
         {"restart_marker_blocks": 2},
     ],
 )
-def test_a_fitting_jpeg_keeps_its_pixels_and_loses_its_metadata(picture, plain, options):
+def test_a_fitting_jpeg_keeps_its_pixels_and_loses_its_metadata(picture, options):
     data = encode(picture(40, 56), quality=80, **options)
     stored = store_image(data, COPY)
     assert stored.stored_hw == stored.original_hw == (40, 56)
@@ -108,7 +108,7 @@ def test_a_cut_file_is_not_copied(plain, size):
     assert strip_metadata(plain[:size]) is None
 
 
-def test_a_scan_that_ends_early_is_not_copied(plain, picture):
+def test_a_scan_that_ends_early_is_not_copied(plain):
     scan = plain.index(b"\xff\xda")
     early = plain[: scan + 60] + b"\xff\xd9"
     assert strip_metadata(early) == early  # its markers are in order

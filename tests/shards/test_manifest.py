@@ -77,7 +77,7 @@ def test_the_fingerprint_is_of_what_a_reader_gets(content):
 # ---- Versions
 
 
-def test_a_newer_major_version_is_refused(content, tmp_path):
+def test_a_newer_major_version_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "softshard", "version": [2, 0]}))
     with pytest.raises(DataError) as caught:
         Manifest.load(tmp_path)

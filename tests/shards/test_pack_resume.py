@@ -135,7 +135,7 @@ def test_a_killed_run_leaves_no_process_and_continues_to_the_end(tmp_path, held_
     assert {path: path.stat().st_ino for path in finished} == finished  # not made again
 
 
-def test_a_worker_that_dies_is_reported_with_what_to_do(tmp_path, held_run):
+def test_a_worker_that_dies_is_reported_with_what_to_do(held_run):
     # Another child is multiprocessing's resource tracker.
     commands = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children(held_run.pid)}
     os.kill(next(child for child, command in commands.items() if "spawn_main" in command), signal.SIGKILL)

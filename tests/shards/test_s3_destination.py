@@ -118,7 +118,7 @@ def test_a_server_that_stays_away_stops_the_run_and_it_continues(
 
 
 def test_a_connection_that_breaks_in_an_upload_leaves_nothing_and_is_tried_again(
-    s3_bucket, s3_client, s3_server, monkeypatch
+    s3_bucket, s3_server, monkeypatch
 ):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with FaultyProxy(s3_server.endpoint) as proxy:
@@ -133,7 +133,7 @@ def test_a_connection_that_breaks_in_an_upload_leaves_nothing_and_is_tried_again
         assert target.sizes() == {"x.tar": 3_000_000}
 
 
-def test_a_shard_of_several_parts_appears_whole(s3_bucket, s3_client, monkeypatch):
+def test_a_shard_of_several_parts_appears_whole(s3_bucket, s3_client):
     target = open_destination(f"{s3_bucket}/set")
     data = os.urandom(1_000_000) * 120
     staged = target.stage("x.tar")
@@ -159,7 +159,7 @@ def test_a_plan_is_made_once_and_another_is_refused(s3_bucket, s3_client, source
     assert objects(s3_client, url) == before
 
 
-def test_two_runs_of_one_plan_at_once_end_in_the_same_bytes(s3_bucket, s3_client, source, options, expected):
+def test_two_runs_of_one_plan_at_once_end_in_the_same_bytes(s3_bucket, s3_client, source, expected):
     script = (
         "import sys; from softshard.shards import ImageRecipe, PackOptions, pack\n"
         "pack(sys.argv[1], sys.argv[2], PackOptions(ImageRecipe(16), shard_samples=4, val_per_class=1), workers=1)"

@@ -46,7 +46,7 @@ def test_a_bucket_gives_what_the_local_path_gives(upload, source, tmp_path, opti
     assert verify(tmp_path / "b").ok
 
 
-def test_the_command_needs_the_environment_alone(upload, source, tmp_path, capsys):
+def test_the_command_needs_the_environment_alone(upload, source, tmp_path):
     arguments = ["--size", "16", "--shard-samples", "4", "--workers", "1"]
     assert main(["pack", str(source), str(tmp_path / "a"), *arguments]) == 0
     assert main(["pack", upload(source), str(tmp_path / "b"), *arguments]) == 0

@@ -49,7 +49,7 @@ def test_tab_separated_and_json_lines(tmp_path):
     assert json.loads(listing.folders[1].metadata[0]) == {"tags": {"a": 1}}
 
 
-def test_whole_numbers_are_indices_and_keep_their_order(tmp_path, source, options):
+def test_whole_numbers_are_indices_and_keep_their_order(tmp_path, source):
     paths = sorted(source.rglob("*.jpg"))
     text = "path,label\n" + "".join(
         f"source/{p.relative_to(source)},{i % 11 + 1}\n" for i, p in enumerate(paths)

@@ -77,7 +77,7 @@ def test_reshard_of_a_set_without_a_tree_has_none(tmp_path, source, groups):
     assert np.bincount(load_sidecar(new, manifest)).tolist() == [7, 9]
 
 
-def test_pack_makes_one_class_of_a_groups_folders(tmp_path, source, groups, capsys):
+def test_pack_makes_one_class_of_a_groups_folders(tmp_path, source, capsys):
     (tmp_path / "part.yaml").write_text("creature: [oak, bird]\n")
     run_subset(
         "classes", source, "--method", "file", "--from", tmp_path / "part.yaml", "-o", tmp_path / "s.json"

@@ -93,7 +93,7 @@ def test_a_web_server_gives_what_the_folder_gives(serve, packed_once, tmp_path):
     assert verify(tmp_path / "b", decode=True).ok
 
 
-def test_a_server_without_ranges_gives_what_is_read_whole(packed_once, capfd):
+def test_a_server_without_ranges_gives_what_is_read_whole(packed_once):
     """Python's own, `python -m http.server`."""
     pytest.importorskip("aiohttp")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=packed_once))

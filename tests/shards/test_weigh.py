@@ -318,7 +318,7 @@ def test_show_says_where_an_image_gets_its_label_alone(tmp_path, capsys):
     assert FELL_BACK.capitalize() in (tmp_path / "page.html").read_text()
 
 
-def test_neighbours_are_those_that_an_image_gets(tmp_path):
+def test_neighbours_are_those_that_an_image_gets():
     similarities = Similarities(CLASSES, WUP)
     found = neighbours(similarities, DOG, WeighOptions(top=2))
     assert [each.name for each in found] == [DOG, CAT]

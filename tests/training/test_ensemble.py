@@ -148,7 +148,7 @@ def test_the_mean_of_extreme_logits_is_finite():
     torch.testing.assert_close(found.softmax(dim=1), torch.tensor([[0.5, 0.5]], dtype=torch.float64))
 
 
-def test_models_whose_outputs_mean_something_else_are_refused(shards, members, folder, tmp_path):
+def test_models_whose_outputs_mean_something_else_are_refused(shards, members, tmp_path):
     train_tiny(tiny(semantic_softmax()), shards, tmp_path / "levels")
     with pytest.raises(
         DataError, match="do not make an ensemble: probabilities: expected one softmax, found a softmax per"

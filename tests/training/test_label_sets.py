@@ -183,7 +183,7 @@ def test_precision_over_label_sets_compares_probabilities_and_leaves_out_what_ha
 
 
 @pytest.mark.parametrize("loss", ["soft-target", "multi-label", "semantic-softmax"])
-def test_a_model_is_compared_between_images_as_its_loss_says(loss, shards, tmp_path):
+def test_a_model_is_compared_between_images_as_its_loss_says(loss, shards):
     with whole_pass(shards / "val", batch_size=12) as loader:
         (batch,) = loader
         torch.manual_seed(0)

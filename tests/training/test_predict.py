@@ -109,7 +109,7 @@ def test_as_many_classes_of_other_names_are_refused_unless_asked_for(checkpoints
     assert "softshard predict --other-classes" in capsys.readouterr().err
 
 
-def test_a_trained_model_knows_the_colours_level_by_level(checkpoints, shards, sources):
+def test_a_trained_model_knows_the_colours_level_by_level(checkpoints, shards):
     right = 0
     for prediction in Predictor(checkpoints["semantic-softmax"], top=2).data_set(str(shards / "val")):
         label = prediction.image.split("_")[0]

@@ -211,7 +211,7 @@ def test_a_distillation_continues_with_its_own_teacher_only(teacher, shards, tmp
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
-def test_a_teacher_of_another_label_space_is_refused(teacher, shards, tmp_path):
+def test_a_teacher_of_another_label_space_is_refused(teacher, shards):
     with Loader(shards / "train", batch_size=8) as loader:
         names, tree = loader.manifest.class_names, loader.tree
     turned = LabelTree.from_table(
