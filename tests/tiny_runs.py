@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 
 import torch
 from packed_files import write_again
@@ -32,6 +33,10 @@ def metric_lines(out):
 
 def losses(out):
     return [float(line["loss"]) for line in metric_lines(out)]
+
+
+def history(out):
+    return json.loads((out / "summary.json").read_text())["history"]
 
 
 def weights(out):

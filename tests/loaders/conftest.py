@@ -165,7 +165,8 @@ def no_threads_left():
 def within():
     """A function that calls another one and fails, rather than hangs, when it takes too long.
 
-    That is less than what a loader waits for by itself: 60 s for its thread, or for an answer of a server.
+    By default that is less than what a loader waits for by itself: 60 s for its thread, or for an answer of a server.
+    A test of what ends by a shorter limit of its own, such as a pool's deadline, may give it as many `seconds` as it likes.
     """
 
     def call(function, seconds=50):

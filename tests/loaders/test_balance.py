@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_batches import make
 
-from softshard.loaders import Augment, Loader, Subset
+from softshard.loaders import Subset
 from softshard.loaders import balance as balance_module
 from softshard.loaders.balance import Balance, class_draws
 from softshard.loaders.order import EpochOrder, count_drawn, num_steps, rank_slots
@@ -17,11 +18,6 @@ from softshard.shards import UsageError
 from softshard.shards.philox import PURPOSE_BALANCE, uniforms
 
 COUNTS = st.lists(st.integers(0, 400), min_size=1, max_size=12).filter(any)
-
-
-def make(dataset, **options):
-    defaults = {"batch_size": 6, "augment": Augment(size=16), "dtype": "uint8", "last_batch": "pad"}
-    return Loader(dataset, **{**defaults, "num_threads": 2, **options})
 
 
 @given(COUNTS, st.floats(0, 1))

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from spoiling import broken_huffman_table
 
 from softshard.loaders import Augment, Faults, Loader
 from softshard.loaders.crops import draw_crops
@@ -38,11 +39,6 @@ def slots_of(batches, name):
 
 def keys_of(batches):
     return [key for batch in batches for key in batch.keys]
-
-
-def broken_huffman_table(jpeg):
-    at = jpeg.index(b"\xff\xc4") + 4
-    return jpeg[:at] + b"\xff" * 16 + jpeg[at + 16 :]
 
 
 def other_pixels(jpeg):

@@ -289,18 +289,22 @@ def test_opencv_has_its_threads_again_when_the_last_loader_is_gone_whichever_tha
 
 
 STOPPED = """
-import os, signal, sys, time
+import os, signal, sys, threading
 from softshard.loaders import background
 
+looked = threading.Semaphore(0)
+
 def numbers():
-    time.sleep(0.2)  # by then the item is waited for
+    looked.acquire()  # the item is waited for
     os.kill(os.getpid(), signal.SIGSTOP)
-    time.sleep(0.2)
+    for _ in range(3):  # what was waited for has been counted since
+        looked.acquire()
     yield 1
 
 def watch(waited_s):
-    if waited_s > 0.9:
+    if waited_s > 2.5:
         sys.exit(f"waited for {waited_s} s")
+    looked.release()
 
 background._LOOK_S = 0.05
 run = background.Background(numbers, 1, watch)
@@ -313,7 +317,7 @@ def test_time_in_which_the_process_was_stopped_is_no_stall():
     process = subprocess.Popen([sys.executable, "-c", STOPPED], stderr=subprocess.PIPE, text=True)
     _, status = os.waitpid(process.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status)
-    time.sleep(1)
+    time.sleep(3)
     process.send_signal(signal.SIGCONT)
     assert process.communicate(timeout=LONG_S)[1] == ""
     assert process.returncode == 0

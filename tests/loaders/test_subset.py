@@ -6,15 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_batches import make
 
-from softshard.loaders import Augment, Loader, Subset
+from softshard.loaders import Subset
 from softshard.loaders.subset import kept_samples
 from softshard.shards import DataError, UsageError
-
-
-def make(dataset, **options):
-    defaults = {"batch_size": 6, "augment": Augment(size=16), "dtype": "uint8", "last_batch": "pad"}
-    return Loader(dataset, **{**defaults, "num_threads": 2, **options})
 
 
 def crops_of(dataset, **options):

@@ -2,15 +2,11 @@
 
 import numpy as np
 import pytest
+from small_batches import make
 
-from softshard.loaders import Augment, Loader, Mixture, Subset
+from softshard.loaders import Mixture, Subset
 from softshard.loaders.labels import load_labels
 from softshard.shards import DataError, LabelTree, Manifest, ReshardOptions, SubsetFile, UsageError, reshard
-
-
-def make(dataset, **options):
-    defaults = {"batch_size": 6, "augment": Augment(size=16), "dtype": "uint8", "last_batch": "pad"}
-    return Loader(dataset, **{**defaults, "num_threads": 2, **options})
 
 
 def served(loader):

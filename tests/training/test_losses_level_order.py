@@ -5,13 +5,12 @@ import pytest
 import timm
 import torch
 from torch import nn
+from tree_losses import every_loss
 
 from softshard.shards.errors import UsageError
 from softshard.shards.tree import LabelTree
-from softshard.training.distillation import SemanticKDLoss
 from softshard.training.level_layout import LevelLayout, LevelOrder
 from softshard.training.losses import SemanticSoftmaxLoss
-from softshard.training.multi_label import AsymmetricLoss, BinaryCrossEntropyLoss
 
 
 def random_tree(num_classes=40, levels=None, seed=0):
@@ -27,15 +26,6 @@ def random_tree(num_classes=40, levels=None, seed=0):
 
 
 TREES = [pytest.param(random_tree(), id="whole"), pytest.param(random_tree(levels=2), id="cut")]
-
-
-def every_loss(tree, **options):
-    return {
-        "semantic-softmax": SemanticSoftmaxLoss(tree, **options),
-        "bce": BinaryCrossEntropyLoss(tree, **options),
-        "asl": AsymmetricLoss(tree, **options),
-        "kd": SemanticKDLoss(tree, **options),
-    }
 
 
 @pytest.mark.parametrize("tree", TREES)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_tree import PATH_LEAVES, PATH_PAIRS, PATH_TREE, right_classes
+from tree_losses import every_loss
 
 from softshard.shards import LabelTree
 from softshard.training.ancestors import ancestor_table, count_edges, leaf_classes
@@ -134,16 +135,6 @@ def test_the_random_trees_have_what_makes_several_paths_different():
     assert all(tree.num_paths > 2 for tree in trees)
     passed_over = (paths[:, :-1] < 0) & (paths[:, 1:] >= 0)
     assert passed_over.any()
-
-
-def every_loss(tree, **options):
-    return {
-        "semantic-softmax": SemanticSoftmaxLoss(tree, **options),
-        "bce": BinaryCrossEntropyLoss(tree, **options),
-        "asl": AsymmetricLoss(tree, **options),
-        "kd": SemanticKDLoss(tree, **options),
-        "kd, stored": SemanticKDLoss(tree, **options),
-    }
 
 
 def called(name, tree, loss, logits, labels, valid=None):

@@ -1,8 +1,6 @@
 """The commands in processes of their own: torchrun's two do what one does; a killed run goes on."""
 
-import csv
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +9,7 @@ import tempfile
 
 import pytest
 import torch
+from tiny_runs import history, losses
 from waiting import LONG_S
 
 from softshard.training import semantic_softmax
@@ -59,15 +58,6 @@ def train(run, shards, out, *arguments, recipe="semantic-softmax", dataset=None,
         "--model", "test_convnext", "--global-batch", 8, "--image-size", 32, "--set", "ema_decay=0.9",
         "--device", "cpu", "--log-steps", 1, "--threads", 1, *arguments, code=COMMAND, **options,
     )  # fmt: skip
-
-
-def losses(out):
-    with (out / "metrics.csv").open(newline="") as file:
-        return [float(line["loss"]) for line in csv.DictReader(file)]
-
-
-def history(out):
-    return json.loads((out / "summary.json").read_text())["history"]
 
 
 OPTIONS = {1: ("--epochs", 9), 2: ("--epochs", 9, "--accumulate", 2, "--checkpoint-steps", 4)}

@@ -1,9 +1,8 @@
 """Noisy web labels with the command in processes of its own: two do what one does; a run killed by SIGKILL goes on."""
 
-import json
-
 import pytest
 import torch
+from tiny_runs import history
 from web_set import make_web_set
 
 from softshard.training.checkpoint import load_checkpoint
@@ -35,10 +34,6 @@ def train(forks, web, out, recipe, *arguments, **options):
         "--model", "test_convnext", "--epochs", 2, "--global-batch", 8, "--image-size", 32, "--device", "cpu",
         "--set", "augment=none", "--threads", 1, "--checkpoint-steps", 4, *arguments, code=COMMAND, **options,
     )  # fmt: skip
-
-
-def history(out):
-    return json.loads((out / "summary.json").read_text())["history"]
 
 
 def test_two_processes_learn_keywords_and_classes_as_one_does(forks, web, tmp_path):
