@@ -146,6 +146,11 @@ def test_a_shard_that_cannot_be_read_is_a_problem_and_the_others_are_checked(pac
         f"{SHARD}: expected a shard that can be read, found: Is a directory. Copy it again, or pack again"
     )
     assert report.samples > 0
+    (packed / "train" / "manifest.json").unlink()
+    (packed / "train" / "manifest.json").mkdir()
+    (problem,) = verify(packed / "train").problems
+    found = "expected a file that can be read, found: Is a directory. Copy it again, or pack again"
+    assert problem.endswith(f"manifest.json: {found}")
 
 
 def test_an_index_of_another_shard_is_reported(packed):
