@@ -77,9 +77,8 @@ def check_sidecars(dataset: str | Path, source: Manifest) -> None:
             storage.read(name, 0, 1, 1)
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
-            found = (
-                "none; it was not copied whole" if missing else f"one that cannot be read: {error.strerror}"
-            )
+            why = error.strerror or error
+            found = "none; it was not copied whole" if missing else f"one that cannot be read: {why}"
             raise DataError(
                 f"{dataset_name(inside(dataset, name))}: expected a file of the data set, found {found}. "
                 f"Run: softshard verify {dataset_name(dataset)}"

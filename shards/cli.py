@@ -35,9 +35,12 @@ from .cli_weigh import add_weigh
 from .errors import DataError, SoftshardError, UsageError
 from .schema import DEFAULT_SHARD_BYTES
 from .standard_streams import open_streams, reader_has_gone
-from .stop_signals import KEPT, saying_what_ended
 
 _DEFAULTS = {"size": 224, "resize": "squish", "min_images": 1, "val_per_class": 0}
+_KEPT = (
+    "What is finished is kept: packing, resharding and label maps continue when the same command is given again, training "
+    "with --resume, tagging from its last 50 blocks (100,000 rows of a list); into a bucket with --work alone"
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # ImageNet-21K-P as published (Ridnik et al. 2021); its script keeps count > 500: --min-images 501.
 PRESETS = {"imagenet-21k-p": {"size": 224, "resize": "squish", "min_images": 500, "val_per_class": 50}}
@@ -50,12 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
-        with saying_what_ended():
-            args = build_parser().parse_args(argv)
-            _check_encoding(sys.getfilesystemencoding())
-            code = args.run(args)
-            sys.stdout.flush()
-            return code
+        args = build_parser().parse_args(argv)
+        _check_encoding(sys.getfilesystemencoding())
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
     except DataError as error:
         print(f"softshard: {error}", file=sys.stderr)
         return EXIT_BAD_DATA
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"softshard: {error}", file=sys.stderr)
         return EXIT_WRONG_CALL
     except KeyboardInterrupt:
-        print(f"softshard: interrupted. {KEPT}", file=sys.stderr)
+        print(f"softshard: interrupted. {_KEPT}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except OSError as error:  # no permission, no space, a file where a folder is expected
         if isinstance(error, BrokenPipeError) and reader_has_gone(error):

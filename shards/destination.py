@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from .errors import UsageError
+from .errors import UsageError, naming
 from .files import LOCK_NAME, TEMPORARY_SUFFIX, hold_folder, split_url, write_atomically
 from .retries import http_status, patiently
 from .schema import LISTING_NAME, PLAN_NAME
@@ -124,11 +124,14 @@ def write_file(path: str | Path, data: bytes) -> None:
     """Write a small file to a path or any fsspec URL; it appears whole, in a folder that is made where it is missing.
 
     Raises:
-        UsageError: see `open_destination`.
+        UsageError: see `open_destination`; or a file stands where the folder should be.
     """
     folder, name = split_url(path)
     target = open_destination(folder)
-    target.make()
+    try:
+        target.make()
+    except UsageError as error:
+        raise UsageError(f"{public_name(str(path))}: cannot be written: {error}") from None
     target.write(name, data)
 
 
@@ -155,10 +158,10 @@ class LocalDestination:
 
     def _check_no_file(self) -> None:
         if self.path.is_file():
-            raise UsageError(f"{self.name}: expected a new folder, found a file")
+            raise UsageError(f"{self.name}: expected a folder, found a file")
         if self.path.is_symlink() and not self.path.exists():
             raise UsageError(
-                f"{self.name}: expected a new folder, found a link to {os.readlink(self.path)!r}, which is not there. Make "
+                f"{self.name}: expected a folder, found a link to {os.readlink(self.path)!r}, which is not there. Make "
                 "that folder, or remove the link"
             )
 
@@ -189,7 +192,7 @@ class LocalDestination:
         return (self.path / name).is_file()
 
     def read(self, name: str, limit: int) -> bytes:
-        with open(self.path / name, "rb") as file:
+        with naming(self.path / name), open(self.path / name, "rb") as file:
             return within_limit(read_at_most(file, limit), limit, str(self.path / name))
 
     def write(self, name: str, data: bytes) -> None:

@@ -19,6 +19,7 @@ from .files import table_rows
 from .gather import key_hashes
 from .score_file import read_scores
 from .storage import public_name
+from .text_limits import shortened
 
 _MAX_BYTES = 2**33
 _MAX_PROBLEMS = 20
@@ -103,7 +104,7 @@ def _of_table(lines: Iterator[tuple[int, list[str]]], where: str) -> Difficulty:
     if not {"key", "probability"} <= set(columns) or has_halves != ("trained_on" in columns):
         raise DataError(
             f"{where}: line {number}: expected the columns key and score, and both half and trained_on or neither, "
-            f"found {','.join(header)[:80]!r}"
+            f"found {shortened(repr(','.join(header)), 80)}"
         )
     values: dict[str, float] = {}
     problems: list[str] = []

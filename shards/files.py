@@ -51,8 +51,8 @@ def read_limited(url: str, limit: int) -> bytes:
         FileNotFoundError: it is not there.
         DataError: it is larger than `limit` bytes, or its server is away.
     """
-    # Not by fsspec, to which a folder `a::b` is one file system inside another. `--classes=~/list` comes as it is.
-    storage = open_storage(os.path.expanduser(url))
+    # Not by fsspec, to which a folder `a::b` is one file system inside another.
+    storage = open_storage(url)
     if storage.remote:
         data = storage.read("", 0, None, limit)
     else:

@@ -232,8 +232,10 @@ def _checked_shard(
             index = _checked_index(dataset, manifest, record, missing)
             paths = Names()
     except OSError as error:
-        found = "none" if isinstance(error, FileNotFoundError) else error.strerror
-        raise DataError(f"{missing}: expected a file of the data set, found {found}") from error
+        found = "none" if isinstance(error, FileNotFoundError) else error.strerror or error
+        raise DataError(
+            f"{missing}: expected a file of the data set, found {found}. Run: softshard verify {dataset_name(dataset)}"
+        ) from error
     offsets, lengths, kept_bytes = _extents(index, drop, record.name)
     return _ShardRows(shard, offsets, lengths, kept_bytes, key_hashes(index.keys), paths)
 

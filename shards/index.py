@@ -11,7 +11,6 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
@@ -51,16 +50,6 @@ class ShardIndex:
     def column(self, suffix: str) -> int:
         """The column of a component in `offsets` and `sizes`."""
         return self.suffixes.index(suffix)
-
-
-def scan_tar(path: Path) -> list[Member]:
-    """List a tar's members without reading their data.
-
-    Raises:
-        DataError: see `tar_members`.
-    """
-    with open(path, "rb") as file:
-        return list(tar_members(file, path.name))
 
 
 def tar_headers(file: BinaryIO, where: str) -> Iterator[tarfile.TarInfo]:

@@ -147,7 +147,8 @@ def import_label_maps(
                 bar.update(num)
                 _check_halves(source, counts)
                 if len(counts.bad) > limit:
-                    raise DataError(too_many(counts.bad, limit, target, "label map", ""))
+                    mend = "Mend or remove them and run again"
+                    raise DataError(too_many(counts.bad, limit, target, "label map", mend))
         counts.bad.sort(key=lambda item: item.path)
         write_ledger(target, counts.bad)
         target.remove_leftovers()

@@ -21,6 +21,7 @@ from .progress import progress_bar
 from .schema import LMAP, MAX_MANIFEST_BYTES, SIDE_NAME
 from .shard_files import dataset_name, dataset_path
 from .teacher_info import LabelMapInfo, label_maps_problem
+from .text_limits import counted
 from .writer import ShardRecord
 
 SIDE_FORMAT = "softshard-label-maps"
@@ -116,10 +117,16 @@ class SideMaps:
                 f"{self.dataset_fingerprint[:12]}. {again}"
             )
         expected = [(shard.name, shard.samples) for shard in source.shards]
-        if [(shard.name, shard.samples) for shard in self.shards] != expected:
+        found = [(shard.name, shard.samples) for shard in self.shards]
+        if found != expected:
+            others = [pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]]
+            told = f"{len(found):,}"
+            if len(found) == len(expected):
+                (name, samples), (wanted, num_wanted) = others[0]
+                told = f"{name!r} of {counted(samples, 'sample')} for {wanted!r} of {num_wanted:,}"
             raise DataError(
-                f"{where}: expected side shards named like the {len(expected)} shards of {beside}, with as many samples, "
-                f"found {len(self.shards)} others; {SIDE_NAME} is damaged. {again}"
+                f"{where}: expected side shards named like the {counted(len(expected), 'shard')} of {beside}, with as many "
+                f"samples, found {told}; {SIDE_NAME} is damaged. {again}"
             )
 
 

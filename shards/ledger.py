@@ -24,7 +24,7 @@ def too_many(
     limit: int,
     destination: Destination,
     what: str = "input",
-    again: str = " with --retry-bad",
+    mend: str = "Mend them in place and run again with --retry-bad",
 ) -> str:
     """Write the ledger of a run that stops, and say why it does.
 
@@ -33,13 +33,13 @@ def too_many(
         limit: how many may be.
         destination: where the run writes.
         what: one of them is.
-        again: how to run again once they are mended.
+        mend: what to do about them.
     """
     write_ledger(destination, bad)
     shown = "; ".join(f"{item.reason} [{item.kind}]" for item in bad[:5])
     return (
         f"{destination.name}: expected at most {counted(limit, f'bad {what}')}, found {len(bad):,}: {shown}; all are in "
-        f"{destination.name}/{LEDGER_NAME}. Mend them in place and run again{again}, or run again with a larger "
+        f"{destination.name}/{LEDGER_NAME}. {mend}, or run again with a larger "
         "--max-bad to go on without them"
     )
 

@@ -25,6 +25,7 @@ from .schema import (
     TIMM_INFO_NAME,
     TREE_NAME,
 )
+from .shard_files import dataset_path
 from .soft_labels import SoftLabelInfo
 from .storage import is_remote, public_name
 from .teacher_info import LabelMapInfo, TeacherInfo
@@ -207,7 +208,7 @@ def load_sidecar(dataset: str | Path, manifest: Manifest) -> np.ndarray:
     Raises:
         DataError: missing, or of another shape than the manifest says; or its server is away.
     """
-    url = join_url(dataset, CLASSES_NAME)
+    url = join_url(dataset_path(dataset), CLASSES_NAME)
     where = public_name(url)
     try:
         # Not np.load, which would open an archive too.

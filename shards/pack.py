@@ -21,9 +21,9 @@ import numpy as np
 
 from .classes import class_list_sha256
 from .destination import Destination, LocalDestination, RemoteDestination, open_destination
+from .earlier_plan import check_earlier_plan, told
 from .engine_local import run_locally
 from .errors import DataError, UsageError, check_choice
-from .files import canonical_json
 from .ledger import bad_limit, too_many, write_ledger
 from .listing import Listing
 from .listing_file import KeptListing
@@ -176,7 +176,7 @@ def _settle_plan(
             "samples_per_shard": samples_per_shard,
             "map_shape": job.map_shape,
             "pixel_stack": dict(job.pixel_stack),
-            "options": _told(options, plan, tree),
+            "options": told(options, plan, tree),
             "samples": {split.name: len(split) for split in plan.splits},
             "dropped": [list(item) for item in plan.dropped],
         }
@@ -185,66 +185,7 @@ def _settle_plan(
     earlier = settle_plan(destination, content)
     if earlier is None:
         return samples_per_shard
-    return _check_earlier_plan(destination.name, earlier, plan, job, _told(options, plan, tree))
-
-
-def _told(options: PackOptions, plan: Plan, tree: LabelTree | None) -> dict[str, Any]:
-    """What the plan depends on, so that a run with another plan can be told what is different."""
-    return {
-        **options.to_json(),
-        "tree": tree.fingerprint[:12] if tree else None,
-        "class list": class_list_sha256(plan.class_names)[:12],
-        "images": plan.num_samples,
-    }
-
-
-def _check_earlier_plan(where: str, content: bytes, plan: Plan, job: Job, told: Mapping[str, Any]) -> int:
-    """Compare the plan of an earlier run with ours; returns its samples of a shard."""
-    try:
-        earlier = json.loads(content)
-        plan_sha256, earlier_stack = earlier["sha256"], earlier["pixel_stack"]
-        samples_per_shard, map_shape = int(earlier["samples_per_shard"]), earlier["map_shape"]
-        if samples_per_shard < 1 or not isinstance(plan_sha256, str):
-            raise ValueError(f"{samples_per_shard} samples per shard of plan {plan_sha256!r}")
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise DataError(
-            f"{where}/{PLAN_NAME}: expected the plan of an earlier run, found: {error!r}; it is damaged. "
-            "Pack into a new folder"
-        ) from error
-    if plan_sha256 != plan.sha256:
-        before = earlier.get("options")
-        before = before if isinstance(before, dict) else {}
-        now = json.loads(canonical_json(told))
-        changes = [
-            _told_change(name.replace("_", "-"), before.get(name), now.get(name))
-            for name in before | now  # not all are in both: options that are not given are not told
-            if before.get(name) != now.get(name)
-        ]
-        changed = "; ".join(changes) or "files of the source have other names"
-        raise UsageError(
-            f"{where}: expected the plan {plan.sha256[:12]} of this source and these options, "
-            f"found {plan_sha256[:12]} of an earlier run: {changed}. Give the same again, or pack into a new folder"
-        )
-    if earlier_stack != dict(job.pixel_stack):
-        raise UsageError(
-            f"{where}: expected the pixel stack {earlier_stack} of the earlier run, found "
-            f"{dict(job.pixel_stack)}; the bytes would differ. Install those versions, or pack into a new folder"
-        )
-    if map_shape != (list(job.map_shape) if job.map_shape else None):
-        raise UsageError(
-            f"{where}: expected label maps of [K, P, Q] {map_shape} as in the earlier run, found "
-            f"{list(job.map_shape or ())}. Give the same maps, or pack into a new folder"
-        )
-    return samples_per_shard
-
-
-def _told_change(name: str, before: Any, now: Any) -> str:
-    """An option that changed, in words; of a file, whose hash it is, or a record of many fields no more than that."""
-    if before is None or now is None:
-        return f"{name} {'was not given, is' if before is None else 'was given, is not'}"
-    if isinstance(before, dict):
-        return f"{name} was made in another way"
-    return f"{name} was {before}, is {now}"
+    return check_earlier_plan(destination.name, earlier, plan, job, told(options, plan, tree))
 
 
 def _planned_shards(destination: Destination, plan: Plan, samples_per_shard: int) -> list[PlannedShard]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -26,6 +27,7 @@ from .cores import usable_cores
 from .errors import SoftshardError, UsageError
 
 ENGINES = ("local", "ray")  # what work may be spread by: processes of this machine, or Ray
+_NO_SHARED_MEMORY = (errno.ENOENT, errno.EACCES, errno.EROFS, errno.ENOSPC)
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -81,6 +83,7 @@ def in_processes(
 
     Raises:
         SoftshardError: a process died.
+        UsageError: none can be started.
     """
     if workers <= 1:
         for item in items:
@@ -88,15 +91,17 @@ def in_processes(
         return
     # Spawned, not forked: a fork of a process with threads (fsspec's, OpenCV's, a notebook's) can deadlock.
     context = multiprocessing.get_context("spawn")
-    asked_to_stop, ask_to_stop = context.Pipe(duplex=False)
+    try:
+        asked_to_stop, ask_to_stop = context.Pipe(duplex=False)
+    except OSError as error:
+        raise _cannot_start(error) from error
     start = (function, shared, prepare, asked_to_stop)
     try:
         pool = _Processes(workers, mp_context=context, initializer=_start_process, initargs=start)
-    except OSError as error:  # names no file
-        raise UsageError(
-            f"workers: expected to make semaphores, which are files of /dev/shm, found: {error.strerror}. Let /dev/shm be "
-            "there and be written to, or run with --workers 1"
-        ) from error
+    except OSError as error:
+        asked_to_stop.close()
+        ask_to_stop.close()
+        raise _cannot_start(error) from error
     give = _in_order if in_order else _as_they_come
     try:
         yield from give(pool, _call_in_process, items, 2 * workers)
@@ -124,8 +129,26 @@ class _Processes(ProcessPoolExecutor):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return super().submit(*args, **kwargs)
+        except OSError as error:
+            for process in (self._processes or {}).values():  # nobody else would end those that were started
+                process.terminate()
+            raise _cannot_start(error) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _cannot_start(error: OSError) -> UsageError:
+    """Why there are no processes; the error names no file."""
+    found = error.strerror or error
+    if error.errno in _NO_SHARED_MEMORY:
+        return UsageError(
+            f"workers: expected to make semaphores, which are files of /dev/shm, found: {found}. Let /dev/shm be there and "
+            "be written to, or run with --workers 1"
+        )
+    return UsageError(
+        f"workers: expected to start processes, found: {found}. Raise ulimit -n (open files) or -u (processes), or run "
+        "with --workers 1"
+    )
 
 
 def _in_order(
@@ -157,7 +180,8 @@ def _as_they_come(
 # Of a process that was started.
 _call: Callable[[Any], Any]
 _is_calling = False
-_is_stopping = False
+_is_stopping = False  # no call begins
+_has_raised = False
 
 
 def _start_process(
@@ -178,20 +202,24 @@ def _start_process(
 
 def _stop(number: int, frame: object) -> None:
     """End the call that runs, once: it cleans up. A process that waits for one has nothing to say."""
-    global _is_stopping
-    was_stopping, _is_stopping = _is_stopping, True
-    if _is_calling and not was_stopping:
+    global _is_stopping, _has_raised
+    _is_stopping = True
+    if _is_calling and not _has_raised:
+        _has_raised = True
         raise KeyboardInterrupt
 
 
 def _end_with_parent(asked_to_stop: Connection) -> None:
     """Stop when the parent asks, and end with it: a process whose parent was killed would wait for ever, and write beside
-    the run that continues.
+    the run that continues. Where SIGINT is ignored, as in a shell's background, the call that runs is the last.
     """
+    global _is_stopping
     parent = multiprocessing.parent_process()
     if parent is not None:
         if parent.sentinel not in wait_for([parent.sentinel, asked_to_stop]):
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            _is_stopping = True
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         parent.join()
         os._exit(1)
 

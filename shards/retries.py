@@ -55,7 +55,7 @@ def patiently(
         StorageError: it says no for another reason, or says nothing for that long.
     """
     patience_s = PATIENCE_S if patience_s is None else patience_s
-    start = time.monotonic()
+    start = patient_from = time.monotonic()
     wait_s = _FIRST_WAIT_S
     num_calls = 0
     while True:
@@ -70,15 +70,15 @@ def patiently(
             if is_final(error):
                 kind = RefusedError if _is_refused(error) else StorageError
                 raise kind(failure(where, error, done)) from None
-            waited_s = time.monotonic() - start
-            if waited_s >= patience_s > 0 and num_calls == 1:
-                start = (
-                    time.monotonic()
-                )  # one call took all of it, as where the process was stopped meanwhile
-            elif waited_s >= patience_s:
+            now = time.monotonic()
+            if now - patient_from >= patience_s > 0 and num_calls == 1:
+                # One call took all of it, as where the process was stopped meanwhile.
+                patient_from = now
+            elif now - patient_from >= patience_s:
+                tried = f"{num_calls} times in {now - start:.0f} s"
                 raise StorageError(
-                    f"{failure(where, error, done)}; tried {num_calls} times in {waited_s:.0f} s{_address_of(where)}, the "
-                    "server is away. What is finished is kept: run the same command again to continue"
+                    f"{failure(where, error, done)}; tried {tried}{_address_of(where)}, the server is away. What is "
+                    "finished is kept: run the same command again to continue"
                 ) from None
         (sleep or time.sleep)(min(wait_s, patience_s) * random.uniform(0.5, 1.0))
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)

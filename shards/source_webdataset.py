@@ -119,12 +119,17 @@ def _manifest_classes(storage: Storage, below: str) -> tuple[str, ...] | None:
         return None
     url = join_url(storage.root, below + MANIFEST_NAME)
     data, where = read_limited(url, MAX_MANIFEST_BYTES), public_name(url)
-    if data.lstrip(b"{ \n").startswith(f'"format": "{FORMAT_NAME}"'.encode()):  # as `Manifest.save` begins it
-        return Manifest.from_json(parse_json(data, where), where).class_names
     try:
-        return Manifest.from_json(json.loads(data), where).class_names
-    except (DataError, ValueError, RecursionError):
+        content = parse_json(data, where)
+    except DataError:
+        if data.lstrip(b"{ \n").startswith(
+            f'"format": "{FORMAT_NAME}"'.encode()
+        ):  # as `Manifest.save` begins it
+            raise
         return None
+    if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
+        return None
+    return Manifest.from_json(content, where).class_names
 
 
 def _list_tar(

@@ -99,7 +99,7 @@ def _component_bytes(dataset: str | Path, manifest: Manifest) -> dict[str, int]:
         try:
             text = read_index(dataset, record, len(manifest.components))
         except OSError as error:
-            found = "none" if isinstance(error, FileNotFoundError) else error.strerror
+            found = "none" if isinstance(error, FileNotFoundError) else error.strerror or error
             raise DataError(
                 f"{name}: expected the index of {record.name}, found {found}. "
                 f"Run: softshard verify {dataset_name(dataset)}"

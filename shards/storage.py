@@ -112,14 +112,15 @@ def open_storage(source: str | Path) -> Storage:
 def read_at_most(file: BinaryIO, limit: int) -> bytes:
     """All of an open local file; of one that is longer than `limit`, limit + 1 bytes.
 
-    CPython first allocates as much as it is asked for, so that it is asked for no more than there is; of a pipe, which
-    does not say how much that is, in pieces.
+    CPython first allocates as much as it is asked for, so that it is asked for no more than there is, once; a pipe does
+    not say how much that is, and a file may have grown.
     """
-    num_bytes = os.fstat(file.fileno()).st_size or _PIPE_BYTES
+    wanted = os.fstat(file.fileno()).st_size + 1
     pieces, left = [], limit + 1
-    while left > 0 and (piece := file.read(min(left, num_bytes + 1))):
+    while left > 0 and (piece := file.read(min(left, wanted))):
         pieces.append(piece)
         left -= len(piece)
+        wanted = _PIPE_BYTES
     return b"".join(pieces)
 
 
@@ -232,7 +233,7 @@ class RemoteStorage:
             extra = _EXTRAS[protocol]
             module = ImportError(str(error), name=error.name or _MODULES[extra])
             raise MissingExtraError(f"a {protocol}:// address", extra, module) from error
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # the latter of arguments that a protocol wants
             if "Must provide either" in str(error):  # adlfs, which wants some before it is asked for anything
                 raise UsageError(
                     f"{self.name}: expected credentials{credentials_of(url)}, found none"

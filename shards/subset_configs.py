@@ -49,8 +49,8 @@ def shortage(counts: np.ndarray, wanted: int) -> str:
     if not few:
         return ""
     return (
-        f"{few:,} of {counted(len(counts), 'class')} with fewer than {wanted:,} images (the smallest "
-        f"{int(counts.min()):,}, the largest {int(counts.max()):,}): {_REMEDY}"
+        f"{few:,} of {counted(len(counts), 'class')} {'has' if few == 1 else 'have'} fewer than {wanted:,} images "
+        f"(the smallest {int(counts.min()):,}, the largest {int(counts.max()):,}): {_REMEDY}"
     )
 
 
@@ -68,7 +68,7 @@ def imagenet_shortage(sizes: Sequence[int], wanted: int) -> str:
         return ""
     return (
         f"ImageNet has {fewest:,} to {most:,} images a class for training: {surely:,} of "
-        f"{counted(len(sizes), 'class')} with fewer than {wanted:,}, maybe {maybe - surely:,} more: {_REMEDY}"
+        f"{counted(len(sizes), 'class')} have fewer than {wanted:,}, maybe {maybe - surely:,} more: {_REMEDY}"
     )
 
 

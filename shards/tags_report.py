@@ -49,7 +49,15 @@ class TagsReport:
         """The report for a program; the same for any number of processes."""
         stats = self.stats
         values: dict[str, Any] = {
-            **{name: value for name, value in vars(self).items() if name not in ("chosen", "stats")},
+            "read": self.read,
+            "images": self.images,
+            "duplicates": self.duplicates,
+            "bad_rows": self.bad_rows,
+            "no_text": self.no_text,
+            "validation": self.validation,
+            "fields_cut": self.fields_cut,
+            "vocabulary": self.vocabulary,
+            "vocabulary_file": self.vocabulary_file,
             "coverage": self.coverage,
             "tags_per_image": stats.tags / max(1, self.images),
             "share_of_candidates_kept": stats.candidates_kept / max(1, stats.candidates),

@@ -27,7 +27,7 @@ def summary(tree: LabelTree) -> str:
         f"parents {tree.rule.parents}, inner {tree.rule.inner}, from {tree.rule.source}",
         f"{counted(len(tree.classes), 'class')}: {tree.num_listed:,} listed, "
         f"{counted(len(tree.classes) - tree.num_listed, 'inner node')}",
-        f"{counted(len(kept), 'level')} of {' '.join(map(str, kept))} classes",
+        f"{counted(len(kept), 'level')} of {_classes(kept)}",
         f"fingerprint {tree.fingerprint}",
     ]
     if len(tree.other_parents):
@@ -37,8 +37,12 @@ def summary(tree: LabelTree) -> str:
             f"label vectors [{tree.num_paths}, {tree.num_levels}]",
         )
     if cut:
-        lines.insert(3, f"levels left out: {' '.join(map(str, cut))} classes")
+        lines.insert(3, f"levels left out: {_classes(cut)}")
     return "\n".join(lines)
+
+
+def _classes(sizes: Sequence[int]) -> str:
+    return f"{' '.join(map(str, sizes))} {'class' if list(sizes) == [1] else 'classes'}"
 
 
 def find(tree: LabelTree, name: str) -> list[int]:

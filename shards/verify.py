@@ -122,8 +122,13 @@ def verify(dataset: str | Path, *, decode: bool = False, workers: int | None = N
     for folder in folders:
         try:
             manifest = Manifest.load(folder)
-        except (DataError, OSError) as error:
+        except DataError as error:
             report.problems.append(str(error))
+        except OSError as error:
+            report.problems.append(
+                f"{dataset_name(inside(folder, MANIFEST_NAME))}: expected a file that can be read, found: "
+                f"{error.strerror or error}. Copy it again, or pack again"
+            )
         else:
             _verify_folder(folder, manifest, only, decode, workers, report)
     return report

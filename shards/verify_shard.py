@@ -104,7 +104,8 @@ def check_shard(expected: Expected, shard: ShardToCheck) -> ShardFindings:
         )
     except OSError as error:  # a disk that has begun to fail, say: the other shards are checked all the same
         findings.problems.append(
-            f"{expected.where(record.name)}: expected a shard that can be read, found: {error.strerror or error}"
+            f"{expected.where(record.name)}: expected a shard that can be read, found: {error.strerror or error}. Copy it "
+            "again, or pack again"
         )
     except DataError as error:  # the server is away
         findings.problems.append(str(error))
@@ -163,7 +164,9 @@ def _check_idx(
         problems.append(f"{name}: expected the shard's index, found none. Copy it again, or pack again")
         return
     except OSError as error:
-        problems.append(f"{name}: expected an index that can be read, found: {error.strerror or error}")
+        problems.append(
+            f"{name}: expected an index that can be read, found: {error.strerror or error}. Copy it again, or pack again"
+        )
         return
     except DataError as error:
         problems.append(str(error))

@@ -78,7 +78,12 @@ class WeighOptions:
 
     def to_json(self) -> dict[str, Any]:
         """What decides the weights."""
-        return {name: value for name, value in vars(self).items() if name != "max_bad"}
+        return {
+            "temperature": self.temperature,
+            "threshold": self.threshold,
+            "top": self.top,
+            "normalise": self.normalise,
+        }
 
 
 @dataclass(frozen=True)

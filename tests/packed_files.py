@@ -6,6 +6,7 @@ import shutil
 import msgpack
 
 from softshard.shards import Manifest, ShardWriter, read_shard
+from softshard.shards.index import tar_members
 
 
 def files(folder):
@@ -20,6 +21,12 @@ def files(folder):
 def samples(folder):
     """key -> components of every sample, in the order of the shards."""
     return {sample.key: sample.parts for path in sorted(folder.glob("*.tar")) for sample in read_shard(path)}
+
+
+def scan_tar(path):
+    """A tar's members, without their data."""
+    with open(path, "rb") as file:
+        return list(tar_members(file, path.name))
 
 
 def fields_by_path(folder):

@@ -19,7 +19,6 @@ from waiting import LONG_S
 
 from softshard.shards.cli import build_parser, main
 from softshard.shards.cli_help import commands_of
-from softshard.shards.stop_signals import saying_what_ended
 
 LEAVES = sorted(
     name
@@ -210,23 +209,25 @@ def test_interrupted_while_the_commands_are_imported_is_no_other(monkeypatch, ca
     assert capsys.readouterr().err.startswith("softshard: interrupted. ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_command_with_a_line_that_says_so(number):
-    """And a process that it has forked without one."""
-    code = f"""if True:
-        import os
+def test_sigterm_ends_a_command_at_once_whatever_it_waits_for():
+    """A handler in Python would wait for the end of a call in C (DALI, torch), and for a reader of a full pipe."""
+    code = """if True:
+        import ctypes
         from softshard.shards import cli
 
         def run(args):
-            if child := os.fork():
-                os.waitpid(child, 0)
-            os.kill(os.getpid(), {int(number)})
+            print("waits", flush=True)
+            ctypes.PyDLL(None).sleep(60)  # with the GIL
 
         cli._run_pack = run
         cli.main(["pack", "photos", "shards"])"""
-    done = subprocess.run([sys.executable, "-c", code], timeout=LONG_S, capture_output=True, text=True)
-    assert done.returncode == -number
-    assert re.fullmatch(f"softshard: ended by {number.name}. What is finished is kept: .*\\n", done.stderr)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as run:
+        try:
+            assert run.stdout.readline() == b"waits\n"
+            run.terminate()
+            assert run.wait(LONG_S) == -signal.SIGTERM
+        finally:
+            run.kill()
 
 
 def test_a_locale_without_utf_8_is_refused(places, tmp_path):
@@ -238,23 +239,6 @@ def test_a_locale_without_utf_8_is_refused(places, tmp_path):
     assert done.returncode == 2
     assert "expected names of files in UTF-8, found the locale's encoding 'ascii'" in done.stderr
     assert not (tmp_path / "new").exists()
-
-
-def test_signals_are_left_to_whoever_has_them_already():
-    """nohup ignores SIGHUP; a trainer of one's own may catch SIGTERM."""
-    mine = (lambda number, frame: None, signal.SIG_IGN)
-    before = [signal.signal(*pair) for pair in zip((signal.SIGTERM, signal.SIGHUP), mine, strict=True)]
-    found = []
-    try:
-        with saying_what_ended():
-            found = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
-    finally:
-        for number, handler in zip((signal.SIGTERM, signal.SIGHUP), before, strict=True):
-            signal.signal(number, handler)
-    assert found == list(mine)
-    with saying_what_ended():
-        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, *mine)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_no_permission_and_no_space_are_a_call_that_cannot_be_done(places, monkeypatch, capsys):

@@ -17,8 +17,8 @@ from softshard.loaders.augment_text import parse_augment
 from softshard.loaders.state import bad_samples, check_state
 from softshard.loaders.tar_index import TarIndex, index_tar, split_braces
 from softshard.shards.destination import open_destination
+from softshard.shards.earlier_plan import check_earlier_plan
 from softshard.shards.listing_file import KeptListing
-from softshard.shards.pack import _check_earlier_plan
 from softshard.shards.receipts import read_receipts
 from softshard.shards.schema import LISTING_NAME
 from softshard.shards.similarities import Measures
@@ -59,7 +59,7 @@ def _plan(data: bytes, folder: Path) -> None:
     plan = json.loads(whole.packed().run["plan.json"])
     job = SimpleNamespace(pixel_stack=plan["pixel_stack"], map_shape=whole.MAP_SHAPE)
     ours: Any = SimpleNamespace(sha256=plan["sha256"])
-    _check_earlier_plan("plan.json", data, ours, job, plan["options"])  # pyright: ignore[reportArgumentType]
+    check_earlier_plan("plan.json", data, ours, job, plan["options"])  # pyright: ignore[reportArgumentType]
 
 
 def _listing(data: bytes, folder: Path) -> None:

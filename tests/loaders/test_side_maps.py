@@ -150,8 +150,12 @@ def test_side_shards_of_another_data_set_are_refused(packed, packed_plain, bare,
     shutil.copytree(side, tmp_path / "forged")
     content = json.loads((side / SIDE_NAME).read_text())
     (tmp_path / "forged" / SIDE_NAME).write_text(json.dumps({**content, "shards": content["shards"][:-1]}))
+    with pytest.raises(DataError, match=r"expected side shards named like the 9 shards of .*, found 8;"):
+        Loader(bare, side=tmp_path / "forged", targets="relabel", **OPTIONS)
+    content["shards"][1]["samples"] += 1
+    (tmp_path / "forged" / SIDE_NAME).write_text(json.dumps(content))
     with pytest.raises(
-        DataError, match=r"expected side shards named like the 9 shards of .*, found 8 others"
+        DataError, match=r"samples, found '.*-000001\.tar' of \d+ samples for '.*1\.tar' of \d+;"
     ):
         Loader(bare, side=tmp_path / "forged", targets="relabel", **OPTIONS)
 

@@ -125,15 +125,15 @@ def test_too_few_images_are_told_with_what_helps():
     assert "fewer of 1 (a 4). Take groups of classes" in too_few(np.array([4, 6]), "ab", 5)
     assert shortage(np.array([5, 6]), 5) == ""
     assert shortage(np.array([1300, 732]), 5000).startswith(
-        "2 of 2 classes with fewer than 5,000 images (the smallest 732, the largest 1,300): group classes"
+        "2 of 2 classes have fewer than 5,000 images (the smallest 732, the largest 1,300): group classes"
     )
 
 
 def test_what_imagenets_classes_lack_is_known_without_its_images():
     assert imagenet_shortage([1] * 200, 500) == ""
     assert imagenet_shortage([7] * 20, 5000) == ""
-    assert "0 of 100 classes with fewer than 1,000, maybe 100 more" in imagenet_shortage([1] * 100, 1000)
-    assert "1 of 3 classes with fewer than 5,000, maybe 1 more" in imagenet_shortage([1, 4, 7], 5000)
+    assert "0 of 100 classes have fewer than 1,000, maybe 100 more" in imagenet_shortage([1] * 100, 1000)
+    assert "1 of 3 classes have fewer than 5,000, maybe 1 more" in imagenet_shortage([1, 4, 7], 5000)
 
 
 def test_the_named_configurations_are_those_of_the_study():

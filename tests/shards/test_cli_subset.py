@@ -73,7 +73,7 @@ def test_few_images_and_a_small_validation_set_are_told(tmp_path, packed, capsys
         "classes", packed, "--method", "groups", "-n", 1, "-m", 500, "--json", "-o", tmp_path / "s.json"
     )
     out, err = capsys.readouterr()
-    assert "1 of 1 class with fewer than 500 images (the smallest 13, the largest 13)" in err
+    assert "1 of 1 class has fewer than 500 images (the smallest 13, the largest 13)" in err
     assert "the validation set has 3 images of 1 class, fewer than 10,000" in err
     told = json.loads(out)
     assert (told["classes"]["num"], told["groups"]) == (
@@ -88,7 +88,7 @@ def test_what_a_class_list_cannot_tell_is_said(tmp_path, capsys):
     run_subset(
         "classes", "imagenet-1k", "--method", "random", "--config", "20x5000", "-o", tmp_path / "s.json"
     )
-    assert "20 of 20 classes with fewer than 5,000, maybe 0 more: group classes" in capsys.readouterr().err
+    assert "20 of 20 classes have fewer than 5,000, maybe 0 more: group classes" in capsys.readouterr().err
     (tmp_path / "list.txt").write_text("dog\noak\n")
     run_subset(
         "classes", tmp_path / "list.txt", "--method", "random", "-n", 1, "-m", 5, "-o", tmp_path / "s.json"

@@ -8,7 +8,7 @@ import pytest
 from packed_files import files
 
 from softshard.shards import DataError, StorageError, UsageError, pack
-from softshard.shards.destination import LocalDestination, RemoteDestination, open_destination
+from softshard.shards.destination import LocalDestination, RemoteDestination, open_destination, write_file
 from softshard.shards.pack import PackOptions
 
 
@@ -58,6 +58,14 @@ def test_a_large_limit_takes_no_memory(tmp_path):
     (tmp_path / "empty").touch()
     assert destination.read("a.json", 2**60) == b"four"
     assert destination.read("empty", 2**60) == b""
+
+
+def test_a_file_below_a_file_is_refused_by_its_name(tmp_path):
+    (tmp_path / "list").touch()
+    with pytest.raises(
+        UsageError, match=r"list/a\.json: cannot be written: .*/list: expected a folder, found a file"
+    ):
+        write_file(tmp_path / "list" / "a.json", b"{}")
 
 
 def test_create_writes_once(destination):

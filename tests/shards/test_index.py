@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed_files import scan_tar
 
 from softshard.shards import DataError, ShardWriter, read_shard
 from softshard.shards.index import (
@@ -16,7 +17,6 @@ from softshard.shards.index import (
     format_index,
     padded,
     parse_index,
-    scan_tar,
     tar_members,
 )
 

@@ -241,7 +241,9 @@ def test_too_many_bad_files_stop_the_run_and_all_are_listed(source, tmp_path, ca
     for number in range(11):
         (source / f"bad{number:02}.pt").write_bytes(b"no tensor")
     assert main(["maps", "import", str(source), str(tmp_path / "maps")]) == 1
-    assert "expected at most 10 bad label maps, found 11" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "expected at most 10 bad label maps, found 11" in err
+    assert "bad.jsonl. Mend or remove them and run again, or run again with a larger --max-bad" in err
     assert len(ledger(tmp_path / "maps")) == 11
     assert main(["maps", "import", str(source), str(tmp_path / "maps"), "--max-bad", "0.7", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)

@@ -38,6 +38,12 @@ def test_a_folder_may_be_called_what_fsspec_takes_for_a_chain_of_urls(packed_onc
     assert Manifest.load(tmp_path / "a::b") == Manifest.load(packed_once / "train")
 
 
+def test_a_folder_below_one_s_home_is_found_by_all_that_read_it(packed_once, monkeypatch):
+    monkeypatch.setenv("HOME", str(packed_once))
+    manifest = Manifest.load("~/train")
+    assert len(load_sidecar("~/train", manifest)) == manifest.num_samples
+
+
 def test_a_manifest_reads_from_a_url(packed_once):
     import fsspec
 

@@ -107,11 +107,11 @@ def test_a_web_server_is_not_written_to(source, options):
 
 def test_a_file_in_the_place_of_the_destination_is_refused(source, tmp_path, options):
     (tmp_path / "set").touch()
-    with pytest.raises(UsageError, match="set: expected a new folder, found a file"):
+    with pytest.raises(UsageError, match="set: expected a folder, found a file"):
         pack(source, tmp_path / "set", options)
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(
-        UsageError, match="link: expected a new folder, found a link to 'nowhere', which is not there"
+        UsageError, match="link: expected a folder, found a link to 'nowhere', which is not there"
     ):
         pack(source, tmp_path / "link", options)
 

@@ -147,19 +147,21 @@ def test_a_worker_that_dies_is_reported_with_what_to_do(held_run):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "told"),
     [
-        {"image": ImageRecipe(17)},
-        {"image": ImageRecipe(16, quality=91)},
-        {"shard_samples": 5},
-        {"shard_samples": None},
-        {"seed": 1},
-        {"val_per_class": 2},
-        {"val_split": "lexical"},
+        ({"image": ImageRecipe(17)}, "size was 16, is 17"),
+        ({"image": ImageRecipe(16, quality=91)}, "quality was 90, is 91"),
+        ({"shard_samples": 5}, "shard-samples was 4, is 5"),
+        ({"shard_samples": None}, "shard-samples was 4, is the default"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"val_per_class": 2}, "val-per-class was 1, is 2"),
+        ({"val_split": "lexical"}, "val-split was hash, is lexical"),
     ],
 )
-def test_a_changed_option_into_the_same_folder_is_refused(source, finished, finished_once, options, change):
-    with pytest.raises(UsageError, match=r"of an earlier run: .* was .*, is .*\. Give the same again, or"):
+def test_a_changed_option_into_the_same_folder_is_refused(
+    source, finished, finished_once, options, change, told
+):
+    with pytest.raises(UsageError, match=rf"of an earlier run: {told}\. Give the same again, or"):
         pack(source, finished, replace(options, **change), workers=1)
     assert files(finished) == files(finished_once)
 

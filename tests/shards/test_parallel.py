@@ -33,6 +33,27 @@ if __name__ == "__main__":
         sys.exit(130)
 """
 
+IGNORING = """
+import signal, sys, time
+from pathlib import Path
+from softshard.shards import parallel
+
+def call(folder, item):
+    if item:
+        Path(folder, f"begun-{item}").touch()
+        end = time.monotonic() + 10
+        while not parallel._is_stopping and time.monotonic() < end:
+            time.sleep(0.01)
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as `nohup` and `&` of a script do
+    calls = parallel.in_processes(call, sys.argv[1], range(9), 2)
+    next(calls)
+    while len(list(Path(sys.argv[1]).glob("begun-*"))) < 2:
+        time.sleep(0.01)
+    calls.close()
+"""
+
 
 def test_without_shared_memory_it_is_said_what_is_missing(monkeypatch):
     def read_only(*_, **__):
@@ -41,6 +62,32 @@ def test_without_shared_memory_it_is_said_what_is_missing(monkeypatch):
     monkeypatch.setattr("softshard.shards.parallel._Processes", read_only)
     with pytest.raises(UsageError, match=r"files of /dev/shm, found: Read-only file system\. .* --workers 1"):
         list(in_processes(print, None, [1], 2))
+
+
+@pytest.mark.parametrize("most", [5, 10, 20])
+def test_without_files_to_open_it_is_said_how_to_have_more(most):
+    """For the pipe, for the pool, for the second process: the first ends, too."""
+    code = f"""if True:
+        import resource, sys
+        from softshard.shards.errors import UsageError
+        from softshard.shards.parallel import in_processes
+        resource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most}))
+        try:
+            list(in_processes(print, None, range(8), 8))
+        except UsageError as error:
+            sys.exit(str(error))"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert done.stderr.startswith(
+        "workers: expected to start processes, found: Too many open files. Raise ulimit -n"
+    )
+
+
+def test_where_ctrl_c_is_ignored_a_closed_one_begins_no_other_calls(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(IGNORING)
+    done = subprocess.run([sys.executable, script, tmp_path], timeout=100, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in tmp_path.glob("begun-*")) == ["begun-1", "begun-2"]
 
 
 @pytest.mark.parametrize(("when", "to_all"), [("importing", True), ("calling", True), ("calling", False)])

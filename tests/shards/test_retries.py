@@ -3,6 +3,7 @@
 import errno
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import ClientConnectionError, ClientPayloadError
@@ -105,6 +106,13 @@ def test_one_call_that_takes_all_patience_is_no_silence():
 
     answer = failing([ConnectionResetError()])
     assert patiently(call, "s3://b/k", patience_s=0.01, sleep=lambda _: None) == b"data"
+
+
+def test_all_of_the_time_is_told(monkeypatch):
+    clock = iter([0, 7, 14])  # seconds: begun, the first call failed, the second
+    monkeypatch.setattr("softshard.shards.retries.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with pytest.raises(StorageError, match="tried 2 times in 14 s"):
+        patiently(failing([ConnectionResetError()] * 9), "s3://b/k", patience_s=7, sleep=lambda _: None)
 
 
 @pytest.mark.parametrize(("error", "final", "status"), [row for row in TABLE if row[1]])

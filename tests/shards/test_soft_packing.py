@@ -146,7 +146,7 @@ def test_another_vocabulary_is_another_plan(web, tmp_path):
     file, _ = web
     pack(file, tmp_path / "dst", unresized(vocabulary=VOCABULARY), workers=1)
     other = Vocabulary(VOCABULARY.tags[:3], (1, 1, 1))
-    with pytest.raises(UsageError, match="vocabulary was"):
+    with pytest.raises(UsageError, match="vocabulary was made in another way"):
         pack(file, tmp_path / "dst", unresized(vocabulary=other), workers=1)
     with pytest.raises(UsageError, match=r"vocabulary was given, is not\. Give the same again"):
         pack(file, tmp_path / "dst", unresized(), workers=1)

@@ -54,6 +54,9 @@ def test_a_damaged_manifest_is_told_and_somebody_else_s_is_none(packed, tmp_path
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"train/manifest\.json: expected JSON, found"):
         open_source(packed / "train")
+    file.write_text('{"version":[1,0],"classes":{},"format":"softshard"}')  # as another program writes it
+    with pytest.raises(DataError, match=r"train/manifest\.json: .*expected a list of class names"):
+        open_source(packed / "train")
     source = write_shards(tmp_path / "source", jpeg, lambda i: {"cls": i % 2})
     (source / "manifest.json").write_text('{"shards": 3}')
     assert open_source(source).class_names == ("0", "1")

@@ -1,6 +1,7 @@
 """Sources behind URLs: a real web server with ranges, memory:// and file://, and what is told of them."""
 
 import errno
+import io
 import os
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ from softshard.shards.classes import load_class_list
 from softshard.shards.files import read_text
 from softshard.shards.shard_files import read_small
 from softshard.shards.sources import open_source
-from softshard.shards.storage import LocalStorage, open_storage, public_name
+from softshard.shards.storage import LocalStorage, open_storage, public_name, read_at_most
 
 
 @pytest.mark.parametrize("form", ["folder", "tars", "whole.tar", "list.csv"])
@@ -78,6 +79,22 @@ def test_a_large_limit_takes_no_memory(tmp_path):
     assert storage.read("a.jpg", 0, None, 2) == b"fou"
 
 
+def test_a_file_is_asked_for_once_as_long_as_it_is(tmp_path):
+    """CPython makes room for as much as it is asked for: twice the file's length where it is asked for that twice."""
+
+    sizes = []
+
+    class Asked(io.FileIO):
+        def read(self, size=-1):
+            sizes.append(size)
+            return super().read(size)
+
+    (tmp_path / "a.bin").write_bytes(bytes(3 << 20))
+    with Asked(tmp_path / "a.bin") as file:
+        assert len(read_at_most(file, 2**40)) == 3 << 20
+    assert sizes == [(3 << 20) + 1, 1 << 20]
+
+
 def test_an_empty_file_has_no_range(serve, tmp_path):
     (tmp_path / "a.jpg").touch()
     assert open_storage(serve(tmp_path)).read("a.jpg", 0, None, 100) == b""
@@ -130,7 +147,8 @@ def test_a_public_name_has_no_password_and_no_query(url, name):
     assert public_name(url) == name
 
 
-@pytest.mark.parametrize("protocol", ["nonsense", "credentials"])  # the latter is no lack of them
+# No lack of credentials; and fsspec's TypeError, of arguments that a URL cannot give.
+@pytest.mark.parametrize("protocol", ["nonsense", "credentials", "reference"])
 def test_an_unknown_protocol_is_a_wrong_call(protocol):
     with pytest.raises(UsageError, match="expected a path or a URL that fsspec knows"):
         open_storage(f"{protocol}://u:p@host/a")
@@ -174,6 +192,7 @@ def test_a_local_path_is_none_of_fsspec_s(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     assert read_text("~/list.txt", 100) == "cat\n"
     assert Path(open_storage("~/list.txt").root) == folder / "list.txt"
+    assert load_class_list("~/list.txt") == ("cat",)
 
 
 def test_a_disk_that_fails_names_the_file(tmp_path, monkeypatch):

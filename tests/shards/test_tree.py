@@ -154,6 +154,8 @@ def test_the_summary_names_rule_levels_and_fingerprint(toy):
         "3 levels of 2 2 3 classes",
         f"fingerprint {toy.fingerprint}",
     ]
+    with pytest.warns(UserWarning, match="class"):
+        assert "\n1 level of 1 class\n" in LabelTree.from_table(["oak"], [("oak", "")]).summary()
     assert "levels left out: 3 classes" in LabelTree.from_table(TOY, TOY_PAIRS, levels=2).summary()
 
 

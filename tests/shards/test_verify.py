@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import simplejpeg
+from packed_files import scan_tar
 
 from softshard.shards import (
     DataError,
@@ -18,7 +19,7 @@ from softshard.shards import (
 )
 from softshard.shards.components import encode_levels
 from softshard.shards.gather import key_hashes
-from softshard.shards.index import build_index, scan_tar
+from softshard.shards.index import build_index
 from softshard.shards.names import Names
 from softshard.shards.verify import _keys_used_again, data_set_folders
 from softshard.shards.verify_shard import Expected, ShardFindings, check_sample
@@ -141,8 +142,15 @@ def test_a_shard_that_cannot_be_read_is_a_problem_and_the_others_are_checked(pac
     (packed / "train" / SHARD).mkdir()
     report = verify(packed / "train")
     (problem,) = report.problems
-    assert problem.endswith(f"{SHARD}: expected a shard that can be read, found: Is a directory")
+    assert problem.endswith(
+        f"{SHARD}: expected a shard that can be read, found: Is a directory. Copy it again, or pack again"
+    )
     assert report.samples > 0
+    (packed / "train" / "manifest.json").unlink()
+    (packed / "train" / "manifest.json").mkdir()
+    (problem,) = verify(packed / "train").problems
+    found = "expected a file that can be read, found: Is a directory. Copy it again, or pack again"
+    assert problem.endswith(f"manifest.json: {found}")
 
 
 def test_an_index_of_another_shard_is_reported(packed):
