@@ -278,7 +278,7 @@ def test_another_run_s_folder_or_a_full_one_is_refused(train, val, tmp_path):
     with pytest.raises(UsageError, match="expected an empty or new folder, found"):
         reshard([train], val)
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UsageError, match="expected a new folder, found a file"):
+    with pytest.raises(UsageError, match="expected a folder, found a file"):
         reshard([train], tmp_path / "file")
 
 
