@@ -62,7 +62,7 @@ from .results import (
     write_summary,
     write_weights,
 )
-from .same_call import STEP, check_same_call, facts_of_call
+from .same_call import STEP, check_same_call, facts_of_call, sha256_of_start
 from .schedule import create_optimizer, create_schedule
 from .start import start_model, with_rate_of_start
 from .step import TrainStep
@@ -247,9 +247,13 @@ def train(
         elif resume:
             say(f"no {checkpoint_path} yet, so the run begins")
         often = {"log_steps": log_steps, "checkpoint_steps": checkpoint_steps}
-        asked = chosen.facts and chosen.facts["sha256"]
-        facts = facts_of_call(recipe, loader, val_loader, model=model, teacher=asked, **{STEP: step}, **often)
-        check_same_call(facts, world_size)
+        if world_size > 1:
+            asked = chosen.facts and chosen.facts["sha256"]
+            continued = None if saved is None else checkpoint_path
+            start = sha256_of_start(plain_model, continued, start_weights is not None)
+            begin = {STEP: step, "starting weights": start}
+            facts = facts_of_call(recipe, loader, val_loader, model=model, teacher=asked, **begin, **often)
+            check_same_call(facts, world_size)
         take_step = TrainStep(
             recipe,
             plain_model,
