@@ -142,8 +142,9 @@ def train(
         The files written and the numbers of every epoch.
 
     Raises:
-        UsageError: options that contradict each other or the data set.
-        DataError: the data set or the checkpoint is bad, or they do not belong together; or the loss became
+        UsageError: options that contradict each other or the data set, an optimizer that cannot be made, or another
+            process whose call differs or that ended before the first step.
+        DataError: the data set or the checkpoint is bad, or they do not belong together; or the loss or a weight became
             infinite or NaN.
         MissingExtraError: tensorboard is not installed.
     """
@@ -371,7 +372,7 @@ def train(
                 f"stopped by signal {stopped_by} after {steps.step} of {total_steps} steps; --resume "
                 "continues"
             )
-            return TrainResult(checkpoint_path, None, steps.step, loader.num_samples, history, stopped_by)
+            return TrainResult(checkpoint_path, None, steps.step, history, stopped_by)
         weights_path = folder / WEIGHTS_NAME
         if is_main:
             best, weights = take_step.best_weights, take_step.best_state_dict()
@@ -392,4 +393,4 @@ def train(
             )
         say(f"finished after {steps.step} steps: {folder}")
         late = signal_received()
-        return TrainResult(checkpoint_path, weights_path, steps.step, loader.num_samples, history, None, late)
+        return TrainResult(checkpoint_path, weights_path, steps.step, history, None, late)
