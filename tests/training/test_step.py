@@ -53,7 +53,7 @@ def make_batch(valid=(True,) * 8, scale=1.0):
 
 
 @pytest.mark.parametrize(
-    ("average", "name"), [(False, "bn1.running_var"), (True, "bn1.running_var"), (True, "conv1.weight")]
+    ("average", "name"), [(False, "bn1.running_var"), (True, "bn1.running_var"), (True, "conv1.0.weight")]
 )
 def test_all_that_a_checkpoint_keeps_is_looked_at(average, name):
     step = make_step("test_resnet", ema_decay=0.9)
