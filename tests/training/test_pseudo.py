@@ -266,4 +266,4 @@ def test_a_misspelt_option_is_told_before_anything_is_read():
     with pytest.raises(
         TypeError, match=r"make_pseudo_labels\(\) got an unexpected keyword argument 'devise'"
     ):
-        make_pseudo_labels("no data set", "no destination", ["no.pt"], devise="cuda")  # pyright: ignore
+        make_pseudo_labels("no data set", "no destination", ["no.pt"], devise="cuda")  # pyright: ignore[reportCallIssue]
