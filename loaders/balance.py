@@ -15,6 +15,7 @@ import numpy as np
 
 from ..shards.errors import UsageError
 from ..shards.philox import PURPOSE_BALANCE, uniforms
+from ..shards.text_limits import counted
 from .compiled import compiled
 
 MAX_DRAWS = 2**16  # of one sample in an epoch: the generator's counters hold no more
@@ -76,8 +77,8 @@ class Balance:
             c = int(each.argmax())
             raise UsageError(
                 f"loader: expected a balance that draws each sample at most {MAX_DRAWS:,} times an epoch, found "
-                f"{exponent}, with which class {c}, which has {self._counts[c]:,} samples, gets {self.class_draws[c]:,} "
-                "draws. Give a smaller one, or leave the class out"
+                f"{exponent}, with which class {c}, which has {counted(int(self._counts[c]), 'sample')}, gets "
+                f"{self.class_draws[c]:,} draws. Give a smaller one, or leave the class out"
             )
 
     def ends(self, seed: int, number: int) -> np.ndarray:

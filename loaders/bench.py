@@ -18,6 +18,7 @@ from ..shards.manifest import Manifest
 from ..shards.schema import JPG
 from ..shards.shard_files import dataset_name
 from ..shards.storage import is_remote
+from ..shards.text_limits import counted
 from .against import Peer, described
 from .cache import Cache
 from .ceilings import Ceilings, Job, decoded_batches, measure_fetch
@@ -141,8 +142,8 @@ def bench(
     source = open_source(dataset, None, None, None, 1, cache)
     if source.num_samples < options.batch_size:
         raise UsageError(
-            f"{source.dataset}: expected at least one batch of {options.batch_size}, found {source.num_samples} samples. "
-            "Use a smaller --batch-size"
+            f"{source.dataset}: expected at least one batch of {options.batch_size}, found "
+            f"{counted(source.num_samples, 'sample')}. Use a smaller --batch-size"
         )
     cores = usable_cores()
     threads = cores if options.num_threads is None else options.num_threads

@@ -13,6 +13,7 @@ from ..shards.manifest import Manifest
 from ..shards.retries import failure
 from ..shards.schema import MANIFEST_NAME, MIB
 from ..shards.storage import RemoteStorage, is_remote, public_name
+from ..shards.text_limits import counted
 from .doctor_finding import NOTE, WRONG, Finding
 
 T = TypeVar("T")
@@ -92,7 +93,10 @@ def _manifest(data_set: str) -> tuple[list[Finding], Manifest | None]:
         return [
             Finding("manifest", f"{public_name(data_set)}: {error.strerror}", WRONG, "see its permissions")
         ], None
-    found = f"{manifest.num_samples:,} samples of {manifest.num_classes:,} classes in {len(manifest.shards):,} shards"
+    found = (
+        f"{counted(manifest.num_samples, 'sample')} of {counted(manifest.num_classes, 'class')} in "
+        f"{counted(len(manifest.shards), 'shard')}"
+    )
     return [Finding("manifest", found)], manifest
 
 

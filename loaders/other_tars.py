@@ -31,6 +31,7 @@ from ..shards.progress import progress_bar
 from ..shards.schema import CLS, JPG
 from ..shards.source_labels import name_classes
 from ..shards.storage import public_name
+from ..shards.text_limits import counted
 from ..shards.writer import ShardRecord
 from .cache import Cache
 from .download import Downloads
@@ -155,13 +156,15 @@ class OtherTars:
         classes = (
             "without classes (batch.classes is -1)"
             if not self.class_names
-            else f"with {len(self.class_names):,} classes"
+            else f"with {counted(len(self.class_names), 'class')}"
         )
-        skipped = f" {num_skipped:,} samples without a JPEG are left out." if num_skipped else ""
-        if self._num_unlabelled:
-            skipped += f" {self._num_unlabelled:,} samples without a class are left out."
+        left_out = ((num_skipped, "a JPEG"), (self._num_unlabelled, "a class"))
+        skipped = "".join(
+            f" Left out: {counted(num, 'sample')} without {what}." for num, what in left_out if num
+        )
         warnings.warn(
-            f"{self.where}: {len(self.tars):,} tars without a manifest, {len(self.classes):,} samples {classes}.{skipped} "
+            f"{self.where}: {counted(len(self.tars), 'tar')} without a manifest, "
+            f"{counted(len(self.classes), 'sample')} {classes}.{skipped} "
             "Not checked: hashes, and whether tars are missing; class numbers are those found in the tars, EXIF orientation "
             "is not applied. softshard pack SRC DST makes a data set where all this is known",
             stacklevel=5,

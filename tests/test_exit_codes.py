@@ -217,7 +217,7 @@ def test_sigterm_ends_a_command_at_once_whatever_it_waits_for():
 
         def run(args):
             print("waits", flush=True)
-            ctypes.PyDLL(None).sleep(60)  # with the GIL
+            ctypes.PyDLL(None).sleep(10_000)  # with the GIL
 
         cli._run_pack = run
         cli.main(["pack", "photos", "shards"])"""

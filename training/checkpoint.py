@@ -173,8 +173,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise DataError(f"{path}: expected a checkpoint, found no such file") from None
     except Exception as error:  # a damaged pickle fails in any way: IndexError, struct.error, ...
         raise DataError(
-            f"{path}: expected a checkpoint, found a file that torch cannot read ({why_unreadable(error)}); it is cut short "
-            "or damaged. Use an older copy, or start the run again without --resume"
+            f"{path}: expected a checkpoint, found a file that torch cannot read ({why_unreadable(error)}). Use an "
+            "older copy, or start the run again without --resume"
         ) from error
     names = {part.name for part in dataclasses.fields(Checkpoint)} - set(_LATER_FIELDS)
     # The version first: another one may have other fields.
@@ -206,11 +206,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     checkpoint = Checkpoint(**{name: fields[name] for name in (*names, *_LATER_FIELDS)})
     try:
-        _ = checkpoint.tree
+        _ = checkpoint.tree  # parsed here, so that what is wrong is said with the file's name
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path}: expected the label tree of a run, found another ({first_line(error)}); it was changed, or written by "
-            "something else"
+            f"{path}: expected the label tree of a run, found another ({first_line(error)}); it was changed, "
+            "or written by something else"
         ) from error
     return checkpoint
 
@@ -218,7 +218,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def why_unreadable(error: Exception) -> str:
     """What torch says of a file that it cannot read; but not its advice, to let the file's code run."""
     return (
-        "it holds more than tensors, or something else"
+        "it holds objects other than tensors and plain values, or is damaged"
         if isinstance(error, UnpicklingError)
         else first_line(error)
     )

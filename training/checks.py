@@ -90,9 +90,8 @@ def check_call(
 
 def _optimizer_problems(recipe: Recipe) -> list[str]:
     """Why timm cannot make the recipe's optimizer, found by making it for a layer of one weight."""
-    if (
-        recipe.optimizer.lower().rpartition("_")[2] not in list_optimizers()
-    ):  # before it may stand `lookahead_`
+    # Before the name may stand `lookahead_`.
+    if recipe.optimizer.lower().rpartition("_")[2] not in list_optimizers():
         return [
             f"optimizer: expected a name that timm.optim knows, such as adam or sgd, found {recipe.optimizer!r}"
         ]
@@ -101,7 +100,8 @@ def _optimizer_problems(recipe: Recipe) -> list[str]:
     except Exception as error:  # each optimizer refuses its own way: ValueError, AssertionError, ImportError
         reason = first_line(error)
         return [
-            f"optimizer: expected one that takes the recipe's numbers, found {recipe.optimizer!r} ({reason})"
+            f"optimizer: expected one that can be made here with the recipe's numbers, found {recipe.optimizer!r} "
+            f"({reason}); choose another with --set optimizer=NAME"
         ]
     return []
 

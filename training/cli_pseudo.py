@@ -6,6 +6,7 @@ import argparse
 from functools import partial
 
 from ..shards.cli_values import needs_extra
+from ..shards.text_limits import counted
 from .cli_over_shards import add_over_shards, add_source_and_destination, print_made, where_it_runs
 from .ray_ranks import run_command
 
@@ -80,7 +81,7 @@ def _run_make(args: argparse.Namespace) -> int:
     rest = {"own": "the others keep their own label", "none": "the others have none"}[args.below]
     found = f"{sure:,} of the {seen:,} images of this process got a label of the model's, {rest}"
     lines = (
-        f"{made.num_samples:,} samples with pseudo labels: {where}" + (f"; {found}" if seen else ""),
+        f"{counted(made.num_samples, 'sample')} with pseudo labels: {where}" + (f"; {found}" if seen else ""),
         f"Run: softshard train pseudo {where} --model TIMM_NAME --init-from FILE --out DIR",
     )
     return print_made(made, args, lines)

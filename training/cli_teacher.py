@@ -6,6 +6,7 @@ import argparse
 from functools import partial
 
 from ..shards.cli_values import needs_extra
+from ..shards.text_limits import counted
 from .cli_over_shards import add_over_shards, add_source_and_destination, print_made, where_it_runs
 from .ray_ranks import run_command
 
@@ -44,7 +45,7 @@ def _run_make(args: argparse.Namespace) -> int:
     assert made.teacher is not None
     where = public_name(args.destination)
     lines = (
-        f"{made.num_samples:,} samples with the levels of {made.teacher.model}; "
+        f"{counted(made.num_samples, 'sample')} with the levels of {made.teacher.model}; "
         f"{made.num_bytes / made.num_samples:,.0f} bytes a sample: {where}",
         f"Run: softshard train semantic-kd {where} --model TIMM_NAME --out DIR",
     )

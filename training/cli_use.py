@@ -116,7 +116,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     options = {"label_sets": args.label_sets, **pass_of(args)}
     connection = connection_of(args, args.dataset)
     checkpoints = [args.checkpoint, *args.ensemble]
-    if args.ensemble and any(map(timm_name, checkpoints)):
+    if args.ensemble and any(timm_name(checkpoint) is not None for checkpoint in checkpoints):
         raise UsageError(
             f"--ensemble: expected checkpoints of softshard train, found {PREFIX}NAME among {', '.join(checkpoints)}"
         )

@@ -306,7 +306,7 @@ def _between_images(
     """What makes a model's logits of one class comparable between images (see AnyOfPrecision)."""
     if loss == "semantic-softmax" and tree is not None:
         return DownTheTree(tree, levels).to(device)
-    return torch.Tensor.float if loss in SIGMOID_LOSSES else None  # these are as they are
+    return torch.Tensor.float if loss in SIGMOID_LOSSES else None  # sigmoids are as they are
 
 
 def evaluation_loader(recipe: Recipe, dataset: str, *, with_tags: bool = True, **options: Any) -> Loader:

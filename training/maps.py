@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..loaders.cache import Cache
 from ..loaders.samples import Place
 from ..shards.added_component import check_sidecars
 from ..shards.destination import open_destination
@@ -30,7 +31,7 @@ from ..shards.writer import ShardRecord
 from .dense import DenseTeacher, mean_of_teachers, top_k_map
 from .maps_teacher import Teacher, load_teacher, load_teachers
 from .precision import how_it_runs
-from .shard_run import RunOptions, run_over_shards
+from .shard_run import run_over_shards
 from .teacher_outputs import check_all_known
 
 __all__ = ["MapOptions", "Teacher", "load_teacher", "load_teachers", "make_label_maps"]
@@ -70,16 +71,29 @@ def make_label_maps(
     destination: str | Path,
     teachers: Teacher | Sequence[Teacher],
     options: MapOptions | None = None,
-    **how: Unpack[RunOptions],
+    *,
+    device: str = "cpu",
+    num_threads: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    cache: Cache | None = None,
 ) -> Manifest:
     """Copy a data set with a label map added to every sample, or write the maps into side shards.
+
+    On a CPU the same call gives the same bytes with any number of processes, if torch has the same number of threads in
+    each (torchrun sets OMP_NUM_THREADS=1).
 
     Args:
         dataset: folder or fsspec URL of the data set; label maps that it has are replaced.
         destination: a new folder or fsspec URL, or that of an earlier run of the same call, which is continued.
         teachers: what predicts; the dense logits of several are averaged.
         options: see MapOptions.
-        how: see RunOptions.
+        device: where the teachers run, and images are decoded to.
+        num_threads: of the decoder, and as many that encode.
+        rank: of this process, of `world_size` that share the work; all see one destination. With several,
+            torch.distributed must be set up, or its environment variables (torchrun does that).
+        world_size: their number.
+        cache: where the shards of a remote data set are kept while they are looked at.
 
     Returns:
         The manifest of the data set with label maps; with `side`, what it would be.
@@ -90,7 +104,7 @@ def make_label_maps(
         DataError: the data set is damaged, or a teacher does not know a class that has images. Shards that are
             finished stay, and the same call continues.
     """
-    options, device = options or MapOptions(), how.get("device", "cpu")
+    options = options or MapOptions()
     teachers = [teachers] if isinstance(teachers, Teacher) else list(teachers)
     if not teachers:
         raise UsageError("label maps: expected a teacher, found none")
@@ -137,7 +151,11 @@ def make_label_maps(
         size=options.size,
         batch_size=options.batch_size,
         save_side=save_side if options.side else None,
-        **how,
+        device=device,
+        num_threads=num_threads,
+        rank=rank,
+        world_size=world_size,
+        cache=cache,
     )
 
 

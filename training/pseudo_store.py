@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..loaders.cache import Cache
 from ..loaders.samples import Place, read_classes
 from ..shards.added_component import check_sidecars
 from ..shards.destination import open_destination
@@ -29,7 +29,7 @@ from ..shards.shard_files import dataset_path
 from ..shards.soft_labels import encode_pseudo_labels
 from .label_space import LabelSpace
 from .precision import AMP, autocast, how_it_runs
-from .shard_run import RunOptions, run_over_shards
+from .shard_run import run_over_shards
 from .teacher import CheckpointTeacher
 
 # What becomes of an image that no class is probable enough for.
@@ -77,9 +77,16 @@ def make_pseudo_labels(
     options: PseudoOptions | None = None,
     *,
     labelled: Callable[[int, int], object] | None = None,
-    **how: Unpack[RunOptions],
+    device: str = "cpu",
+    num_threads: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    cache: Cache | None = None,
 ) -> Manifest:
     """Copy a data set with what models say of each image added to every sample (`soft`).
+
+    On a CPU the same call gives the same bytes with any number of processes, if torch has the same number of threads in
+    each (torchrun sets OMP_NUM_THREADS=1).
 
     Args:
         dataset: folder or fsspec URL of the data set; pseudo labels that it has are replaced.
@@ -89,7 +96,12 @@ def make_pseudo_labels(
             was trained on; the others see them resized.
         options: which answers become labels.
         labelled: told of every batch how many images got a model's label, of how many.
-        how: see RunOptions.
+        device: where the models run, and images are decoded to.
+        num_threads: of the decoder, and as many that encode.
+        rank: of this process, of `world_size` that share the work; all see one destination. With several,
+            torch.distributed must be set up, or its environment variables (torchrun does that).
+        world_size: their number.
+        cache: where the shards of a remote data set are kept while they are looked at.
 
     Returns:
         The manifest of the data set with pseudo labels.
@@ -99,7 +111,7 @@ def make_pseudo_labels(
         DataError: a checkpoint or the data set is damaged, or they have other class lists. Shards that are finished
             stay, and the same call continues.
     """
-    options, device = options or PseudoOptions(), how.get("device", "cpu")
+    options = options or PseudoOptions()
     if not checkpoints:
         raise UsageError("pseudo labels: expected at least one checkpoint, found none")
     dataset, target = dataset_path(dataset), open_destination(destination)
@@ -157,7 +169,11 @@ def make_pseudo_labels(
         title="pseudo labels",
         size=size,
         batch_size=options.batch_size,
-        **how,
+        device=device,
+        num_threads=num_threads,
+        rank=rank,
+        world_size=world_size,
+        cache=cache,
     )
 
 

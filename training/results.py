@@ -45,7 +45,6 @@ class TrainResult:
         checkpoint: the latest checkpoint.
         weights: the exported weights, or None where the run was stopped before its end.
         steps: steps since the run began, those before a --resume included.
-        num_samples: of the training set, as an epoch counts them.
         history: one dict per finished epoch: `epoch`, `loss` (mean over its steps), `num_bad` (training samples that
             could not be read since this process began, on all ranks together), of a recipe of soft labels
             `without_tags` and so on (samples of the epoch that have none; of mixed ones, whose partners have none either)
@@ -59,7 +58,6 @@ class TrainResult:
     checkpoint: Path
     weights: Path | None
     steps: int
-    num_samples: int
     history: list[dict[str, Any]]
     stopped_by: int | None
     late_signal: int = 0

@@ -64,7 +64,14 @@ def train_series(
     return None
 
 
-def settle_folder(path: Path, call: Mapping[str, Any], option: str, may_differ: str | None = None) -> None:
+def any_checkpoint(folder: Path) -> bool:
+    """Whether a run of the series in this folder has come to its first checkpoint."""
+    return any(folder.glob(f"*/{CHECKPOINT_NAME}"))
+
+
+def settle_folder(
+    path: Path, call: Mapping[str, Any], option: str, *, begun: bool, may_differ: str | None = None
+) -> None:
     """Begin a folder of runs, or make sure that it is this call's: half the runs of another recipe compare nothing.
 
     A call whose first run did not begin, since an option did not fit the data, binds nobody.
@@ -73,6 +80,7 @@ def settle_folder(path: Path, call: Mapping[str, Any], option: str, may_differ: 
         path: the JSON file in it that says whose it is. The caller holds the folder.
         call: what must be the same, as JSON can hold it.
         option: names another folder, for the message.
+        begun: whether the folder holds something that an earlier call came to, which this one would go on with.
         may_differ: a key of it that need not be.
 
     Raises:
@@ -91,7 +99,7 @@ def settle_folder(path: Path, call: Mapping[str, Any], option: str, may_differ: 
         ) from error
     keys = (wanted.keys() | found.keys()) - {may_differ}
     if other := sorted(key for key in keys if wanted.get(key) != found.get(key)):
-        if not any(path.parent.glob(f"*/{CHECKPOINT_NAME}")):
+        if not begun:
             write_json(path, wanted)
             return
         raise UsageError(

@@ -9,14 +9,18 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import distributed as dist
+from torch import nn
 
 from ..loaders.loader import Loader
 from ..shards.errors import UsageError
 from ..shards.files import sha256_hex
 from ..shards.text_limits import some
+from .checkpoint import checkpoint_sha256
+from .maps_teacher import state_sha256
 from .recipes import Recipe
 
 STEP = "step of the checkpoint"
@@ -27,12 +31,26 @@ def facts_of_call(
     recipe: Recipe, loader: Loader, val_loader: Loader | None, **others: object
 ) -> dict[str, str]:
     """All that must be the same for every process, by name: the recipe, the data and where they stand, and more."""
+    # Bad samples are a process's own.
     data = {f"{name} of the data": value for name, value in loader.state_dict().items() if name != "bad"}
     val = None if val_loader is None else val_loader.state_dict()["fingerprint"]
-    facts = (
-        dataclasses.asdict(recipe) | data | {"validation set": val} | others
-    )  # bad samples are a process's own
+    facts = dataclasses.asdict(recipe) | data | {"validation set": val} | others
     return {name: _shown(value) for name, value in facts.items()}
+
+
+def sha256_of_start(model: nn.Module, checkpoint: Path | None, from_weights: bool) -> str | None:
+    """Of what a run begins with, since a path may rightly differ by machine.
+
+    DDP gives all processes the first one's model as it is wrapped: not their averages, nor what a checkpoint brings later.
+
+    Args:
+        model: as it begins.
+        checkpoint: that the run continues from, or None.
+        from_weights: whether the model has weights that somebody gave, not its seed's.
+    """
+    if checkpoint is not None:
+        return checkpoint_sha256(checkpoint)
+    return state_sha256(model) if from_weights else None
 
 
 def check_same_call(facts: Mapping[str, str], world_size: int) -> None:
@@ -50,7 +68,9 @@ def check_same_call(facts: Mapping[str, str], world_size: int) -> None:
     gathered: list[Any] = [None] * world_size
     try:
         dist.all_gather_object(gathered, (platform.node(), dict(facts)))
-    except RuntimeError as error:  # of gloo and of NCCL; its text is about sockets
+    except RuntimeError as error:
+        if not _is_of_a_peer(error):
+            raise
         raise UsageError(
             f"expected all {world_size} processes to begin, found one gone or silent ({type(error).__name__}). Look at "
             "what it said itself, on its own machine"
@@ -68,13 +88,20 @@ def first_difference(gathered: Sequence[tuple[str, Mapping[str, str]]]) -> str |
     machine, facts = gathered[others[0]]
     names = [name for name in {**first, **facts} if first.get(name) != facts.get(name)]
     told = some([f"{name} ({facts.get(name)}, not {first.get(name)})" for name in names], show=str)
-    advice = "Start all with the same options"
+    advice = "Start all with the same options and files"
     if STEP in names:
-        advice = "Give --resume an --out that all machines see, such as a shared folder or a copy of it"
+        advice += (
+            ", and give --resume an --out that all machines see, such as a shared folder or a copy of it"
+        )
     more = f" and {len(others) - 1} more processes" if len(others) > 1 else ""
     return f"process {others[0]} on {machine}{more}: expected the call of process 0, found another {told}. {advice}"
 
 
+def _is_of_a_peer(error: RuntimeError) -> bool:
+    """Whether another process is gone or silent. Gloo has no type for it, but its text names its own source file."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def _shown(value: object) -> str:
     text = str(value)
-    return text if len(text) <= _LONGEST_SHOWN else sha256_hex(text.encode())[:12]
+    return text if len(text) <= _LONGEST_SHOWN else f"hash {sha256_hex(text.encode())[:12]}"

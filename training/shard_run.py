@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
@@ -36,28 +36,6 @@ from .processes import process_group
 _LONGEST_WAIT = timedelta(days=7)
 
 T = TypeVar("T")
-
-
-class RunOptions(TypedDict, total=False):
-    """How teachers go over the shards of a data set.
-
-    On a CPU the same call gives the same bytes with any number of processes, if torch has the same number of threads in
-    each (torchrun sets OMP_NUM_THREADS=1).
-
-    Attributes:
-        device: where they run, and images are decoded to; the CPU by default.
-        num_threads: of the decoder, and as many that encode.
-        rank: of this process, of `world_size` that share the work; all see one destination. With several,
-            torch.distributed must be set up, or its environment variables (torchrun does that).
-        world_size: their number.
-        cache: where the shards of a remote data set are kept while they are looked at.
-    """
-
-    device: str
-    num_threads: int | None
-    rank: int
-    world_size: int
-    cache: Cache | None
 
 
 def run_over_shards(
@@ -92,7 +70,12 @@ def run_over_shards(
         size: pixels that images are squished to, both sides.
         batch_size: images a step.
         save_side: given for side shards: writes what describes them, in the stead of a manifest.
-        device: this and the rest: see RunOptions.
+        device: where the teachers run, and images are decoded to.
+        num_threads: of the decoder, and as many that encode.
+        rank: of this process, of `world_size` that share the work; all see one destination. With several,
+            torch.distributed must be set up, or its environment variables (torchrun does that).
+        world_size: their number.
+        cache: where the shards of a remote data set are kept while they are looked at.
 
     Returns:
         The manifest of the result; with `save_side`, what it would be.

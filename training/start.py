@@ -216,7 +216,8 @@ def _read(
             return load_weights(str(path), weights_only=True), labels, None
         except Exception as error:  # whatever the readers raise on damaged files
             raise DataError(
-                f"{path}: expected weights, found a file that cannot be read ({why_unreadable(error)})"
+                f"{path}: expected weights, found a file that cannot be read ({why_unreadable(error)}). Save the "
+                "model's state_dict alone, by torch.save or as safetensors"
             ) from error
     if path.is_dir():
         raise UsageError(f"--init-from: expected a file of weights, found the folder {path}")

@@ -156,15 +156,18 @@ class TrainStep:
         """Refuse weights that the last step spoilt: its own loss does not tell, and a checkpoint would keep them.
 
         Raises:
-            DataError: a weight is infinite or NaN.
+            DataError: a weight, an average or a statistic of batch norm is infinite or NaN.
         """
-        weights = dict(self.plain_model.named_parameters())
-        finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
+        models = [("", self.plain_model), *([] if self.ema is None else [("average of ", self.ema.module)])]
+        kept = {f"{of}{name}": kept for of, model in models for name, kept in model.state_dict().items()}
+        kept = {name: tensor for name, tensor in kept.items() if tensor.is_floating_point()}
+        finite = torch.stack([tensor.isfinite().all() for tensor in kept.values()]).tolist()  # waits once
         if not all(finite):
-            name = list(weights)[finite.index(False)]
+            name = list(kept)[finite.index(False)]
             raise DataError(
                 f"step {step}: expected finite weights after it, found others in {name}; the learning rate may be too high "
-                "for this batch size. Begin again with a lower --lr, or with --set clip_norm=1"
+                "for this batch size. Continue from the last checkpoint, if there is one, with --resume, or begin again "
+                "with a lower --lr or with --set clip_norm=1"
             )
 
     def share_buffers(self) -> None:

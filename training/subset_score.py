@@ -34,7 +34,7 @@ from .checkpoint import Checkpoint
 from .evaluate import model_outputs, open_checkpoint
 from .recipes import Recipe
 from .results import BAD_NAME, TrainResult
-from .run_series import SeriesRun, settle_folder, train_series
+from .run_series import SeriesRun, any_checkpoint, settle_folder, train_series
 
 PLAN_NAME = "scores.json"
 
@@ -161,7 +161,9 @@ def score_data_set(
     target.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(hold_folder(folder))
-        settle_folder(folder / PLAN_NAME, header, "--runs", may_differ="dataset")
+        # Scores are gone on with, too: whoever wants the space back deletes the checkpoints, and keeps them.
+        begun = any_checkpoint(folder) or any(_scores_file(folder, half).exists() for half in (0, 1))
+        settle_folder(folder / PLAN_NAME, header, "--runs", begun=begun, may_differ="dataset")
         for half in (0, 1):
             text = "".join(f"{keys[i]}\n" for i in np.flatnonzero(halves == half).tolist())
             write_atomically(_keys_file(folder, half), text.encode("utf-8", "surrogateescape"))

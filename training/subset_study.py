@@ -28,7 +28,7 @@ from .curves import COLUMNS, FULL, IMAGE_COLUMNS, SUBSET
 from .data import open_loaders
 from .recipes import Recipe
 from .results import SUMMARY_NAME, TrainResult, write_csv
-from .run_series import SeriesRun, settle_folder, train_series
+from .run_series import SeriesRun, any_checkpoint, settle_folder, train_series
 
 CURVES_NAME = "curves.csv"
 STUDY_NAME = "study.json"
@@ -157,7 +157,7 @@ def study_subset(
             _check_fits(each, replace(recipe, epochs=epochs[name]), seed, device, num_threads)
         call = {"recipe": asdict(recipe), "epochs": dict(epochs), "seed": seed}
         sets = {FULL: full.to_json(), SUBSET: subset.to_json()}
-        settle_folder(folder / STUDY_NAME, call | sets, "-o")
+        settle_folder(folder / STUDY_NAME, call | sets, "-o", begun=any_checkpoint(folder))
         return StudyResult(path, train_series(runs(), folder, finished=finished, log=log))
 
 

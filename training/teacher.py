@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..loaders.decode import MEAN, STD
 from ..loaders.loader import Loader
 from ..shards.errors import DataError, UsageError
+from ..shards.text_limits import counted
 from .checkpoint import checkpoint_sha256, load_checkpoint
 from .label_space import LabelSpace
 from .models import load_trained_model
@@ -170,6 +171,6 @@ def _check_levels(who: str, theirs: int | None, student: Recipe) -> None:
     ours = student.levels
     if theirs is not None and (ours is None or ours > theirs):
         raise UsageError(
-            f"{who}: expected one trained on {'all levels' if ours is None else f'{ours} levels'}, "
-            f"as the student is, found {theirs} levels. Run with --set levels={theirs}, or train another teacher"
+            f"{who}: expected one trained on {'all levels' if ours is None else counted(ours, 'level')}, "
+            f"as the student is, found one trained on {theirs}. Run with --set levels={theirs}, or train another teacher"
         )

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Unpack
 
 from torch import Tensor
 
+from ..loaders.cache import Cache
 from ..loaders.samples import Place
 from ..shards.added_component import NewComponent, check_sidecars
 from ..shards.destination import open_destination
@@ -29,7 +29,7 @@ from .distillation import teacher_levels
 from .label_space import LabelSpace
 from .level_layout import LevelLayout
 from .precision import autocast, check_amp, how_it_runs
-from .shard_run import RunOptions, run_over_shards
+from .shard_run import run_over_shards
 from .teacher import CheckpointTeacher
 
 
@@ -40,9 +40,16 @@ def store_teacher(
     *,
     batch_size: int = 64,
     amp: str | None = None,
-    **how: Unpack[RunOptions],
+    device: str = "cpu",
+    num_threads: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    cache: Cache | None = None,
 ) -> Manifest:
     """Copy a data set with a teacher's best classes of every level added to every sample (`kd`).
+
+    On a CPU the same call gives the same bytes with any number of processes, if torch has the same number of threads in
+    each (torchrun sets OMP_NUM_THREADS=1).
 
     Args:
         dataset: folder or fsspec URL of the data set; a teacher that it has is replaced.
@@ -51,7 +58,12 @@ def store_teacher(
             the size that it was trained on.
         batch_size: images a step.
         amp: `bfloat16` or `float16`: the teacher in mixed precision; None for float32.
-        how: see RunOptions.
+        device: where the teacher runs, and images are decoded to.
+        num_threads: of the decoder, and as many that encode.
+        rank: of this process, of `world_size` that share the work; all see one destination. With several,
+            torch.distributed must be set up, or its environment variables (torchrun does that).
+        world_size: their number.
+        cache: where the shards of a remote data set are kept while they are looked at.
 
     Returns:
         The manifest of the data set with the stored teacher.
@@ -65,7 +77,6 @@ def store_teacher(
     if batch_size < 1:
         raise UsageError(f"stored teacher: expected a batch size from 1, found {batch_size}")
     check_amp(amp)
-    device = how.get("device", "cpu")
     dataset, target = dataset_path(dataset), open_destination(destination)
     source = Manifest.load(dataset)
     check_sidecars(dataset, source)
@@ -105,5 +116,9 @@ def store_teacher(
         title="stored teacher",
         size=teacher.image_size,
         batch_size=batch_size,
-        **how,
+        device=device,
+        num_threads=num_threads,
+        rank=rank,
+        world_size=world_size,
+        cache=cache,
     )

@@ -62,7 +62,7 @@ from .results import (
     write_summary,
     write_weights,
 )
-from .same_call import STEP, check_same_call, facts_of_call
+from .same_call import STEP, check_same_call, facts_of_call, sha256_of_start
 from .schedule import create_optimizer, create_schedule
 from .start import start_model, with_rate_of_start
 from .step import TrainStep
@@ -142,8 +142,9 @@ def train(
         The files written and the numbers of every epoch.
 
     Raises:
-        UsageError: options that contradict each other or the data set.
-        DataError: the data set or the checkpoint is bad, or they do not belong together; or the loss became
+        UsageError: options that contradict each other or the data set, an optimizer that cannot be made, or another
+            process whose call differs or that ended before the first step.
+        DataError: the data set or the checkpoint is bad, or they do not belong together; or the loss or a weight became
             infinite or NaN.
         MissingExtraError: tensorboard is not installed.
     """
@@ -247,9 +248,13 @@ def train(
         elif resume:
             say(f"no {checkpoint_path} yet, so the run begins")
         often = {"log_steps": log_steps, "checkpoint_steps": checkpoint_steps}
-        asked = chosen.facts and chosen.facts["sha256"]
-        facts = facts_of_call(recipe, loader, val_loader, model=model, teacher=asked, **{STEP: step}, **often)
-        check_same_call(facts, world_size)
+        if world_size > 1:
+            asked = chosen.facts and chosen.facts["sha256"]
+            continued = None if saved is None else checkpoint_path
+            start = sha256_of_start(plain_model, continued, start_weights is not None)
+            begin = {STEP: step, "starting weights": start}
+            facts = facts_of_call(recipe, loader, val_loader, model=model, teacher=asked, **begin, **often)
+            check_same_call(facts, world_size)
         take_step = TrainStep(
             recipe,
             plain_model,
@@ -367,7 +372,7 @@ def train(
                 f"stopped by signal {stopped_by} after {steps.step} of {total_steps} steps; --resume "
                 "continues"
             )
-            return TrainResult(checkpoint_path, None, steps.step, loader.num_samples, history, stopped_by)
+            return TrainResult(checkpoint_path, None, steps.step, history, stopped_by)
         weights_path = folder / WEIGHTS_NAME
         if is_main:
             best, weights = take_step.best_weights, take_step.best_state_dict()
@@ -388,4 +393,4 @@ def train(
             )
         say(f"finished after {steps.step} steps: {folder}")
         late = signal_received()
-        return TrainResult(checkpoint_path, weights_path, steps.step, loader.num_samples, history, None, late)
+        return TrainResult(checkpoint_path, weights_path, steps.step, history, None, late)

@@ -134,10 +134,11 @@ def targets() -> list[Target]:
         Target("import.json", in_folder(IMPORT_NAME, lambda folder: settle_import(folder, folder, [], options)),
             (json.dumps(imported | {"shape": [3, 4, 5]}).encode(),), JSON),
         Target("plan of scores", in_folder(subset_score.PLAN_NAME,
-            lambda folder: settle_folder(folder / subset_score.PLAN_NAME, _CALL, "--runs", may_differ="dataset")),
+            lambda folder: settle_folder(
+                folder / subset_score.PLAN_NAME, _CALL, "--runs", begun=True, may_differ="dataset")),
             (json.dumps(_CALL).encode(),), JSON),
         Target("plan of a study", in_folder(subset_study.STUDY_NAME,
-            lambda folder: settle_folder(folder / subset_study.STUDY_NAME, _CALL, "-o")),
+            lambda folder: settle_folder(folder / subset_study.STUDY_NAME, _CALL, "-o", begun=True)),
             (json.dumps(_CALL).encode(),), JSON),
         Target("mark of a demo", in_folder(MARKER, _is_demo), (json.dumps(MARKED).encode(),), JSON),
         Target("weights as safetensors", _weights("model.safetensors"), (tensors,), BINARY, "model.safetensors"),

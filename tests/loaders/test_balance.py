@@ -225,6 +225,6 @@ def test_a_balance_that_repeats_one_sample_too_often_is_refused():
     classes = np.repeat(np.int32([0, 1]), [2**18, 1])
     with pytest.raises(
         UsageError,
-        match=r"at most 65,536 times .* found 1.0, with which class 1, which has 1 samples, gets 131,072",
+        match=r"at most 65,536 times .* found 1.0, with which class 1, which has 1 sample, gets 131,072",
     ):
         Balance(classes, 2, 1.0)

@@ -94,7 +94,7 @@ def test_decoders_that_are_built_anew_have_the_threads_of_the_first(damage, monk
     assert len(built) > len(begun) == 1
 
 
-@pytest.mark.filterwarnings("ignore:.*tars without a manifest")
+@pytest.mark.filterwarnings("ignore:.*tars? without a manifest")
 @pytest.mark.parametrize("foreign", [False, True], ids=["with a manifest", "somebody's tars"])
 def test_damage_inside_an_image_is_found_where_that_is_asked_for(damage, foreign):
     folder, _, key = damage(31, "jpg", other_pixels)

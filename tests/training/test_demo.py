@@ -134,7 +134,7 @@ def test_the_printed_pack_command_makes_the_demos_shards(run, images, tmp_path, 
 
 
 def test_a_signal_while_training_ends_the_demo(tmp_path, monkeypatch):
-    stopped = TrainResult(tmp_path / "checkpoint.pt", None, 3, 48, [], stopped_by=15)
+    stopped = TrainResult(tmp_path / "checkpoint.pt", None, 3, [], stopped_by=15)
     monkeypatch.setattr(demo, "train", lambda *_args, **_options: stopped)
     with pytest.raises(KeyboardInterrupt):
         demo._train("teacher", single_label(), tmp_path, tmp_path, tmp_path, 0, None)

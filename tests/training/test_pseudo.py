@@ -260,3 +260,10 @@ def test_a_probability_that_is_the_threshold_reaches_it():
     assert sure.tolist() == [True, False]
     assert values[0].tolist() == [0.5, 0.25, 0.25]
     assert ids[0, 0] == 0
+
+
+def test_a_misspelt_option_is_told_before_anything_is_read():
+    with pytest.raises(
+        TypeError, match=r"make_pseudo_labels\(\) got an unexpected keyword argument 'devise'"
+    ):
+        make_pseudo_labels("no data set", "no destination", ["no.pt"], devise="cuda")  # pyright: ignore[reportCallIssue]

@@ -227,7 +227,7 @@ def test_weights_with_code_in_them_are_refused_and_not_run(tmp_path):
     torch.save({"state_dict": Evil()}, tmp_path / "weights.pt")
     for read in (load_checkpoint, load):  # torch's own text advises loading the file with weights_only=False
         with pytest.raises(
-            DataError, match=r"weights\.pt: expected .* read \(it holds more than tensors, or something"
+            DataError, match=r"weights\.pt: expected .* read \(it holds objects other than tensors"
         ):
             read(tmp_path / "weights.pt")
     assert not (tmp_path / "ran").exists()

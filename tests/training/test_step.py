@@ -52,6 +52,20 @@ def make_batch(valid=(True,) * 8, scale=1.0):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("average", "name"), [(False, "bn1.running_var"), (True, "bn1.running_var"), (True, "conv1.0.weight")]
+)
+def test_all_that_a_checkpoint_keeps_is_looked_at(average, name):
+    step = make_step("test_resnet", ema_decay=0.9)
+    step.check_weights(0)
+    (step.best_model if average else step.plain_model).state_dict()[name][0] = torch.inf
+    found = f"average of {name}" if average else name
+    with pytest.raises(
+        DataError, match=rf"step 0: expected finite weights after it, found others in {found};"
+    ):
+        step.check_weights(0)
+
+
 def state(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 

@@ -255,6 +255,15 @@ def test_a_call_whose_runs_never_began_binds_nobody(shards, scored, tmp_path):
     assert score(shards, tmp_path / "s.jsonl").path.read_bytes() == scored.read_bytes()
 
 
+def test_scores_whose_checkpoints_were_deleted_answer_no_other_call(shards, scored, tmp_path):
+    runs = tmp_path / "s.jsonl.runs"
+    shutil.copytree(scored.with_name("scores.jsonl.runs"), runs)
+    for checkpoint in runs.glob("half-*/checkpoint.pt"):
+        checkpoint.unlink()
+    with pytest.raises(UsageError, match="found those of one with another recipe"):
+        score(shards, tmp_path / "s.jsonl", recipe=dataclasses.replace(TINY, epochs=3))
+
+
 def test_an_image_that_cannot_be_read_is_skipped_and_written_down(shards, scored, tmp_path):
     shutil.copytree(shards, tmp_path / "set")
     ((_, bad),) = rewrite(tmp_path / "set" / "train", {5: {"jpg": lambda jpeg: b"no image"}})

@@ -303,7 +303,7 @@ def test_a_stored_teacher_must_know_every_level_that_the_student_learns(shards, 
     assert made.teacher.levels == 1
     with pytest.raises(
         UsageError,
-        match="stored teacher: expected one trained on all levels, as the student is, found 1 levels",
+        match="stored teacher: expected one trained on all levels, as the student is, found one trained on 1",
     ):
         run(tiny(semantic_kd()), tmp_path / "stored", tmp_path / "s")
     assert run(tiny(semantic_kd(), levels=1, epochs=1), tmp_path / "stored", tmp_path / "s").steps == 6

@@ -117,7 +117,7 @@ def test_train_command_changes_the_recipe_as_it_is_told(shards, tmp_path, capsys
         (
             ["train", "relabel", "nowhere", "--model", "m", "--out", "o", "--set", "momentum=0"],
             2,
-            "optimizer: expected one that takes the recipe's numbers, found 'sgd' (Nesterov momentum requires",
+            "optimizer: expected one that can be made here with the recipe's numbers, found 'sgd' (Nesterov",
         ),
     ],
 )

@@ -233,7 +233,7 @@ def test_a_teacher_of_another_label_space_is_refused(teacher, shards):
 def test_a_teacher_must_know_every_level_that_the_student_learns(shards, tmp_path):
     checkpoint = run(tiny(semantic_softmax(), epochs=1, levels=1), shards, tmp_path / "t").checkpoint
     with pytest.raises(
-        UsageError, match="expected one trained on all levels, as the student is, found 1 levels"
+        UsageError, match="expected one trained on all levels, as the student is, found one trained on 1"
     ):
         run(tiny(semantic_kd()), shards, tmp_path / "s", teacher=checkpoint)
     assert run(tiny(semantic_kd(), levels=1), shards, tmp_path / "s", teacher=checkpoint).steps == 12
