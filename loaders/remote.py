@@ -98,6 +98,10 @@ class RemoteShards(Shards):
             self._url, deadline_s=self._cache.deadline_s, stopped=stopped, counters=self.counters
         )
 
+    def name(self, number: int) -> str:
+        """A shard's name, for messages."""
+        return self._manifest.shards[number].name
+
     def size(self, number: int) -> int:
         """Bytes of a shard."""
         return self._manifest.shards[number].bytes
