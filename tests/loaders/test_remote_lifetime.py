@@ -224,7 +224,8 @@ def test_a_process_ends_although_a_storage_without_time_outs_is_dead(packed, cac
     assert run.returncode == 1
     assert "StallError: loader: expected a batch within" in run.stderr
     assert re.search(
-        r"threads that fetch shards hang, and are left to themselves: train-\d+\.tar.*\. Whoever else needs", run.stderr
+        r"threads that fetch shards hang, and are left to themselves: train-\d+\.tar.*\. Whoever else needs",
+        run.stderr,
     )
 
 
