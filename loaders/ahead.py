@@ -48,6 +48,10 @@ class ShardSource(Protocol):
         """What fetches for one iteration."""
         ...
 
+    def name(self, number: int) -> str:
+        """A shard's name, for messages."""
+        ...
+
     def size(self, number: int) -> int:
         """Bytes of a shard."""
         ...
@@ -118,18 +122,18 @@ class FetchAhead:
         self._fetched_later: set[int] = set()  # of these
         self._first: set[int] = set()  # what the first step needs and has not got
         self.reached(0)
-        self._threads = [
-            # Daemons that are waited for at exit, as in Background: one may hang in dead storage.
-            threading.Thread(target=self._work, name=f"softshard-fetch-{i}", daemon=True)
-            for i in range(cache.num_fetchers)
-        ]
+        # Daemons that are waited for at exit, as in Background: one may hang in dead storage, any other has an unfinished
+        # file to remove.
+        self._threads: list[threading.Thread] = []
         self._at_exit = partial(_join, self._threads)
         atexit.register(self._at_exit)
         try:
-            for thread in self._threads:
+            for i in range(cache.num_fetchers):
+                thread = threading.Thread(target=self._work, name=f"softshard-fetch-{i}", daemon=True)
                 thread.start()
+                self._threads.append(thread)
         except BaseException:  # the system has no thread left: those that were started end
-            self.interrupt()
+            self.close()
             raise
 
     def reached(self, step: int) -> None:
@@ -335,8 +339,7 @@ class FetchAhead:
         return None
 
     def interrupt(self) -> None:
-        """End all waiting, and with it the threads."""
-        atexit.unregister(self._at_exit)
+        """End all waiting, and with it the threads, soon: a process that ends before that waits for them."""
         if os.getpid() != self._process:  # the threads, and whoever holds the lock, are in the other one
             return
         self._stopped.set()
@@ -352,9 +355,15 @@ class FetchAhead:
         if os.getpid() != self._process:
             return 0
         self.interrupt()
-        if not _join(self._threads):
-            logger.warning("a thread that fetches shards hangs, and is left to itself")
+        ended = _join(self._threads)
+        atexit.unregister(self._at_exit)
         with self._changed:
+            if not ended:
+                logger.warning(
+                    "threads that fetch shards hang, and are left to themselves: %s. Whoever else needs these from the same "
+                    "cache waits until their storage answers, or this process ends",
+                    ", ".join(map(self._source.name, sorted(self._busy))) or "none that is known",
+                )
             self._open.clear()
             self._failed.clear()
             return len(self._fetched_later)

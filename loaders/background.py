@@ -57,8 +57,8 @@ class Background(Generic[Item]):
         self._thread = threading.Thread(
             target=self._work, args=(start,), name="softshard-loader", daemon=True
         )
-        atexit.register(self._thread.join, _EXIT_PATIENCE_S)
         self._thread.start()
+        atexit.register(self._thread.join, _EXIT_PATIENCE_S)
 
     @property
     def stopped(self) -> bool:

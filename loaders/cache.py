@@ -18,7 +18,6 @@ import errno
 import fcntl
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from typing import TypeVar
 
 from ..shards.errors import StorageError, UsageError
 from ..shards.files import TEMPORARY_SUFFIX, write_atomically
+from .cache_files import is_at, is_shard, may_go, try_lock
 from .fetch_stats import FetchCounters
 
 T = TypeVar("T")
@@ -39,7 +39,6 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_RESERVING = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 _POLL_S = 0.05  # for another process's download
 _NO_ROOM_POLL_S = 0.2
-_LEFT_OVER_S = 3600.0  # a small file that has been unfinished for so long has lost its process
 
 
 class Stopped(GeneratorExit):
@@ -149,7 +148,7 @@ class CacheFolder:
             is_whole = False
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
-                if not _is_at(descriptor, path):  # evicted between the two calls
+                if not is_at(descriptor, path):  # evicted between the two calls
                     continue
                 if os.fstat(descriptor).st_size != num_bytes:
                     self.discard(name, descriptor)
@@ -210,10 +209,10 @@ class CacheFolder:
         descriptor = self._with_room(num_bytes, lambda: self._open_part(part))
         is_mine = is_made = False
         try:
-            if not _try_lock(descriptor):
+            if not try_lock(descriptor):
                 stopped.wait(_POLL_S)
                 return None
-            is_mine = _is_at(descriptor, part)  # else it was finished, or given up, since it was opened
+            is_mine = is_at(descriptor, part)  # else it was finished, or given up, since it was opened
             if not is_mine or path.exists():
                 return None
             if not self._reserve(descriptor, num_bytes, part, urgent):
@@ -224,7 +223,7 @@ class CacheFolder:
             os.fsync(descriptor)  # a power cut must not leave a file of the right name and wrong bytes
             with self._locked():
                 # Who emptied the cache meanwhile took the file along, and another process may have begun anew.
-                if _is_at(descriptor, part):
+                if is_at(descriptor, part):
                     os.replace(part, path)
                     fcntl.flock(descriptor, fcntl.LOCK_SH)
                     is_made = True
@@ -234,7 +233,7 @@ class CacheFolder:
                 raise self._disk_full(num_bytes) from error
             raise
         finally:
-            if is_mine and not is_made and _is_at(descriptor, part):
+            if is_mine and not is_made and is_at(descriptor, part):
                 part.unlink(missing_ok=True)
             if not is_made:
                 os.close(descriptor)
@@ -245,9 +244,13 @@ class CacheFolder:
 
     def discard(self, name: str, descriptor: int) -> None:
         """Remove a file that is open and wrong, unless another one has taken its name."""
-        with self._locked(), suppress(FileNotFoundError):
-            if _is_at(descriptor, self.folder / name):
-                (self.folder / name).unlink()
+
+        def remove() -> None:
+            with self._locked():
+                if is_at(descriptor, self.folder / name):
+                    (self.folder / name).unlink(missing_ok=True)
+
+        self._with_room(1, remove)  # for the lock
 
     def read(self, name: str) -> bytes | None:
         """A small file of the cache; None where it is not there, or cannot be read."""
@@ -262,7 +265,12 @@ class CacheFolder:
         Raises:
             DiskFullError: the disk is full.
         """
-        self._with_room(len(data), lambda: write_atomically(self.folder / name, data))
+
+        def put() -> None:
+            self._make_folder()
+            write_atomically(self.folder / name, data)
+
+        self._with_room(len(data), put)
 
     def used(self, name: str) -> None:
         """Say that a file was in use until now; what was used least recently goes first."""
@@ -285,11 +293,12 @@ class CacheFolder:
                     raise self._disk_full(num_bytes) from error
 
     def _disk_full(self, num_bytes: int) -> DiskFullError:
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         return DiskFullError(
-            f"{self.folder}: expected room for {num_bytes:,} bytes, found {shutil.disk_usage(self.folder).free:,} bytes "
-            "free, and nothing in the cache that is not in use; the disk is full, or a quota is. Make room there, "
-            "or give Cache(folder=...) on another disk",
-            may_pass=any(_is_shard(path) for _, _, path in self._entries()),
+            f"{self.folder}: expected room for {num_bytes:,} bytes, found {shutil.disk_usage(there).free:,} bytes free, and "
+            "nothing in the cache that is not in use; the disk is full, or a quota is. Make room "
+            "there, or give Cache(folder=...) on another disk",
+            may_pass=there == self.folder and any(is_shard(path) for _, _, path in self._entries()),
         )
 
     def _make_folder(self) -> None:
@@ -318,7 +327,7 @@ class CacheFolder:
         with self._locked():
             entries = [entry for entry in self._entries() if entry[2] != part]
             total = sum(size for _, size, _ in entries)
-            left = iter([entry for entry in entries if _may_go(entry[2], entry[0])])
+            left = iter([entry for entry in entries if may_go(entry[2], entry[0])])
             while total + num_bytes > self.max_bytes and (entry := next(left, None)) is not None:
                 total -= self._evict(entry[2], entry[1])
             if total + num_bytes > self.max_bytes:
@@ -344,8 +353,15 @@ class CacheFolder:
 
     def _evict_one(self) -> bool:
         """Remove the file that was used least recently, of those that nobody uses; False where there is none."""
-        with self._locked():
-            return any(self._evict(path, size) for used, size, path in self._entries() if _may_go(path, used))
+        try:
+            with self._locked():
+                return any(
+                    self._evict(path, size) for used, size, path in self._entries() if may_go(path, used)
+                )
+        except OSError as error:  # there is not even room for the lock
+            if error.errno not in _FULL:
+                raise
+            return False
 
     def _evict(self, path: Path, num_bytes: int) -> int:
         """Remove a file that nobody uses, or downloads; returns the bytes that this frees."""
@@ -354,7 +370,7 @@ class CacheFolder:
         except OSError:  # gone, or another user's
             return 0
         try:
-            if not _try_lock(descriptor):
+            if not try_lock(descriptor):
                 return 0
             path.unlink()
             if path.suffix == ".tar":
@@ -365,33 +381,3 @@ class CacheFolder:
             return 0
         finally:
             os.close(descriptor)
-
-
-def _is_shard(path: Path) -> bool:
-    """Whether a file is a shard, or one that is being downloaded."""
-    return path.name.endswith((".tar", ".tar" + TEMPORARY_SUFFIX))
-
-
-def _may_go(path: Path, last_use: float) -> bool:
-    """Whether a file may be evicted by itself, unless it is locked: an index goes with its shard."""
-    if _is_shard(path):
-        return True
-    if path.suffix == ".idx":
-        return not path.with_suffix(".tar").exists()
-    return abs(time.time() - last_use) > _LEFT_OVER_S  # also of a clock that was wrong then, and ahead
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False

@@ -66,7 +66,7 @@ def _libzstd() -> Finding:
         from .expand_kernel import library_version
 
         return Finding("libzstd", f"{library_version()}: expands label maps")
-    except (OSError, AttributeError) as error:  # there is none; it is another library, or too old
+    except Exception as error:  # there is none; it is another library, or too old; or numba is another one
         fix = "apt-get install libzstd1 (dnf install libzstd); without it label maps take a tenth longer to pool"
         return Finding("libzstd", f"cannot be used: {error}", NOTE, fix)
 

@@ -8,6 +8,7 @@ on when a bad sample was found.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -173,15 +174,24 @@ class Quarantine:
         if self._path is None:
             return
         try:
-            # One write of a file opened for appending: lines of other ranks are never torn.
-            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            # One write of a file opened for appending: lines of other ranks are never torn, but where the disk is full.
+            handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(handle, line.encode())
+                size = os.fstat(handle).st_size
+                is_torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+                data = ("\n" * is_torn + line).encode()
+                if os.write(handle, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(handle)
         except OSError as error:
             if not self._is_incomplete:
-                logger.warning("%s: not all bad samples are written down: %s", self._path, error.strerror)
+                logger.warning(
+                    "%s: not all bad samples are written down: %s. The run goes on, and counts them; make room there, or "
+                    "bring the folder back, for those that come",
+                    self._path,
+                    error.strerror,
+                )
             self._is_incomplete = True
 
     def _spent(self) -> DataError:

@@ -256,5 +256,5 @@ def _check_unchanged(folder: str | Path, tar: Tar) -> None:
     if identify(folder, tar.name).key != tar.key:
         raise DataError(
             f"{public_name(str(folder))}/{tar.name}: expected the tar that was indexed, found another size or time; it has "
-            "changed. Build the loader again"
+            "changed. Build the loader again; or its server gives another time or tag each time: copy the tars"
         )

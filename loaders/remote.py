@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from .fetch_stats import FetchCounters, FetchStats
 
 _MAX_INDEX_FIELD_BYTES = 160  # of a component, as in shard_files
 
+logger = logging.getLogger("softshard.loaders")
+
 
 class RemoteShards(Shards):
     """The shards of a data set behind a URL; see Shards.
@@ -37,7 +39,7 @@ class RemoteShards(Shards):
     def __init__(self, url: str, manifest: Manifest, cache: Cache) -> None:
         self._url, self._manifest, self._cache = url, manifest, cache
         self.counters = FetchCounters()
-        self._warned = False
+        self._warned = self._unkept_warned = False
         self._folder = CacheFolder(cache, self.counters)
         self._run: FetchAhead | None = None
         self._rests = False  # between two iterations
@@ -97,6 +99,10 @@ class RemoteShards(Shards):
         return Downloads(
             self._url, deadline_s=self._cache.deadline_s, stopped=stopped, counters=self.counters
         )
+
+    def name(self, number: int) -> str:
+        """A shard's name, for messages."""
+        return self._manifest.shards[number].name
 
     def size(self, number: int) -> int:
         """Bytes of a shard."""
@@ -213,8 +219,12 @@ class RemoteShards(Shards):
                 members = list(tar_members(file, record.name))
             text = format_index(build_index(members, record.name)).encode("ascii")
         if sha256_hex(text) == record.index_sha256:
-            with suppress(OSError, DiskFullError):  # not kept, it costs a request the next time, no more
+            try:
                 self._folder.write(name, text)
+            except (OSError, DiskFullError) as error:  # not kept, it costs a request the next time, no more
+                if not self._unkept_warned:
+                    self._unkept_warned = True
+                    logger.warning("indexes of shards are not kept, and fetched each time: %s", error)
         return text
 
     def fetched_again(self) -> None:

@@ -57,6 +57,14 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _MOST_LATENCIES = 100
 
 
+class Untrusted(Refusal):
+    """TLS fails: at the start a mistake that somebody should know of; later the server is away until it is mended."""
+
+    def to_error(self, where: str = "") -> UsageError:
+        """As what the caller can mend."""
+        return UsageError(f"{where}: {self.message}" if where else self.message)
+
+
 @dataclass(frozen=True)
 class Connection:
     """How a RemoteLoader speaks to its servers.
@@ -336,6 +344,6 @@ def _refusal_of(error: BaseException) -> Refusal:
         )
     text = str(error).split(". gRPC client debug context")[0].strip() or type(error).__name__
     for sign, said in _TLS_SIGNS.items():
-        if sign in text:  # of OpenSSL's text, which gRPC hands on; asking again would bring the same
-            return Refusal(REFUSED, f"{said} ({text[text.index(sign) :]:.100})")
+        if sign in text:  # of OpenSSL's text, which gRPC hands on
+            return Untrusted(AWAY, f"{said} ({text[text.index(sign) :]:.100})")
     return Refusal(AWAY, f"{text:.300}")

@@ -6,6 +6,7 @@ What a server answers, and what comes of it:
     no, for good          raised at once, also where others serve: another data set, pixel stack or version, a wrong token
                           and options that it does not take are mistakes that somebody should know of
     its data is damaged   left to the others, with a warning; raised where no other serves; so is an answer without sense
+    TLS fails             left to the others, with a warning; raised at once where it fails with all
     nothing yet           busy, away, its storage is: asked again until one serves; it may come in later, by itself
 """
 
@@ -21,7 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..shards.errors import DataError, UsageError
-from .service_client import AWAY, Server
+from .service_client import AWAY, Server, Untrusted
 from .service_protocol import DATA, REFUSED, USAGE, Refusal
 
 _MUST_AGREE = ("fingerprint", "num_samples", "labels", "mixture", "class_names", "recipe")
@@ -87,7 +88,7 @@ class Opening:
             patience_s: seconds until one must serve, or be at it: what was asked by then may still be answered.
 
         Raises:
-            UsageError: a server says no, for good.
+            UsageError: a server says no, for good; or TLS fails with all of them.
             DataError: the data set is damaged, or the answer makes no sense, wherever it can be asked for.
         """
         begun = time.monotonic()
@@ -109,10 +110,12 @@ class Opening:
                 continue
             damaged = [server for server in there if _says(self._said.get(server), DATA)]
             is_over = now > begun + patience_s and not self._asking
-            if len(damaged) == len(there) > 0 or (damaged and is_over):
-                refusal = self._said[damaged[0]]
-                assert refusal is not None
-                raise refusal.to_error(damaged[0].address)
+            untrusted = [server for server in there if isinstance(self._said.get(server), Untrusted)]
+            for some, is_enough in ((damaged, is_over), (untrusted, False)):
+                if len(some) == len(there) > 0 or (some and is_enough):
+                    refusal = self._said[some[0]]
+                    assert refusal is not None
+                    raise refusal.to_error(some[0].address)
             if is_over:
                 for server in there:
                     server.last_error = self._said.get(server)

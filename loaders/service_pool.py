@@ -262,7 +262,8 @@ class ServerPool:
             self._take(answer)
         begun, now = now, time.monotonic()
         for each in wanted:  # while this process was stopped no deadline ran
-            each.since += max(0.0, now - begun - 2 * _LOOK_S)
+            each.since += (stopped_s := max(0.0, now - begun - 2 * _LOOK_S))
+            each.asked_last += stopped_s
         for each in wanted:
             if each.rows is None and each.error is None and self._due(each) <= now:
                 self._ask(each, now)
@@ -385,8 +386,8 @@ class ServerPool:
         )
         return ServiceError(
             f"data service: expected {what} within {within_s or self._connection.deadline_s:g} s, found none. The servers' "
-            f"last errors: {shown}. Are they running (softshard serve), reached from here, and grpc+tls:// where they have "
-            "--tls-cert?"
+            f"last errors: {shown}. Are they running (softshard serve), and reached from here? Those with --tls-cert are "
+            "asked as grpc+tls://"
         )
 
     def interrupt(self) -> None:

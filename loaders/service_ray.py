@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -250,31 +250,40 @@ def run_pool(
         if listed is not None:
             listed.write([])  # now, not when servers are up, since it may be a wrong place
         with stopped_by_signals() as stop:
-            pool, said = Pool(ray, options, replicas), None
+            pool = Pool(ray, options, replicas)
+            said = unlisted = None
+            written: list[str] | None = []
             try:
                 while not stop.is_set():
                     up = pool.poll()
                     servers = sorted(health["address"] for health in up)
-                    if servers != said and (servers or said is not None) and _write_list(listed, servers):
+                    if listed is not None and servers != written:
+                        written = _write_list(listed, servers, warn=servers != unlisted)
+                        unlisted = None if written == servers else servers
+                    if servers != said and (servers or said is not None):
                         said = servers
                         say(json.dumps({"event": "serving", "servers": servers, "replaced": pool.replaced}))
                     stop.wait(_POLL_S)
                 logger.info("draining", extra={"facts": {"servers": said or []}})
             finally:
-                _write_list(listed, [])
+                if listed is not None:
+                    _write_list(listed, [])
                 finished = pool.close(drain_s if stop.is_set() else 0.0)
             return finished
 
 
-def _write_list(listed: ServerList | None, servers: Sequence[str]) -> bool:
-    """Say where the servers are; whether that was possible. They serve all the same, and a full disk has room again."""
+def _write_list(listed: ServerList, servers: list[str], *, warn: bool = True) -> list[str] | None:
+    """Write where the servers are; what stands there then, or None where that could not be written.
+
+    They serve all the same, and a full disk has room again.
+    """
     try:
-        if listed is not None:
-            listed.write(servers)
+        listed.write(servers)
     except UsageError as error:
-        logger.warning("unlisted", extra={"facts": {"servers": servers, "why": str(error)}})
-        return False
-    return True
+        if warn:
+            logger.warning("unlisted", extra={"facts": {"servers": servers, "why": str(error)}})
+        return None
+    return servers
 
 
 def _check_cluster(ray: ModuleType, options: PoolOptions, num_cpus: int) -> None:

@@ -142,7 +142,7 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def log_as_json(level: str = "info") -> None:
+def log_as_json(level: str) -> None:
     """Write what softshard logs in this process to standard error, as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
@@ -154,7 +154,10 @@ def log_as_json(level: str = "info") -> None:
 
 @contextmanager
 def logged_as_json(level: str) -> Iterator[None]:
-    """The same for as long as a command runs: whoever called it from Python has its own log again then."""
+    """Write softshard's log as `log_as_json` does, and put back what was there before when the block ends.
+
+    Whoever runs a command from Python has its own log again then.
+    """
     root = logging.getLogger("softshard")
     handlers, level_before, propagate = root.handlers, root.level, root.propagate
     log_as_json(level)

@@ -71,6 +71,40 @@ for number in range(9):
     os.close(folder.fetch(f"{number}.tar", 400, fill, urgent=lambda: True, stopped=threading.Event()))
 print(*sorted(path.name for path in folder.folder.iterdir() if path.name != ".lock"))
 """
+EMPTIED = """
+import os, shutil, threading
+from softshard.loaders.cache import Cache, CacheFolder, DiskFullError
+from softshard.loaders.fetch_stats import FetchCounters
+mounted = sys.argv[1]
+folder = CacheFolder(Cache(folder=mounted + "/cache", max_bytes=10**9), FetchCounters())
+
+def tell_full(act):
+    try:
+        act()
+    except DiskFullError as error:
+        print(error.may_pass)
+
+def take_inodes():
+    subprocess.run(["mount", "-o", f"remount,nr_inodes={sum(1 for _ in os.walk(mounted)) + files()}", mounted], check=True)
+
+def files():
+    return sum(len(names) for _, _, names in os.walk(mounted))
+
+fetch = lambda: folder.fetch("a.tar", 400, fill=None, urgent=lambda: True, stopped=threading.Event())
+shutil.rmtree(folder.folder)
+take_inodes()
+tell_full(fetch)
+tell_full(lambda: folder.write("a.idx", b"x"))
+subprocess.run(["mount", "-o", "remount,nr_inodes=100", mounted], check=True)
+os.mkdir(folder.folder)
+(folder.folder / "a.tar").write_bytes(b"short")
+take_inodes()
+tell_full(fetch)
+subprocess.run(["mount", "-o", "remount,nr_inodes=100", mounted], check=True)
+shutil.rmtree(folder.folder)
+folder.write("small.idx", b"x")
+print(*os.listdir(folder.folder))
+"""
 FOR_EVER = 10**9
 
 
@@ -168,3 +202,10 @@ def test_a_quota_counts_as_a_full_disk(tmp_path, monkeypatch):
     ):
         folder.fetch("a.tar", 400, fill=None, urgent=lambda: True, stopped=threading.Event())
     assert [path.name for path in folder.folder.iterdir()] == [".lock"]
+
+
+def test_a_disk_without_room_for_the_emptied_folder_is_full(mounting, tmp_path):
+    """And one without room for the lock alone, where a file has the wrong length."""
+    run = mounting.run(tmp_path, "1m", code=MOUNT + EMPTIED)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["False", "False", "True", "small.idx"]

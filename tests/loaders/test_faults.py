@@ -4,11 +4,14 @@ import json
 import logging
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from spoiling import broken_huffman_table
+from waiting import LONG_S
 
 from softshard.loaders import Augment, Faults, Loader
 from softshard.loaders.crops import draw_crops
@@ -349,3 +352,29 @@ def test_a_quarantine_that_cannot_be_written_any_more_ends_no_epoch(damage, tmp_
         assert len(list(loader)) == len(loader)
         assert loader.num_bad == 1
     assert f"{quarantine}: not all bad samples are written down: No such file" in caplog.text
+
+
+FULL_IN_A_LINE = """
+import resource, sys
+from softshard.loaders.faults import BadSample, Faults, Quarantine
+quarantine = Quarantine(Faults(max_bad=1.0, quarantine=sys.argv[1]), 1000, rank=0)
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+for number, most in enumerate([hard, 150, 150, hard, hard]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    quarantine.add(BadSample(number, "a.tar", f"k{number}", "is cut"), own=True, epoch=0, step=0)
+"""
+
+
+def test_a_line_that_a_full_disk_has_torn_spoils_none_that_comes_later(tmp_path):
+    quarantine = tmp_path / "bad.jsonl"
+    command = [sys.executable, "-c", FULL_IN_A_LINE, str(quarantine)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
+    assert run.returncode == 0, run.stderr
+    first, torn, *later = quarantine.read_text().splitlines()
+    assert json.loads(first)["key"] == "k0"
+    assert len(first) + len("\n" + torn) == 150
+    assert [json.loads(line)["key"] for line in later] == ["k3", "k4"]
+    assert (
+        run.stderr.count("not all bad samples are written down: No space left on device. The run goes on")
+        == 1
+    )

@@ -1,6 +1,7 @@
 """What is fetched from one epoch to the next, and what is left of it: threads, open files, a cache that goes on."""
 
 import gc
+import re
 import subprocess
 import sys
 import threading
@@ -191,23 +192,26 @@ def test_a_killed_process_leaves_a_cache_that_goes_on(packed, serve_spoiled, cac
     assert cached(cache, "*.tar.part") == []  # an index of which half was written goes later
 
 
-DEAD = """
-import sys, threading
+STORAGE = """
+import sys, threading, time
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from softshard.loaders import Cache, Faults, Loader, ahead
 
-class Dead(LocalFileSystem):
+class Storage(LocalFileSystem):
     protocol = "dead"
     @classmethod
     def _strip_protocol(cls, path):
         return super()._strip_protocol(path.replace("dead://", ""))
     def cat_file(self, path, **options):
         if path.endswith(".tar"):
-            threading.Event().wait()
+            answer(path)
         return super().cat_file(path, **options)
 
-fsspec.register_implementation("dead", Dead)
+fsspec.register_implementation("dead", Storage)
+"""
+DEAD = """
+answer = lambda path: threading.Event().wait()
 ahead._JOIN_PATIENCE_S = 0.5
 with Loader("dead://" + sys.argv[1], batch_size=8, cache=Cache(sys.argv[2]), faults=Faults(give_up_s=1.5)) as loader:
     list(loader)
@@ -215,11 +219,43 @@ with Loader("dead://" + sys.argv[1], batch_size=8, cache=Cache(sys.argv[2]), fau
 
 
 def test_a_process_ends_although_a_storage_without_time_outs_is_dead(packed, cache):
-    command = [sys.executable, "-c", DEAD, str(packed), str(cache.path)]
+    command = [sys.executable, "-c", STORAGE + DEAD, str(packed), str(cache.path)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
     assert run.returncode == 1
     assert "StallError: loader: expected a batch within" in run.stderr
-    assert "a thread that fetches shards hangs, and is left to itself" in run.stderr
+    assert re.search(
+        r"threads that fetch shards hang, and are left to themselves: train-\d+\.tar.*\. Whoever else needs",
+        run.stderr,
+    )
+
+
+SLOW = """
+seen, is_slow = set(), threading.Event()
+
+def answer(path):
+    if path in seen:  # for the second epoch
+        is_slow.set()
+        time.sleep(0.5)
+    seen.add(path)
+
+def main():
+    cache = Cache(sys.argv[2], max_bytes=int(sys.argv[3]), ahead=2, num_fetchers=2)
+    loader = Loader("dead://" + sys.argv[1], batch_size=8, window=16, cache=cache)
+    list(loader)
+    is_slow.wait()
+
+main()
+"""
+
+
+def test_a_process_that_ends_between_two_epochs_leaves_no_unfinished_shard(packed, cache):
+    """The loader is gone with the function that made it; the shards of the next epoch are being fetched."""
+    max_bytes = 4 * max(shard_bytes(packed))
+    command = [sys.executable, "-c", STORAGE + SLOW, str(packed), str(cache.path), str(max_bytes)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
+    assert run.returncode == 0, run.stderr
+    assert cached(cache)
+    assert cached(cache, "*.part") == []
 
 
 def test_a_shard_is_let_go_when_the_next_one_comes_whatever_waits_in_the_threads(packed, memory, cache):

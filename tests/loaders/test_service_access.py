@@ -7,13 +7,12 @@ import pyarrow.flight as flight
 import pytest
 from service_here import client_of, served
 from service_processes import SMALL, assert_same_batches
-from waiting import LONG_S
+from waiting import LONG_S, wait_until
 
 from softshard.loaders import Connection, Loader, RemoteLoader
 from softshard.loaders.service_access import check_listen, read_token
 from softshard.loaders.service_address import split_address, split_servers
-from softshard.loaders.service_client import _refusal_of
-from softshard.loaders.service_protocol import REFUSED
+from softshard.loaders.service_client import AWAY, _refusal_of
 from softshard.shards.cli import main
 from softshard.shards.errors import UsageError
 
@@ -31,7 +30,10 @@ def token_file(tmp_path):
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """(certificate, key) files for 127.0.0.1, signed by itself."""
-    folder = tmp_path_factory.mktemp("tls")
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def make_certificate(folder):
     files = folder / "cert.pem", folder / "key.pem"
     command = [
         "openssl",
@@ -89,8 +91,40 @@ def test_a_wrong_side_of_tls_is_told_at_once(packed, certificate):
             RemoteLoader(address, connection=Connection(tls_ca=certificate[0]), **SMALL)
     text = "last error: UNKNOWN: ipv4:127.0.0.2:7172: Peer name 127.0.0.2 is not in peer certificate"
     refusal = _refusal_of(flight.FlightUnavailableError(text))
-    assert refusal.code == REFUSED
+    assert refusal.code == AWAY
     assert refusal.message.startswith("expected a certificate that names this host")
+
+
+def test_a_server_whose_certificate_is_not_trusted_is_left_to_the_others(packed, certificate, caplog):
+    with served(packed) as server:
+        address = server.address.replace("grpc://", "grpc+tls://")
+        other = address.replace("127.0.0.1", "localhost")
+        connection = Connection(tls_ca=certificate[0])
+        with pytest.raises(UsageError, match="expected a server with TLS, found one without"):
+            RemoteLoader([address, other], connection=connection, **SMALL)
+        with RemoteLoader([address, server.address], connection=connection, **SMALL) as remote:
+            assert len(list(remote)) == len(remote)
+    assert f"{address} does not serve, the others are asked: expected a server with TLS" in caplog.text
+
+
+def test_a_certificate_that_is_wrong_for_a_while_costs_no_batch(packed, certificate, tmp_path):
+    right, wrong = (
+        tuple(path.read_bytes() for path in files) for files in (certificate, make_certificate(tmp_path))
+    )
+    with served(packed, tls=right) as server:
+        port = int(server.address.rpartition(":")[2])
+        with Loader(packed, **SMALL) as local:
+            expected = list(local)
+        remote = RemoteLoader(server.address, connection=Connection(tls_ca=certificate[0]), **SMALL)
+        batches = iter(remote)
+        found = [next(batches)]
+    (asked,) = remote._pool.servers
+    with served(packed, port=port, tls=wrong):
+        wait_until(lambda: asked.last_error and "found another" in asked.last_error.message)
+    with served(packed, port=port, tls=right):
+        found.extend(batches)
+        remote.close()
+    assert_same_batches(found, expected)
 
 
 def test_beyond_the_loopback_address_token_and_tls_are_wanted():

@@ -32,12 +32,11 @@ def test_what_is_written_is_read_and_a_change_is_seen_once(tmp_path, monkeypatch
 
 def test_a_pool_whose_list_cannot_be_written_serves_on_and_says_so(tmp_path, caplog):
     listed = ServerList(tmp_path / "away" / "servers.json")
-    assert not service_ray._write_list(listed, ["grpc://a:1"])
+    assert service_ray._write_list(listed, ["grpc://a:1"]) is None
     assert "unlisted" in caplog.text
     listed.path.parent.mkdir()
-    assert service_ray._write_list(listed, ["grpc://a:1"])
+    assert service_ray._write_list(listed, ["grpc://a:1"]) == ["grpc://a:1"]
     assert listed.read() == ["grpc://a:1"]
-    assert service_ray._write_list(None, ["grpc://a:1"])
 
 
 def test_looking_is_not_done_more_than_once_a_second(tmp_path, monkeypatch):
