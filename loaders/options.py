@@ -83,7 +83,7 @@ def check_enough(dataset: str, num_samples: int, lanes: int, global_batch: int, 
     if last_batch == "drop" and num_samples // lanes < global_batch // lanes:
         raise UsageError(
             f"{dataset}: expected a global batch of samples, which is {global_batch} on {lanes} lanes, found "
-            f"{num_samples}. Use a smaller batch_size (commands: --global-batch), or "
+            f"{num_samples}. Use a smaller batch_size (in commands --global-batch N or --set global_batch=N), or "
             "last_batch='pad'"
         )
 

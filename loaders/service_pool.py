@@ -347,8 +347,8 @@ class ServerPool:
         if not isinstance(error, Refusal):
             if isinstance(error, SoftshardError):  # it came back with another stack or data set
                 self._exclude(server, error)
-                return
-            wanted.error = error  # a bug
+            else:
+                wanted.error = error  # a bug
             return
         self.counters.add(retries=1)
         server.did_badly(error)
