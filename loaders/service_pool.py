@@ -385,9 +385,8 @@ class ServerPool:
             for server in self.servers
         )
         return ServiceError(
-            f"data service: expected {what} within {within_s or self._connection.deadline_s:g} s, found none. The servers' "
-            f"last errors: {shown}. Are they running (softshard serve), and reached from here? Those with --tls-cert are "
-            "asked as grpc+tls://"
+            f"data service: expected {what} within {within_s or self._connection.deadline_s:g} s, found none. Last errors: "
+            f"{shown}. Are they running (softshard serve), and reached from here? With --tls-cert they are grpc+tls://"
         )
 
     def interrupt(self) -> None:
