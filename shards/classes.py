@@ -7,6 +7,7 @@ above all) trains on wrong labels without any error, so a list always goes with 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def load_class_list(spec: str | Path) -> tuple[str, ...]:
         return _read_names(_timm_info_dir(spec) / KNOWN_LISTS[spec])
     if is_remote(spec):
         return _parse_names(read_text(spec, _MAX_LIST_BYTES), public_name(spec))
-    path = Path(spec).expanduser()  # of `--classes=~/list`, which a shell leaves as it is
+    path = Path(os.path.expanduser(spec))  # of `--classes=~/list`, which a shell leaves as it is
     if path.is_dir():
         return _folder_classes(path)
     if not path.is_file():

@@ -155,15 +155,20 @@ class TrainStep:
     def check_weights(self, step: int) -> None:
         """Refuse weights that the last step spoilt: its own loss does not tell, and a checkpoint would keep them.
 
+        Called by all ranks together, which raise together.
+
         Raises:
             DataError: a weight, an average or a statistic of batch norm is infinite or NaN.
         """
         models = [("", self.plain_model), *([] if self.ema is None else [("average of ", self.ema.module)])]
         kept = {f"{of}{name}": kept for of, model in models for name, kept in model.state_dict().items()}
         kept = {name: tensor for name, tensor in kept.items() if tensor.is_floating_point()}
-        finite = torch.stack([tensor.isfinite().all() for tensor in kept.values()]).tolist()  # waits once
+        flags = torch.stack([tensor.isfinite().all() for tensor in kept.values()]).int()
+        if self.world_size > 1:  # statistics are a rank's own, and all ranks go on or none does
+            dist.all_reduce(flags, op=dist.ReduceOp.MIN)
+        finite = flags.tolist()  # waits once
         if not all(finite):
-            name = list(kept)[finite.index(False)]
+            name = list(kept)[finite.index(0)]
             raise DataError(
                 f"step {step}: expected finite weights after it, found others in {name}; the learning rate may be too high "
                 "for this batch size. Continue from the last checkpoint, if there is one, with --resume, or begin again "

@@ -59,9 +59,10 @@ def test_a_known_list_without_timm_names_the_extra(monkeypatch):
         load_class_list("imagenet-1k")
 
 
-def test_an_unknown_list_names_the_known_ones():
-    with pytest.raises(UsageError, match="imagenet-2k") as caught:
-        load_class_list("imagenet-2k")
+@pytest.mark.parametrize("spec", ["imagenet-2k", "~no such user/list"])
+def test_an_unknown_list_names_the_known_ones(spec):
+    with pytest.raises(UsageError, match=spec) as caught:
+        load_class_list(spec)
     assert all(name in str(caught.value) for name in KNOWN_LISTS)
 
 

@@ -66,6 +66,20 @@ def test_all_that_a_checkpoint_keeps_is_looked_at(average, name):
         step.check_weights(0)
 
 
+def test_what_spoilt_the_statistics_of_one_process_stops_all(on_two_ranks):
+    def check(rank):
+        step = make_step("test_resnet")
+        step.world_size = 2
+        if rank == 1:
+            step.plain_model.bn1.running_var[0] = torch.inf
+        with pytest.raises(DataError, match=r"step 3: .* found others in bn1\.running_var;") as caught:
+            step.check_weights(3)
+        return str(caught.value)
+
+    (_, first), (_, second) = on_two_ranks(check)
+    assert first == second
+
+
 def state(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
