@@ -155,7 +155,7 @@ def test_a_disk_with_room_for_the_shards_evicts_whatever_the_budget_says(
 
 
 def test_a_disk_without_room_for_one_shard_is_named(epoch_on_a_disk):
-    run = epoch_on_a_disk(32 * 1024)
+    run = epoch_on_a_disk(32 * 1024, patience_s=2)
     assert run.returncode == 1
     assert re.search(
         r"DiskFullError: /.*/shards: expected room for [0-9,]+ bytes, found [0-9,]+ bytes free, .*; the disk is full",
