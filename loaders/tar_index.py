@@ -236,7 +236,12 @@ def index_tar(file: BinaryIO, where: str) -> TarIndex:
         elif suffix in ("cls", "json") and (suffix == "cls" or not label):
             try:
                 label = read_label(file, member, suffix) or label
-                label.encode()
+                label.encode()  # class names are written down as UTF-8
+            except UnicodeEncodeError:
+                raise DataError(
+                    f"{where}: {name!r}: expected a class name that UTF-8 can write, found {label!r}. Mend the label, or "
+                    "leave the sample out"
+                ) from None
             except ValueError as error:
                 raise DataError(f"{where}: {name!r}: {error}") from None
     end()
