@@ -229,9 +229,13 @@ class CacheFolder:
                     is_made = True
             return descriptor if is_made else None
         except OSError as error:
-            if error.errno in _FULL:
-                raise self._disk_full(num_bytes) from error
-            raise
+            if error.errno not in _FULL:
+                raise
+            if is_mine and is_at(
+                descriptor, part
+            ):  # before it is said what is free, and who might let go something
+                part.unlink(missing_ok=True)
+            raise self._disk_full(num_bytes) from error
         finally:
             if is_mine and not is_made and is_at(descriptor, part):
                 part.unlink(missing_ok=True)

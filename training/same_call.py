@@ -18,7 +18,7 @@ from torch import nn
 from ..loaders.loader import Loader
 from ..shards.errors import UsageError
 from ..shards.files import sha256_hex
-from ..shards.text_limits import some
+from ..shards.text_limits import counted, some
 from .checkpoint import checkpoint_sha256
 from .maps_teacher import state_sha256
 from .recipes import Recipe
@@ -93,7 +93,7 @@ def first_difference(gathered: Sequence[tuple[str, Mapping[str, str]]]) -> str |
         advice += (
             ", and give --resume an --out that all machines see, such as a shared folder or a copy of it"
         )
-    more = f" and {len(others) - 1} more processes" if len(others) > 1 else ""
+    more = f" and {counted(len(others) - 1, 'more process')}" if len(others) > 1 else ""
     return f"process {others[0]} on {machine}{more}: expected the call of process 0, found another {told}. {advice}"
 
 

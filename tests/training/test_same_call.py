@@ -23,7 +23,7 @@ CALL = {"lr": "0.1", "epoch of the data": "0", STEP: "0"}
         ([CALL, CALL], None),
         ([CALL, CALL | {"lr": "0.2"}], "process 2 on node2: expected the call of process 0, found another lr "
          "(0.2, not 0.1). Start all with the same options and files"),
-        ([CALL | {"lr": "0.2", "new": "1"}] * 2, "process 1 on node1 and 1 more processes: expected the call of "
+        ([CALL | {"lr": "0.2", "new": "1"}] * 2, "process 1 on node1 and 1 more process: expected the call of "
          "process 0, found another lr (0.2, not 0.1), new (1, not None). Start all with the same options and files"),
         ([CALL, CALL | {STEP: "8"}], "process 2 on node2: expected the call of process 0, found another step of the "
          "checkpoint (8, not 0). Start all with the same options and files, and give "
