@@ -44,12 +44,14 @@ $(DEV): $(READY)
 demo: $(READY)
 	$(BIN)/softshard demo --out demo-out
 
-# A process for each core, of which many tests take a share only: they wait for processes and servers.
+# A process for each core, of which many tests take a share only: they wait for processes and servers. A process that a
+# test takes down is replaced a few times, and then the run is over.
+PYTEST = -m pytest --numprocesses auto --maxprocesses 4 --max-worker-restart 3 --dist loadfile
 test: $(DEV)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python $(PYTEST)
 
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(OLDEST)/bin/python $(PYTEST)
 
 $(OLDEST)/.ready: pyproject.toml tests/oldest.txt
 	$(OLD_PYTHON) -m venv $(OLDEST)

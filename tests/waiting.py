@@ -2,8 +2,8 @@
 
 import time
 
-# What has not happened by then never will: machines are slow, and stall.
-LONG_S = 600
+# What has not happened by then never will: machines are slow, and stall. Half of what a test may take (pyproject.toml).
+LONG_S = 300
 
 
 def wait_until(condition, seconds=LONG_S):

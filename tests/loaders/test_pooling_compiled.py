@@ -225,7 +225,7 @@ def run(script, **environment):
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        timeout=600,  # the kernels may be compiled
+        timeout=LONG_S,  # the kernels may be compiled
         env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stderr
