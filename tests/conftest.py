@@ -19,9 +19,11 @@ from servers import gcs, web
 from servers.proxy import FaultyProxy
 from servers.swift import ACCESS_KEY, REGION, SECRET_KEY, Swift, why_not
 
-# A shell starts what runs in its background with Ctrl-C ignored, and so would everything that tests start be.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts what runs in its background with Ctrl-C ignored, `nohup` with the end of the terminal, and so would
+# everything be that tests start.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # The same examples in every run, on fast and slow machines: a change is judged by what it does, not by luck.
 # SOFTSHARD_EXAMPLES=new draws others.

@@ -1,6 +1,6 @@
 """The file in which a pool says where its servers are: written whole, read when it changes, refused when it is another."""
 
-import itertools
+from types import SimpleNamespace
 
 import pytest
 from service_processes import SMALL, assert_same_batches, serving
@@ -40,13 +40,15 @@ def test_a_pool_whose_list_cannot_be_written_serves_on_and_says_so(tmp_path, cap
 
 
 def test_looking_is_not_done_more_than_once_a_second(tmp_path, monkeypatch):
-    now = itertools.chain([10.0, 10.0, 10.5, 11.1, 11.1], itertools.repeat(11.2))
-    monkeypatch.setattr(service_list.time, "monotonic", lambda: next(now))
+    now = [10.0]
+    monkeypatch.setattr(service_list, "time", SimpleNamespace(monotonic=lambda: now[0]))
     written, followed = ServerList(tmp_path / "servers.json"), ServerList(tmp_path / "servers.json")
     written.write(["grpc://a:1"])
     assert followed.changed() == ["grpc://a:1"]
     written.write(["grpc://b:2"])
+    now[0] = 10.9
     assert followed.changed() is None
+    now[0] = 11.1
     assert followed.changed() == ["grpc://b:2"]
 
 
