@@ -2,7 +2,7 @@
 
 import time
 
-# What has not happened by then never will: machines are slow, and stall. Half of what a test may take (pyproject.toml).
+# What has not happened by then never will: machines are slow, and stall. A third of what a test may take (pyproject.toml).
 LONG_S = 300
 
 
