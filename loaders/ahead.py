@@ -25,6 +25,7 @@ from ..shards.errors import StorageError, UsageError
 from .cache import Cache, DiskFullError, NotWanted, Stopped
 from .download import Downloads
 from .fetch import Following, OpenShard
+from .stop_flag import StopFlag
 
 _MAX_STEPS = 4096  # that are looked ahead
 _MANY_STEPS = 2**62  # where nothing follows
@@ -44,7 +45,7 @@ class ShardSource(Protocol):
         """The cache's budget."""
         ...
 
-    def downloads(self, stopped: threading.Event) -> Downloads:
+    def downloads(self, stopped: StopFlag) -> Downloads:
         """What fetches for one iteration."""
         ...
 
@@ -99,7 +100,7 @@ class FetchAhead:
         following: Following | None = None,
     ) -> None:
         self._source, self._steps, self._ahead = source, steps, cache.ahead
-        self._stopped = threading.Event()
+        self._stopped = StopFlag()
         self._downloads = source.downloads(self._stopped)
         self._changed = threading.Condition()
         # All below is guarded by it.
@@ -343,8 +344,11 @@ class FetchAhead:
         if os.getpid() != self._process:  # the threads, and whoever holds the lock, are in the other one
             return
         self._stopped.set()
-        with self._changed:
+        if self._changed.acquire(
+            blocking=False
+        ):  # else it is seen at the next look; this may be anywhere, see StopFlag
             self._changed.notify_all()
+            self._changed.release()
 
     def close(self) -> int:
         """End the threads, but those that hang in dead storage, and let the shards go.
@@ -358,15 +362,16 @@ class FetchAhead:
         ended = _join(self._threads)
         atexit.unregister(self._at_exit)
         with self._changed:
-            if not ended:
-                logger.warning(
-                    "threads that fetch shards hang, and are left to themselves: %s. Whoever else needs these from the same "
-                    "cache waits until their storage answers, or this process ends",
-                    ", ".join(map(self._source.name, sorted(self._busy))) or "none that is known",
-                )
             self._open.clear()
             self._failed.clear()
-            return len(self._fetched_later)
+            busy, num_fetched_later = sorted(self._busy), len(self._fetched_later)
+        if not ended:
+            logger.warning(
+                "threads that fetch shards hang, and are left to themselves: %s. Whoever else needs these from the same "
+                "cache waits until their storage answers, or this process ends",
+                ", ".join(map(self._source.name, busy)) or "none that is known",
+            )
+        return num_fetched_later
 
 
 def _join(threads: Sequence[threading.Thread]) -> bool:

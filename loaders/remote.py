@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from .cache import Cache, CacheFolder, DiskFullError
 from .download import Downloads
 from .fetch import Following, OpenShard, ShardBytes, Shards, ShardUrl, checked_index
 from .fetch_stats import FetchCounters, FetchStats
+from .stop_flag import StopFlag
 
 _MAX_INDEX_FIELD_BYTES = 160  # of a component, as in shard_files
 
@@ -94,7 +94,7 @@ class RemoteShards(Shards):
     def close(self) -> None:
         self.forget()
 
-    def downloads(self, stopped: threading.Event) -> Downloads:
+    def downloads(self, stopped: StopFlag) -> Downloads:
         """What fetches for one iteration, in the process that iterates."""
         return Downloads(
             self._url, deadline_s=self._cache.deadline_s, stopped=stopped, counters=self.counters

@@ -1,8 +1,10 @@
 """The cache's folder: one budget, pins and downloads for all processes of a host, whatever becomes of them."""
 
+import fcntl
 import mmap
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -326,6 +328,22 @@ def test_two_runs_share_a_cache_that_holds_less_than_their_data_set(packed, serv
     # A file that is evicted between the listing and its size is counted twice at most: one shard of slack.
     assert max(sampled) <= max_bytes + max(sizes)
     assert list((tmp_path / "cache" / "shards").glob("*.part")) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_process_that_is_forked_while_the_folder_is_locked_does_not_keep_it_locked(folder):
+    cache = folder()
+    with cache._locked():
+        child = os.fork()
+        if not child:
+            time.sleep(LONG_S)
+            os._exit(0)
+    try:
+        with open(cache.folder / ".lock") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 # ---- Options
