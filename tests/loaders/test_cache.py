@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from reading_processes import EPOCH, read_an_epoch, reading
-from waiting import LONG_S, wait_until
+from waiting import LONG_S, status_of, wait_until
 
 from softshard.loaders import Cache, Loader
 from softshard.loaders.cache import CacheFolder, Stopped
@@ -265,17 +265,17 @@ folder.fetch("a.tar", 400, fill, urgent=lambda: True, stopped=threading.Event())
 
 
 @pytest.fixture
-def downloading(tmp_path):
+def downloading(tmp_path, within):
     """A process that is in the middle of a download."""
     process = subprocess.Popen(
         [sys.executable, "-c", HANGS, str(tmp_path / "cache")], stdout=subprocess.PIPE, text=True
     )
     try:
-        assert process.stdout.readline() == "begun\n"
+        assert within(process.stdout.readline, LONG_S) == "begun\n"
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=LONG_S)
 
 
 def test_when_a_process_dies_another_takes_its_download_over(folder, downloading):
@@ -290,7 +290,7 @@ def test_when_a_process_dies_another_takes_its_download_over(folder, downloading
 def test_what_a_dead_process_was_downloading_makes_room(folder, downloading):
     cache = folder()
     downloading.kill()
-    downloading.wait()
+    downloading.wait(LONG_S)
     assert names(cache) == ["a.tar.part"]
     os.close(put(cache, "b.tar", 900))
     assert names(cache) == ["b.tar"]
@@ -343,7 +343,7 @@ def test_a_process_that_is_forked_while_the_folder_is_locked_does_not_keep_it_lo
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        status_of(child)
 
 
 # ---- Options

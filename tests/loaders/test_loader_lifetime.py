@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from waiting import LONG_S
+from waiting import LONG_S, status_of
 
 from softshard.loaders import Augment, Faults, Loader, decode
 from softshard.loaders.background import Background
@@ -341,8 +341,7 @@ run.stop()
 
 def test_time_in_which_the_process_was_stopped_is_no_stall():
     process = subprocess.Popen([sys.executable, "-c", STOPPED], stderr=subprocess.PIPE, text=True)
-    _, status = os.waitpid(process.pid, os.WUNTRACED)
-    assert os.WIFSTOPPED(status)
+    assert os.WIFSTOPPED(status_of(process.pid, os.WUNTRACED))
     time.sleep(3)
     process.send_signal(signal.SIGCONT)
     assert process.communicate(timeout=LONG_S)[1] == ""

@@ -10,7 +10,7 @@ from http.server import ThreadingHTTPServer
 import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
-from service_here import RECIPE, served
+from service_here import IN_TIME, RECIPE, served
 from waiting import LONG_S, wait_until
 
 from softshard.loaders import Connection, service_maker, service_opening, service_pool, service_run
@@ -261,7 +261,7 @@ def test_a_server_that_ends_does_not_make_all_that_was_asked_for(packed, within)
         def ask(taken):
             with flight.FlightClient(server.address) as client:
                 try:
-                    client.do_get(flight.Ticket(Ticket(recipe, 0, taken, 0).to_bytes())).read_all()
+                    client.do_get(flight.Ticket(Ticket(recipe, 0, taken, 0).to_bytes()), IN_TIME).read_all()
                     says.append("ok")
                 except flight.FlightError as error:
                     says.append(Refusal.from_bytes(bytes(error.extra_info)).code)
