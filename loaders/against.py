@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ..shards.errors import UsageError
@@ -143,9 +142,7 @@ class Peer:
     def __enter__(self) -> Peer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
 

@@ -19,13 +19,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ..shards.errors import StorageError, UsageError
 from .cache import Cache, DiskFullError, NotWanted, Stopped
-from .download import Downloads
 from .fetch import Following, OpenShard
 from .stop_flag import StopFlag
+
+if TYPE_CHECKING:
+    from .remote import RemoteShards
 
 _MAX_STEPS = 4096  # that are looked ahead
 _MANY_STEPS = 2**62  # where nothing follows
@@ -37,56 +39,11 @@ _FULL_DISK_S = 5.0  # that a batch waits for others to let go what fills the dis
 logger = logging.getLogger("softshard.loaders")
 
 
-class ShardSource(Protocol):
-    """Opens shards by number; for several threads."""
-
-    @property
-    def max_bytes(self) -> int:
-        """The cache's budget."""
-        ...
-
-    def downloads(self, stopped: StopFlag) -> Downloads:
-        """What fetches for one iteration."""
-        ...
-
-    def name(self, number: int) -> str:
-        """A shard's name, for messages."""
-        ...
-
-    def size(self, number: int) -> int:
-        """Bytes of a shard."""
-        ...
-
-    def open(
-        self, number: int, downloads: Downloads, *, urgent: Callable[[], bool], wanted: Callable[[], bool]
-    ) -> tuple[OpenShard, bool]:
-        """Have a shard in the cache, checked, and open it.
-
-        Args:
-            number: of the shard.
-            downloads: fetch what is not there.
-            urgent: whether a batch waits for it.
-            wanted: whether one needs it at all.
-
-        Returns:
-            The shard, and whether it was downloaded for this.
-        """
-        ...
-
-    def fetched_again(self) -> None:
-        """Hear of a shard that an iteration has fetched for the second time."""
-        ...
-
-    def used(self, number: int) -> None:
-        """Hear of a shard that was in use until now."""
-        ...
-
-
 class FetchAhead:
     """One iteration's fetching, and that of those that follow it: its horizon, its open shards, its threads.
 
     Args:
-        source: opens shards.
+        source: opens shards, in several threads.
         steps: the shards that each step needs, distinct.
         cache: how far ahead, and how many at a time.
         following: what comes after these steps.
@@ -94,12 +51,13 @@ class FetchAhead:
 
     def __init__(
         self,
-        source: ShardSource,
+        source: RemoteShards,
         steps: Iterator[Sequence[int]],
         cache: Cache,
         following: Following | None = None,
     ) -> None:
-        self._source, self._steps, self._ahead = source, steps, cache.ahead
+        self._source, self._steps = source, steps
+        self._ahead = self._most_ahead = cache.ahead
         self._stopped = StopFlag()
         self._downloads = source.downloads(self._stopped)
         self._changed = threading.Condition()
@@ -219,6 +177,7 @@ class FetchAhead:
         """
         with self._changed:
             self._start, self._following = self._end, following
+            self._ahead = self._most_ahead  # what filled the disk may be gone
             self._fetched, self._fetched_later = self._fetched_later, set()
             self._later.clear()
         self.reached(0)
@@ -269,7 +228,7 @@ class FetchAhead:
             return shard
 
     def _shrink(self) -> bool:
-        """Let go what was fetched ahead, and fetch ahead no more; False where that is so already."""
+        """Let go what was fetched ahead, and fetch ahead no more in this epoch; False where that is so already."""
         if not self._ahead:
             return False
         self._ahead = 0

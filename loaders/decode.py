@@ -31,7 +31,8 @@ from ..shards.schema import JPG
 from .batch_buffers import BatchBuffers
 from .normalize import normalizer
 from .one_thread import OneThreadEach
-from .resize import resize, without_opencv_threads
+from .opencv_threads import without_opencv_threads
+from .resize import resize
 from .samples import Place
 
 # DALI's stubs know neither its data types nor what its operators return.

@@ -116,7 +116,17 @@ class RemoteShards(Shards):
     def open(
         self, number: int, downloads: Downloads, *, urgent: Callable[[], bool], wanted: Callable[[], bool]
     ) -> tuple[OpenShard, bool]:
-        """See ShardSource."""
+        """Have a shard in the cache, checked, and open it.
+
+        Args:
+            number: of the shard.
+            downloads: fetch what is not there.
+            urgent: whether a batch waits for it.
+            wanted: whether one needs it at all.
+
+        Returns:
+            The shard, and whether it was downloaded for this.
+        """
         descriptor, fetched = self.pinned(number, downloads, urgent=urgent, wanted=wanted)
         try:
             self.counters.add(**{"shards_fetched" if fetched else "cache_hits": 1})
@@ -128,7 +138,7 @@ class RemoteShards(Shards):
     def pinned(
         self, number: int, downloads: Downloads, *, urgent: Callable[[], bool], wanted: Callable[[], bool]
     ) -> tuple[int, bool]:
-        """A descriptor of a shard in the cache, and whether it was downloaded for this; see ShardSource."""
+        """A descriptor of a shard in the cache, and whether it was downloaded for this; see `open`."""
         record, url = self._manifest.shards[number], self._shard_url(number)
         fetched = False
 
