@@ -45,11 +45,6 @@ def parse_peers(text: str) -> dict[str, str]:
     return found
 
 
-def installed_peers() -> list[str]:
-    """The peers that this Python can run."""
-    return [name for name, (_, module, _) in PEERS.items() if _importable(module)]
-
-
 def _importable(module: str) -> bool:
     if (
         module.partition(".")[0] not in packages_distributions()
