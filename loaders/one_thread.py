@@ -67,7 +67,7 @@ class OneThreadEach:
         self._process = 0  # that has it: another one, forked from it, has none of its threads
 
     def pool(self) -> ThreadPoolExecutor:
-        """The pool; a new one after `close`.
+        """The pool.
 
         Raises:
             RuntimeError: see `one_thread_each`.
@@ -90,10 +90,9 @@ class OneThreadEach:
             future.result()
 
     def close(self) -> None:
-        """Stop the threads."""
-        pool, self._pool = self._pool, None
-        if pool is not None and self._process == os.getpid():
-            pool.shutdown(wait=True)
+        """Stop the threads, which do not begin again."""
+        if self._pool is not None and self._process == os.getpid():
+            self._pool.shutdown(wait=True)
 
 
 def _use_one_thread() -> None:
