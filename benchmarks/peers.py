@@ -20,16 +20,23 @@ The result file has the numbers; see benchmarks/README.md for what they say.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from harness import arguments, make_data_set, sweep, write_result
 
 from softshard.loaders import Augment, Loader
-from softshard.loaders.against import Peer, described, installed_peers, parse_peers
-from softshard.loaders.bench import decode_only_batches, loader_batches
+from softshard.loaders.against import Peer, described, parse_peers
+from softshard.loaders.bench import loader_batches
+from softshard.loaders.ceilings import decoded_batches
+from softshard.loaders.fetch import ShardFiles
 from softshard.loaders.measure import take_turns
-from softshard.loaders.peers import Job
+from softshard.loaders.peers import PEERS, Job
+from softshard.shards import Manifest, UsageError
+from softshard.shards.schema import JPG
 
 CROP = 224
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -37,6 +44,35 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "softshard maps": {"dtype": "uint8", "targets": "relabel"},
     "softshard float32": {"dtype": "float32"},
 }
+
+
+def installed_peers() -> dict[str, str]:
+    """The peers that this Python can run."""
+    found: dict[str, str] = {}
+    for name in PEERS:
+        with suppress(UsageError):
+            found |= parse_peers(name)
+    return found
+
+
+def decode_only_batches(dataset: str | Path, batch_size: int, num_threads: int) -> Iterator[int]:
+    """The ceiling over a whole local data set, shard after shard: DALI decodes whole JPEGs."""
+    manifest = Manifest.load(dataset)
+    files = ShardFiles(dataset, manifest)
+
+    def jpegs() -> Iterator[list[np.ndarray]]:
+        batch = []
+        while True:
+            for number in range(len(manifest.shards)):
+                shard = files[number]
+                column = shard.index.column(JPG.suffix)
+                for sample in range(len(shard.index.keys)):
+                    batch.append(shard.member_array(sample, column))
+                    if len(batch) == batch_size:
+                        yield batch
+                        batch = []
+
+    return decoded_batches(jpegs(), batch_size, num_threads)
 
 
 def main() -> None:
@@ -51,7 +87,7 @@ def main() -> None:
         help="other loaders (default: those that are installed)",
     )
     args = parser.parse_args()
-    pythons = args.against or parse_peers(",".join(installed_peers()))
+    pythons = args.against or installed_peers()
     versions: dict[str, str] = {}
 
     def run(pixels: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ..shards.errors import UsageError
@@ -44,11 +43,6 @@ def parse_peers(text: str) -> dict[str, str]:
             )
         found[name] = python or sys.executable
     return found
-
-
-def installed_peers() -> list[str]:
-    """The peers that this Python can run."""
-    return [name for name, (_, module, _) in PEERS.items() if _importable(module)]
 
 
 def _importable(module: str) -> bool:
@@ -143,9 +137,7 @@ class Peer:
     def __enter__(self) -> Peer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
 

@@ -19,12 +19,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ..shards.errors import StorageError, UsageError
 from .cache import Cache, DiskFullError, NotWanted, Stopped
-from .download import Downloads
 from .fetch import Following, OpenShard
+from .stop_flag import StopFlag
+
+if TYPE_CHECKING:
+    from .remote import RemoteShards
 
 _MAX_STEPS = 4096  # that are looked ahead
 _MANY_STEPS = 2**62  # where nothing follows
@@ -36,56 +39,11 @@ _FULL_DISK_S = 5.0  # that a batch waits for others to let go what fills the dis
 logger = logging.getLogger("softshard.loaders")
 
 
-class ShardSource(Protocol):
-    """Opens shards by number; for several threads."""
-
-    @property
-    def max_bytes(self) -> int:
-        """The cache's budget."""
-        ...
-
-    def downloads(self, stopped: threading.Event) -> Downloads:
-        """What fetches for one iteration."""
-        ...
-
-    def name(self, number: int) -> str:
-        """A shard's name, for messages."""
-        ...
-
-    def size(self, number: int) -> int:
-        """Bytes of a shard."""
-        ...
-
-    def open(
-        self, number: int, downloads: Downloads, *, urgent: Callable[[], bool], wanted: Callable[[], bool]
-    ) -> tuple[OpenShard, bool]:
-        """Have a shard in the cache, checked, and open it.
-
-        Args:
-            number: of the shard.
-            downloads: fetch what is not there.
-            urgent: whether a batch waits for it.
-            wanted: whether one needs it at all.
-
-        Returns:
-            The shard, and whether it was downloaded for this.
-        """
-        ...
-
-    def fetched_again(self) -> None:
-        """Hear of a shard that an iteration has fetched for the second time."""
-        ...
-
-    def used(self, number: int) -> None:
-        """Hear of a shard that was in use until now."""
-        ...
-
-
 class FetchAhead:
     """One iteration's fetching, and that of those that follow it: its horizon, its open shards, its threads.
 
     Args:
-        source: opens shards.
+        source: opens shards, in several threads.
         steps: the shards that each step needs, distinct.
         cache: how far ahead, and how many at a time.
         following: what comes after these steps.
@@ -93,13 +51,14 @@ class FetchAhead:
 
     def __init__(
         self,
-        source: ShardSource,
+        source: RemoteShards,
         steps: Iterator[Sequence[int]],
         cache: Cache,
         following: Following | None = None,
     ) -> None:
-        self._source, self._steps, self._ahead = source, steps, cache.ahead
-        self._stopped = threading.Event()
+        self._source, self._steps = source, steps
+        self._ahead = self._most_ahead = cache.ahead
+        self._stopped = StopFlag()
         self._downloads = source.downloads(self._stopped)
         self._changed = threading.Condition()
         # All below is guarded by it.
@@ -218,6 +177,7 @@ class FetchAhead:
         """
         with self._changed:
             self._start, self._following = self._end, following
+            self._ahead = self._most_ahead  # what filled the disk may be gone
             self._fetched, self._fetched_later = self._fetched_later, set()
             self._later.clear()
         self.reached(0)
@@ -268,7 +228,7 @@ class FetchAhead:
             return shard
 
     def _shrink(self) -> bool:
-        """Let go what was fetched ahead, and fetch ahead no more; False where that is so already."""
+        """Let go what was fetched ahead, and fetch ahead no more in this epoch; False where that is so already."""
         if not self._ahead:
             return False
         self._ahead = 0
@@ -343,8 +303,11 @@ class FetchAhead:
         if os.getpid() != self._process:  # the threads, and whoever holds the lock, are in the other one
             return
         self._stopped.set()
-        with self._changed:
+        if self._changed.acquire(
+            blocking=False
+        ):  # else it is seen at the next look; this may be anywhere, see StopFlag
             self._changed.notify_all()
+            self._changed.release()
 
     def close(self) -> int:
         """End the threads, but those that hang in dead storage, and let the shards go.
@@ -358,15 +321,16 @@ class FetchAhead:
         ended = _join(self._threads)
         atexit.unregister(self._at_exit)
         with self._changed:
-            if not ended:
-                logger.warning(
-                    "threads that fetch shards hang, and are left to themselves: %s. Whoever else needs these from the same "
-                    "cache waits until their storage answers, or this process ends",
-                    ", ".join(map(self._source.name, sorted(self._busy))) or "none that is known",
-                )
             self._open.clear()
             self._failed.clear()
-            return len(self._fetched_later)
+            busy, num_fetched_later = sorted(self._busy), len(self._fetched_later)
+        if not ended:
+            logger.warning(
+                "threads that fetch shards hang, and are left to themselves: %s. Whoever else needs these from the same "
+                "cache waits until their storage answers, or this process ends",
+                ", ".join(map(self._source.name, busy)) or "none that is known",
+            )
+        return num_fetched_later
 
 
 def _join(threads: Sequence[threading.Thread]) -> bool:

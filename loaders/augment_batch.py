@@ -9,8 +9,7 @@ stay in cache from one operation to the next, and nothing can depend on what els
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import wait
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from .crops import Augment
 from .decode import DTYPES
 from .mixing import MixPlan, blend, mix_images_, mix_pair_
 from .normalize import normalization
-from .one_thread import one_thread_each
+from .one_thread import OneThreadEach
 
 
 class AugmentStage:
@@ -57,10 +56,7 @@ class AugmentStage:
         self._field = None
         if augment.erasing is not None and augment.erasing.fill == "noise":
             self._field = (_noise_field(seed, augment.size).to(device) - self._shift) / self._scale
-        self._num_threads = num_threads
-        self._pool = None
-        if device.type == "cpu":
-            self._pool = one_thread_each(num_threads, "softshard-augment")
+        self._threads = OneThreadEach(num_threads, "softshard-augment") if device.type == "cpu" else None
 
     @property
     def decode_dtype(self) -> str:
@@ -96,14 +92,14 @@ class AugmentStage:
         out = torch.empty_like(images, dtype=self._dtype)
         if len(slots) < len(images):
             out.zero_()
-        if self._pool is not None:
+        if self._threads is not None:
 
             def one(i: int) -> None:
                 part = Program(program.ops[i : i + 1], program.args[i : i + 1])
                 slot = slice(slots[i], slots[i] + 1)
                 self._finish(self.run(self._planar(images[slot]), part), out[slot])
 
-            self._share_out(one, len(slots))
+            self._threads.share_out(one, len(slots))
         elif len(slots) == len(images):
             self._finish(self.run(self._planar(images), program), out)
         elif len(slots):
@@ -134,7 +130,7 @@ class AugmentStage:
             members = np.flatnonzero(part.mixed)
             if not len(members):
                 return
-            if self._pool is not None:
+            if self._threads is not None:
                 mix_pair_(images[first:last], part)
             else:
                 mix_images_(images[first:last], part)
@@ -146,10 +142,10 @@ class AugmentStage:
                 mixed = blend(own[first:last][slots], other[first:last][partners], shares)
                 own[first:last][slots] = mixed
 
-        if self._pool is None:
+        if self._threads is None:
             pairs(0, len(images))
         else:  # pair by pair, in the threads
-            self._share_out(lambda i: pairs(2 * i, 2 * i + 2), len(images) // 2)
+            self._threads.share_out(lambda i: pairs(2 * i, 2 * i + 2), len(images) // 2)
 
     def run(self, images: Tensor, program: Program) -> Tensor:
         """Run the operations of n images: float32 [n, 3, S, S], 0 to 255, to the same."""
@@ -189,23 +185,10 @@ class AugmentStage:
     def _there(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
-    def _share_out(self, work: Callable[[int], None], num: int) -> None:
-        """Do `num` pieces of work in the threads, and wait for all of them."""
-        assert self._pool is not None
-
-        def some(first: int) -> None:
-            for i in range(first, num, self._num_threads):
-                work(i)
-
-        futures = [self._pool.submit(some, first) for first in range(self._num_threads)]
-        wait(futures)
-        for future in futures:
-            future.result()
-
     def close(self) -> None:
         """Stop the threads."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
+        if self._threads is not None:
+            self._threads.close()
 
 
 def _noise_field(seed: int, size: int) -> Tensor:

@@ -47,9 +47,8 @@ class Background(Generic[Item]):
     ) -> None:
         self._interrupt, self._clock = interrupt, clock
         self._ready: queue.Queue[Item | BaseException | None] = queue.Queue(ahead)
-        self._stopped = threading.Event()
         self._watch = watch
-        self._abandoned = False
+        self._stopped = self._abandoned = False
         self._process = os.getpid()
         self._patience_s = _STOP_PATIENCE_S
         # A daemon, so that one that hangs in dead storage does not keep the process from ending. Any other is waited
@@ -63,7 +62,7 @@ class Background(Generic[Item]):
     @property
     def stopped(self) -> bool:
         """Whether `stop` has been called: nothing more comes."""
-        return self._stopped.is_set()
+        return self._stopped
 
     @property
     def is_lost(self) -> bool:
@@ -130,7 +129,7 @@ class Background(Generic[Item]):
     def _put(self, item: Item | BaseException | None) -> bool:
         """Hand over an item; False once nobody wants any more."""
         # When a script ends in the middle of an epoch its main thread goes first, then waits for this one.
-        while not self._stopped.is_set() and threading.main_thread().is_alive():
+        while not self._stopped and threading.main_thread().is_alive():
             try:
                 self._ready.put(item, timeout=0.1)
                 return True
@@ -176,23 +175,29 @@ class Background(Generic[Item]):
                 del item  # its traceback holds this frame: a cycle, which would keep the shards open
         return item
 
-    def stop(self) -> None:
-        """End the thread and wait for it, unless it was given up or hangs; items that are ready are dropped."""
-        self._stopped.set()
-        # A collection of garbage may run in the thread itself, and finalise an abandoned loop there.
-        mine = self._thread is not threading.current_thread() and not self.is_of_another_process
-        if mine and not self._abandoned:
-            give_up = time.monotonic() + self._patience_s
-            while self._thread.is_alive() and time.monotonic() < give_up:
-                self._interrupt()  # again and again: it may only be about to wait
-                self._thread.join(0.2)
-            if self._thread.is_alive():
-                logger.warning("the thread that makes batches hangs, and is left to itself")
-                self._abandon()
-            atexit.unregister(self._thread.join)
-            with suppress(queue.Empty):  # a loop in another thread may take one, too
-                while True:
-                    self._ready.get_nowait()
+    def stop(self, *, wait: bool = True) -> None:
+        """End the thread; items that are ready are dropped.
+
+        Args:
+            wait: for it, unless it was given up or hangs. Else it is only told to end.
+        """
+        self._stopped = True
+        if self._abandoned or self.is_of_another_process:
+            return
+        if not wait:
+            self._interrupt()
+            return
+        give_up = time.monotonic() + self._patience_s
+        while self._thread.is_alive() and time.monotonic() < give_up:
+            self._interrupt()  # again and again: it may only be about to wait
+            self._thread.join(0.2)
+        if self._thread.is_alive():
+            logger.warning("the thread that makes batches hangs, and is left to itself")
+            self._abandon()
+        atexit.unregister(self._thread.join)
+        with suppress(queue.Empty):  # a loop in another thread may take one, too
+            while True:
+                self._ready.get_nowait()
 
     def _abandon(self) -> None:
         self._abandoned = True

@@ -9,22 +9,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..shards.cores import usable_cores
 from ..shards.errors import UsageError
-from ..shards.manifest import Manifest
-from ..shards.schema import JPG
 from ..shards.shard_files import dataset_name
 from ..shards.storage import is_remote
 from ..shards.text_limits import counted
 from .against import Peer, described
 from .cache import Cache
-from .ceilings import Ceilings, Job, decoded_batches, measure_fetch
+from .ceilings import Ceilings, Job, measure_fetch
 from .crops import Augment
 from .decode import usable_device
-from .fetch import ShardFiles, check_local
+from .fetch import check_local
 from .loader import Loader
 from .measure import machine, take_turns
 from .mixed_source import open_source
@@ -85,28 +82,6 @@ def loader_batches(loader: Loader) -> Iterator[int]:
     while True:
         for batch in loader:
             yield len(batch)
-
-
-def decode_only_batches(
-    dataset: str | Path, batch_size: int, num_threads: int, device: str = "cpu"
-) -> Iterator[int]:
-    """The ceiling over a whole local data set, shard after shard: DALI decodes whole JPEGs."""
-    manifest = Manifest.load(dataset)
-    files = ShardFiles(dataset, manifest)
-
-    def jpegs() -> Iterator[list[np.ndarray]]:
-        batch = []
-        while True:
-            for number in range(len(manifest.shards)):
-                shard = files[number]
-                column = shard.index.column(JPG.suffix)
-                for sample in range(len(shard.index.keys)):
-                    batch.append(shard.member_array(sample, column))
-                    if len(batch) == batch_size:
-                        yield batch
-                        batch = []
-
-    return decoded_batches(jpegs(), batch_size, num_threads, device)
 
 
 def bench(

@@ -22,13 +22,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import TypeVar
 
 from ..shards.errors import StorageError, UsageError
 from ..shards.files import TEMPORARY_SUFFIX, write_atomically
 from .cache_files import is_at, is_shard, may_go, try_lock
 from .fetch_stats import FetchCounters
+from .stop_flag import StopFlag
 
 T = TypeVar("T")
 
@@ -169,7 +169,7 @@ class CacheFolder:
         *,
         urgent: Callable[[], bool],
         wanted: Callable[[], bool] = lambda: True,
-        stopped: Event,
+        stopped: StopFlag,
     ) -> int:
         """A file of the cache, pinned; made where it is not there, by one process while the others wait.
 
@@ -202,7 +202,7 @@ class CacheFolder:
         num_bytes: int,
         fill: Callable[[int], object],
         urgent: Callable[[], bool],
-        stopped: Event,
+        stopped: StopFlag,
     ) -> int | None:
         """Make a file that is not there, and pin it; None, maybe after a pause, where it must be looked for again."""
         part = path.with_name(path.name + TEMPORARY_SUFFIX)
@@ -314,7 +314,10 @@ class CacheFolder:
         self._make_folder()
         with open(self.folder / ".lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            try:
+                yield
+            finally:  # not left to closing it: a process forked meanwhile has the file open, and would keep the lock
+                fcntl.flock(file, fcntl.LOCK_UN)
 
     def _entries(self) -> list[tuple[float, int, Path]]:
         """(last use, bytes, path) of every file, the least recently used first."""

@@ -42,7 +42,7 @@ def add_order(subparsers: argparse._SubParsersAction) -> None:
     )
     shuffle.add_argument("--seed", type=int, default=0, help="(default: 0)")
     shuffle.add_argument("--epoch", type=int, default=0, help="(default: 0)")
-    stats.set_defaults(run=_run_stats)
+    stats.set_defaults(run=lambda args: run_stats(args, partial(_measure, args) if args.shuffle else None))
     _add_replay(subparsers)
 
 
@@ -162,10 +162,6 @@ def _read_state(given: str) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UsageError(f"replay: expected a loader's state as a JSON object, found {text[:60]!r}")
     return state
-
-
-def _run_stats(args: argparse.Namespace) -> int:
-    return run_stats(args, partial(_measure, args) if args.shuffle else None)
 
 
 def _measure(args: argparse.Namespace, folder: str | Path) -> tuple[dict[str, Any], str]:

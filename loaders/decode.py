@@ -16,7 +16,6 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
@@ -32,7 +31,8 @@ from ..shards.schema import JPG
 from .batch_buffers import BatchBuffers
 from .normalize import normalizer
 from .one_thread import OneThreadEach
-from .resize import resize, without_opencv_threads
+from .opencv_threads import without_opencv_threads
+from .resize import resize
 from .samples import Place
 
 # DALI's stubs know neither its data types nor what its operators return.
@@ -217,14 +217,13 @@ class CpuDecoder(Decoder):
         make_buffers: MakeBuffers = BatchBuffers,
         resample: OneThreadEach | None = None,
     ) -> None:
-        threads = resample or OneThreadEach(num_threads, RESAMPLE)
-        self._own = threads if resample is None else None
-        self._pool = threads.pool()
+        self._threads = resample or OneThreadEach(num_threads, RESAMPLE)
+        self._threads.pool()  # where none can be started, that is said here
+        self._owns_threads = resample is None
         # OpenCV would start a thread a core for every resize of every thread here.
         self._give_back_opencv = without_opencv_threads(self)
         self._size, self._dtype, self._pin_memory = size, DTYPES[dtype], pin_memory
         self._buffers = make_buffers((batch_size, size, size, 3), DTYPES[dtype])
-        self._num_threads = num_threads
         self._normalize = None if dtype == "uint8" else normalizer(mean, std, size)
         self._scratch = _Scratch(size)
         pipe = Pipeline(
@@ -263,15 +262,9 @@ class CpuDecoder(Decoder):
     ) -> None:
         """Resample, flip and normalise M decoded windows into `slots` of `out` [N, S, S, 3]."""
         batch = out.numpy()
-
-        def finish(first: int) -> None:
-            for i in range(first, len(slots), self._num_threads):
-                self._finish(windows[i], bool(flips[i]), batch[slots[i]])
-
-        futures = [self._pool.submit(finish, first) for first in range(self._num_threads)]
-        wait(futures)  # all of them, before an error of one gives the pixels back to DALI
-        for future in futures:
-            future.result()
+        self._threads.share_out(
+            lambda i: self._finish(windows[i], bool(flips[i]), batch[slots[i]]), len(slots)
+        )
 
     def _finish(self, pixels: np.ndarray, flip: bool, out: np.ndarray) -> None:
         """Resample, flip and normalise one image into its slot."""
@@ -287,8 +280,8 @@ class CpuDecoder(Decoder):
             out[...] = scratch.floats
 
     def close(self) -> None:
-        if self._own is not None:
-            self._own.close()
+        if self._owns_threads:
+            self._threads.close()
         self._give_back_opencv()
         super().close()
 

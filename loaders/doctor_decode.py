@@ -53,7 +53,8 @@ def run_checks(checks: Sequence[str], python: Sequence[str] = (sys.executable,))
         if not code:
             break
         name = rest.pop(0)
-        findings.append(Finding(name, f"{_ending(code)}: {last_words}".rstrip(": "), WRONG, _FIXES[name]))
+        ending = f"the process died of {signal.Signals(-code).name}" if code < 0 else "fails"
+        findings.append(Finding(name, f"{ending}: {last_words}".rstrip(": "), WRONG, _FIXES[name]))
     return findings
 
 
@@ -104,10 +105,6 @@ def _run(command: Sequence[str]) -> tuple[int, list[dict], str]:
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     words = [line for line in err.splitlines() if line.strip()]
     return code, lines, words[-1][:_LINE_BYTES] if words else ""
-
-
-def _ending(code: int) -> str:
-    return f"the process died of {signal.Signals(-code).name}" if code < 0 else "fails"
 
 
 def _importable(module: str) -> bool:

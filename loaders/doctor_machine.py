@@ -31,7 +31,7 @@ def check_machine(environment: Mapping[str, str] | None = None) -> list[Finding]
     return [
         check_system(sys.platform, platform.libc_ver()[0], platform.machine()),
         check_cores(cores_to_run_on(), os.cpu_count(), cpu_quota(own)),
-        check_memory(_memory_bytes(), memory_limit(own)),
+        check_memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit(own)),
         check_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE)),
         check_shared_memory("/dev/shm"),
         check_folder("cache", Cache().path, "set SOFTSHARD_CACHE to a folder on a large local disk"),
@@ -153,7 +153,3 @@ def filesystem_of(folder: Path, mounts: str = "/proc/mounts") -> str:
         if folder.resolve().is_relative_to(place) and len(place) >= len(best):
             best, kind = place, name
     return kind
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

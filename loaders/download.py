@@ -22,6 +22,7 @@ from ..shards.schema import MIB
 from ..shards.storage import RemoteStorage
 from .cache import Stopped
 from .fetch_stats import FetchCounters
+from .stop_flag import StopFlag
 
 RANGE_BYTES = 8 * MIB  # of a request: enough that waiting for an answer costs little
 _LEAST_RANGE_BYTES = MIB // 4
@@ -39,9 +40,7 @@ class Downloads:
         counters: of requests, retries and bytes.
     """
 
-    def __init__(
-        self, url: str, *, deadline_s: float, stopped: threading.Event, counters: FetchCounters
-    ) -> None:
+    def __init__(self, url: str, *, deadline_s: float, stopped: StopFlag, counters: FetchCounters) -> None:
         self._storage = RemoteStorage(url)
         self._deadline_s, self._counters = deadline_s, counters
         self.stopped = stopped

@@ -207,7 +207,7 @@ class Shards(Protocol):
 
     def stats(self) -> FetchStats:
         """What has been fetched."""
-        return FetchStats()
+        ...
 
 
 class ShardFiles(Shards):
@@ -263,6 +263,14 @@ class ShardFiles(Shards):
     def close(self) -> None:
         """Forget the open shards; each is closed once nothing reads it."""
         self._open.clear()
+
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        """They are read in place: nothing is fetched."""
+
+    expect = reached = interrupt = forget = rest = abandon = _nothing
+
+    def stats(self) -> FetchStats:
+        return FetchStats()
 
 
 def checked_index(text: bytes, record: ShardRecord, components: Sequence[str], run: str) -> ShardIndex:

@@ -13,11 +13,11 @@ This file puts the parts together:
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -255,7 +255,7 @@ class Loader(LoaderPosition):
         run = self._running = self._latest = Background(
             make, self._prefetch, watch, self._interrupt, self._clock
         )
-        left = self._num_steps(taken)
+        left, thread = self._num_steps(taken), threading.get_ident()
         try:
             for batch in self._clock.timed(lambda: self._stream.taken(run.next())):
                 left -= 1
@@ -264,10 +264,11 @@ class Loader(LoaderPosition):
                 yield batch
                 run.check_running()
         finally:
-            run.stop()
+            # Garbage is collected in any thread, also in one that the loader's waits for: whoever begins anew waits then.
+            run.stop(wait=(waits := threading.get_ident() == thread))
             give_back_memory()
             if self._running is run:
-                self._running = None
+                self._running = None if waits else run
                 if not left:  # also where the loop took all batches and never asked for the end
                     self.epoch, self._taken = epoch + 1, 0
 
@@ -310,16 +311,18 @@ class Loader(LoaderPosition):
     def close(self) -> None:
         """Stop the threads and let the shards go. Batches that were yielded stay valid."""
         self._stop()
-        if self._latest is None or not (self._latest.is_lost or self._latest.is_of_another_process):
-            self._run.close()  # nobody's but this process's, and no thread hangs in it
-        self._maker.close()
         self._closed = True
+        if self._latest is None or not self._latest.is_of_another_process:  # where locks may be held for ever
+            self._let_go()
         give_back_memory()
+
+    def _let_go(self) -> None:
+        if self._latest is None or not self._latest.is_lost:
+            self._run.close()
+        self._maker.close()
 
     def __enter__(self) -> Loader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import torch
@@ -53,7 +54,7 @@ def one_thread_each(num_threads: int, name: str) -> ThreadPoolExecutor:
 
 
 class OneThreadEach:
-    """A pool of `one_thread_each` that decoders share, also one after another; its threads begin with the first.
+    """A pool of `one_thread_each` for those who come one after another; its threads begin with the first.
 
     Args:
         num_threads: of the pool.
@@ -63,22 +64,35 @@ class OneThreadEach:
     def __init__(self, num_threads: int, name: str) -> None:
         self._num_threads, self._name = num_threads, name
         self._pool: ThreadPoolExecutor | None = None
+        self._process = 0  # that has it: another one, forked from it, has none of its threads
 
     def pool(self) -> ThreadPoolExecutor:
-        """The pool; a new one after `close`.
+        """The pool.
 
         Raises:
             RuntimeError: see `one_thread_each`.
         """
-        if self._pool is None:
-            self._pool = one_thread_each(self._num_threads, self._name)
+        if self._pool is None or self._process != os.getpid():
+            self._pool, self._process = one_thread_each(self._num_threads, self._name), os.getpid()
         return self._pool
 
+    def share_out(self, work: Callable[[int], object], num: int) -> None:
+        """Do `num` pieces of work, and wait for all of them, also where one fails: what they work on is free then."""
+        pool = self.pool()
+
+        def some(first: int) -> None:
+            for i in range(first, num, self._num_threads):
+                work(i)
+
+        futures = [pool.submit(some, first) for first in range(self._num_threads)]
+        wait(futures)
+        for future in futures:
+            future.result()
+
     def close(self) -> None:
-        """Stop the threads."""
-        if self._pool is not None:
-            pool, self._pool = self._pool, None
-            pool.shutdown(wait=True)
+        """Stop the threads, which do not begin again."""
+        if self._pool is not None and self._process == os.getpid():
+            self._pool.shutdown(wait=True)
 
 
 def _use_one_thread() -> None:

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from threading import Event
 from typing import BinaryIO
 
 import numpy as np
@@ -38,6 +37,7 @@ from .download import Downloads
 from .faults import ALWAYS_ALLOWED_BAD, Faults
 from .fetch import OpenShard, ShardBytes, ShardFiles
 from .remote import RemoteShards
+from .stop_flag import StopFlag
 from .tar_index import JPEGS, IndexFolder, Tar, TarIndex, identify, index_tar
 
 
@@ -115,7 +115,7 @@ class OtherTars:
         if isinstance(self.folder, Path):
             return [self._indexes.get(tar, lambda tar=tar: self._index_local(tar)) for tar in self.tars]
         shards = _FetchedTars(str(self.folder), _listed(self.tars), self.tars, self.cache)
-        downloads = shards.downloads(Event())
+        downloads = shards.downloads(StopFlag())
 
         def get(number: int) -> TarIndex:
             tar = self.tars[number]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from .cache import Cache, CacheFolder, DiskFullError
 from .download import Downloads
 from .fetch import Following, OpenShard, ShardBytes, Shards, ShardUrl, checked_index
 from .fetch_stats import FetchCounters, FetchStats
+from .stop_flag import StopFlag
 
 _MAX_INDEX_FIELD_BYTES = 160  # of a component, as in shard_files
 
@@ -94,7 +94,7 @@ class RemoteShards(Shards):
     def close(self) -> None:
         self.forget()
 
-    def downloads(self, stopped: threading.Event) -> Downloads:
+    def downloads(self, stopped: StopFlag) -> Downloads:
         """What fetches for one iteration, in the process that iterates."""
         return Downloads(
             self._url, deadline_s=self._cache.deadline_s, stopped=stopped, counters=self.counters
@@ -116,7 +116,17 @@ class RemoteShards(Shards):
     def open(
         self, number: int, downloads: Downloads, *, urgent: Callable[[], bool], wanted: Callable[[], bool]
     ) -> tuple[OpenShard, bool]:
-        """See ShardSource."""
+        """Have a shard in the cache, checked, and open it.
+
+        Args:
+            number: of the shard.
+            downloads: fetch what is not there.
+            urgent: whether a batch waits for it.
+            wanted: whether one needs it at all.
+
+        Returns:
+            The shard, and whether it was downloaded for this.
+        """
         descriptor, fetched = self.pinned(number, downloads, urgent=urgent, wanted=wanted)
         try:
             self.counters.add(**{"shards_fetched" if fetched else "cache_hits": 1})
@@ -128,7 +138,7 @@ class RemoteShards(Shards):
     def pinned(
         self, number: int, downloads: Downloads, *, urgent: Callable[[], bool], wanted: Callable[[], bool]
     ) -> tuple[int, bool]:
-        """A descriptor of a shard in the cache, and whether it was downloaded for this; see ShardSource."""
+        """A descriptor of a shard in the cache, and whether it was downloaded for this; see `open`."""
         record, url = self._manifest.shards[number], self._shard_url(number)
         fetched = False
 

@@ -249,13 +249,10 @@ class RemoteLoader(Loader):
         depths = 0 if running is None else running.depth, self._prefetch, 0
         return LoaderStats(self.dataset, self.rank, loop, stages, *depths, self.num_bad, self.fetch_stats())
 
-    def close(self) -> None:
-        """Stop the threads and let the connections go. Batches that were yielded stay valid."""
-        self._stop()
+    def _let_go(self) -> None:
         self._pool.close()
         if self._normaliser is not None:
             self._normaliser.close()
-        self._closed = True
 
 
 class _Normaliser:

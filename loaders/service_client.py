@@ -320,18 +320,13 @@ def _one_chunk(reader: flight.FlightStreamReader) -> pa.RecordBatch:
         return rows
 
 
-class _refusals:
+@contextmanager
+def _refusals() -> Iterator[None]:
     """Turns Flight's errors into Refusals."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(
-            error, flight.FlightError | pa.ArrowException | OSError | StopIteration | ValueError | KeyError
-        ):
-            assert error is not None
-            raise _refusal_of(error) from error
+    try:
+        yield
+    except (flight.FlightError, pa.ArrowException, OSError, StopIteration, ValueError, KeyError) as error:
+        raise _refusal_of(error) from error
 
 
 def _refusal_of(error: BaseException) -> Refusal:

@@ -219,8 +219,7 @@ class ServerPool:
             ServiceError: no server gave a batch in time.
         """
         self._interrupted = False
-        while not self._answers.empty():  # of an iteration that was ended
-            self._answers.get()
+        self._answers = queue.SimpleQueue()  # without those that came for an iteration that was ended
         left, wanted = iter(places), deque[_Wanted]()
         while True:
             while len(wanted) < ahead and (item := next(left, None)) is not None:

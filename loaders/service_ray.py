@@ -167,7 +167,7 @@ class Pool:
     def _hear(self, number: int, replica: _Replica) -> None:
         errors = self._ray.exceptions
         try:
-            replica.health = self._ray.get(replica.asked)
+            replica.health = self._ray.get(replica.asked, timeout=_HEALTH_S)
         except errors.RayTaskError as error:  # of a method
             self._replace(number, str(error.cause))
             return
@@ -201,7 +201,7 @@ class Pool:
 
     def _drained(self, reference: Any) -> bool:
         try:
-            return self._ray.get(reference)
+            return self._ray.get(reference, timeout=_HEALTH_S)
         except self._ray.exceptions.RayError:
             return False
 

@@ -32,6 +32,7 @@ from .service_address import is_loopback
 from .service_desk import Desk
 from .service_metrics import ServiceStats
 from .service_server import BatchServer
+from .stop_flag import StopFlag
 
 _HTTP_PATIENCE_S = 5.0
 _HTTP_MOST = 16  # requests at a time
@@ -101,9 +102,9 @@ def run_server(
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or SIGINT sets; the second one ends the process as if it were not caught."""
-    stop = threading.Event()
+def stopped_by_signals() -> Iterator[StopFlag]:
+    """A flag that the first SIGTERM or SIGINT sets; the second one ends the process as if it were not caught."""
+    stop = StopFlag()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def caught(number: int, frame: object) -> None:

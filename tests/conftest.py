@@ -14,6 +14,7 @@ from forked import Forks
 from hypothesis import HealthCheck, settings
 from ray_processes import make_ray_folder, remove_ray_folder
 from s3fs import S3FileSystem
+from waiting import LONG_S, wait_until
 
 from servers import gcs, web
 from servers.proxy import FaultyProxy
@@ -84,10 +85,18 @@ def one_ray_at_a_time():
         open(Path(tempfile.gettempdir()) / "softshard-tests-ray.lock", "w") as file,
         pytest.MonkeyPatch.context() as patch,
     ):
-        fcntl.flock(file, fcntl.LOCK_EX)
+        wait_until(lambda: _locks(file), 3 * LONG_S)  # other files' tests may be before this one's
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", RAY_TOKEN)
         yield
+
+
+def _locks(file):
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")

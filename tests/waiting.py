@@ -1,5 +1,6 @@
 """Waiting for what other threads and processes do: as long as it takes, and not for ever."""
 
+import os
 import time
 
 # What has not happened by then never will: machines are slow, and stall. A third of what a test may take (pyproject.toml).
@@ -13,3 +14,8 @@ def wait_until(condition, seconds=LONG_S):
         assert time.monotonic() < give_up, f"not so after {seconds} s"
         time.sleep(0.01)
     return value
+
+
+def status_of(child, options=0):
+    """The status of a child process, once it has one: when it has ended, or with `os.WUNTRACED` stopped."""
+    return wait_until(lambda: (said := os.waitpid(child, options | os.WNOHANG))[0] and said)[1]

@@ -28,7 +28,7 @@ def reading(read, *arguments):
             yield process, heard.recv()  # EOFError where it ended without a word
     finally:
         process.kill()
-        process.join()
+        process.join(LONG_S)
 
 
 def read_from_servers(url, said):

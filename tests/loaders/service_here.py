@@ -4,6 +4,7 @@ import json
 from contextlib import contextmanager
 
 import pyarrow.flight as flight
+from waiting import LONG_S
 
 from softshard.loaders import Augment
 from softshard.loaders.service_desk import Desk, ServedSet
@@ -11,6 +12,7 @@ from softshard.loaders.service_protocol import Refusal
 from softshard.loaders.service_recipe import BatchRecipe
 from softshard.loaders.service_server import BatchServer
 
+IN_TIME = flight.FlightCallOptions(timeout=LONG_S)
 RECIPE = BatchRecipe("small", 4, augment=Augment(size=16))
 
 
@@ -44,7 +46,7 @@ def act(server, name, content):
     content = content if isinstance(content, bytes) else json.dumps(content).encode()
     with client_of(server) as client:
         try:
-            (result,) = client.do_action(flight.Action(name, content))
+            (result,) = client.do_action(flight.Action(name, content), IN_TIME)
         except flight.FlightError as error:
             refusal = Refusal.from_bytes(bytes(error.extra_info))
             return refusal.code, refusal.message
@@ -55,7 +57,7 @@ def get(server, ticket):
     """The rows of a ticket, or the code and message of its refusal."""
     with client_of(server) as client:
         try:
-            return client.do_get(flight.Ticket(ticket)).read_all()
+            return client.do_get(flight.Ticket(ticket), IN_TIME).read_all()
         except flight.FlightError as error:
             refusal = Refusal.from_bytes(bytes(error.extra_info))
             return refusal.code, refusal.message

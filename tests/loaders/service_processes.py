@@ -59,6 +59,7 @@ class ServerProcess:
 
     def ready(self):
         """Wait until it can be asked."""
+        assert self._heard.poll(LONG_S), "neither a word nor an end"
         with self._heard, open(self._heard.fileno(), closefd=False) as lines:
             line = lines.readline()
         if not line:
@@ -86,7 +87,7 @@ class ServerProcess:
         self._process.join(LONG_S)
         if self._process.is_alive():
             self._process.kill()
-            self._process.join()
+            self._process.join(LONG_S)
         self._log.seek(0)
         log = self._log.read().splitlines()
         return self._process.exitcode, [json.loads(line) for line in log if line.startswith("{")]

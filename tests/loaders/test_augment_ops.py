@@ -8,6 +8,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as oracle
 from torchvision.transforms.autoaugment import RandAugment as TorchvisionRandAugment
 from torchvision.transforms.autoaugment import _apply_op
+from waiting import LONG_S
 
 from softshard.loaders import RANDAUGMENT_21K, Augment, Erasing, RandAugment
 from softshard.loaders.augment_batch import AugmentStage
@@ -294,7 +295,7 @@ def test_torchs_threads_are_left_as_they_were():
     found = []
     later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
     later.start()
-    later.join()
+    later.join(LONG_S)
     one.close()
     assert [torch.get_num_threads(), *found] == [before, before]
 

@@ -100,13 +100,13 @@ def test_it_listens_on_this_machine_only_and_a_taken_port_is_an_error(client, pa
         assert listening.getsockname()[0] == "127.0.0.1"
 
 
-def test_ctrl_c_stops_the_command(packed_plain):
+def test_ctrl_c_stops_the_command(packed_plain, within):
     code = "import sys; from softshard.shards.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "inspect", str(packed_plain), "--serve"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            said = process.stdout.readline()
-            assert re.search(r"http://127\.0\.0\.1:\d+/ \(stop with Ctrl-C\)", said), process.stderr.read()
+            said = within(process.stdout.readline, LONG_S)
+            assert re.search(r"http://127\.0\.0\.1:\d+/ \(stop with Ctrl-C\)", said)
             process.send_signal(signal.SIGINT)
             assert process.wait(LONG_S) == 0
             assert "Traceback" not in process.stderr.read()

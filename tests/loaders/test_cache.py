@@ -1,8 +1,10 @@
 """The cache's folder: one budget, pins and downloads for all processes of a host, whatever becomes of them."""
 
+import fcntl
 import mmap
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from reading_processes import EPOCH, read_an_epoch, reading
-from waiting import LONG_S, wait_until
+from waiting import LONG_S, status_of, wait_until
 
 from softshard.loaders import Cache, Loader
 from softshard.loaders.cache import CacheFolder, Stopped
@@ -263,17 +265,17 @@ folder.fetch("a.tar", 400, fill, urgent=lambda: True, stopped=threading.Event())
 
 
 @pytest.fixture
-def downloading(tmp_path):
+def downloading(tmp_path, within):
     """A process that is in the middle of a download."""
     process = subprocess.Popen(
         [sys.executable, "-c", HANGS, str(tmp_path / "cache")], stdout=subprocess.PIPE, text=True
     )
     try:
-        assert process.stdout.readline() == "begun\n"
+        assert within(process.stdout.readline, LONG_S) == "begun\n"
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=LONG_S)
 
 
 def test_when_a_process_dies_another_takes_its_download_over(folder, downloading):
@@ -288,7 +290,7 @@ def test_when_a_process_dies_another_takes_its_download_over(folder, downloading
 def test_what_a_dead_process_was_downloading_makes_room(folder, downloading):
     cache = folder()
     downloading.kill()
-    downloading.wait()
+    downloading.wait(LONG_S)
     assert names(cache) == ["a.tar.part"]
     os.close(put(cache, "b.tar", 900))
     assert names(cache) == ["b.tar"]
@@ -326,6 +328,22 @@ def test_two_runs_share_a_cache_that_holds_less_than_their_data_set(packed, serv
     # A file that is evicted between the listing and its size is counted twice at most: one shard of slack.
     assert max(sampled) <= max_bytes + max(sizes)
     assert list((tmp_path / "cache" / "shards").glob("*.part")) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_process_that_is_forked_while_the_folder_is_locked_does_not_keep_it_locked(folder):
+    cache = folder()
+    with cache._locked():
+        child = os.fork()
+        if not child:
+            time.sleep(LONG_S)
+            os._exit(0)
+    try:
+        with open(cache.folder / ".lock") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        status_of(child)
 
 
 # ---- Options

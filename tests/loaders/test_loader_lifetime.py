@@ -13,9 +13,9 @@ from pathlib import Path
 
 import cv2
 import pytest
-from waiting import LONG_S
+from waiting import LONG_S, status_of
 
-from softshard.loaders import Augment, Faults, Loader
+from softshard.loaders import Augment, Faults, Loader, decode
 from softshard.loaders.background import Background
 from softshard.shards import DataError, UsageError
 
@@ -105,6 +105,26 @@ def test_a_loader_in_a_reference_cycle_leaves_nothing_after_garbage_collection(p
     assert open_tars() == []
 
 
+def test_a_loop_that_is_collected_in_a_thread_of_its_own_is_not_waited_for_there(packed, monkeypatch, within):
+    """The loader's thread waits for those that resample, and one of them for it."""
+    given, closed, plain, to_come = threading.Event(), threading.Event(), decode.resize, list(range(9))
+
+    def resize(*window, **options):
+        if to_come and not to_come.pop():  # the first image of the second batch
+            assert given.wait(LONG_S)
+            batches.close()  # as the collection of garbage does
+            closed.set()
+        return plain(*window, **options)
+
+    monkeypatch.setattr(decode, "resize", resize)
+    with make(packed) as loader:
+        batches = iter(loader)
+        next(batches)
+        given.set()
+        assert within(lambda: closed.wait(LONG_S))
+        assert within(lambda: len(list(loader))) == len(loader)
+
+
 def test_an_error_that_was_dealt_with_keeps_nothing_alive(damage):
     # Without garbage collection: a traceback that refers to itself would keep loader and shards for a while.
     folder, _, key = damage(31, "cls", lambda data: b"9")
@@ -174,12 +194,13 @@ def test_a_script_may_end_in_the_middle_of_an_epoch(packed, ending, code, said):
 FORK = """
 import os, sys
 from softshard.loaders import Augment, Loader
-def make():
-    return Loader(sys.argv[1], batch_size=8, augment=Augment(size=16), dtype="uint8", num_threads=2)
-loader = make()
+def make(**augment):
+    return Loader(sys.argv[1], batch_size=8, augment=Augment(size=16, **augment), dtype="uint8", num_threads=2)
+loader, unused = make(), make(color_jitter=0.4)
 iterator = iter(loader)
 next(iterator)
-child = os.fork()
+with loader._maker._resample.pool()._shutdown_lock:  # as where a thread is just being given work
+    child = os.fork()
 if not child:
     DO
     sys.exit(7)
@@ -191,10 +212,15 @@ sys.exit(os.waitstatus_to_exitcode(status) - 7)
 
 @pytest.mark.parametrize(
     "do",
-    ["pass", "loader.close()", "assert len(list(make())) == len(loader)"],
-    ids=["end", "close", "another"],
+    [
+        "pass",
+        "loader.close()",
+        "assert len(list(make())) == len(loader)",
+        "assert len(list(unused)) == len(loader)",
+    ],
+    ids=["end", "close", "another", "unused"],
 )
-def test_a_forked_process_may_end_close_and_build_another_loader(packed, do):
+def test_a_forked_process_may_end_close_build_another_loader_and_use_one_that_nobody_has(packed, do):
     script = [sys.executable, "-c", FORK.replace("DO", do), str(packed)]
     done = subprocess.run(script, capture_output=True, text=True, timeout=LONG_S, check=False)
     assert done.returncode == 0, done.stderr
@@ -258,16 +284,16 @@ def test_a_loop_that_waits_while_another_thread_stops_it_is_told_so(within):
 
     def numbers():
         begun.set()
-        let_go.wait()
+        let_go.wait(LONG_S)
         yield from ()
 
     background = Background(numbers, ahead=1, interrupt=let_go.set)
-    begun.wait()
+    assert begun.wait(LONG_S)
     stopper = threading.Timer(0.1, background.stop)  # by then this thread waits, or is about to
     stopper.start()
     with pytest.raises(UsageError, match=r"found this one continued after another began, .* or close"):
         within(background.next)
-    stopper.join()
+    stopper.join(LONG_S)
 
 
 def test_opencv_has_its_threads_again_when_the_last_loader_is_gone_whichever_that_is(packed):
@@ -315,8 +341,7 @@ run.stop()
 
 def test_time_in_which_the_process_was_stopped_is_no_stall():
     process = subprocess.Popen([sys.executable, "-c", STOPPED], stderr=subprocess.PIPE, text=True)
-    _, status = os.waitpid(process.pid, os.WUNTRACED)
-    assert os.WIFSTOPPED(status)
+    assert os.WIFSTOPPED(status_of(process.pid, os.WUNTRACED))
     time.sleep(3)
     process.send_signal(signal.SIGCONT)
     assert process.communicate(timeout=LONG_S)[1] == ""

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from waiting import wait_until
+from waiting import LONG_S, wait_until
 
 from softshard.loaders import Augment, FetchStats, Loader, LoaderStats
 from softshard.loaders.loader_stats import LoopTimes
@@ -77,10 +77,12 @@ def test_stats_can_be_read_while_another_thread_iterates(packed):
 
         reader = threading.Thread(target=look)
         reader.start()
-        for _ in range(3):
-            list(loader)
-        reader_stops.set()
-        reader.join()
+        try:
+            for _ in range(3):
+                list(loader)
+        finally:
+            reader_stops.set()
+            reader.join(LONG_S)
     assert seen == sorted(seen)
     assert loader.stats().loop.images == 3 * 104
 

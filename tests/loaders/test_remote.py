@@ -112,7 +112,7 @@ def test_a_server_that_hangs_is_asked_again(packed, serve_spoiled, cache, monkey
     def spoil(name, start, answer):
         if name.endswith("3.tar") and not hung:
             hung.append(name)
-            over.wait()
+            over.wait(LONG_S)
         return answer
 
     over = threading.Event()
@@ -177,7 +177,7 @@ def test_closing_does_not_wait_for_the_network(packed, serve_spoiled, cache, wit
     def spoil(name, start, answer):
         if name.endswith(".tar"):
             asked.set()
-            over.wait()
+            over.wait(LONG_S)
         return answer
 
     asked, over = threading.Event(), threading.Event()

@@ -57,6 +57,20 @@ def test_epochs_that_follow_each_other_fetch_each_shard_once(memory, packed, cac
     assert stats.bytes_fetched <= 1.05 * num_epochs * num_bytes
 
 
+def test_after_a_full_disk_shards_are_fetched_ahead_again_in_the_next_epoch(memory, packed, cache):
+    with Loader(memory(packed), cache=replace(cache, ahead=2, num_fetchers=1), **OPTIONS) as loader:
+        batches = iter(loader)
+        next(batches)
+        fetching = loader._maker.reader.shards._files[0]._run
+        with fetching._changed:
+            assert fetching._shrink()  # as where a batch's shard finds no room
+        assert len(list(batches)) == len(loader) - 1
+        assert fetching._ahead == 0
+        for _ in loader:
+            wait_until(lambda: set(fetching._open) - fetching._now)
+            break
+
+
 def test_an_epoch_that_does_not_follow_costs_what_was_fetched_for_the_other_one(memory, packed, cache):
     few = small_cache(cache, packed, 4, ahead=2, num_fetchers=1)
     with Loader(memory(packed), cache=few, **OPTIONS) as loader:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from waiting import LONG_S
+from waiting import LONG_S, status_of
 
 from softshard.loaders import one_thread
 from softshard.loaders.one_thread import one_thread_each
@@ -190,4 +190,4 @@ def test_a_forked_process_has_a_lock_of_its_own_for_the_setting():
         child = os.fork()
         if not child:
             os._exit(0 if one_thread._setting_threads.acquire(blocking=False) else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert os.waitstatus_to_exitcode(status_of(child)) == 0

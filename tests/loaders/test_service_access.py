@@ -5,7 +5,7 @@ import subprocess
 
 import pyarrow.flight as flight
 import pytest
-from service_here import client_of, served
+from service_here import IN_TIME, client_of, served
 from service_processes import SMALL, assert_same_batches
 from waiting import LONG_S, wait_until
 
@@ -65,7 +65,7 @@ def test_a_wrong_token_or_none_is_refused_and_stands_in_no_message(packed, token
             assert TOKEN not in str(caught.value)
             assert "f" * 32 not in str(caught.value)
         with client_of(server) as client, pytest.raises(flight.FlightUnauthenticatedError):
-            client.do_get(flight.Ticket(b"x")).read_all()
+            client.do_get(flight.Ticket(b"x"), IN_TIME).read_all()
         with RemoteLoader(server.address, connection=Connection(token_file=token_file), **SMALL) as remote:
             assert len(list(remote)) == 9
         assert server.stats().unauthenticated == 3

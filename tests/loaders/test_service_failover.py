@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow.flight as flight
 import pytest
 from reading_processes import read_from_servers, read_on_when_woken, reading
+from service_here import IN_TIME
 from service_processes import SMALL, ServerProcess, assert_same_batches, serving, serving_two
 from waiting import LONG_S, wait_until
 
@@ -221,9 +222,9 @@ def test_a_client_that_stops_reading_holds_up_neither_the_others_nor_the_end(pac
         recipe = BatchRecipe(None, 105, augment=Augment(size=512))  # 80 MB, more than any buffer on the way
         with flight.FlightClient(server.url) as client:
             content = json.dumps({"protocol": 1, "recipe": recipe.to_json()}).encode()
-            (opened,) = client.do_action(flight.Action("open", content))
+            (opened,) = client.do_action(flight.Action("open", content), IN_TIME)
             ticket = Ticket(json.loads(opened.body.to_pybytes())["recipe"], 0, 0, 0)
-            reader = client.do_get(flight.Ticket(ticket.to_bytes()))
+            reader = client.do_get(flight.Ticket(ticket.to_bytes()), IN_TIME)
             with make(server.url, QUICK) as remote:
                 assert_same_batches(remote, expected)
             wait_until(lambda: server.stats()["calls"] == 1)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pyarrow.flight as flight
 import pytest
-from service_here import client_of, served
+from service_here import IN_TIME, client_of, served
 
 from softshard.loaders import service_guard
 from softshard.loaders.service_guard import ConnectionGuard, _read_peer
@@ -37,7 +37,9 @@ class Line:
             sent = self.client.send(b"x" * min(num_bytes, 2**16))
             taken = 0
             while taken < sent:
-                taken += len(self.server.recv(sent - taken))
+                received = self.server.recv(sent - taken)
+                assert received
+                taken += len(received)
             num_bytes -= sent
         self.client.setblocking(False)
 
@@ -222,12 +224,12 @@ def test_a_request_far_beyond_the_limit_is_shut_or_refused_and_the_server_goes_o
     with served(packed, Limits(request_bytes=2**20)) as server:
         with client_of(server) as client:
             with pytest.raises(flight.FlightError) as caught:
-                list(client.do_action(flight.Action("open", bytes(2**28))))
+                list(client.do_action(flight.Action("open", bytes(2**28)), IN_TIME))
             refusal = Refusal.from_bytes(bytes(caught.value.extra_info or b""))
             if refusal is None:  # else it was there before anybody looked
                 assert server.stats().connections_shut["too-large"] == 1
             else:
                 assert refusal.message == "open: expected at most 1,048,576 bytes, found 268,435,456"
-            (answer,) = client.do_action(flight.Action("hello", b'{"protocol": 1}'))
+            (answer,) = client.do_action(flight.Action("hello", b'{"protocol": 1}'), IN_TIME)
             assert b"small" in answer.body.to_pybytes()
         assert "softshard_service_connections_shut_total" in server.stats().to_prometheus()

@@ -1,5 +1,6 @@
 """What may hold up a server or a client of the data service, and does not: hung opens, bad servers, drains."""
 
+import signal
 import threading
 import time
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -9,7 +10,7 @@ from http.server import ThreadingHTTPServer
 import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
-from service_here import RECIPE, served
+from service_here import IN_TIME, RECIPE, served
 from waiting import LONG_S, wait_until
 
 from softshard.loaders import Connection, service_maker, service_opening, service_pool, service_run
@@ -260,7 +261,7 @@ def test_a_server_that_ends_does_not_make_all_that_was_asked_for(packed, within)
         def ask(taken):
             with flight.FlightClient(server.address) as client:
                 try:
-                    client.do_get(flight.Ticket(Ticket(recipe, 0, taken, 0).to_bytes())).read_all()
+                    client.do_get(flight.Ticket(Ticket(recipe, 0, taken, 0).to_bytes()), IN_TIME).read_all()
                     says.append("ok")
                 except flight.FlightError as error:
                     says.append(Refusal.from_bytes(bytes(error.extra_info)).code)
@@ -340,6 +341,34 @@ def test_a_batch_that_came_to_a_time_out_is_not_waited_for(within):
     future.set_exception(TimeoutError("a disk's"))
     with pytest.raises(TimeoutError, match="a disk's"):
         within(lambda: wait_for(future, lambda: False), 10)
+
+
+def test_a_signal_in_the_middle_of_the_wait_for_it_ends_it(monkeypatch):
+    """Its handler runs in the thread that waits, wherever that is: a lock that is held there is never given back."""
+
+    def comes(call, once):
+        def interrupted(*arguments):
+            if once:
+                once.pop()
+                signal.raise_signal(signal.SIGTERM)
+            return call(*arguments)
+
+        return interrupted
+
+    def give_up(*_):
+        raise TimeoutError("the handler waits for who waits for it")
+
+    before, once = signal.signal(signal.SIGALRM, give_up), [True]
+    try:
+        with service_run.stopped_by_signals() as stop, monkeypatch.context() as patch:
+            signal.alarm(50)
+            patch.setattr(time, "sleep", comes(time.sleep, once))
+            patch.setattr(threading, "_allocate_lock", comes(threading._allocate_lock, once))  # of Event.wait
+            stop.wait(LONG_S)
+            assert stop.is_set()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_health_is_told_again_once_threads_can_be_started(monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from service_here import served
 from service_processes import SMALL, assert_same_batch, assert_same_batches
+from waiting import LONG_S
 
 from softshard.loaders import Loader, RemoteLoader
 from softshard.loaders.batch import Batch
@@ -115,7 +116,7 @@ sys.stdin.read()
 """
 
 
-def test_a_client_that_is_killed_lets_go(store, buffers):
+def test_a_client_that_is_killed_lets_go(store, buffers, within):
     handle, rows = store.put(made(buffers, 9))
     first = address(rows)
     client = subprocess.Popen(
@@ -125,12 +126,12 @@ def test_a_client_that_is_killed_lets_go(store, buffers):
         text=True,
     )
     try:
-        assert client.stdout.readline() == "09090909\n"
+        assert within(client.stdout.readline, LONG_S) == "09090909\n"
         del rows
         assert address(made(buffers, 2)) != first
     finally:
         client.kill()
-        client.communicate()
+        client.communicate(timeout=LONG_S)
     assert first in {address(each) for each in [made(buffers, value) for value in range(3)]}
 
 

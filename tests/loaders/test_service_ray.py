@@ -48,14 +48,14 @@ def pool_of(dataset, replicas, file, **options):
             listed.write([health["address"] for health in up])
             heard["up"] = up  # said when the file says it, too
 
-    thread = threading.Thread(target=look_after)
+    thread = threading.Thread(target=look_after, daemon=True)
     thread.start()
     try:
         wait_until(lambda: len(heard["up"]) == replicas)
         yield pool, lambda: heard["up"]
     finally:
         stop.set()
-        thread.join()
+        thread.join(LONG_S)
         pool.close(5)
 
 
@@ -142,14 +142,16 @@ def test_servers_with_token_and_tls_read_their_files_on_the_node(packed, expecte
             assert_same_batches(remote, expected)
 
 
-def test_the_command_serves_on_a_ray_of_its_own_and_drains_on_sigterm(packed, expected, ray_folder, tmp_path):
+def test_the_command_serves_on_a_ray_of_its_own_and_drains_on_sigterm(
+    packed, expected, ray_folder, tmp_path, within
+):
     file = tmp_path / "servers.json"
     arguments = [f"train={packed}", "--engine", "ray", "--replicas", "2", "--addresses", str(file)]
     with subprocess.Popen(
         [sys.executable, "-c", SERVE, *arguments], stdout=subprocess.PIPE, text=True
     ) as run:
         try:
-            while len((said := json.loads(run.stdout.readline()))["servers"]) < 2:
+            while len((said := json.loads(within(run.stdout.readline, LONG_S)))["servers"]) < 2:
                 assert said["event"] == "serving"
             assert ServerList(file).read() == said["servers"]
             assert all(server.startswith("grpc://127.0.0.1:") for server in said["servers"])

@@ -6,7 +6,7 @@ import socket
 
 import pyarrow.flight as flight
 import pytest
-from service_here import act, client_of, get, open_recipe, served
+from service_here import IN_TIME, act, client_of, get, open_recipe, served
 from service_processes import SMALL, assert_same_batches
 
 from softshard.loaders import Augment, Connection, Loader, RemoteLoader, Subset
@@ -153,9 +153,9 @@ def test_who_does_not_know_the_proof_gets_no_handle(server):
 def test_other_methods_of_flight_are_not_there(server):
     with client_of(server) as client:
         with pytest.raises((flight.FlightError, NotImplementedError)):
-            list(client.list_flights())
+            list(client.list_flights(options=IN_TIME))
         with pytest.raises((flight.FlightError, NotImplementedError)):
-            client.get_flight_info(flight.FlightDescriptor.for_path("/etc/passwd"))
+            client.get_flight_info(flight.FlightDescriptor.for_path("/etc/passwd"), IN_TIME)
 
 
 def test_garbage_on_the_socket_harms_nobody(server, packed):

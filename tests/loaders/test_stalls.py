@@ -59,7 +59,7 @@ def test_a_stalled_stage_is_named_and_in_the_end_given_up(index, caplog, within)
         giving_up.start()
         with pytest.raises(StallError, match=f"expected a batch within 1 s, found none: {stage}"):
             within(lambda: list(batches))
-        giving_up.join()
+        giving_up.join(LONG_S)
 
 
 def test_a_loader_whose_thread_hangs_is_not_iterated_again(index, within):

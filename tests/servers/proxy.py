@@ -15,6 +15,8 @@ import struct
 import threading
 from urllib.parse import urlsplit
 
+from waiting import LONG_S
+
 _BLOCK_BYTES = 16 * 1024
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of no seconds: close() sends RST, not FIN
 
@@ -58,19 +60,19 @@ class FaultyProxy:
         self._thread.start()
         asyncio.run_coroutine_threadsafe(
             asyncio.start_server(self._serve, sock=self._listener), self._loop
-        ).result()
+        ).result(LONG_S)
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result()
+        self.cut()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._thread.join(LONG_S)
         self._loop.close()
         self._listener.close()
 
     def cut(self) -> None:
         """Close all connections that are open."""
-        asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result(LONG_S)
 
     async def _cut(self) -> None:
         serving = asyncio.all_tasks() - {asyncio.current_task()}

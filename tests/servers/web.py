@@ -42,7 +42,7 @@ class Rclone:
         raise AssertionError("the server did not start")
 
     def stop(self) -> None:
-        self._process.terminate()
+        self._process.kill()  # it has nothing to clean up; asked to end it would wait for its clients
         self._process.wait()
         self._process.stderr.close()  # type: ignore[union-attr]
 
