@@ -129,14 +129,14 @@ class ServerPool:
 
     def _follow_list(self) -> list[Server]:
         """The servers that there are now, where a list says it: those of a pool come and go."""
-        found = None if self._listed is None else self._listed.changed()
-        if not found:  # an empty one stands for a pool that is starting or ending: what is known is as good
+        if self._listed is None or not (found := self._listed.changed()):
+            # An empty one stands for a pool that is starting or ending: what is known is as good.
             return self.servers
         known = {server.address: server for server in self.servers}
         try:
             servers = [known.pop(address, None) or self._make_server(address) for address in sorted(found)]
         except UsageError as error:  # such as one that the token would be sent to in the clear
-            logger.warning("%s: expected servers that can be asked: %s", self._listed, error)
+            logger.warning("%s: expected servers that can be asked: %s", self._listed.path, error)
             return self.servers
         self.servers = servers
         for server in known.values():
@@ -379,13 +379,12 @@ class ServerPool:
         return any(refusal.code == DATA for refusal in refusals) or len(refusals) >= _MOST_FAILURES
 
     def _nobody(self, what: str, within_s: float | None = None) -> ServiceError:
-        shown = "; ".join(
-            f"{server.address}: {'no answer yet' if server.last_error is None else server.last_error.message}"
-            for server in self.servers
-        )
+        errors = [(server.address, server.last_error) for server in self.servers]
+        shown = "; ".join(f"{at}: {error.message if error else 'no answer yet'}" for at, error in errors)
         return ServiceError(
             f"data service: expected {what} within {within_s or self._connection.deadline_s:g} s, found none. Last errors: "
-            f"{shown}. Are they running (softshard serve), and reached from here? With --tls-cert they are grpc+tls://"
+            f"{shown or 'the list of servers is empty'}. "
+            "Are they running (softshard serve), and reached from here? With --tls-cert they are grpc+tls://"
         )
 
     def interrupt(self) -> None:

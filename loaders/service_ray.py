@@ -21,8 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..shards.engine_ray import connected, import_ray
-from ..shards.errors import SoftshardError, UsageError
+from ..shards.engine_ray import ENVIRONMENT, connected, import_ray
+from ..shards.errors import RefusedError, SoftshardError, UsageError
 from .cache import Cache
 from .service_access import check_listen, read_token
 from .service_address import is_loopback
@@ -212,7 +212,8 @@ def _start_error(error: BaseException) -> str | None:
     if "creation task" not in text and "__init__" not in text:
         return None
     lines = [line.strip() for line in text.splitlines() if "Error: " in line]
-    return lines[-1] if lines else text.splitlines()[0]
+    said = lines[-1] if lines else text.splitlines()[0]
+    return f"{said}; {ENVIRONMENT}" if RefusedError.__name__ in said else said
 
 
 def run_pool(

@@ -31,7 +31,7 @@ from typing import Any
 import cv2
 
 from .cores import usable_cores
-from .errors import MissingExtraError, SoftshardError, UsageError
+from .errors import MissingExtraError, RefusedError, SoftshardError, UsageError
 from .plan import PlannedSample
 from .schema import MIB
 from .shard_task import Job, PlannedShard, ShardTask, make_shard
@@ -43,6 +43,12 @@ _LOST = (
     "machine went away): {found} Finished shards are kept. Run it again to continue, with fewer workers if memory was "
     "short"
 )
+_NO_CLUSTER = "Start one (ray start --head), give its address, or use --engine local"
+# Ray turns tokens on by itself for a cluster that it finds, not for an address that it is given.
+_NO_TOKEN = (
+    "It wants a token: set RAY_AUTH_MODE=token, with the token of its first machine in ~/.ray/auth_token"
+)
+ENVIRONMENT = "what runs on Ray has the environment that its machine's `ray start` had, not yours"
 _CONNECT_S = 10.0
 _STOP_S = 30.0  # for tasks to stop: a sample's time, or that of a read from a slow server
 # Ray would take a third of the memory; names and receipts of a few hundred tasks in flight need this.
@@ -139,9 +145,9 @@ def connected(ray: ModuleType, workers: int | None, address: str | None = None) 
     except Exception as error:  # a Ray of this machine that takes too long to start is just that to Ray
         found = (str(error).strip() or repr(error)).splitlines()[0]
         where = "this machine" if address == "local" else f"{ADDRESS_VARIABLE}={address}"
+        advice = _NO_TOKEN if _wants_a_token(error) else _NO_CLUSTER
         raise UsageError(
-            f"{where}: expected a Ray of version {ray.__version__}, found: {found}. Start one (ray start --head), give "
-            "its address, or use --engine local"
+            f"{where}: expected a Ray of version {ray.__version__}, found: {found}. {advice}"
         ) from error
     try:
         yield
@@ -150,6 +156,15 @@ def connected(ray: ModuleType, workers: int | None, address: str | None = None) 
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():  # Ray leaves its own behind
                 signal.signal(number, handler)
+
+
+def _wants_a_token(error: BaseException | None) -> bool:
+    """Whether a cluster did not let in; Ray says so in the text of what an error comes from."""
+    while error is not None:
+        if "AuthenticationError" in f"{type(error).__name__} {error}":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _num_in_flight(ray: ModuleType) -> int:
@@ -173,6 +188,8 @@ def result_of(ray: ModuleType, reference: Any, lost: str, **more: object) -> Any
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RefusedError):
+            raise RefusedError(f"{error.cause}; {ENVIRONMENT}") from None
         if isinstance(error.cause, SoftshardError):
             raise error.cause from None
         raise error.cause from error  # a full disk, or a bug: Ray's text has the trace on the node

@@ -229,10 +229,11 @@ class RemoteStorage:
             self._filesystem, self._path = url_to_fs(url)
         except ImportError as error:
             if protocol not in _EXTRAS:
-                raise UsageError(f"{self.name}: {error}") from None
-            extra = _EXTRAS[protocol]
-            module = ImportError(str(error), name=error.name or _MODULES[extra])
-            raise MissingExtraError(f"a {protocol}:// address", extra, module) from error
+                raise UsageError(
+                    f"{self.name}: expected the package with which fsspec reads {protocol}://, found: {error}. Install it"
+                ) from None
+            module = ImportError(str(error), name=error.name or _MODULES[_EXTRAS[protocol]])
+            raise MissingExtraError(f"a {protocol}:// address", _EXTRAS[protocol], module) from error
         except (ValueError, TypeError) as error:  # the latter of arguments that a protocol wants
             if "Must provide either" in str(error):  # adlfs, which wants some before it is asked for anything
                 raise UsageError(

@@ -8,6 +8,7 @@ from service_processes import SMALL, assert_same_batches, serving
 from softshard.loaders import Connection, Faults, Loader, RemoteLoader, service_list, service_ray
 from softshard.loaders.service_address import is_service
 from softshard.loaders.service_list import ServerList, find_servers
+from softshard.loaders.service_protocol import ServiceError
 from softshard.shards.errors import UsageError
 
 OPTIONS = SMALL | {"dtype": "uint8", "batch_size": 4}
@@ -69,6 +70,13 @@ def test_a_file_that_is_no_list_is_refused_and_named(tmp_path, content, expected
     with pytest.raises(UsageError, match=r"servers\.json: ") as caught:
         find_servers(file.as_uri())
     assert expected in str(caught.value)
+
+
+def test_a_list_that_stays_empty_is_told_as_that(tmp_path):
+    listed = ServerList(tmp_path / "servers.json")
+    listed.write([])
+    with pytest.raises(ServiceError, match=r"Last errors: the list of servers is empty\. Are they running"):
+        RemoteLoader(f"{listed.path.as_uri()}#train", connection=Connection(connect_s=0.1), **OPTIONS)
 
 
 def test_a_list_that_is_not_there_is_a_wrong_call(tmp_path):

@@ -28,7 +28,7 @@ from waiting import LONG_S, wait_until
 from softshard.shards import DataError, ImageRecipe, PackOptions, UsageError, engine_ray, pack
 from softshard.shards.destination import LocalDestination
 from softshard.shards.engine_ray import connected, run_on_ray
-from softshard.shards.errors import ImageError, MissingExtraError, SoftshardError
+from softshard.shards.errors import ImageError, MissingExtraError, RefusedError, SoftshardError
 from softshard.shards.pack_plan import make_job, plan_source
 from softshard.shards.shard_task import PlannedShard, ShardTask
 from softshard.shards.storage import LocalStorage
@@ -339,6 +339,35 @@ def test_an_address_without_a_cluster_is_a_wrong_call(source, tmp_path, ray_fold
     assert run.returncode == 2
     assert text.startswith(f"softshard: {expected}")
     assert "Traceback" not in text
+
+
+def test_a_cluster_that_wants_a_token_is_told_from_one_that_is_not_there(source, tmp_path, cluster):
+    # A new shell has no mode, and Ray then sends no token to an address that it was given; once, not for 20 s.
+    new = {"RAY_ADDRESS": cluster.address, "RAY_NUM_REDIS_GET_RETRIES": "1"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    run = start_pack(source, tmp_path / "set", "--engine", "ray", env=kept | new)
+    try:
+        text = run.communicate(timeout=LONG_S)[1]
+    finally:
+        run.kill()
+    assert run.returncode == 2
+    assert text.splitlines()[-1].endswith(engine_ray._NO_TOKEN)
+
+
+def test_a_node_that_a_store_does_not_let_in_is_told_whose_environment_counts(job_and_shard, cluster):
+    job, shard = job_and_shard
+
+    class Refusing(LocalStorage):  # local, so that it goes to the nodes with its code
+        def __reduce__(self):
+            return Refusing, (self.root,)
+
+        def read(self, path, *range_):
+            raise RefusedError(f"{path}: cannot be read: AccessDenied; expected to be let in")
+
+    with pytest.raises(
+        RefusedError, match=r"expected to be let in; what runs on Ray has the environment that"
+    ):
+        list(run_on_ray(replace(job, storage=Refusing(job.storage.root)), [shard], 1))
 
 
 def test_a_ray_that_does_not_start_is_a_wrong_call():

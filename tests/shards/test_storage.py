@@ -16,7 +16,7 @@ from softshard.shards.classes import load_class_list
 from softshard.shards.files import read_text
 from softshard.shards.shard_files import read_small
 from softshard.shards.sources import open_source
-from softshard.shards.storage import LocalStorage, open_storage, public_name, read_at_most
+from softshard.shards.storage import LocalStorage, RemoteStorage, open_storage, public_name, read_at_most
 
 
 @pytest.mark.parametrize("form", ["folder", "tars", "whole.tar", "list.csv"])
@@ -221,3 +221,9 @@ def test_a_web_server_that_is_away_is_not_a_missing_file(monkeypatch):
     monkeypatch.setattr("softshard.shards.retries.PATIENCE_S", 0.0)
     with pytest.raises(StorageError, match="the server is away"):
         open_source("http://127.0.0.1:9/all.tar")
+
+
+def test_an_address_whose_package_no_extra_brings_says_which_one_is_missing():
+    expected = "dropbox://x: expected the package with which fsspec reads dropbox://, found: .*dropboxdrivefs"
+    with pytest.raises(UsageError, match=expected):
+        RemoteStorage("dropbox://x")

@@ -19,7 +19,7 @@ from servers.swift import ACCESS_KEY, SECRET_KEY
 
 DOCKER = Path(__file__).parents[2] / "docker"
 SOFTSHARD = [sys.executable, "-c", "import sys; from softshard.shards.cli import main; sys.exit(main())"]
-ONE_SMALL_EPOCH = ["--preset", "small", "--epochs", "1", "--image-size", "32", "--global-batch", "8"]
+ONE_SMALL_EPOCH = ["--epochs", "1", "--image-size", "32", "--global-batch", "8"]
 PATIENCE_S = 300
 
 
