@@ -1,8 +1,10 @@
+import faulthandler
 import fcntl
 import itertools
 import os
 import secrets
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from forked import Forks
 from hypothesis import HealthCheck, settings
 from ray_processes import make_ray_folder, remove_ray_folder
 from s3fs import S3FileSystem
+from waiting import LONG_S
 
 from servers import gcs, web
 from servers.proxy import FaultyProxy
@@ -34,6 +37,9 @@ settings.register_profile("same", derandomize=True, **ANY_MACHINE)
 settings.register_profile("new", **ANY_MACHINE)
 settings.load_profile(os.environ.get("SOFTSHARD_EXAMPLES", "same"))
 
+# A test may wait LONG_S, and for the Rays of other files. What waits on, in C, is named by faulthandler_timeout.
+MOST_S, AGAIN_S = 1.5 * LONG_S, 60
+
 RAY_TOKEN = secrets.token_hex(16)
 
 # Beside the repository, not in it: photographs and lists whose licences keep them out of the project.
@@ -43,6 +49,25 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 def pytest_make_parametrize_id(val):
     """Bytes do not name a test: torch.save's differ between processes, which are to collect the same tests."""
     return "bytes" if isinstance(val, bytes) and len(val) > 40 else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup():
+    """A test that would never end fails, and says where it waited; again and again, since what it leaves may wait too."""
+    signal.signal(signal.SIGALRM, fail_here)
+    signal.setitimer(signal.ITIMER_REAL, MOST_S, AGAIN_S)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+pytest_runtest_call = pytest_runtest_teardown = pytest_runtest_setup
+
+
+def fail_here(number, frame):
+    faulthandler.dump_traceback(sys.__stderr__)
+    pytest.fail(f"expected an end within {MOST_S:.0f} s, found none")
 
 
 @pytest.fixture(scope="session")

@@ -82,6 +82,16 @@ def test_without_files_to_open_it_is_said_how_to_have_more(most):
     )
 
 
+def test_a_script_without_a_guard_is_told_also_of_more_than_a_pipe_holds(tmp_path):
+    """Its processes die before they read what they are sent."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from softshard.shards.parallel import in_processes; list(in_processes(print, bytes(1 << 20), [1], 2))"
+    )
+    done = subprocess.run([sys.executable, script], timeout=LONG_S, capture_output=True, text=True)
+    assert "SoftshardError: expected worker processes to live, found one that died (killed" in done.stderr
+
+
 def test_where_ctrl_c_is_ignored_a_closed_one_begins_no_other_calls(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(IGNORING)
