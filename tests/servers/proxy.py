@@ -13,7 +13,10 @@ import random
 import socket
 import struct
 import threading
+from collections.abc import Coroutine
 from urllib.parse import urlsplit
+
+from waiting import LONG_S
 
 _BLOCK_BYTES = 16 * 1024
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of no seconds: close() sends RST, not FIN
@@ -56,21 +59,22 @@ class FaultyProxy:
 
     def __enter__(self) -> FaultyProxy:
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._serve, sock=self._listener), self._loop
-        ).result()
+        self._run(asyncio.start_server(self._serve, sock=self._listener))
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result()
+        self.cut()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._thread.join(LONG_S)
         self._loop.close()
         self._listener.close()
 
     def cut(self) -> None:
         """Close all connections that are open."""
-        asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result()
+        self._run(self._cut())
+
+    def _run(self, what: Coroutine) -> None:
+        asyncio.run_coroutine_threadsafe(what, self._loop).result(LONG_S)
 
     async def _cut(self) -> None:
         serving = asyncio.all_tasks() - {asyncio.current_task()}

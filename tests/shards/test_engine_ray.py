@@ -189,12 +189,12 @@ def test_a_node_that_is_lost_half_way_costs_nothing_but_time(tmp_path, large, cl
         cluster.remove_node(node, allow_graceful=False)
         hold.unlink()
 
-    thread = threading.Thread(target=lose_the_node)
+    thread = threading.Thread(target=lose_the_node, daemon=True)
     thread.start()
     try:
         pack(source, tmp_path / "set", LONG, engine="ray")
     finally:
-        thread.join()
+        thread.join(LONG_S)
     assert lost
     assert files(tmp_path / "set") == expected
 
