@@ -7,7 +7,6 @@ above all) trains on wrong labels without any error, so a list always goes with 
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from .errors import DataError, MissingExtraError, UsageError
 from .files import read_text, sha256_hex
 from .names import name_bytes
 from .schema import MIB
-from .storage import is_remote, public_name
+from .storage import is_remote, open_storage, public_name
 from .text_limits import counted
 from .wordnet import WNID_PATTERN, wordnet
 
@@ -54,7 +53,7 @@ def load_class_list(spec: str | Path) -> tuple[str, ...]:
         return _read_names(_timm_info_dir(spec) / KNOWN_LISTS[spec])
     if is_remote(spec):
         return _parse_names(read_text(spec, _MAX_LIST_BYTES), public_name(spec))
-    path = Path(os.path.expanduser(spec))  # of `--classes=~/list`, which a shell leaves as it is
+    path = Path(open_storage(spec).root)
     if path.is_dir():
         return _folder_classes(path)
     if not path.is_file():

@@ -106,7 +106,10 @@ def open_storage(source: str | Path) -> Storage:
     if is_remote(text):
         return RemoteStorage(text)
     path = unquote(text[len("file://") :]) if text.lower().startswith("file://") else text
-    return LocalStorage(os.path.expanduser(path))
+    # Of `--classes=~/list`, which a shell leaves as it is. `~ann` is a folder here.
+    if path.startswith("~/"):
+        path = os.path.expanduser(path)
+    return LocalStorage(path)
 
 
 def read_at_most(file: BinaryIO, limit: int) -> bytes:
