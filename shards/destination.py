@@ -148,8 +148,6 @@ class LocalDestination:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LocalDestination) and self.path == other.path
 
-    __hash__ = None  # type: ignore[assignment]
-
     def folder(self, name: str) -> LocalDestination:
         return LocalDestination(self.path / name)
 
@@ -232,8 +230,6 @@ class RemoteDestination:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteDestination) and self.url == other.url
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:  # a file system has threads and connections of its own
         return RemoteDestination, (self.url,)

@@ -91,6 +91,11 @@ def check_version(version: object, supported: tuple[int, int], where: str) -> tu
     return major, minor
 
 
+def are_texts(value: object) -> bool:
+    """Whether a value of JSON is a list of texts."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
 def is_count(value: object) -> bool:
     """Whether a value of JSON is a whole number from 0 that an int32 holds."""
     return type(value) is int and 0 <= value < 2**31  # not isinstance: True is an int

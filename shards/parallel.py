@@ -21,6 +21,7 @@ from concurrent.futures import (
 )
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
@@ -177,13 +178,20 @@ def _cannot_start(error: OSError) -> UsageError:
 def _in_order(
     pool: Executor, function: Callable[[S], T], items: Iterable[S], most_waiting: int
 ) -> Iterator[T]:
-    waiting: deque[Future[T]] = deque()
+    return few_at_a_time(partial(pool.submit, function), Future.result, items, most_waiting)
+
+
+def few_at_a_time(
+    begin: Callable[[S], Any], end: Callable[[Any], T], items: Iterable[S], most: int
+) -> Iterator[T]:
+    """`end(begin(item))` for every item in their order; so many at most are begun and not ended."""
+    waiting: deque[Any] = deque()
     for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= most_waiting:
-            yield waiting.popleft().result()
+        waiting.append(begin(item))
+        if len(waiting) >= most:
+            yield end(waiting.popleft())
     while waiting:
-        yield waiting.popleft().result()
+        yield end(waiting.popleft())
 
 
 def _as_they_come(

@@ -167,8 +167,6 @@ class LocalStorage:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LocalStorage) and self.root == other.root
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __reduce__(self) -> Any:  # open files stay in their process
         return LocalStorage, (self.root,)
 
@@ -269,8 +267,6 @@ class RemoteStorage:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteStorage) and self.root == other.root
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:  # a file system has threads and connections of its own
         return RemoteStorage, (self.root,)
