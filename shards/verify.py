@@ -200,9 +200,7 @@ def _verify_folder(
     findings = []
     with progress_bar(sum(shard.record.samples for shard in shards), f"verify {manifest.name}", "img") as bar:
         for shard, found in zip(
-            shards,
-            in_processes(check_shard, expected, shards, _num_processes(shards, workers)),
-            strict=True,
+            shards, in_processes(check_shard, expected, shards, _num_processes(shards, workers)), strict=True
         ):
             report.shards += found.found
             report.samples += found.samples
