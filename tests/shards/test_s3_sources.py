@@ -1,7 +1,9 @@
 """Sources in a bucket of a real S3 server, which is killed while they are read."""
 
 import threading
+import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from packed_files import files
@@ -13,6 +15,7 @@ from softshard.shards.cli import main
 from softshard.shards.sources import open_source
 from softshard.shards.storage import open_storage
 
+NO_SLEEP = SimpleNamespace(monotonic=time.monotonic)  # nothing is tried twice
 FORMS = ["folder", "tars", "whole.tar", "list.csv"]
 
 
@@ -90,7 +93,7 @@ def test_a_wrong_secret_is_an_error_at_once_that_does_not_tell_it(
     s3_bucket, source, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim")
-    monkeypatch.setattr("softshard.shards.retries.time.sleep", None)  # nothing is tried twice
+    monkeypatch.setattr("softshard.shards.retries.time", NO_SLEEP)
     assert main(["pack", f"{s3_bucket}/source", str(tmp_path / "set")]) == 1
     told = capsys.readouterr().err
     assert f"{s3_bucket}/source: cannot be read: PermissionError" in told
@@ -103,7 +106,7 @@ def test_a_wrong_secret_is_an_error_at_once_that_does_not_tell_it(
 def test_no_keys_at_all_is_an_error_at_once(s3_bucket, monkeypatch):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.setattr("softshard.shards.retries.time.sleep", None)
+    monkeypatch.setattr("softshard.shards.retries.time", NO_SLEEP)
     with pytest.raises(StorageError, match="NoCredentialsError; expected to be let in"):
         open_source(f"{s3_bucket}/source")
 
