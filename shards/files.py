@@ -62,7 +62,7 @@ def read_limited(url: str, limit: int) -> bytes:
     return within_limit(data, limit, public_name(url))
 
 
-def parse_json(data: bytes, where: str) -> Any:
+def parse_json(data: bytes | str, where: str) -> Any:
     """A file's JSON.
 
     Raises:
