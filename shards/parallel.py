@@ -223,6 +223,8 @@ def _start_process(
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    # The pool ends its processes by it when one has died, and waits for them, also where the parent ignores it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, args=(asked_to_stop,), daemon=True).start()
     if prepare is not None:
         prepare()
