@@ -56,8 +56,11 @@ def probe_numba() -> Iterator[Finding]:
         fix = "pip install --upgrade numba; without it numpy pools, three times as slowly"
         yield Finding("numba", f"cannot be imported: {error}", NOTE, fix)
     else:
-        yield Finding("numba", f"{numba.__version__}: compiles label pooling")
-        yield _libzstd()
+        if numba.config.DISABLE_JIT:  # pyright: ignore
+            yield Finding("numba", f"{numba.__version__}: compiles nothing, as NUMBA_DISABLE_JIT says", NOTE)
+        else:
+            yield Finding("numba", f"{numba.__version__}: compiles label pooling")
+            yield _libzstd()
 
 
 def _libzstd() -> Finding:

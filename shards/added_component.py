@@ -19,14 +19,7 @@ from .images import pixel_stack
 from .manifest import Manifest
 from .reader import Sample, read_samples
 from .receipts import read_receipts, settle_content, write_receipt
-from .schema import (
-    CLASSES_NAME,
-    MAX_TREE_BYTES,
-    RECEIPTS_DIR,
-    TREE_NAME,
-    VOCABULARY_NAME,
-    sorted_suffixes,
-)
+from .schema import CLASSES_NAME, MAX_TREE_BYTES, RECEIPTS_DIR, TREE_NAME, VOCABULARY_NAME, sorted_suffixes
 from .shard_files import dataset_name, inside, open_shard, read_small
 from .storage import open_storage
 from .text_limits import counted

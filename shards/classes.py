@@ -7,7 +7,6 @@ above all) trains on wrong labels without any error, so a list always goes with 
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from .errors import DataError, MissingExtraError, UsageError
 from .files import read_text, sha256_hex
 from .names import name_bytes
 from .schema import MIB
-from .storage import is_remote, public_name
+from .storage import is_remote, open_storage, public_name
 from .text_limits import counted
 from .wordnet import WNID_PATTERN, wordnet
 
@@ -51,10 +50,13 @@ def load_class_list(spec: str | Path) -> tuple[str, ...]:
     """
     spec = str(spec)
     if spec in KNOWN_LISTS:
-        return _read_names(_timm_info_dir(spec) / KNOWN_LISTS[spec])
+        if (folder := timm_info_folder()) is None:
+            missing = ImportError("No module named 'timm'", name="timm")
+            raise MissingExtraError(f"class list {spec!r}", "training", missing)
+        return _read_names(folder / KNOWN_LISTS[spec])
     if is_remote(spec):
         return _parse_names(read_text(spec, _MAX_LIST_BYTES), public_name(spec))
-    path = Path(os.path.expanduser(spec))  # of `--classes=~/list`, which a shell leaves as it is
+    path = Path(open_storage(spec).root)
     if path.is_dir():
         return _folder_classes(path)
     if not path.is_file():
@@ -156,10 +158,9 @@ def _parse_names(text: str, path: str) -> tuple[str, ...]:
     return tuple(first_line)
 
 
-def _timm_info_dir(spec: str) -> Path:
+def timm_info_folder() -> Path | None:
+    """Where timm keeps lists of classes and words; None where it is not installed."""
     # Finding the spec of a top-level package runs none of its code: timm imports torch, which takes seconds.
     found = importlib.util.find_spec("timm")
-    if found is None or not found.submodule_search_locations:
-        missing = ImportError("No module named 'timm'", name="timm")
-        raise MissingExtraError(f"class list {spec!r}", "training", missing)
-    return Path(found.submodule_search_locations[0]) / "data" / "_info"
+    places = list(found.submodule_search_locations or ()) if found else []
+    return Path(places[0]) / "data" / "_info" if places else None

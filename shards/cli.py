@@ -193,10 +193,7 @@ def _add_pack(subparsers: argparse._SubParsersAction) -> None:
         "--min-images", type=int, metavar="N", help="leave out classes with fewer images (default: 1)"
     )
     split.add_argument(
-        "--val-per-class",
-        type=int,
-        metavar="N",
-        help="images of each class for DST/val (default: 0)",
+        "--val-per-class", type=int, metavar="N", help="images of each class for DST/val (default: 0)"
     )
     split.add_argument(
         "--val-split",

@@ -26,10 +26,7 @@ _CLASS_COLUMNS = ("synset", "wnid", "class", "name")
 _LABEL_COLUMNS = ("categories", "category", "coarse", "label", "group", "superclass")
 _WIDE_HEADER = ["category", "labels"]
 # Names that two classes of ImageNet-1K share: a part of ImageNet may have one of them alone, and the table mean the other.
-SHARED_NAMES = {
-    "crane": ("n02012849", "n03126707"),
-    "maillot": ("n03710637", "n03710721"),
-}
+SHARED_NAMES = {"crane": ("n02012849", "n03126707"), "maillot": ("n03710637", "n03710721")}
 
 
 class CoarseLabels(NamedTuple):

@@ -10,8 +10,8 @@ temporary files (`TMPDIR`), which goes with the process, and uploaded from there
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -49,7 +49,7 @@ class Destination(Protocol):
         """Make the folder where it is missing; a bucket needs none."""
         ...
 
-    def hold(self) -> Any:
+    def hold(self) -> AbstractContextManager[None]:
         """A context that keeps other runs out. A bucket has no locks: there `create` of the plan decides."""
         ...
 
@@ -148,8 +148,6 @@ class LocalDestination:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LocalDestination) and self.path == other.path
 
-    __hash__ = None  # type: ignore[assignment]
-
     def folder(self, name: str) -> LocalDestination:
         return LocalDestination(self.path / name)
 
@@ -169,10 +167,8 @@ class LocalDestination:
         self._check_no_file()
         self.path.mkdir(parents=True, exist_ok=True)
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        with hold_folder(self.path):
-            yield
+    def hold(self) -> AbstractContextManager[None]:
+        return hold_folder(self.path)
 
     def sizes(self) -> dict[str, int]:
         try:
@@ -233,8 +229,6 @@ class RemoteDestination:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteDestination) and self.url == other.url
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __reduce__(self) -> Any:  # a file system has threads and connections of its own
         return RemoteDestination, (self.url,)
 
@@ -247,9 +241,8 @@ class RemoteDestination:
     def make(self) -> None:
         pass
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        yield
+    def hold(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def sizes(self) -> dict[str, int]:
         return {name: size for name, (kind, size) in self._entries().items() if kind == "file"}

@@ -20,6 +20,7 @@ from .storage import open_storage, public_name, read_at_most, within_limit
 
 TEMPORARY_SUFFIX = ".part"
 LOCK_NAME = ".lock"  # of `hold_folder`
+_NAME_BYTES = 255  # of Linux's file systems
 _BUFFER_BYTES = 1 << 18
 _MOST_HASHED = 2**33  # bytes; whoever read the file had a limit of its own
 
@@ -61,7 +62,7 @@ def read_limited(url: str, limit: int) -> bytes:
     return within_limit(data, limit, public_name(url))
 
 
-def parse_json(data: bytes, where: str) -> Any:
+def parse_json(data: bytes | str, where: str) -> Any:
     """A file's JSON.
 
     Raises:
@@ -88,6 +89,11 @@ def check_version(version: object, supported: tuple[int, int], where: str) -> tu
             "Run: pip install -U softshard"
         )
     return major, minor
+
+
+def are_texts(value: object) -> bool:
+    """Whether a value of JSON is a list of texts."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def is_count(value: object) -> bool:
@@ -160,7 +166,8 @@ def temporary_beside(path: Path) -> Path:
     Not one name for all: two workers of a cluster may write the same file with the same bytes, one of them for a run
     that it has lost.
     """
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    suffix = f".{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    return path.with_name(os.fsdecode(os.fsencode(path.name)[: _NAME_BYTES - len(suffix)]) + suffix)
 
 
 def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:

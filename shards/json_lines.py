@@ -53,12 +53,11 @@ def read_json_lines(file: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES) -> Ite
 def _parsed(number: int, start: int, length: int, line: bytes) -> JsonLine:
     try:
         row = json.loads(line.decode("utf-8"))
+        if isinstance(row, dict):
+            return JsonLine(number, start, length, row)
+        problem = f"expected a JSON object, found {type(row).__name__}"
     except UnicodeDecodeError as error:
-        return JsonLine(
-            number, start, length, None, f"expected UTF-8 text, found byte {line[error.start]:#04x}"
-        )
+        problem = f"expected UTF-8 text, found byte {line[error.start]:#04x}"
     except (ValueError, RecursionError) as error:
-        return JsonLine(number, start, length, None, f"expected a JSON object, found: {error}")
-    if not isinstance(row, dict):
-        return JsonLine(number, start, length, None, f"expected a JSON object, found {type(row).__name__}")
-    return JsonLine(number, start, length, row)
+        problem = f"expected a JSON object, found: {error}"
+    return JsonLine(number, start, length, None, problem)

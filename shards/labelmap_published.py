@@ -56,9 +56,11 @@ def read_published_map(file: Path, num_classes: int) -> tuple[np.ndarray, np.nda
         )
     planes = tensor.detach().float().numpy()
     ids = planes[1]
-    if not (np.isfinite(ids).all() and (ids == np.rint(ids)).all()):
+    whole = np.isfinite(ids) & (ids == np.rint(ids))
+    if not whole.all():
         raise ImageError(
-            f"{file}: expected whole numbers as class ids in plane 1, found {_odd_one(ids)}", kind="bad-ids"
+            f"{file}: expected whole numbers as class ids in plane 1, found {float(ids[~whole][0])}",
+            kind="bad-ids",
         )
     if ids.min() < 0 or ids.max() >= num_classes:
         raise ImageError(
@@ -67,11 +69,6 @@ def read_published_map(file: Path, num_classes: int) -> tuple[np.ndarray, np.nda
             kind="bad-ids",
         )
     return planes[0], ids.astype(np.int64)
-
-
-def _odd_one(values: np.ndarray) -> float:
-    wrong = values[~(np.isfinite(values) & (values == np.rint(values)))]
-    return float(wrong[0])
 
 
 def _load_tensor(file: Path) -> tuple[Tensor, str]:

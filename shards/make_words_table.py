@@ -46,7 +46,9 @@ def read_words(folder: Path) -> dict[str, np.ndarray]:
         UsageError: a file is not there.
         DataError: a line cannot be read.
     """
-    nouns, adjectives = (_index_lemmas(folder / name) for name in ("index.noun", "index.adj"))
+    nouns, adjectives = (
+        {line.partition(" ")[0] for line in _lines(folder / name)} for name in ("index.noun", "index.adj")
+    )
     return {
         "format": np.array(WORDS_FORMAT),
         "adjectives": _text(adjectives),
@@ -85,10 +87,6 @@ def seldom_words(words: set[str], count_lines: Iterable[str]) -> set[str]:
         for word, uses in others.items()
         if word in words and uses >= _SELDOM_USES and uses > _SELDOM_FACTOR * (wanted[word] + 1)
     }
-
-
-def _index_lemmas(path: Path) -> set[str]:
-    return {line.partition(" ")[0] for line in _lines(path)}
 
 
 def _lines(path: Path) -> list[str]:

@@ -6,6 +6,7 @@ import re
 from typing import Any, TypeGuard
 
 from .classes import class_list_sha256
+from .files import are_texts
 from .schema import COMPONENT_BY_SUFFIX, HIER, KD, LMAP, MAX_TAR_MEMBERS
 from .soft_labels import soft_labels_problem
 from .teacher_info import label_maps_problem, teacher_problem
@@ -25,10 +26,7 @@ def manifest_problems(content: dict[str, Any]) -> list[str]:
 
     expect(isinstance(content.get("name"), str), "expected a name")
     components = content.get("components")
-    expect(
-        isinstance(components, list) and all(isinstance(suffix, str) for suffix in components),
-        "expected a list of components",
-    )
+    expect(are_texts(components), "expected a list of components")
     if isinstance(components, list):
         for component in COMPONENT_BY_SUFFIX.values():
             if component.required:

@@ -95,10 +95,13 @@ def merge_siblings(tree: LabelTree, num: int, seed: int = 0, *, exact: bool = Fa
         name, family = tree.classes[passed_over], units[passed_over]
         title = f"{name} {tree.names[passed_over]}" if tree.names[passed_over] != name else name
         if exact:
-            part = _some_of(family, count - num + 1, seed)
+            order = permutation(seed, PURPOSE_CHOOSE_CLASSES, 2, 0, len(family))
+            part = [family[i] for i in order[: count - num + 1].tolist()]
             rest = [unit for unit in roots if unit not in part]
-            taken = {unit.name for unit in rest}
-            roots = [*rest, _merge(_free_name(f"{name}-part", taken), part)]
+            name += "-part"
+            while any(unit.name == name for unit in rest):
+                name += "-part"
+            roots = [*rest, _merge(name, part)]
             notes.append(f"of the {len(family)} classes below {title}, {len(part)} were merged")
         else:
             notes.append(
@@ -121,14 +124,3 @@ def _deepest_first(levels: np.ndarray, seed: int) -> list[int]:
 
 def _merge(name: str, units: Sequence[_Unit]) -> _Unit:
     return _Unit(name, tuple(sorted(i for unit in units for i in unit.members)))
-
-
-def _some_of(units: Sequence[_Unit], num: int, seed: int) -> list[_Unit]:
-    order = permutation(seed, PURPOSE_CHOOSE_CLASSES, 2, 0, len(units))
-    return [units[i] for i in order[:num].tolist()]
-
-
-def _free_name(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "-part"
-    return name

@@ -34,14 +34,7 @@ from .parallel import ENGINES, num_workers
 from .plan import Plan
 from .progress import progress_bar
 from .receipts import check_free, read_receipts, remove_receipt, settle_plan
-from .schema import (
-    LISTING_NAME,
-    MANIFEST_NAME,
-    PLAN_NAME,
-    RECEIPTS_DIR,
-    TREE_NAME,
-    VOCABULARY_NAME,
-)
+from .schema import LISTING_NAME, MANIFEST_NAME, PLAN_NAME, RECEIPTS_DIR, TREE_NAME, VOCABULARY_NAME
 from .shard_task import RECEIPT_KEYS, BadInput, Job, PlannedShard
 from .storage import open_storage
 from .text_limits import some

@@ -140,9 +140,7 @@ def soft_columns(
 
 
 def soft_info(
-    vocabulary: Vocabulary | None,
-    weights: Mapping[str, Any] | None,
-    tags: Mapping[str, Any] | None = None,
+    vocabulary: Vocabulary | None, weights: Mapping[str, Any] | None, tags: Mapping[str, Any] | None = None
 ) -> SoftLabelInfo | None:
     """What the manifest says of it, `weights` and `tags` being how they were made; None where there is nothing to say.
 

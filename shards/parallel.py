@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections import deque
@@ -18,9 +20,12 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing
+from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
+from multiprocessing.reduction import DupFd
 from typing import Any, TypeVar
 
 from .cores import usable_cores
@@ -91,33 +96,52 @@ def in_processes(
         return
     # Spawned, not forked: a fork of a process with threads (fsspec's, OpenCV's, a notebook's) can deadlock.
     context = multiprocessing.get_context("spawn")
-    try:
-        asked_to_stop, ask_to_stop = context.Pipe(duplex=False)
-    except OSError as error:
-        raise _cannot_start(error) from error
-    start = (function, shared, prepare, asked_to_stop)
-    try:
-        pool = _Processes(workers, mp_context=context, initializer=_start_process, initargs=start)
-    except OSError as error:
-        asked_to_stop.close()
-        ask_to_stop.close()
-        raise _cannot_start(error) from error
-    give = _in_order if in_order else _as_they_come
-    try:
-        yield from give(pool, _call_in_process, items, 2 * workers)
-    except BrokenProcessPool as error:
-        raise SoftshardError(
-            "expected worker processes to live, found one that died (killed, out of memory, or started by a script "
-            "outside of `if __name__ == '__main__':`). What is finished is kept: run it again to continue, with fewer "
-            "workers if memory was short"
-        ) from error
-    except (KeyboardInterrupt, GeneratorExit):
-        ask_to_stop.send_bytes(b"stop")
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        asked_to_stop.close()
-        ask_to_stop.close()
+    with ExitStack() as until_the_end:
+        try:
+            asked_to_stop, ask_to_stop = map(until_the_end.enter_context, context.Pipe(duplex=False))
+            sent = until_the_end.enter_context(closing(_Sent((function, shared, prepare))))
+            start = {"initializer": _start_process, "initargs": (sent, asked_to_stop)}
+            pool = _Processes(workers, mp_context=context, **start)
+        except OSError as error:
+            raise _cannot_start(error) from error
+        until_the_end.callback(pool.shutdown, wait=True, cancel_futures=True)
+        give = _in_order if in_order else _as_they_come
+        try:
+            yield from give(pool, _call_in_process, items, 2 * workers)
+        except BrokenProcessPool as error:
+            raise SoftshardError(
+                "expected worker processes to live, found one that died (killed, out of memory, or started by a script "
+                "outside of `if __name__ == '__main__':`). What is finished is kept: run it again to continue, with fewer "
+                "workers if memory was short"
+            ) from error
+        except (KeyboardInterrupt, GeneratorExit):
+            ask_to_stop.send_bytes(b"stop")
+            raise
+
+
+class _Sent:
+    """A value that processes start with, in memory without a name; to each of them it is the value itself.
+
+    The pipe that starts a process would do for 64 KiB: of more, multiprocessing waits for ever for a process that dies
+    before it reads it (killed, or of a script without a guard), since it holds the reading end open itself.
+    """
+
+    def __init__(self, value: object) -> None:
+        self._memory = open(os.memfd_create("softshard"), "wb")  # noqa: SIM115 - open while processes start
+        pickle.dump(value, self._memory)
+        self._memory.flush()
+
+    def __reduce__(self) -> Any:
+        return _receive, (DupFd(self._memory.fileno()),)
+
+    def close(self) -> None:
+        self._memory.close()
+
+
+def _receive(sent: Any) -> Any:
+    # Mapped, not read: all processes share one position in it.
+    with open(sent.detach(), "rb") as memory, mmap.mmap(memory.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return pickle.loads(data)
 
 
 class _Processes(ProcessPoolExecutor):
@@ -154,13 +178,20 @@ def _cannot_start(error: OSError) -> UsageError:
 def _in_order(
     pool: Executor, function: Callable[[S], T], items: Iterable[S], most_waiting: int
 ) -> Iterator[T]:
-    waiting: deque[Future[T]] = deque()
+    return few_at_a_time(partial(pool.submit, function), Future.result, items, most_waiting)
+
+
+def few_at_a_time(
+    begin: Callable[[S], Any], end: Callable[[Any], T], items: Iterable[S], most: int
+) -> Iterator[T]:
+    """`end(begin(item))` for every item in their order; so many at most are begun and not ended."""
+    waiting: deque[Any] = deque()
     for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= most_waiting:
-            yield waiting.popleft().result()
+        waiting.append(begin(item))
+        if len(waiting) >= most:
+            yield end(waiting.popleft())
     while waiting:
-        yield waiting.popleft().result()
+        yield end(waiting.popleft())
 
 
 def _as_they_come(
@@ -185,15 +216,15 @@ _has_raised = False
 
 
 def _start_process(
-    function: Callable[[Any, Any], Any],
-    shared: Any,
-    prepare: Callable[[], object] | None,
-    asked_to_stop: Connection,
+    sent: tuple[Callable[[Any, Any], Any], Any, Callable[[], object] | None], asked_to_stop: Connection
 ) -> None:
     global _call
+    function, shared, prepare = sent
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    # The pool ends its processes by it when one has died, and waits for them, also where the parent ignores it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, args=(asked_to_stop,), daemon=True).start()
     if prepare is not None:
         prepare()

@@ -183,11 +183,7 @@ def make_sample(job: Job, sample: PlannedSample, counts: Counter[str] | None = N
             f"{path}: expected at most {META.max_bytes} bytes of metadata, found {len(packed_meta)}",
             kind="bad-metadata",
         )
-    parts = {
-        JPG.suffix: stored.jpeg,
-        CLS.suffix: str(index).encode("ascii"),
-        META.suffix: packed_meta,
-    }
+    parts = {JPG.suffix: stored.jpeg, CLS.suffix: str(index).encode("ascii"), META.suffix: packed_meta}
     if job.vectors is not None:
         parts[HIER.suffix] = encode_levels(job.vectors[index])
     if job.label_maps is not None:

@@ -12,17 +12,14 @@ C classes.
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .classes import class_list_sha256, resolve_wnid
+from .classes import class_list_sha256, resolve_wnid, timm_info_folder
 from .concept_graph import ConceptGraph, contents_of_counts, contents_of_file, tree_graph, wordnet_graph
 from .confusion_file import load_confusion
 from .errors import DataError, UsageError, check_choice
@@ -253,11 +250,10 @@ def definitions_file(class_names: Sequence[str], definitions: str | None = None)
     """The file of definitions that is read: the one given, else timm's, where classes are wnids and timm is installed."""
     if definitions is not None:
         return definitions
-    found = importlib.util.find_spec("timm")
-    places = list(found.submodule_search_locations or ()) if found else []
-    if not places or not any(map(WNID_PATTERN.fullmatch, class_names)):
+    folder = timm_info_folder()
+    if folder is None or not any(map(WNID_PATTERN.fullmatch, class_names)):
         return None
-    return str(Path(places[0]) / "data" / "_info" / "imagenet_synset_to_definition.txt")
+    return str(folder / "imagenet_synset_to_definition.txt")
 
 
 def class_words(
@@ -288,8 +284,3 @@ def class_words(
         if name in index:
             said[index[name]] = definition
     return names, said
-
-
-def shown_how(how: Mapping[str, Any]) -> str:
-    """What decided weights, in one line."""
-    return json.dumps(how, sort_keys=True)

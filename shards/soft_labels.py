@@ -108,11 +108,7 @@ def soft_labels_problem(entry: object, components: object) -> str | None:
 def soft_labels_text(entries: Mapping[str, Any]) -> dict[str, str]:
     """A manifest's entry `soft_labels` for people: what samples have, and how that was made, in a line each."""
     lines = {}
-    for kind, title in (
-        (TAGS, "tags"),
-        (WEIGHTS, "class weights"),
-        ("pseudo", "pseudo labels"),
-    ):
+    for kind, title in ((TAGS, "tags"), (WEIGHTS, "class weights"), ("pseudo", "pseudo labels")):
         if (entry := entries.get(kind)) is not None:
             what = f"vocabulary of {entry['size']:,}, {entry['sha256'][:12]}; " if kind == TAGS else ""
             lines[title] = what + _how_text(entry.get("how") or {})

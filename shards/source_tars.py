@@ -18,16 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 from .errors import DataError, StorageError
 from .index import Member, check_tar_end, tar_headers
-from .listing import (
-    ClassFolder,
-    Listing,
-    Location,
-    Seen,
-    Spans,
-    in_order,
-    is_image_name,
-    not_seen,
-)
+from .listing import ClassFolder, Listing, Location, Seen, Spans, in_order, is_image_name, not_seen
 from .storage import Storage
 from .text_limits import counted, every_problem
 

@@ -133,12 +133,7 @@ def _manifest_classes(storage: Storage, below: str) -> tuple[str, ...] | None:
 
 
 def _list_tar(
-    file: BinaryIO,
-    tar: str,
-    where: str,
-    samples: list[Labelled],
-    ignored: list[str],
-    problems: list[str],
+    file: BinaryIO, tar: str, where: str, samples: list[Labelled], ignored: list[str], problems: list[str]
 ) -> None:
     sample: Sample = {}
     for member in tar_members(file, where):

@@ -106,7 +106,10 @@ def open_storage(source: str | Path) -> Storage:
     if is_remote(text):
         return RemoteStorage(text)
     path = unquote(text[len("file://") :]) if text.lower().startswith("file://") else text
-    return LocalStorage(os.path.expanduser(path))
+    # Of `--classes=~/list`, which a shell leaves as it is. `~ann` is a folder here.
+    if path.startswith("~/"):
+        path = os.path.expanduser(path)
+    return LocalStorage(path)
 
 
 def read_at_most(file: BinaryIO, limit: int) -> bytes:
@@ -163,8 +166,6 @@ class LocalStorage:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LocalStorage) and self.root == other.root
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:  # open files stay in their process
         return LocalStorage, (self.root,)
@@ -267,8 +268,6 @@ class RemoteStorage:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteStorage) and self.root == other.root
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:  # a file system has threads and connections of its own
         return RemoteStorage, (self.root,)

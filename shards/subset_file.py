@@ -18,7 +18,7 @@ import numpy as np
 
 from .destination import write_file
 from .errors import DataError, SoftshardError, UsageError
-from .files import canonical_json, check_version, read_text, sha256_hex
+from .files import are_texts, canonical_json, check_version, read_text, sha256_hex
 from .relabel import Relabelling, restrict_tree
 from .storage import public_name
 from .text_limits import some
@@ -189,11 +189,10 @@ class SubsetFile:
                 f"{where}: expected a subset (.json), found YAML. Make one of it: softshard subset classes DATASET "
                 f"--method file --from {where} -o subset.json"
             )
+        text = read_text(str(path), MAX_SUBSET_BYTES)
         try:
-            content = json.loads(read_text(str(path), MAX_SUBSET_BYTES))
+            content = json.loads(text)
         except (ValueError, RecursionError) as error:
-            if isinstance(error, DataError | UsageError):
-                raise
             raise DataError(f"{where}: expected a subset in JSON, found: {error}") from error
         return cls.from_json(content, where)
 
@@ -288,23 +287,19 @@ def _problems(classes: object, images: object) -> list[str]:
         fine = (
             isinstance(group, dict)
             and isinstance(group.get("name"), str)
-            and _are_texts(group.get("members"))
+            and are_texts(group.get("members"))
             and isinstance(group.get("value"), int | float | None)
         )
         if not fine:
             problems.append(f"group {i}: expected a name and a list of members, found {group!r:.60}")
     if images is not None:
-        fine = isinstance(images, dict) and _are_texts(images.get("keys"))
+        fine = isinstance(images, dict) and are_texts(images.get("keys"))
         fine = fine and all(isinstance(images.get(part), dict) for part in ("method", "source"))  # type: ignore[union-attr]
         if not fine:
             problems.append(
                 f"images: expected null, or method, source and a list of keys, found {images!r:.60}"
             )
     return problems
-
-
-def _are_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _lines(content: dict[str, Any]) -> str:

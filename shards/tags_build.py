@@ -32,15 +32,7 @@ from .stored_vocabulary import Vocabulary
 from .tags_engine import run_in_order
 from .tags_report import TagsReport
 from .tags_source import BLOCK_RECORDS, TextSource, open_text_source
-from .tags_tasks import (
-    CountTask,
-    TagSettings,
-    WriteTask,
-    count_block,
-    list_line,
-    tagger_of,
-    write_block,
-)
+from .tags_tasks import CountTask, TagSettings, WriteTask, count_block, list_line, tagger_of, write_block
 from .tags_text import TAGGERS, TOKENIZERS
 from .tags_vocabulary import Chosen, DocumentCounts, check_cuts, choose_vocabulary
 from .tags_work import BLOCKS_KEPT, WORK_SUFFIX, Counted, TagsWork, WrittenLines, hold_work

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from .errors import check_choice
-from .parallel import ENGINES, in_processes, num_workers
+from .parallel import ENGINES, few_at_a_time, in_processes, num_workers
 
 _IN_FLIGHT_PER_CPU = 2
 _LOST = "expected tasks to live, found one whose worker or machine was lost again and again: {found}. Run it again"
@@ -45,10 +45,5 @@ def run_in_order(
         task = ray.remote(num_cpus=1, max_retries=3)(function)
         reference = ray.put(shared)
         limit = workers or _IN_FLIGHT_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        waiting: deque[Any] = deque()
-        for item in items:
-            waiting.append(task.remote(reference, item))
-            if len(waiting) >= limit:
-                yield result_of(ray, waiting.popleft(), _LOST)
-        while waiting:
-            yield result_of(ray, waiting.popleft(), _LOST)
+        begin, end = partial(task.remote, reference), partial(result_of, ray, lost=_LOST)
+        yield from few_at_a_time(begin, end, items, limit)

@@ -96,9 +96,7 @@ class TextTagger:
     """
 
     def __init__(
-        self,
-        tokenizer: Callable[[str], list[str]] = tokenize,
-        parts_of_speech: PartsOfSpeech | None = None,
+        self, tokenizer: Callable[[str], list[str]] = tokenize, parts_of_speech: PartsOfSpeech | None = None
     ) -> None:
         self._table = word_table()
         self._tokenizer, self._parts_of_speech = tokenizer, parts_of_speech

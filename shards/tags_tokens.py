@@ -69,9 +69,5 @@ def _cut_piece(piece: str) -> Iterator[str]:
         while match := _CLITIC.search(word):
             clitics.insert(0, match[1])
             word = word[: match.start()]
-        yield from _JOINED.sub(_apart, word).split()
+        yield from _JOINED.sub(lambda match: f" {' '.join(filter(None, match.groups()))} ", word).split()
         yield from clitics
-
-
-def _apart(match: re.Match[str]) -> str:
-    return f" {' '.join(filter(None, match.groups()))} "

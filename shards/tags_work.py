@@ -250,7 +250,9 @@ class WrittenLines:
                 destination.remove(name)
             elif isinstance(destination, RemoteDestination):
                 destination.upload(name, str(path))
-            elif isinstance(destination, LocalDestination) and _on_one_disk(path, destination.path):
+            elif isinstance(destination, LocalDestination) and (
+                path.stat().st_dev == destination.path.stat().st_dev  # on one disk
+            ):
                 replace_durably(path, destination.path / name)
             else:
                 _copy(path, destination, name)
@@ -267,10 +269,6 @@ def _flushed(file: BinaryIO) -> int:
     with naming(file.name):
         os.fsync(file.fileno())
     return os.fstat(file.fileno()).st_size
-
-
-def _on_one_disk(path: Path, folder: Path) -> bool:
-    return path.stat().st_dev == folder.stat().st_dev
 
 
 def _copy(path: Path, destination: Destination, name: str) -> None:

@@ -10,7 +10,6 @@ C classes, L hierarchy levels kept, N_k classes of level k, A paths of a class a
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,7 @@ import numpy as np
 from . import tree_build, tree_paths, tree_text
 from .destination import write_file
 from .errors import DataError, UsageError
-from .files import canonical_json, read_text, sha256_hex
+from .files import canonical_json, parse_json, read_text, sha256_hex
 from .schema import MAX_TREE_BYTES
 from .storage import public_name
 from .tree_build import TreeRule
@@ -326,13 +325,7 @@ class LabelTree:
             DataError: not JSON, more than `MAX_TREE_BYTES`; and as `from_json`.
         """
         text, where = read_text(str(path), MAX_TREE_BYTES), public_name(str(path))
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{where}: expected JSON; {error}; the file is cut short or not a tree"
-            ) from error
-        return cls.from_json(content, where=where)
+        return cls.from_json(parse_json(text, where), where=where)
 
     def summary(self) -> str:
         """The tree in a few lines: rule, classes, classes per level, fingerprint."""

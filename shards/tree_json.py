@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .errors import DataError
-from .files import check_version, is_count
+from .files import are_texts, check_version, is_count
 from .tree_limits import is_plain_text
 
 TREE_FORMAT = "softshard-tree"
@@ -29,8 +29,8 @@ def check_tree_json(content: Any, where: str) -> None:
         ),
         "max_levels": "max_levels" in content and (max_levels is None or is_count(max_levels)),
         "num_listed": is_count(content.get("num_listed")),
-        "classes": _is_texts(content.get("classes")),
-        "names": _is_texts(content.get("names")),
+        "classes": are_texts(content.get("classes")),
+        "names": are_texts(content.get("names")),
         "parents": isinstance(parents, list) and all(item == -1 or is_count(item) for item in parents),
         "other_parents": _is_pairs(content.get("other_parents", [])),
     }
@@ -44,7 +44,3 @@ def _is_pairs(value: object) -> bool:
     return isinstance(value, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(map(is_count, pair)) for pair in value
     )
-
-
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)

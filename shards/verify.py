@@ -22,7 +22,7 @@ from .parallel import in_processes, num_workers
 from .progress import progress_bar
 from .schema import KD, MANIFEST_NAME, MIB
 from .shard_files import dataset_name, dataset_path, inside
-from .storage import open_storage
+from .storage import Entry, open_storage
 from .stored_vocabulary import load_vocabulary
 from .tree import LabelTree
 from .verify_shard import Expected, ShardFindings, ShardToCheck, check_shard
@@ -79,20 +79,20 @@ def _has_manifest(folder: str | Path) -> bool:
         return False
 
 
-def _folders(path: str | Path) -> list[str | Path]:
-    """The folders in a folder; none where there is no such folder, or a web server that does not list it."""
+def _entries(folder: str | Path) -> list[Entry]:
+    """What is in a folder; nothing where there is no such folder, or a web server that does not list it."""
     try:
-        return [inside(path, entry.name) for entry in open_storage(path).entries() if entry.is_folder]
+        return open_storage(folder).entries()
     except (OSError, DataError):
         return []
+
+
+def _folders(path: str | Path) -> list[str | Path]:
+    return [inside(path, entry.name) for entry in _entries(path) if entry.is_folder]
 
 
 def _tars(folder: str | Path) -> list[str]:
-    try:
-        entries = open_storage(folder).entries()
-    except (OSError, DataError):
-        return []
-    return [entry.name for entry in entries if not entry.is_folder and entry.name.endswith(".tar")]
+    return [entry.name for entry in _entries(folder) if not entry.is_folder and entry.name.endswith(".tar")]
 
 
 def verify(dataset: str | Path, *, decode: bool = False, workers: int | None = None) -> VerifyReport:
@@ -200,9 +200,7 @@ def _verify_folder(
     findings = []
     with progress_bar(sum(shard.record.samples for shard in shards), f"verify {manifest.name}", "img") as bar:
         for shard, found in zip(
-            shards,
-            in_processes(check_shard, expected, shards, _num_processes(shards, workers)),
-            strict=True,
+            shards, in_processes(check_shard, expected, shards, _num_processes(shards, workers)), strict=True
         ):
             report.shards += found.found
             report.samples += found.samples

@@ -186,11 +186,7 @@ def _check_idx(
 
 
 def check_sample(
-    where: str,
-    parts: dict[str, bytes],
-    expected: Expected,
-    sidecar_class: int | None,
-    problems: list[str],
+    where: str, parts: dict[str, bytes], expected: Expected, sidecar_class: int | None, problems: list[str]
 ) -> None:
     """Check one sample's components.
 

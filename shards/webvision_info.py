@@ -148,7 +148,8 @@ class WebVision:
         """The query that an image's path names where `queries_synsets_map.txt` has it for another class, or not at all
         (the real one of version 1.0 has no query 587).
         """
-        query = _query(row.path)
+        match = re.search(r"(?:^|/)q([0-9]{1,18})/", row.path)
+        query = int(match[1]) if match else None
         return None if query is None or not self.queries or self.queries.get(query) == row.label else query
 
     def _row(self, part: Part, number: int, text: str, meta: str, problems: list[str]) -> WebVisionRow | None:
@@ -341,8 +342,3 @@ def _is_below(path: str) -> bool:
     return (
         bool(path) and not path.startswith(("/", "~")) and ".." not in parts and not _ODD.intersection(path)
     )
-
-
-def _query(path: str) -> int | None:
-    match = re.search(r"(?:^|/)q([0-9]{1,18})/", path)
-    return int(match[1]) if match else None

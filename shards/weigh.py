@@ -12,7 +12,8 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -78,12 +79,7 @@ class WeighOptions:
 
     def to_json(self) -> dict[str, Any]:
         """What decides the weights."""
-        return {
-            "temperature": self.temperature,
-            "threshold": self.threshold,
-            "top": self.top,
-            "normalise": self.normalise,
-        }
+        return {name: value for name, value in asdict(self).items() if name != "max_bad"}
 
 
 @dataclass(frozen=True)
@@ -164,7 +160,7 @@ class Weigher:
     def __init__(self, similarities: Similarities, options: WeighOptions) -> None:
         self._similarities, self._options = similarities, options
         self._index = {name: i for i, name in enumerate(similarities.class_names)}
-        self._known: dict[int, dict[str, float]] = {}
+        self._weigh_label = lru_cache(_KEPT_LABELS)(self._weigh)
         self.label_only = 0
 
     def weigh(self, row: dict[str, Any]) -> dict[str, float]:
@@ -174,13 +170,9 @@ class Weigher:
             DataError: an unknown label.
         """
         label = label_of(row, self._index)
-        if not self._similarities.reads_text:
-            if label not in self._known and len(self._known) < _KEPT_LABELS:
-                self._known[label] = self._weigh(label, "")
-            return self._known.get(label) or self._weigh(label, "")
-        return self._weigh(label, text_of(row))
+        return self._weigh(label, text_of(row)) if self._similarities.reads_text else self._weigh_label(label)
 
-    def _weigh(self, label: int, text: str) -> dict[str, float]:
+    def _weigh(self, label: int, text: str = "") -> dict[str, float]:
         classes, weights, fell_back = image_weights(self._similarities, label, text, self._options)
         names = self._similarities.class_names
         self.label_only += fell_back

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import UsageError
 from .html import Page
-from .similarities import Similarities, class_words, shown_how
+from .similarities import Similarities, class_words
 from .text_limits import counted
 from .tree import LabelTree
 from .weigh import WeighOptions, image_weights
@@ -90,7 +91,7 @@ def weights_page(
             "measures": ", ".join(
                 f"{name} x {share:g}" for name, share in similarities.measures.shares.items()
             ),
-            "options": shown_how(options.to_json()),
+            "options": json.dumps(options.to_json(), sort_keys=True),
             **({"text": text} if text else {}),
         }
     )

@@ -9,6 +9,7 @@ itself is in test_torchrun.py and test_maps_command.py.
 import atexit
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -69,6 +70,8 @@ class Forks:
                 "folder": folder,
             }
             print(json.dumps(call), file=self._process.stdin, flush=True)
+            ready, _, _ = select.select([self._process.stdout], [], [], seconds + LONG_S)
+            assert ready, "the process that forks commands does not answer"
             returncode = json.loads(self._process.stdout.readline())
             printed = [(Path(folder) / name).read_text() for name in ("stdout", "stderr")]
         if returncode is None:

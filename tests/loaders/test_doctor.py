@@ -161,6 +161,13 @@ def test_the_libzstd_of_the_system_is_tried():
     assert re.fullmatch(r"1\.\d+\.\d+: expands label maps", libzstd.found)
 
 
+def test_where_nothing_is_compiled_no_library_is_said_to_be_used(monkeypatch):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    (numba,) = run_checks(["numba"])
+    assert numba.state == "note"
+    assert numba.found.endswith(": compiles nothing, as NUMBA_DISABLE_JIT says")
+
+
 @pytest.mark.parametrize(
     ("make", "found"),
     [

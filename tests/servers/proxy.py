@@ -13,6 +13,7 @@ import random
 import socket
 import struct
 import threading
+from collections.abc import Coroutine
 from urllib.parse import urlsplit
 
 from waiting import LONG_S
@@ -58,9 +59,7 @@ class FaultyProxy:
 
     def __enter__(self) -> FaultyProxy:
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._serve, sock=self._listener), self._loop
-        ).result(LONG_S)
+        self._run(asyncio.start_server(self._serve, sock=self._listener))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,7 +71,10 @@ class FaultyProxy:
 
     def cut(self) -> None:
         """Close all connections that are open."""
-        asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result(LONG_S)
+        self._run(self._cut())
+
+    def _run(self, what: Coroutine) -> None:
+        asyncio.run_coroutine_threadsafe(what, self._loop).result(LONG_S)
 
     async def _cut(self) -> None:
         serving = asyncio.all_tasks() - {asyncio.current_task()}

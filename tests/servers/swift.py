@@ -183,7 +183,7 @@ class Swift:
         """Start servers, all that do not run by default, on the data that is there; wait until they answer."""
         kinds = kinds or self.missing()
         for kind in kinds:
-            self._processes[kind] = self._starter.submit(self._launch, kind).result()
+            self._processes[kind] = self._starter.submit(self._launch, kind).result(_READY_S)
         for kind in kinds:
             self._wait(kind)
 
@@ -233,9 +233,10 @@ class Swift:
         )
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
+# Found here: in a fork the linker may not be asked, whose lock another thread may have held.
+_prctl = ctypes.CDLL(None).prctl
 
 
 def die_with_parent() -> None:
     """In a process that begins: SIGKILL to it once the thread that started it is gone."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -7,10 +7,13 @@ import re
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from waiting import wait_until
 
 Spoil = Callable[[str, int, bytes], bytes | None]  # file's name, first byte, answer -> what is sent
 
@@ -32,19 +35,26 @@ class Rclone:
 
     def __init__(self, folder: Path) -> None:
         command = [str(find_rclone()), "serve", "http", str(folder), "--addr", "127.0.0.1:0"]
+        self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would fill
         self._process = subprocess.Popen(
-            [*command, "--user", "ann", "--pass", "secret"], stderr=subprocess.PIPE, text=True
+            [*command, "--user", "ann", "--pass", "secret"], stdin=subprocess.DEVNULL, stderr=self._log
         )
-        for line in self._process.stderr:  # type: ignore[union-attr]
-            if found := re.search(r"http://(127\.0\.0\.1:\d+)/", line):
-                self.url = f"http://ann:secret@{found[1]}"
-                return
-        raise AssertionError("the server did not start")
+        try:
+            self.url = f"http://ann:secret@{wait_until(self._address)}"
+        except BaseException:
+            self.stop()
+            raise
+
+    def _address(self) -> str | None:
+        log = Path(self._log.name).read_text()
+        assert self._process.poll() is None, log
+        found = re.search(r"http://(127\.0\.0\.1:\d+)/", log)
+        return found and found[1]
 
     def stop(self) -> None:
         self._process.kill()  # it has nothing to clean up; asked to end it would wait for its clients
         self._process.wait()
-        self._process.stderr.close()  # type: ignore[union-attr]
+        self._log.close()
 
 
 class SpoiledServer:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from waiting import LONG_S
 
 from softshard.shards.classes import (
     KNOWN_LISTS,
@@ -48,7 +49,7 @@ def test_a_known_list_is_read_without_importing_timm_or_torch():
         "import sys; from softshard.shards.classes import load_class_list; load_class_list('imagenet-1k'); "
         "assert not {'timm', 'torch', 'nltk'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=LONG_S)
 
 
 def test_a_known_list_without_timm_names_the_extra(monkeypatch):

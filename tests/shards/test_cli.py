@@ -7,6 +7,7 @@ import sys
 import warnings
 
 import pytest
+from waiting import LONG_S
 
 from softshard.shards import Manifest
 from softshard.shards.cli_values import byte_size
@@ -174,25 +175,24 @@ def test_packing_imports_no_extra(source, tmp_path):
         f"assert main(['pack', {str(source)!r}, {str(tmp_path / 'set')!r}, *{SMALL!r}]) == 0; "
         "sys.exit(' '.join({'torch', 'nvidia.dali', 'timm', 'ray'} & sys.modules.keys()) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG_S)
     assert (done.returncode, done.stderr) == (0, "")
     assert Manifest.load(tmp_path / "set" / "train").num_samples == 16
 
 
 def test_nothing_but_errors_goes_to_standard_error_when_it_is_no_terminal(source, tmp_path):
-    done = subprocess.run(
-        [*COMMAND, "pack", source, tmp_path / "set", *SMALL[:-1], "2"], capture_output=True, text=True
-    )
+    command = [*COMMAND, "pack", source, tmp_path / "set", *SMALL[:-1], "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_reader_of_the_output_that_goes_away_is_no_error(packed_once):
-    verify = subprocess.Popen(
+    stats = subprocess.Popen(
         [*COMMAND, "stats", packed_once, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    verify.stdout.close()
-    assert verify.stderr.read() == b""
-    assert verify.wait() == 0
+    stats.stdout.close()
+    assert stats.communicate(timeout=LONG_S)[1] == b""
+    assert stats.returncode == 0
 
 
 def test_a_class_list_is_known_by_its_name(run, source, tmp_path):

@@ -76,6 +76,12 @@ def start_pack(*arguments, code=COMMAND, before=(), **settings):
     )
 
 
+def complaints(run):
+    """The lines on standard error of a run that ends, but for the one a minute that a slow machine gets."""
+    lines = run.communicate(timeout=LONG_S)[1].splitlines()
+    return [line for line in lines if not line.startswith("softshard: pack: ")]
+
+
 @pytest.fixture
 def hold(tmp_path):
     """The file that holds the tasks of `held`."""
@@ -130,7 +136,7 @@ def test_a_ray_is_started_where_there_is_none_and_stopped(source, tmp_path, ray_
                 "source", engine, "--size", 16, "--shard-samples", 4, "--workers", 2, "--engine", engine,
                 cwd=tmp_path, env=environment,
             )  # fmt: skip
-            assert (run.communicate(timeout=LONG_S)[1], run.returncode) == ("", 0)
+            assert (complaints(run), run.returncode) == ([], 0)
         assert (own / "ray").exists()
         wait_until(lambda: not processes(own))
     finally:
@@ -189,12 +195,12 @@ def test_a_node_that_is_lost_half_way_costs_nothing_but_time(tmp_path, large, cl
         cluster.remove_node(node, allow_graceful=False)
         hold.unlink()
 
-    thread = threading.Thread(target=lose_the_node)
+    thread = threading.Thread(target=lose_the_node, daemon=True)
     thread.start()
     try:
         pack(source, tmp_path / "set", LONG, engine="ray")
     finally:
-        thread.join()
+        thread.join(LONG_S)
     assert lost
     assert files(tmp_path / "set") == expected
 
@@ -208,12 +214,11 @@ def test_an_interrupt_leaves_no_task_and_nothing_half_written(tmp_path, large, c
         wait_until(lambda: tasks(ray_folder) and list((tmp_path / "set").rglob("*.part")))
         run.send_signal(signal.SIGINT)
         hold.unlink()
-        text = run.communicate(timeout=LONG_S)[1]
+        (text,) = complaints(run)
     finally:
         run.kill()
     assert run.returncode == 130
     assert text.startswith("softshard: interrupted. What is finished is kept: ")
-    assert text.count("\n") == 1
     assert not tasks(ray_folder)
     assert not list((tmp_path / "set").rglob("*.part"))
     pack(source, tmp_path / "set", LONG, workers=2, engine="ray")

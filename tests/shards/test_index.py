@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed_files import scan_tar
+from waiting import LONG_S
 
 from softshard.shards import DataError, ShardWriter, read_shard
 from softshard.shards.index import (
@@ -70,9 +71,8 @@ def test_an_index_reads_back(shard):
 def test_the_index_is_byte_for_byte_what_dali_s_own_tool_writes(shard, tmp_path):
     if importlib.util.find_spec("wds2idx") is None:
         pytest.skip("needs DALI, whose wheel brings wds2idx")
-    subprocess.run(
-        [sys.executable, "-m", "wds2idx", shard, tmp_path / "dali.idx"], check=True, capture_output=True
-    )
+    command = [sys.executable, "-m", "wds2idx", shard, tmp_path / "dali.idx"]
+    subprocess.run(command, check=True, capture_output=True, timeout=LONG_S)
     assert (tmp_path / "dali.idx").read_bytes() == shard.with_suffix(".idx").read_bytes()
 
 

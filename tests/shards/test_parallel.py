@@ -82,6 +82,30 @@ def test_without_files_to_open_it_is_said_how_to_have_more(most):
     )
 
 
+def test_a_script_without_a_guard_is_told_also_of_more_than_a_pipe_holds(tmp_path):
+    """Its processes die before they read what they are sent."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from softshard.shards.parallel import in_processes; list(in_processes(print, bytes(1 << 20), [1], 2))"
+    )
+    done = subprocess.run([sys.executable, script], timeout=LONG_S, capture_output=True, text=True)
+    assert "SoftshardError: expected worker processes to live, found one that died (killed" in done.stderr
+
+
+def test_processes_can_be_ended_also_where_their_parent_ignores_sigterm(tmp_path):
+    """Else the pool waits for ever for those that wait for a lock of one that was killed."""
+    script = tmp_path / "script.py"
+    script.write_text("""if True:
+        import signal
+        from softshard.shards.parallel import in_processes
+        def call(shared, item):
+            return signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if __name__ == "__main__":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            assert all(in_processes(call, None, range(4), 2))""")
+    assert subprocess.run([sys.executable, script], timeout=LONG_S).returncode == 0
+
+
 def test_where_ctrl_c_is_ignored_a_closed_one_begins_no_other_calls(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(IGNORING)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from packed_files import files, samples
+from waiting import LONG_S
 
 from softshard.shards import (
     DataError,
@@ -261,7 +262,7 @@ def test_killed_at_any_moment_it_never_looks_whole_and_continues(train, tmp_path
         process.stdout.readline()
         time.sleep(delay)
         os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.wait(LONG_S)
         process.stdout.close()
         if (target / "manifest.json").exists():
             assert verify(target, decode=True).ok

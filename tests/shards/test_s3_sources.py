@@ -1,9 +1,13 @@
 """Sources in a bucket of a real S3 server, which is killed while they are read."""
 
 import threading
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from packed_files import files
+from waiting import LONG_S
 
 from servers.swift import PAGE_ENTRIES
 from softshard.shards import DataError, StorageError, UsageError, pack, verify
@@ -11,6 +15,7 @@ from softshard.shards.cli import main
 from softshard.shards.sources import open_source
 from softshard.shards.storage import open_storage
 
+NO_SLEEP = SimpleNamespace(monotonic=time.monotonic)  # nothing is tried twice
 FORMS = ["folder", "tars", "whole.tar", "list.csv"]
 
 
@@ -88,7 +93,7 @@ def test_a_wrong_secret_is_an_error_at_once_that_does_not_tell_it(
     s3_bucket, source, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim")
-    monkeypatch.setattr("softshard.shards.retries.time.sleep", None)  # nothing is tried twice
+    monkeypatch.setattr("softshard.shards.retries.time", NO_SLEEP)
     assert main(["pack", f"{s3_bucket}/source", str(tmp_path / "set")]) == 1
     told = capsys.readouterr().err
     assert f"{s3_bucket}/source: cannot be read: PermissionError" in told
@@ -101,7 +106,7 @@ def test_a_wrong_secret_is_an_error_at_once_that_does_not_tell_it(
 def test_no_keys_at_all_is_an_error_at_once(s3_bucket, monkeypatch):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.setattr("softshard.shards.retries.time.sleep", None)
+    monkeypatch.setattr("softshard.shards.retries.time", NO_SLEEP)
     with pytest.raises(StorageError, match="NoCredentialsError; expected to be let in"):
         open_source(f"{s3_bucket}/source")
 
@@ -134,8 +139,9 @@ def test_broken_connections_change_nothing(upload, source, tmp_path, options, fo
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
+@contextmanager
 def when_there(path, act):
-    """Calls `act` from a thread as soon as a file is there."""
+    """Calls `act` from a thread as soon as a file is there; not where what is done here ends before it is."""
 
     def watch():
         while not path.exists() and not done.wait(0.001):
@@ -146,7 +152,11 @@ def when_there(path, act):
     done = threading.Event()
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(LONG_S)
 
 
 @pytest.mark.parametrize("killed", [("object",), ()], ids=["object server", "all servers"])
@@ -160,9 +170,8 @@ def test_a_run_rides_through_a_restart_of_the_server(
         s3_server.kill(*killed)
         s3_server.start(*killed)
 
-    thread = when_there(tmp_path / "b" / "train" / "train-000000.tar", restart)
-    assert pack(url, tmp_path / "b", options, workers=1).bad == 0
-    thread.join()
+    with when_there(tmp_path / "b" / "train" / "train-000000.tar", restart):
+        assert pack(url, tmp_path / "b", options, workers=1).bad == 0
     assert files(finished_once) == files(tmp_path / "b")
 
 
@@ -174,12 +183,13 @@ def test_a_run_that_lost_its_server_stops_and_the_next_one_continues(
     proxy.delay_s = 0.05
     monkeypatch.setattr("softshard.shards.retries.PATIENCE_S", 1.0)
     first = tmp_path / "b" / "train" / "train-000000.tar"
-    thread = when_there(first, lambda: s3_server.kill(*killed))
-    with pytest.raises(
-        DataError, match=r"the server is away\. What is finished is kept: run the same"
-    ) as caught:
+    with (
+        when_there(first, lambda: s3_server.kill(*killed)),
+        pytest.raises(
+            DataError, match=r"the server is away\. What is finished is kept: run the same"
+        ) as caught,
+    ):
         pack(url, tmp_path / "b", options, workers=1)
-    thread.join()
     assert isinstance(caught.value, StorageError)
     assert not (tmp_path / "b" / "train" / "manifest.json").exists()
     kept = first.stat()

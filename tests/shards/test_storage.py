@@ -193,6 +193,9 @@ def test_a_local_path_is_none_of_fsspec_s(tmp_path, monkeypatch):
     assert read_text("~/list.txt", 100) == "cat\n"
     assert Path(open_storage("~/list.txt").root) == folder / "list.txt"
     assert load_class_list("~/list.txt") == ("cat",)
+    monkeypatch.chdir(tmp_path)
+    folder.rename("~root")
+    assert load_class_list("~root/list.txt") == ("cat",)
 
 
 def test_a_disk_that_fails_names_the_file(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import LONG_S
 
 from softshard.shards import wordnet as wordnet_module
 from softshard.shards.errors import DataError
@@ -119,7 +120,7 @@ def test_reading_wordnet_imports_neither_nltk_nor_torch():
         "import sys; from softshard.shards.wordnet import wordnet; wordnet().senses('cat'); "
         "assert not {'nltk', 'torch', 'timm'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=LONG_S)
 
 
 def test_last_kind_pointer_and_published_parent_differ_for_762_synsets():

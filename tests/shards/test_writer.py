@@ -213,6 +213,12 @@ def test_a_suffix_that_no_reader_would_find_is_refused(tmp_path, suffixes):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127])
+def test_a_file_may_have_the_longest_name_that_there_is(tmp_path, name):
+    write_atomically(tmp_path / name, b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_small_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "plan.json"
     write_atomically(path, b"old")
