@@ -63,12 +63,18 @@ def forks():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Sums over threads would not be bit-identical, and tiny models are faster without them, much on a busy machine."""
+    """For torch, here and in the processes started here.
+
+    Sums over threads would not be bit-identical, and tiny models are faster without them, much on a busy machine: threads
+    that wait for one another do so at full speed.
+    """
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(before)
 
 

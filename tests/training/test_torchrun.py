@@ -47,7 +47,7 @@ def torchrun(*arguments, code, processes, **environment):
             [sys.executable, *launcher, script.name, *map(str, arguments)],
             capture_output=True,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, **environment},
             timeout=LONG_S,
         )
 
