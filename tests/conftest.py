@@ -1,4 +1,5 @@
 import fcntl
+import gc
 import itertools
 import os
 import secrets
@@ -43,6 +44,13 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 def pytest_make_parametrize_id(val):
     """Bytes do not name a test: torch.save's differ between processes, which are to collect the same tests."""
     return "bytes" if isinstance(val, bytes) and len(val) > 40 else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def what_is_imported_stays():
+    """No collection of garbage looks at it again: a million objects of torch, Ray and all tests, half a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
