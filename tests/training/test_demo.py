@@ -110,8 +110,8 @@ def test_the_teacher_and_both_students_beat_the_commonest_class(run):
         assert numbers["leaf_top1"] > 2 * numbers["majority"], name
 
 
-def test_two_classes_of_few_images_are_enough_for_the_demos_own_model(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "MAX_EPOCHS", 6)  # half of what the demo gives them
+def test_two_classes_of_few_images_are_enough(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "MAX_EPOCHS", 6)  # half of what the demo gives its own model
     monkeypatch.setattr(demo, "BENCH_REPEATS", 1)
     images = folder_of(tmp_path, "tabby", "motorcycle", num_images=20)
     summary = demo.run_demo(tmp_path / "out", images, num_threads=1)
