@@ -1,4 +1,5 @@
 import fcntl
+import gc
 import itertools
 import os
 import secrets
@@ -48,6 +49,13 @@ def pytest_make_parametrize_id(val):
     return "bytes" if isinstance(val, bytes) and len(val) > 40 else None
 
 
+@pytest.fixture(scope="session", autouse=True)
+def what_is_imported_stays():
+    """No collection of garbage looks at it again: a million objects of torch, Ray and all tests, half a second each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of photographs and lists; tests that ask for it carry the marker `shared`."""
@@ -66,12 +74,18 @@ def forks():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Sums over threads would not be bit-identical, and tiny models are faster without them, much on a busy machine."""
+    """For torch, here and in the processes started here.
+
+    Sums over threads would not be bit-identical, and tiny models are faster without them, much on a busy machine: threads
+    that wait for one another do so at full speed.
+    """
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(before)
 
 

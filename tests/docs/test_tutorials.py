@@ -21,11 +21,7 @@ from softshard.shards.cli import main
 TUTORIALS = Path(__file__).parents[2] / "docs" / "tutorials"
 TIMEOUT_S = 600  # of a block, on a machine with much other work
 
-
-@pytest.fixture(autouse=True)
-def one_thread_in_commands(one_thread, monkeypatch):
-    """Those that the blocks start, as in those that run here."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run_tutorial(name, texts, folder, monkeypatch):

@@ -20,6 +20,11 @@ TREE = [("cat", "mammal"), ("dog", "mammal"), ("crow", "bird"), ("gull", "bird")
 COLOURS = {"cat": (200, 40, 40), "dog": (40, 200, 40), "crow": (40, 40, 200), "gull": (200, 200, 40)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def in_one_thread(one_thread):
+    """Whatever trains or asks a model here."""
+
+
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
     """48 + 12 photographs of four leaf classes, each of one colour and noise, with a tree and label maps."""

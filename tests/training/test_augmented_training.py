@@ -15,7 +15,6 @@ from softshard.training.models import create_model
 from softshard.training.recipe_presets import paper_cutmix, visible_cutmix
 from softshard.training.step import TrainStep
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 tiny = partial(tiny, epochs=3, global_batch=20)
 
 

@@ -24,8 +24,6 @@ from softshard.training.models import load_trained_model
 from softshard.training.preparation import own_classes
 from softshard.training.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def checkpoints(shards, tmp_path_factory):

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from html.parser import HTMLParser
 
 import cv2
@@ -50,11 +51,30 @@ def folder_of(tmp_path, *classes, num_images):
     return tmp_path / "images"
 
 
-def short_demo(out, images):
-    """A few steps are enough for these pictures."""
+class Stopped(Exception):
+    """Ends a demo where nobody looks at what comes later."""
+
+
+def short_demo(out, images, before=None):
+    """A few steps of a small model are enough for these pictures; nobody looks at the speed.
+
+    Args:
+        out: the demo's folder.
+        images: that of its pictures.
+        before: name of a step that the demo ends before, with Stopped.
+    """
+
+    def stop(*_args, **_options):
+        raise Stopped
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "TRAINING_IMAGES", 768)
+        if before:
+            patch.setattr(demo, before, stop)
+        patch.setattr(demo, "MODEL", "test_resnet")
+        patch.setattr(demo, "TRAINING_IMAGES", 1536)
         patch.setattr(demo, "GLOBAL_BATCH", 32)
+        patch.setattr(demo, "BENCH_STEPS", 2)
+        patch.setattr(demo, "BENCH_REPEATS", 1)
         return demo.run_demo(out, images, num_threads=1)
 
 
@@ -90,7 +110,9 @@ def test_the_teacher_and_both_students_beat_the_commonest_class(run):
         assert numbers["leaf_top1"] > 2 * numbers["majority"], name
 
 
-def test_two_classes_of_few_images_are_enough(tmp_path, capsys):
+def test_two_classes_of_few_images_are_enough(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "MAX_EPOCHS", 6)  # half of what the demo gives its own model
+    monkeypatch.setattr(demo, "BENCH_REPEATS", 1)
     images = folder_of(tmp_path, "tabby", "motorcycle", num_images=20)
     summary = demo.run_demo(tmp_path / "out", images, num_threads=1)
     assert summary["accuracy"]["teacher"]["top1"] > 0.75
@@ -111,18 +133,10 @@ def test_a_teacher_must_have_come_half_of_the_way_from_the_commonest_class(tmp_p
             demo._check_teacher(teacher)
 
 
-def test_the_printed_pack_command_makes_the_demos_shards(run, images, tmp_path, capsys, monkeypatch):
+def test_the_printed_pack_command_makes_the_demos_shards(run, images, tmp_path, capsys):
     _, summary = run
-
-    class Packed(Exception):
-        pass
-
-    def stop(*_args, **_options):
-        raise Packed
-
-    monkeypatch.setattr(demo, "_train", stop)
-    with pytest.raises(Packed):
-        demo.run_demo(tmp_path / "the demo", images, seed=0)
+    with pytest.raises(Stopped):
+        short_demo(tmp_path / "the demo", images, before="_train")
     (line,) = [
         line for line in capsys.readouterr().out.splitlines() if line.startswith("  $ softshard pack ")
     ]
@@ -156,9 +170,19 @@ def test_the_page_is_one_file_with_pictures_and_curves(run):
     assert all(source.startswith("data:") for source in page.sources)
 
 
-def test_a_second_run_makes_the_folder_anew_with_the_same_bytes(run, images):
-    out, first = run
-    assert short_demo(out, images)["fingerprints"] == first["fingerprints"]
+def test_a_second_run_makes_the_folder_anew_with_the_same_bytes(run, images, tmp_path):
+    first, summary = run
+    again = shutil.copytree(first, tmp_path / "again")
+    with pytest.raises(Stopped):
+        short_demo(again, images, before="bench")  # the first step that makes no more data
+    assert {path.name for path in again.iterdir()} == {
+        *("classes.txt", "demo.json", "relabelled", "shards", "teacher", "tree.json")
+    }
+    assert (again / "tree.json").read_bytes() == (first / "tree.json").read_bytes()
+    made = summary["fingerprints"]
+    assert Manifest.load(again / "relabelled").fingerprint == made["relabelled"]
+    for name, fingerprint in made["shards"].items():
+        assert Manifest.load(again / "shards" / name).fingerprint == fingerprint
 
 
 def test_a_folder_that_is_not_a_demos_is_left_alone(tmp_path, images):

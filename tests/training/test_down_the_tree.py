@@ -18,8 +18,6 @@ from softshard.training.evaluate import evaluate
 from softshard.training.predict import Predictor, _Reader
 from softshard.training.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PAIRS = [
     ("oak", "tree"),
     ("elm", "tree"),

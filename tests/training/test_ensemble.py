@@ -18,8 +18,6 @@ from softshard.training.evaluate import evaluate
 from softshard.training.predict import Predictor
 from softshard.training.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -22,8 +22,6 @@ from softshard.training.objective import count_images, create_loss
 from softshard.training.recipes import semantic_softmax, single_label
 from softshard.training.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SOME = ("gull", "cat", "dog")
 
 

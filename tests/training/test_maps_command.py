@@ -1,7 +1,6 @@
 """`softshard maps make`: with a checkpoint of one's own, in several processes, in buckets."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -48,7 +47,6 @@ def test_two_processes_make_the_same_bytes_as_one(noisy, noisy_checkpoint, made_
     words = ["command.py", "maps", "make", noisy, "two", *command_options(noisy_checkpoint)]
     done = subprocess.run(
         [*map(str, [*launcher, *words])],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -73,7 +73,6 @@ def test_batches_have_a_row_for_each_path(path_shards):
         assert next(iter(loader)).levels.shape == (8, 2, 3)
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("recipe", "options"),
     [
@@ -151,7 +150,6 @@ def test_a_teacher_stored_in_the_shards_distils_along_all_paths(path_shards, tmp
     torch.testing.assert_close(batch.teacher.probabilities.float(), best, rtol=1e-3, atol=0)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_data_set_of_one_path_is_trained_and_evaluated_with_all_paths(shards, tmp_path):
     pairs = [("cat", "mammal"), ("dog", "mammal"), ("crow", "bird"), ("gull", "bird")]
     tree = LabelTree.from_table(

@@ -28,8 +28,6 @@ from softshard.training.checkpoint import load_checkpoint, save_checkpoint
 from softshard.training.predict import Predictor, _Reader
 from softshard.training.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def checkpoints(shards, tmp_path_factory):

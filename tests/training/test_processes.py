@@ -26,7 +26,6 @@ from softshard.training.step import TrainStep
 from softshard.training.teacher_store import store_teacher
 from softshard.training.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 STOPPING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 GPU = (
     pytest.mark.gpu,

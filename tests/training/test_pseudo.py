@@ -23,8 +23,6 @@ from softshard.training.pseudo_store import PseudoOptions, best_classes, make_ps
 from softshard.training.teacher import CheckpointTeacher
 from softshard.training.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -13,7 +13,6 @@ from softshard.shards import UsageError
 from softshard.training import single_label
 from softshard.training.same_call import STEP, check_same_call, facts_of_call, first_difference
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CALL = {"lr": "0.1", "epoch of the data": "0", STEP: "0"}
 
 

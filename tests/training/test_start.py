@@ -21,7 +21,6 @@ from softshard.training.models import create_model
 from softshard.training.start import load_start
 from softshard.training.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 HEAD = {"fc.weight", "fc.bias"}
 
 

@@ -20,7 +20,6 @@ from softshard.training.objective import create_loss
 from softshard.training.step import TrainStep
 from softshard.training.steplog import MAX_SKIPPED_IN_A_ROW, StepLog
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NO_BATCH_NORM = "test_convnext"
 
 

@@ -11,8 +11,6 @@ from softshard.training import single_label
 from softshard.training.progress import Progress
 from softshard.training.steplog import LogLine
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def run(shards, out, **options):
     return tiny_runs.run(tiny_runs.tiny(single_label(), epochs=2), shards, out, **{"log_steps": 2, **options})

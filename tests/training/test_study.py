@@ -23,8 +23,6 @@ from softshard.training.study import (
 )
 from softshard.training.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TINY = dataclasses.replace(relabel(), epochs=2, global_batch=8, image_size=32, lr=0.05)
 
 

@@ -29,8 +29,6 @@ from softshard.training.models import load_trained_model
 from softshard.training.subset_score import refuse_trained_on, score_data_set, split_halves
 from softshard.training.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TINY = dataclasses.replace(
     single_label(), epochs=2, global_batch=8, image_size=32, lr=3e-3, augment="none", schedule="constant"
 )

@@ -19,8 +19,6 @@ from softshard.training.checkpoint import load_checkpoint
 from softshard.training.curves import read_curves
 from softshard.training.subset_study import EPOCHS, StudySet, study_subset
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TINY = dataclasses.replace(single_label(), global_batch=8, image_size=32, lr=3e-3, augment="none")
 MODELS = ["test_resnet", "test_efficientnet"]
 SETTINGS = ["global_batch=8", "image_size=32", "lr=0.003", "augment=none"]

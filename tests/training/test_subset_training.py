@@ -9,8 +9,6 @@ from softshard.shards import SubsetFile
 from softshard.shards.cli import main
 from softshard.training.checkpoint import load_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 GROUPS = "fur: [cat, dog]\nfeathers: [crow, gull]\n"
 
 

@@ -12,8 +12,6 @@ from softshard.shards.stored_vocabulary import Vocabulary
 from softshard.training import fine_tune, run_series, single_label, weakly_tagged
 from softshard.training.tags_study import format_tags_study, study_tags
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):

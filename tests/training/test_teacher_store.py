@@ -41,7 +41,6 @@ from softshard.training.teacher import CheckpointTeacher
 from softshard.training.teacher_store import store_teacher
 from softshard.training.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 WHOLE = Augment(size=32, scale=None, flip=False)
 
 

@@ -1,4 +1,7 @@
-"""The commands in processes of their own: torchrun's two do what one does; a killed run goes on."""
+"""The commands in processes of their own: two do what one does; a killed run goes on.
+
+torchrun's two are those that get SIGTERM, and what they did until then is what forks do; see forked.py.
+"""
 
 import dataclasses
 import os
@@ -47,7 +50,7 @@ def torchrun(*arguments, code, processes, **environment):
             [sys.executable, *launcher, script.name, *map(str, arguments)],
             capture_output=True,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, **environment},
             timeout=LONG_S,
         )
 
@@ -65,11 +68,10 @@ OPTIONS = {1: ("--epochs", 9), 2: ("--epochs", 9, "--accumulate", 2, "--checkpoi
 
 @pytest.fixture(scope="module")
 def whole(forks, shards, tmp_path_factory):
-    """The folders of two runs that nothing disturbs: of one process, and of torchrun's two that cut each half in two
-    again."""
+    """The folders of two runs that nothing disturbs: of one process, and of two that cut each half in two again."""
     folder = tmp_path_factory.mktemp("whole")
-    for processes, run in ((1, forks.run), (2, torchrun)):
-        done = train(run, shards, folder / str(processes), *OPTIONS[processes], processes=processes)
+    for processes in (1, 2):
+        done = train(forks.run, shards, folder / str(processes), *OPTIONS[processes], processes=processes)
         assert done.returncode == 0, done.stderr
         assert f"{8 // processes} on each of {processes} processes" in done.stderr
     return {1: folder / "1", 2: folder / "2"}
@@ -103,6 +105,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(whole, for
     environment = {"TEST_KILL_AT": "20", "TEST_KILL_RANK": "1", "TEST_SIGNAL": "SIGTERM"}
     stopped = train(torchrun, shards, tmp_path / "run", *OPTIONS[2], processes=2, **environment)
     assert stopped.returncode != 0
+    assert "4 on each of 2 processes" in stopped.stderr
     assert f"stopped by signal {signal.SIGTERM} after 10 of 54 steps" in stopped.stderr
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").step == 10
     done = train(forks.run, shards, tmp_path / "run", *OPTIONS[2], "--resume", processes=2)

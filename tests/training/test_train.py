@@ -26,7 +26,6 @@ from softshard.training.evaluate import evaluate
 from softshard.training.models import export_weights
 from softshard.training.processes import state_of_one
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 tiny = partial(tiny, epochs=3)
 
 

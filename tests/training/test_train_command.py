@@ -15,8 +15,6 @@ from softshard.shards.cli import main
 from softshard.training import semantic_softmax
 from softshard.training.checkpoint import load_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_the_command_exits_with_128_and_the_signal(number, code, shards, tmp_path, monkeypatch):

@@ -13,7 +13,6 @@ from softshard.training import relabel, semantic_softmax, single_label
 from softshard.training import train as train_module
 from softshard.training.checkpoint import load_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 tiny = partial(tiny, epochs=3)
 
 

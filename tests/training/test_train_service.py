@@ -16,8 +16,6 @@ from softshard.training.checkpoint import load_checkpoint, save_checkpoint
 from softshard.training.evaluate import evaluation_loader
 from softshard.training.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def server(shards):

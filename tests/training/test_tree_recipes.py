@@ -32,7 +32,6 @@ from softshard.training.predict import Predictor
 from softshard.training.start import load_start
 from softshard.training.teacher import CheckpointTeacher
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 tiny = partial(tiny, epochs=2)
 NO_BATCH_NORM = "test_convnext"
 

@@ -9,7 +9,7 @@ import pytest
 from softshard.shards import Manifest
 from softshard.shards.cli import main
 
-pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.shared
 
 NUM_CLASSES = 24
 SMALL = ["--model", "test_resnet", "--global-batch", "8", "--device", "cpu", "--epochs", "1"]

@@ -9,7 +9,7 @@ from softshard.shards.cli import main
 from softshard.shards.stored_vocabulary import Vocabulary
 from softshard.shards.wordnet import wordnet
 
-pytestmark = [pytest.mark.shared, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.shared
 
 GROUPS = {"n01503061": "bird", "n02084071": "dog", "n01661091": "reptile", "n03183080": "device"}
 

@@ -24,7 +24,6 @@ from softshard.training.label_space import LabelSpace
 from softshard.training.models import load_trained_model
 from softshard.training.predict import Predictor
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 tiny = partial(tiny, epochs=3, augment="none", lr=0.02)
 
 
