@@ -1,15 +1,18 @@
 """Run by `softshard doctor` in a process of its own: decodes for real, since a decoder that fails may take the process down.
 
-    python -m softshard.loaders.doctor_probe
+    python -m softshard.loaders.doctor_probe PARENT CHECK...
 
-Writes a line of JSON when a check begins ({"begin": its name}) and one for each finding.
+PARENT is the number of the process that waits for it: it ends with that one. Writes a line of JSON when a check begins ({"begin": its name}) and one for each finding.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import io
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -18,6 +21,7 @@ from typing import Any
 from .doctor_finding import NOTE, Finding
 
 _SIDE = 64  # pixels of the picture that is decoded
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 def probe_libraries() -> Iterator[Finding]:
@@ -143,6 +147,18 @@ def _close(found: Any, expected: Any) -> None:
         raise RuntimeError(f"expected the picture that was encoded, found one {difference:.0f} of 255 away")
 
 
+def end_with(parent: int) -> None:
+    """Let the kernel kill this process when the one that started it is gone, as at a SIGTERM or a health check that took
+    too long: a decoder that hangs would stay for ever, and hear of nothing else while it holds the GIL.
+
+    Args:
+        parent: the number of that process.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before
+        sys.exit(1)
+
+
 CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "libraries": probe_libraries,
     "DALI on the processor": probe_cpu,
@@ -151,7 +167,8 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
 }
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
+    end_with(int(sys.argv[1]))
+    for name in sys.argv[2:]:
         print(json.dumps({"begin": name}), flush=True)
         for finding in CHECKS[name]():
             print(json.dumps(dataclasses.asdict(finding)), flush=True)
