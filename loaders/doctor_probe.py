@@ -2,7 +2,8 @@
 
     python -m softshard.loaders.doctor_probe PARENT CHECK...
 
-PARENT is the number of the process that waits for it: it ends with that one. Writes a line of JSON when a check begins ({"begin": its name}) and one for each finding.
+PARENT is the number of the process that waits for it: it ends with that one. Writes a line of JSON when a check begins
+({"begin": its name}) and one for each finding.
 """
 
 from __future__ import annotations

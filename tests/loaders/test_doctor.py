@@ -165,7 +165,10 @@ def test_a_decoder_that_hangs_ends_with_the_doctor(tmp_path):
     with subprocess.Popen([sys.executable, "-c", code], env=environment) as process:
         reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
         try:
-            assert wait_until(lambda: select.select([reader], [], [], 0)[0] and os.read(reader, 99)) == b"begun\n"
+            assert (
+                wait_until(lambda: select.select([reader], [], [], 0)[0] and os.read(reader, 99))
+                == b"begun\n"
+            )
             process.kill()
             assert select.select([reader], [], [], LONG_S)[0]  # the end, since nobody writes any more
             assert os.read(reader, 99) == b""
