@@ -8,21 +8,18 @@ PARENT is the number of the process that waits for it: it ends with that one. Wr
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import io
 import json
-import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
 from .doctor_finding import NOTE, Finding
+from .peers import end_with
 
 _SIDE = 64  # pixels of the picture that is decoded
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 def probe_libraries() -> Iterator[Finding]:
@@ -148,18 +145,6 @@ def _close(found: Any, expected: Any) -> None:
         raise RuntimeError(f"expected the picture that was encoded, found one {difference:.0f} of 255 away")
 
 
-def end_with(parent: int) -> None:
-    """Let the kernel kill this process when the one that started it is gone, as at a SIGTERM or a health check that took
-    too long: a decoder that hangs would stay for ever, and hear of nothing else while it holds the GIL.
-
-    Args:
-        parent: the number of that process.
-    """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it went before
-        sys.exit(1)
-
-
 CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "libraries": probe_libraries,
     "DALI on the processor": probe_cpu,
@@ -168,7 +153,7 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
 }
 
 if __name__ == "__main__":
-    end_with(int(sys.argv[1]))
+    end_with(int(sys.argv[1]))  # as when a health check takes too long
     for name in sys.argv[2:]:
         print(json.dumps({"begin": name}), flush=True)
         for finding in CHECKS[name]():

@@ -8,6 +8,7 @@ from importlib.metadata import version
 import fsspec
 import pytest
 import torch
+from hanging_module import kill_above_what_hangs
 from html_elements import Elements
 
 from softshard.loaders.against import Peer, parse_peers
@@ -162,6 +163,14 @@ def test_a_script_that_is_called_like_a_peers_package_is_none(monkeypatch, tmp_p
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError, match="expected the package 'mosaicml-streaming', found none"):
         parse_peers("streaming")
+
+
+def test_a_peer_that_hangs_ends_with_the_command(tmp_path):
+    code = (
+        "from softshard.loaders.against import Peer; from softshard.loaders.peers import Job\n"
+        "Peer('webdataset', Job('.', '.', 1, 1, 1))"
+    )
+    kill_above_what_hangs(tmp_path, "webdataset", code)
 
 
 def test_a_peer_that_dies_is_an_error_with_its_last_words(tmp_path):

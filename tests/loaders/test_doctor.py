@@ -6,13 +6,13 @@ import json
 import os
 import re
 import resource
-import select
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from waiting import LONG_S, wait_until
+from hanging_module import kill_above_what_hangs
+from waiting import LONG_S
 
 from softshard.loaders.doctor import check_words, format_report, is_fine, report_json
 from softshard.loaders.doctor_decode import run_checks
@@ -154,27 +154,8 @@ def test_a_decoder_that_takes_its_process_down_is_named(tmp_path, monkeypatch):
 
 def test_a_decoder_that_hangs_ends_with_the_doctor(tmp_path):
     """A container's engine kills a health check that takes too long, and asks again: what hangs would pile up."""
-    os.mkfifo(tmp_path / "fifo")
-    hangs = (
-        f"import time; fifo = open({str(tmp_path / 'fifo')!r}, 'w'); fifo.write('begun\\n'); fifo.flush()\n"
-        f"time.sleep({2 * LONG_S})"
-    )
-    (tmp_path / "simplejpeg.py").write_text(hangs)
     code = "from softshard.loaders.doctor_decode import run_checks; run_checks(['libraries'])"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-c", code], env=environment) as process:
-        reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            assert (
-                wait_until(lambda: select.select([reader], [], [], 0)[0] and os.read(reader, 99))
-                == b"begun\n"
-            )
-            process.kill()
-            assert select.select([reader], [], [], LONG_S)[0]  # the end, since nobody writes any more
-            assert os.read(reader, 99) == b""
-        finally:
-            process.kill()
-            os.close(reader)
+    kill_above_what_hangs(tmp_path, "simplejpeg", code)
 
 
 def test_the_libzstd_of_the_system_is_tried():
