@@ -10,6 +10,7 @@ import pytest
 import torch
 from hanging_module import kill_above_what_hangs
 from html_elements import Elements
+from json_page import read_json
 
 from softshard.loaders.against import Peer, parse_peers
 from softshard.loaders.bench_page import bench_rows
@@ -125,7 +126,7 @@ def test_bench_runs_other_loaders_on_the_same_shards(packed, tmp_path, capsys, m
     peers = ["--against", f"dali,webdataset={sys.executable}", "--work", str(tmp_path / "work")]
     page = tmp_path / "bench.html"
     assert main(["bench", str(packed), *options, *peers, "--json", str(out), "--html", str(page)]) == 0
-    result = json.loads(out.read_text())
+    result = read_json("bench", out.read_text())
     assert result["results"].keys() == {"loader", "decode only", "dali", "webdataset"}
     assert "times as fast as webdataset" in Elements(page.read_text("utf-8")).text
     assert [row["name"] for row in bench_rows(result) if row["kind"] == "peer"] == ["dali", "webdataset"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from hanging_module import kill_above_what_hangs
+from json_page import read_json
 from waiting import LONG_S
 
 from softshard.loaders.doctor import check_words, format_report, is_fine, report_json
@@ -49,7 +50,7 @@ def doctor(**environment):
         env={**os.environ, **environment},
     )
     assert done.stdout, done.stderr
-    report = json.loads(done.stdout)
+    report = read_json("doctor", done.stdout)
     fine = report.pop("fine")
     findings = {one["name"]: Finding(**one) for part in report.values() for one in part}
     assert fine == (done.returncode == 0) == all(one.state != "wrong" for one in findings.values())
