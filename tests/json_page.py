@@ -33,10 +33,13 @@ def paths(value, path=()):
 def is_of(path, field, has_content):
     """Whether a field of the page means what was found: `<names>` stand for any, the last of them for all below it, and what
     is empty for what might be in it."""
-    is_open = field[-1].startswith("<") and len(path) > len(field)
+    is_open = re.fullmatch("<[^>]+>", field[-1]) and len(path) > len(field)
     if (len(path) > len(field) and not is_open) or (len(path) < len(field) and has_content):
         return False
-    return all(said.startswith("<") or said == found for said, found in zip(field, path, strict=False))
+    return all(
+        re.fullmatch(re.sub("<[^>]+>", ".+", re.escape(said)), found)
+        for said, found in zip(field, path, strict=False)
+    )
 
 
 def read_json(command, text):

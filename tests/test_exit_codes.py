@@ -191,6 +191,7 @@ def test_a_command_that_did_what_was_asked_ends_with_0_and_prints_json_as_docume
         if option:
             text = printed if command != "bench" else (tmp_path / str(i)).read_text()
             read_json(command, text)
+    read_json("summary.json", (places["run"] / "summary.json").read_text())
 
 
 @pytest.mark.parametrize(("code", "line"), BAD, ids=[line for _, line in BAD])
