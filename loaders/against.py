@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import selectors
 import subprocess
 import sys
@@ -71,7 +72,7 @@ class Peer:
     def __init__(self, name: str, job: Job, python: str = sys.executable) -> None:
         self.name = name
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the process)
-        command = [python, str(Path(peers.__file__)), name, job.to_json()]
+        command = [python, str(Path(peers.__file__)), str(os.getpid()), name, job.to_json()]
         try:
             self._process = subprocess.Popen(
                 command,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import signal
@@ -44,7 +45,9 @@ def run_checks(checks: Sequence[str], python: Sequence[str] = (sys.executable,))
     findings: list[Finding] = []
     rest = list(checks)
     while rest:
-        code, lines, last_words = _run([*python, "-m", "softshard.loaders.doctor_probe", *rest])
+        code, lines, last_words = _run(
+            [*python, "-m", "softshard.loaders.doctor_probe", str(os.getpid()), *rest]
+        )
         for line in lines:
             if begun := line.get("begin"):
                 rest = rest[rest.index(begun) :]

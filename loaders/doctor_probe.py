@@ -1,8 +1,9 @@
 """Run by `softshard doctor` in a process of its own: decodes for real, since a decoder that fails may take the process down.
 
-    python -m softshard.loaders.doctor_probe
+    python -m softshard.loaders.doctor_probe PARENT CHECK...
 
-Writes a line of JSON when a check begins ({"begin": its name}) and one for each finding.
+PARENT is the number of the process that waits for it: it ends with that one. Writes a line of JSON when a check begins
+({"begin": its name}) and one for each finding.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from importlib.metadata import version
 from typing import Any
 
 from .doctor_finding import NOTE, Finding
+from .peers import end_with
 
 _SIDE = 64  # pixels of the picture that is decoded
 
@@ -154,7 +156,8 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
 }
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
+    end_with(int(sys.argv[1]))  # as when a health check takes too long
+    for name in sys.argv[2:]:
         print(json.dumps({"begin": name}), flush=True)
         for finding in CHECKS[name]():
             print(json.dumps(dataclasses.asdict(finding)), flush=True)

@@ -36,7 +36,7 @@ class Faults:
     Attributes:
         max_bad: share of a rank's samples that may be bad in a run, in all its epochs, and in the processes that continue
             it (a loader's state says which were met); ten are always allowed. With 0 the first one is an error.
-        quarantine: file that gets a JSON line for each bad sample (shard, key, component, reason, ...); ranks and
+        quarantine: file that gets a JSON line for each bad sample (shard, key, reason, ...; see docs/json.md); ranks and
             runs may share it. None: they are only logged, by the logger `softshard.loaders`: the first twenty, then one each
             time that their number has doubled.
         stall_s: seconds without a batch after which a warning says which stage works on what, and since when.

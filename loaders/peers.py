@@ -21,10 +21,12 @@ script it takes a job as JSON, says on standard output when it is ready, and mea
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 @dataclass(frozen=True)
@@ -374,12 +377,24 @@ def _cpu_s(pid: int) -> float:
     return total / os.sysconf("SC_CLK_TCK")
 
 
+def end_with(parent: int) -> None:
+    """Let the kernel kill this process when the one that started it is gone: what hangs in C hears of nothing else.
+
+    Args:
+        parent: the number of that process.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before
+        sys.exit(1)
+
+
 def main(arguments: list[str]) -> None:
-    """`peers.py NAME JOB`: one JSON line when it is ready, and one for each `{"warmup": n, "steps": n}` it reads."""
+    """`peers.py PARENT NAME JOB`: one JSON line when it is ready, and one for each `{"warmup": n, "steps": n}` it reads."""
     # What a peer prints goes to standard error: standard output is for the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    name, job = arguments[0], Job(**json.loads(arguments[1]))
+    end_with(int(arguments[0]))
+    name, job = arguments[1], Job(**json.loads(arguments[2]))
     start, _, distribution = PEERS[name]
     batches = start(job)
     next(batches)  # whatever form of the data set it needs is made, and its workers run

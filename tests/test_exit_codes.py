@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from fuzz import whole_files as whole
+from json_page import documented, read_json
 from waiting import LONG_S
 
 from softshard.shards.cli import build_parser, main
@@ -178,9 +179,19 @@ def test_every_command_is_tried():
     assert [name for name in ELSEWHERE.values() if f"def {name}(" not in tests] == []
 
 
-def test_a_command_that_did_what_was_asked_ends_with_0(places, tmp_path, capsys):
+def test_a_command_that_did_what_was_asked_ends_with_0_and_prints_json_as_documented(
+    places, tmp_path, capsys
+):
     for i, line in enumerate(GOOD):  # the first makes the checkpoint of others
-        assert code_of(line, places, tmp_path / str(i)) == 0, (line, capsys.readouterr().err)
+        command, option = command_of(line), ""
+        if command in documented():
+            option = " --json" if command != "bench" else " --json {new}"
+        assert code_of(line + option, places, tmp_path / str(i)) == 0, (line, capsys.readouterr().err)
+        printed = capsys.readouterr().out
+        if option:
+            text = printed if command != "bench" else (tmp_path / str(i)).read_text()
+            read_json(command, text)
+    read_json("summary.json", (places["run"] / "summary.json").read_text())
 
 
 @pytest.mark.parametrize(("code", "line"), BAD, ids=[line for _, line in BAD])

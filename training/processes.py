@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -26,18 +28,72 @@ def process_group(backend: str, rank: int, world_size: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal asked to stop, at a place where nothing is half done; what waits ends as at Ctrl-C."""
+
+
+class StopSignal:
+    """Whether a signal has asked this process to stop; called, it says which, 0 for none.
+
+    Args:
+        alone: whether this is the only process, which may stop by itself. Several agree on a step first: some would wait
+            for the others for ever.
+    """
+
+    def __init__(self, alone: bool) -> None:
+        self._alone = alone
+        self._number = 0
+        self._raises = False
+
+    def __call__(self) -> int:
+        return self._number
+
+    def note(self, number: int) -> None:
+        """A signal has come."""
+        self._number = number
+        if self._raises:
+            raise Stopped
+
+    @contextmanager
+    def ends(self) -> Iterator[None]:
+        """A block that a signal ends, at once, where the process is alone.
+
+        Raises:
+            Stopped: in the block.
+        """
+        self._raises = self._alone
+        try:
+            if self._alone and self._number:
+                raise Stopped
+            yield
+        finally:
+            self._raises = False
+
+    def until(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches until a signal comes, also while one is waited for: storage that is away brings none."""
+        iterator = iter(batches)
+        while True:
+            try:
+                with self.ends():
+                    batch = next(iterator, None)
+            except Stopped:
+                return
+            if batch is None:
+                return
+            yield batch
+
+
 @contextmanager
-def stop_signal() -> Iterator[Callable[[], int]]:
-    """While it lasts, SIGTERM, SIGINT and SIGHUP do not kill; the function given says which has come, 0 for none.
+def stop_signal(alone: bool = True) -> Iterator[StopSignal]:
+    """While it lasts, SIGTERM, SIGINT and SIGHUP do not kill: what is given says whether one has come.
 
     A second one kills as ever. SIGHUP that is ignored (nohup) stays so.
     """
-    received = 0
+    stop = StopSignal(alone)
 
     def note(number: int, _frame: object) -> None:
-        nonlocal received
-        received = number
         signal.signal(number, previous[number])
+        stop.note(number)
 
     previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():  # nobody else may set handlers
@@ -45,7 +101,7 @@ def stop_signal() -> Iterator[Callable[[], int]]:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 previous[number] = signal.signal(number, note)
     try:
-        yield lambda: received
+        yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

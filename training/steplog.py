@@ -145,6 +145,11 @@ class StepLog:
                 "for float16. Begin again with a lower --lr, or with --precision bfloat16"
             )
 
+    @property
+    def has_new(self) -> bool:
+        """Whether steps were taken since the last flush."""
+        return bool(self._losses)
+
     def flush(self, epoch: int, lr: float, stop: int) -> tuple[LogLine, int]:
         """Wait for the steps since the last flush, on all ranks.
 

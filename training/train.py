@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from .head_order import HeadOrder
 from .label_space import LabelSpace
 from .objective import count_images, create_loss
 from .processes import (
+    Stopped,
     process_group,
     rng_states,
     set_rng_state,
@@ -134,7 +135,7 @@ def train(
         compile: run the model through torch.compile, which needs a C++ compiler.
         tensorboard: write what `metrics.csv` and `epochs.csv` get for TensorBoard, too.
         log_steps: steps between two lines of `metrics.csv`. Between them the host does not wait for the
-            device, so a signal or a loss that is not finite is noticed only then.
+            device, so a loss that is not finite is noticed only then, and by several processes a signal.
         checkpoint_steps: steps between two checkpoints, beside the one after every epoch.
         log: gets the few lines a person should read, on rank 0; standard error by default.
 
@@ -149,11 +150,8 @@ def train(
         MissingExtraError: tensorboard is not installed.
     """
     # 1. Set up.
-    recipe = dataclasses.replace(
-        recipe,
-        epochs=recipe.epochs if epochs is None else epochs,
-        global_batch=recipe.global_batch if global_batch is None else global_batch,
-    )
+    given = {"epochs": epochs, "global_batch": global_batch}
+    recipe = dataclasses.replace(recipe, **{name: n for name, n in given.items() if n is not None})
     folder = Path(out)
     checkpoint_path = folder / CHECKPOINT_NAME
     if pretrained and init_from is not None:
@@ -183,7 +181,7 @@ def train(
     with ExitStack() as stack:
         if world_size > 1:
             stack.enter_context(process_group("nccl" if on_gpu else "gloo", rank, world_size))
-        signal_received = stack.enter_context(stop_signal())
+        signal_received = stack.enter_context(stop_signal(alone=world_size == 1))
 
         # 2. Data.
         loader, val_loader = open_loaders(
@@ -247,13 +245,12 @@ def train(
             say(f"continues from {checkpoint_path}: {step} of {total_steps} steps are done")
         elif resume:
             say(f"no {checkpoint_path} yet, so the run begins")
-        often = {"log_steps": log_steps, "checkpoint_steps": checkpoint_steps}
         if world_size > 1:
             asked = chosen.facts and chosen.facts["sha256"]
-            continued = None if saved is None else checkpoint_path
-            start = sha256_of_start(plain_model, continued, start_weights is not None)
-            begin = {STEP: step, "starting weights": start}
-            facts = facts_of_call(recipe, loader, val_loader, model=model, teacher=asked, **begin, **often)
+            start = sha256_of_start(plain_model, saved and checkpoint_path, start_weights is not None)
+            more = {"log_steps": log_steps, "checkpoint_steps": checkpoint_steps}
+            more |= {STEP: step, "starting weights": start}
+            facts = facts_of_call(recipe, loader, val_loader, model=model, teacher=asked, **more)
             check_same_call(facts, world_size)
         take_step = TrainStep(
             recipe,
@@ -269,7 +266,6 @@ def train(
             take_step.load_state_dict(
                 {"model": saved.model, "model_ema": saved.model_ema, "scaler": saved.scaler}
             )
-        metrics_path = folder / METRICS_NAME if is_main else None
         board = None
         if open_board is not None and is_main:
             board = open_board(folder / BOARD_NAME, step)
@@ -277,7 +273,7 @@ def train(
         read_from = labels if subset is None else subset
         labels_file = str(read_from) if isinstance(read_from, str | Path) else None
         steps = StepLog(
-            metrics_path,
+            folder / METRICS_NAME if is_main else None,
             step,
             recipe.global_batch,
             world_size,
@@ -322,7 +318,7 @@ def train(
             loader.set_epoch(epoch)
             take_step.train()
             progress.begin_epoch(epoch, steps_per_epoch, loader.step)
-            for batch in steps.timed(named_batches(loader)):
+            for batch in steps.timed(signal_received.until(named_batches(loader))):
                 schedule.step_update(steps.step)
                 loss, overflowed = take_step(batch)
                 steps.add(loss, batch.keys, overflowed, count_without(recipe, batch))
@@ -331,8 +327,7 @@ def train(
                 checkpoint_due = checkpoint_steps is not None and steps.step % checkpoint_steps == 0
                 epoch_ends = steps.step % steps_per_epoch == 0
                 if checkpoint_due or epoch_ends or steps.step % log_steps == 0:
-                    lr = optimizer.param_groups[0]["lr"]
-                    line, stopped_by = steps.flush(epoch, lr, signal_received())
+                    line, stopped_by = steps.flush(epoch, optimizer.param_groups[0]["lr"], signal_received())
                     stats, earlier = loader.stats(), stats
                     progress.show(line, (stats - earlier).longest_stage)
                     # Whoever is killed in a long evaluation begins that again, and not the epoch.
@@ -341,6 +336,13 @@ def train(
                     if stopped_by:
                         break
             progress.end_epoch()
+            # Asked to stop between two steps, as a process that is alone can.
+            if not stopped_by and steps.step < (epoch + 1) * steps_per_epoch:
+                stopped_by = signal_received()
+                if steps.has_new:
+                    steps.flush(epoch, optimizer.param_groups[0]["lr"], stopped_by)
+                if loader.step == steps.step - epoch * steps_per_epoch:  # no batch was lost on its way here
+                    save()
             if stopped_by:
                 break
             without = without_entry(recipe, steps.without)
@@ -349,15 +351,18 @@ def train(
             if val_loader is not None:
                 take_step.share_buffers()
                 entry["weights"] = take_step.best_weights
-                entry |= evaluate_model(
-                    take_step.best_model,
-                    val_loader,
-                    normalise=recipe.normalise,
-                    loss=recipe.loss,
-                    levels=recipe.levels,
-                    order=take_step.order,
-                    progress=on_terminal or (is_main and log is None),
-                )
+                with suppress(Stopped), signal_received.ends():
+                    entry |= evaluate_model(
+                        take_step.best_model,
+                        val_loader,
+                        normalise=recipe.normalise,
+                        loss=recipe.loss,
+                        levels=recipe.levels,
+                        order=take_step.order,
+                        progress=on_terminal or (is_main and log is None),
+                    )
+                if world_size == 1 and (stopped_by := signal_received()):
+                    break
             history.append(entry)
             say(epoch_line(entry))
             if is_main:
@@ -369,8 +374,7 @@ def train(
         # 7. Export.
         if stopped_by:
             say(
-                f"stopped by signal {stopped_by} after {steps.step} of {total_steps} steps; --resume "
-                "continues"
+                f"stopped by signal {stopped_by} after {steps.step} of {total_steps} steps; --resume continues"
             )
             return TrainResult(checkpoint_path, None, steps.step, history, stopped_by)
         weights_path = folder / WEIGHTS_NAME
@@ -392,5 +396,4 @@ def train(
                 weights=best,
             )
         say(f"finished after {steps.step} steps: {folder}")
-        late = signal_received()
-        return TrainResult(checkpoint_path, weights_path, steps.step, history, None, late)
+        return TrainResult(checkpoint_path, weights_path, steps.step, history, None, signal_received())

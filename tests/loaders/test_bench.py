@@ -8,7 +8,9 @@ from importlib.metadata import version
 import fsspec
 import pytest
 import torch
+from hanging_module import kill_above_what_hangs
 from html_elements import Elements
+from json_page import read_json
 
 from softshard.loaders.against import Peer, parse_peers
 from softshard.loaders.bench_page import bench_rows
@@ -124,7 +126,7 @@ def test_bench_runs_other_loaders_on_the_same_shards(packed, tmp_path, capsys, m
     peers = ["--against", f"dali,webdataset={sys.executable}", "--work", str(tmp_path / "work")]
     page = tmp_path / "bench.html"
     assert main(["bench", str(packed), *options, *peers, "--json", str(out), "--html", str(page)]) == 0
-    result = json.loads(out.read_text())
+    result = read_json("bench", out.read_text())
     assert result["results"].keys() == {"loader", "decode only", "dali", "webdataset"}
     assert "times as fast as webdataset" in Elements(page.read_text("utf-8")).text
     assert [row["name"] for row in bench_rows(result) if row["kind"] == "peer"] == ["dali", "webdataset"]
@@ -162,6 +164,14 @@ def test_a_script_that_is_called_like_a_peers_package_is_none(monkeypatch, tmp_p
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError, match="expected the package 'mosaicml-streaming', found none"):
         parse_peers("streaming")
+
+
+def test_a_peer_that_hangs_ends_with_the_command(tmp_path):
+    code = (
+        "from softshard.loaders.against import Peer; from softshard.loaders.peers import Job\n"
+        "Peer('webdataset', Job('.', '.', 1, 1, 1))"
+    )
+    kill_above_what_hangs(tmp_path, "webdataset", code)
 
 
 def test_a_peer_that_dies_is_an_error_with_its_last_words(tmp_path):

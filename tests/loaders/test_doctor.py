@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hanging_module import kill_above_what_hangs
+from json_page import read_json
 from waiting import LONG_S
 
 from softshard.loaders.doctor import check_words, format_report, is_fine, report_json
@@ -48,7 +50,7 @@ def doctor(**environment):
         env={**os.environ, **environment},
     )
     assert done.stdout, done.stderr
-    report = json.loads(done.stdout)
+    report = read_json("doctor", done.stdout)
     fine = report.pop("fine")
     findings = {one["name"]: Finding(**one) for part in report.values() for one in part}
     assert fine == (done.returncode == 0) == all(one.state != "wrong" for one in findings.values())
@@ -149,6 +151,12 @@ def test_a_decoder_that_takes_its_process_down_is_named(tmp_path, monkeypatch):
     assert (first.name, first.state) == ("libraries", "wrong")
     assert "died of SIGILL" in first.found
     assert rest[0].name == "numba"
+
+
+def test_a_decoder_that_hangs_ends_with_the_doctor(tmp_path):
+    """A container's engine kills a health check that takes too long, and asks again: what hangs would pile up."""
+    code = "from softshard.loaders.doctor_decode import run_checks; run_checks(['libraries'])"
+    kill_above_what_hangs(tmp_path, "simplejpeg", code)
 
 
 def test_the_libzstd_of_the_system_is_tried():

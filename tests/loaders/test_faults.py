@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from json_page import read_json
 from spoiling import broken_huffman_table
 from waiting import LONG_S
 
@@ -70,7 +71,8 @@ def test_a_bad_sample_changes_its_own_slot_only(packed, damage, tmp_path, kind):
         assert torch.equal(slots_of(found, name)[others], slots_of(expected, name)[others]), name
     assert not slots_of(found, "valid")[slot]
     assert key not in keys_of(found)
-    (line,) = [json.loads(text) for text in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    (text,) = (tmp_path / "bad.jsonl").read_text().splitlines()
+    line = read_json("bad_samples.jsonl", text)
     assert (line["shard"], line["key"], line["sample"], line["epoch"], line["rank"]) == (shard, key, 31, 0, 0)
     assert line["step"] == slot // 8
     assert line["reason"].startswith(f"{shard}: sample '{key}', component '{DAMAGES[kind][0]}'")

@@ -1,11 +1,12 @@
 """The ledger of bad images: what is in it, when it stops a run, and what is no bad image."""
 
 import errno
-import json
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
+from json_page import read_json
 from packed_files import files
 
 from softshard.shards import DataError, ImageRecipe, PackOptions, StorageError, pack, verify
@@ -23,7 +24,9 @@ def test_bad_images_are_in_the_ledger_with_kind_and_reason(source, tmp_path, opt
     assert summary.bad == 4
     ledger = {
         entry["path"]: entry
-        for entry in map(json.loads, (tmp_path / "set" / "bad.jsonl").read_text().splitlines())
+        for entry in map(
+            partial(read_json, "bad.jsonl"), (tmp_path / "set" / "bad.jsonl").read_text().splitlines()
+        )
     }
     assert {path: entry["kind"] for path, entry in ledger.items()} == {
         "dog/dog_0.jpg": "unreadable",

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from json_page import read_json
 
 from softshard.shards.cli import main
 from softshard.shards.manifest import Manifest
@@ -31,7 +32,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(run, source, tmp_path):
 def test_a_dry_run_says_what_packing_does(run, source, tmp_path):
     (tmp_path / "classes.txt").write_text("dog\nelm\nbird\n")
     command = ["pack", source, tmp_path / "set", *SMALL, "--classes", tmp_path / "classes.txt", "--json"]
-    report = json.loads(run(*command, "--dry-run")[1])
+    report = read_json("pack --dry-run", run(*command, "--dry-run")[1])
     summary = json.loads(run(*command)[1])
     assert report["dropped"] == [{"folder": "oak", "images": 4, "reason": "not in the class list"}]
     assert {item["folder"]: item["images"] for item in report["dropped"]} == summary["dropped"]

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from json_page import read_json
 from tiny_runs import tiny
 from web_set import make_web_set
 
@@ -165,7 +166,7 @@ def test_the_commands_take_more_checkpoints(shards, members, capsys):
     more = ["--ensemble", str(members[1]), "--ensemble", str(members[2])]
     val = str(shards / "val")
     assert main(["evaluate", str(members[0]), val, *more, "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["model"]) == 3
+    assert len(read_json("evaluate", capsys.readouterr().out)["model"]) == 3
     assert main(["evaluate", str(members[0]), val, *more]) == 0
     assert "test_resnet, test_resnet, test_efficientnet" in capsys.readouterr().out
     assert main(["predict", str(members[0]), val, *more, "--json", "--top", "6"]) == 0

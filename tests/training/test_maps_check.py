@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import cv2
 import numpy as np
 import pytest
+from json_page import read_json
 from packed_files import write_again
 
 from softshard.shards import (
@@ -192,7 +193,7 @@ def test_the_command_prints_the_verdict_and_json(mapped, capsys):
     printed = capsys.readouterr().out
     assert "rows and columns: swapped. Import them again with --transpose" in printed
     assert main([*call, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["orientation"]["verdict"] == "swapped"
+    assert read_json("maps check", capsys.readouterr().out)["orientation"]["verdict"] == "swapped"
 
 
 def test_without_a_teacher_only_the_labels_are_compared(mapped, capsys):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import fsspec
 import pytest
+from json_page import read_json
 from packed_files import samples
 from tiny_maps import OPTIONS
 
@@ -26,7 +27,7 @@ def test_side_shards_joined_give_the_same_data_set(noisy, map_teacher, noisy_map
     assert join_label_maps(noisy, side, joined) == noisy_maps[1]  # again: all is there
     capsys.readouterr()
     assert main(["maps", "join", str(noisy), str(side), str(joined), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = read_json("maps join", capsys.readouterr().out)
     assert (told["destination"], told["fingerprint"]) == (str(joined), noisy_maps[1].fingerprint)
     assert (told["samples"], told["shards"]) == (noisy_maps[1].num_samples, len(noisy_maps[1].shards))
 

@@ -5,11 +5,12 @@ import csv
 
 import pytest
 import tiny_runs
+from json_page import documented
 
 from softshard.shards.errors import MissingExtraError
 from softshard.training import single_label
 from softshard.training.progress import Progress
-from softshard.training.steplog import LogLine
+from softshard.training.steplog import METRICS_COLUMNS, LogLine
 
 
 def run(shards, out, **options):
@@ -130,3 +131,7 @@ def test_a_missing_tensorboard_is_named_with_the_command_that_brings_it(shards, 
     monkeypatch.setattr(builtins, "__import__", without_tensorboard)
     with pytest.raises(MissingExtraError, match=r"pip install 'softshard\[tensorboard\]'"):
         run(shards, tmp_path, tensorboard=True)
+
+
+def test_every_column_is_on_the_page_of_fields():
+    assert list(documented()["metrics.csv"]) == [(column,) for column in METRICS_COLUMNS]

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from json_page import read_json
 
 from softshard.shards.cli import main
 from softshard.shards.errors import DataError, UsageError
@@ -80,7 +81,7 @@ def test_a_study_with_all_contenders_writes_its_table(shards, teacher, tmp_path,
     ]
     assert [name for name, found in zip(CONTENDERS, asked, strict=True) if found] == ["live-distillation"]
     assert main([*command, "--json"]) == 0
-    again = json.loads(capsys.readouterr().out)
+    again = read_json("maps study", capsys.readouterr().out)
     assert again == result  # nothing was trained again
 
 

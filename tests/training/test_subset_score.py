@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from json_page import read_json
 from spoiling import rewrite
 
 from softshard.loaders import Loader, Subset
@@ -318,7 +319,7 @@ def test_the_command_writes_the_same_scores_and_tells_their_mean(shards, scored,
         *options,
     ]
     assert main([*command, "-o", str(tmp_path / "s.jsonl"), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    result = read_json("subset score", capsys.readouterr().out)
     assert result["samples"] == 48
     assert (tmp_path / "s.jsonl").read_bytes() == scored.read_bytes()
     mean = read_scores(scored).probability.mean()

@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+from json_page import read_json
 
 from softshard.loaders import Subset
 from softshard.shards.cli import main
@@ -119,7 +120,7 @@ def test_the_command_trains_evaluates_and_continues(shards, keys_file, studied, 
     command += ["--models", ",".join(MODELS), "--epochs-full", "2", "--epochs-subset", "1", *options]
     command += ["-o", str(tmp_path / "study"), "--device", "cpu"]
     assert main([*command, "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    result = read_json("subset study", capsys.readouterr().out)
     assert (tmp_path / "study" / "curves.csv").read_bytes() == studied.read_bytes()
     assert (tmp_path / "study" / "curves.html").exists()
     assert result["full"]["train_images"] == 48

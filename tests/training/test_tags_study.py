@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from json_page import read_json
 from web_set import WORDS, make_web_set
 
 from softshard.shards.cli import main
@@ -101,6 +102,8 @@ def test_the_command_prints_a_table(sets, tmp_path, capsys):
     command += ["--model", "test_resnet", "--out", str(tmp_path), "--device", "cpu", *settings]
     assert main([*command, "--set-tuning", "accumulate=1"]) == 0
     assert "few (3)" in capsys.readouterr().out
+    assert main([*command, "--set-tuning", "accumulate=1", "--json"]) == 0  # nothing is trained again
+    assert read_json("tags study", capsys.readouterr().out)["seeds"] == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import pytest
 import timm
 import torch
+from json_page import read_json
 from PIL import Image
 from timm.data import create_transform
 from tiny_runs import whole_pass
@@ -71,7 +72,7 @@ def test_a_timm_model_with_weights_of_a_file_is_evaluated(large, tmp_path, capsy
     command = ["evaluate", "timm:test_efficientnet", str(large / "shards" / "train"), "--device", "cpu"]
     options = ["--weights", str(tmp_path / "weights.pth"), "--label-sets", str(tmp_path / "sets.json")]
     assert main([*command, *options, "--json"]) == 0
-    numbers = json.loads(capsys.readouterr().out)
+    numbers = read_json("evaluate", capsys.readouterr().out)
     assert (numbers["samples"], numbers["any_samples"], numbers["any_left_out"]) == (6, 6, 0)
     assert numbers["preparation"]["crop_pct"] == timm.get_pretrained_cfg("test_efficientnet").crop_pct
     assert any("area averages" in line for line in numbers["differs"])

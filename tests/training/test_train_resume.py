@@ -3,10 +3,13 @@
 import dataclasses
 import os
 import signal
+import threading
 from functools import partial
+from itertools import islice
 
 import pytest
 from tiny_runs import Killed, assert_same_weights, before_micro_batch, kill_at, metric_lines, run, tiny
+from waiting import LONG_S
 
 from softshard.shards.errors import UsageError
 from softshard.training import relabel, semantic_softmax, single_label
@@ -59,6 +62,53 @@ def test_a_signal_saves_and_the_run_continues_bit_for_bit(number, at, shards, tm
     assert signal.getsignal(number) == before
     finished = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), resume=True)
     assert (finished.steps, finished.history) == (12, whole.history)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def waits_for_ever(number):
+    """Be sent the signal, and wait for what does not come."""
+    os.kill(os.getpid(), number)
+    threading.Event().wait(LONG_S)
+    pytest.fail("the signal ended no wait")
+
+
+def test_a_signal_ends_the_wait_for_a_batch_that_does_not_come(shards, tmp_path, monkeypatch):
+    recipe = tiny(relabel(), epochs=2)
+    whole = run(recipe, shards, tmp_path / "whole")
+
+    def three_batches(loader):
+        yield from islice(loader, 3)
+        waits_for_ever(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "named_batches", three_batches)
+        stopped = run(recipe, shards, tmp_path / "parts", log_steps=10)
+    assert (stopped.stopped_by, stopped.steps) == (signal.SIGTERM, 3)
+    assert [line["step"] for line in metric_lines(tmp_path / "parts")] == ["3"]
+    finished = run(recipe, shards, tmp_path / "parts", resume=True, log_steps=10)
+    assert finished.history[1:] == whole.history[1:]
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_signal_while_the_first_batch_is_waited_for_begins_again(shards, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            train_module, "named_batches", lambda loader: iter(lambda: waits_for_ever(signal.SIGHUP), 0)
+        )
+        stopped = run(tiny(single_label(), epochs=1), shards, tmp_path)
+    assert (stopped.stopped_by, stopped.steps) == (signal.SIGHUP, 0)
+    assert run(tiny(single_label(), epochs=1), shards, tmp_path, resume=True).steps == 6
+
+
+def test_a_signal_ends_an_evaluation_which_begins_again(shards, tmp_path, monkeypatch):
+    recipe = tiny(semantic_softmax(), epochs=2)
+    whole = run(recipe, shards, tmp_path / "whole", val=str(shards / "val"))
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "evaluate_model", lambda *_, **__: waits_for_ever(signal.SIGTERM))
+        stopped = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"))
+    assert (stopped.stopped_by, stopped.steps) == (signal.SIGTERM, 6)
+    finished = run(recipe, shards, tmp_path / "parts", val=str(shards / "val"), resume=True)
+    assert finished.history == whole.history
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
