@@ -19,7 +19,6 @@ from softshard.shards import Manifest, read_shard
 from softshard.shards.cli import main
 
 TUTORIALS = Path(__file__).parents[2] / "docs" / "tutorials"
-TIMEOUT_S = 600  # of a block, on a machine with much other work
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +53,7 @@ def run_tutorial(name, texts, folder, monkeypatch):
             said.append("".join(map(in_process, lines)))
         else:
             environment = with_scripts(dict(os.environ), Path(sys.executable).parent, scripts(folder))
-            text, left = run_bash(code, folder, environment, TIMEOUT_S)
+            text, left = run_bash(code, folder, environment)
             said.append(text)
             for variable in left.keys() - environment.keys() - {"_", "SHLVL", "PWD", "OLDPWD"}:
                 monkeypatch.setenv(variable, left[variable])

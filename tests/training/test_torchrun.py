@@ -1,16 +1,13 @@
 """The commands in processes of their own: torchrun's two do what one does; a killed run goes on."""
 
 import dataclasses
-import os
 import signal
-import subprocess
-import sys
 import tempfile
 
 import pytest
 import torch
 from tiny_runs import history, losses
-from waiting import LONG_S
+from torchrun import torchrun
 
 from softshard.training import semantic_softmax
 from softshard.training.checkpoint import load_checkpoint
@@ -37,19 +34,12 @@ sys.exit(main())
 """
 
 
-def torchrun(*arguments, code, processes, **environment):
+def launch(*arguments, code, **options):
     """As Forks.run does it, by the launcher that users have."""
     with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
         script.write(code)
         script.flush()
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        return subprocess.run(
-            [sys.executable, *launcher, script.name, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            timeout=LONG_S,
-        )
+        return torchrun(script.name, *arguments, **options)
 
 
 def train(run, shards, out, *arguments, recipe="semantic-softmax", dataset=None, **options):
@@ -68,7 +58,7 @@ def whole(forks, shards, tmp_path_factory):
     """The folders of two runs that nothing disturbs: of one process, and of torchrun's two that cut each half in two
     again."""
     folder = tmp_path_factory.mktemp("whole")
-    for processes, run in ((1, forks.run), (2, torchrun)):
+    for processes, run in ((1, forks.run), (2, launch)):
         done = train(run, shards, folder / str(processes), *OPTIONS[processes], processes=processes)
         assert done.returncode == 0, done.stderr
         assert f"{8 // processes} on each of {processes} processes" in done.stderr
@@ -101,7 +91,7 @@ def test_two_processes_killed_in_mid_epoch_continue_with_the_same_curve(whole, f
 
 def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(whole, forks, shards, tmp_path):
     environment = {"TEST_KILL_AT": "20", "TEST_KILL_RANK": "1", "TEST_SIGNAL": "SIGTERM"}
-    stopped = train(torchrun, shards, tmp_path / "run", *OPTIONS[2], processes=2, **environment)
+    stopped = train(launch, shards, tmp_path / "run", *OPTIONS[2], processes=2, **environment)
     assert stopped.returncode != 0
     assert f"stopped by signal {signal.SIGTERM} after 10 of 54 steps" in stopped.stderr
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").step == 10
