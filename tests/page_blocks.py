@@ -7,7 +7,8 @@ import subprocess
 from waiting import LONG_S
 
 _FENCE = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-_SHELL = "set -euo pipefail\n{code}\nenv -0 > {exported}\n"
+# What still runs in the background when a command fails would keep the shell's output open.
+_SHELL = "set -euo pipefail\ntrap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n{code}\nenv -0 > {exported}\n"
 
 
 def code_blocks(text, *languages):

@@ -98,6 +98,11 @@ def test_every_tutorial_is_run():
     assert {path.stem for path in TUTORIALS.glob("*.md")} == tests
 
 
+def test_a_block_that_fails_ends_what_it_started(tmp_path):
+    with pytest.raises(AssertionError, match="sleep 600"):
+        run_bash("sleep 600 &\nfalse", tmp_path, dict(os.environ))
+
+
 def test_tutorial_image_folder(photos, tmp_path, monkeypatch, capsys):
     texts = {
         "--val-per-class 50": ("--val-per-class 4", 1),
