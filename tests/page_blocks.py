@@ -4,8 +4,11 @@ import os
 import re
 import subprocess
 
+from waiting import LONG_S
+
 _FENCE = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-_SHELL = "set -euo pipefail\n{code}\nenv -0 > {exported}\n"
+# What still runs in the background when a command fails would keep the shell's output open.
+_SHELL = "set -euo pipefail\ntrap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n{code}\nenv -0 > {exported}\n"
 
 
 def code_blocks(text, *languages):
@@ -26,7 +29,7 @@ def put_in_place(code, texts):
     return code
 
 
-def run_bash(code, folder, environment, timeout_s):
+def run_bash(code, folder, environment):
     """Run commands as typed into a shell that stops at the first error.
 
     Returns:
@@ -34,9 +37,7 @@ def run_bash(code, folder, environment, timeout_s):
     """
     exported = folder / ".exported"
     shell = ["bash", "-c", _SHELL.format(code=code, exported=exported)]
-    run = subprocess.run(
-        shell, cwd=folder, env=environment, timeout=timeout_s, text=True, capture_output=True
-    )
+    run = subprocess.run(shell, cwd=folder, env=environment, timeout=LONG_S, text=True, capture_output=True)
     assert run.returncode == 0, f"{code}\n{run.stdout}\n{run.stderr}"
     left = dict(entry.split("=", 1) for entry in exported.read_text().split("\0") if entry)
     exported.unlink()

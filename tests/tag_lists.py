@@ -22,9 +22,9 @@ ROWS = [
 VOCABULARY = Vocabulary(("beast of prey", "big cat", "zoo", "tree"), (7, 5, 3, 2))
 
 
-def unresized(**options):
-    """Four images a shard, as they are."""
-    return PackOptions(image=ImageRecipe(resize="none"), shard_samples=4, **options)
+def unresized(shard_samples=4, **options):
+    """Images as they are."""
+    return PackOptions(image=ImageRecipe(resize="none"), shard_samples=shard_samples, **options)
 
 
 def write_rows(path, rows):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from fuzz import whole_files as whole
 from json_page import documented, read_json
-from waiting import LONG_S
+from waiting import LONG_S, first_line
 
 from softshard.shards.cli import build_parser, main
 from softshard.shards.cli_help import commands_of
@@ -234,7 +234,7 @@ def test_sigterm_ends_a_command_at_once_whatever_it_waits_for():
         cli.main(["pack", "photos", "shards"])"""
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as run:
         try:
-            assert run.stdout.readline() == b"waits\n"
+            assert first_line(run.stdout) == b"waits\n"
             run.terminate()
             assert run.wait(LONG_S) == -signal.SIGTERM
         finally:

@@ -22,6 +22,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..shards.errors import DataError, first_line
 from ..shards.files import TEMPORARY_SUFFIX, naming, replace_durably
@@ -228,6 +229,15 @@ def checkpoint_sha256(path: Path) -> str:
     """SHA-256 of the file, which says whose answers label maps, pseudo labels and a stored teacher are."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state_sha256(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and values of a model's weights and buffers, in order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _other_types(fields: Mapping[str, Any]) -> list[str]:

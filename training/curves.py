@@ -13,7 +13,7 @@ import csv
 import io
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ..shards.errors import DataError
 from ..shards.files import read_text
 from ..shards.schema import MIB
 from ..shards.storage import public_name
+from ..shards.text_limits import every_problem, some
 
 FULL, SUBSET = "full", "subset"
 SETS = (FULL, SUBSET)
@@ -30,7 +31,6 @@ COLUMNS = ("set", "model", "epoch", "accuracy")
 IMAGE_COLUMNS = ("train_images", "val_images")
 _MAX_BYTES = 256 * MIB
 _MAX_EPOCH = 10**6
-_SHOWN = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +82,7 @@ def read_curves(paths: Sequence[str | Path], *, percent: bool = False) -> tuple[
     if not problems:
         problems += _gaps(rows, where)
     if problems:
-        more = [f"and {len(problems) - _SHOWN:,} more problems"] if len(problems) > _SHOWN else []
-        raise DataError("\n".join([*problems[:_SHOWN], *more]))
+        raise DataError(every_problem(problems))
     models = tuple(dict.fromkeys(model for model, _ in rows.accuracy[FULL]))
     full, subset = (rows.curves(name, models) for name in SETS)
     return full, subset
@@ -226,19 +225,13 @@ def _gaps(rows: _Rows, where: str) -> list[str]:
         wanted = set().union(*epochs[name].values())
         problems += [
             f"{where}: model {model!r}: expected the epochs that others have on the {name} set, found none for "
-            f"{_listed(sorted(wanted - found))}"
+            f"{some([*map(str, sorted(wanted - found))], show=str)}"
             for model, found in epochs[name].items()
             if found != wanted
         ]
     if len(epochs[FULL]) < 2:
         problems.append(f"{where}: expected two models or more to rank, found {len(epochs[FULL])}")
     return problems
-
-
-def _listed(epochs: Iterable[int]) -> str:
-    epochs = list(epochs)
-    more = f" and {len(epochs) - 10:,} more" if len(epochs) > 10 else ""
-    return ", ".join(map(str, epochs[:10])) + more
 
 
 def _number(text: str) -> float | None:

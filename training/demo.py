@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -336,4 +335,3 @@ def _print_summary(summary: dict[str, Any], models: list[ModelResult], page: Pat
     print(f"  {'chance':<18}{numbers['chance']:>8.1%}{numbers['leaf_chance']:>12.1%}")
     print(f"  {'commonest class':<18}{numbers['majority']:>8.1%}")
     print(f"  pictures         {page}", flush=True)
-    sys.stdout.flush()

@@ -46,14 +46,12 @@ def write_page(
         `path`.
     """
     page = Page("softshard demo")
+    is_packaged = summary["photographs"] == "packaged"
     page.paragraph(
-        "Photographs were packed into shards with hierarchical label vectors; a small teacher, trained here, added a "
-        "label map to each; the loader cut crops and pooled the map over exactly the crop that was cut; two students "
-        "were trained on the result. Validation windows share no pixel with training windows."
-        if summary["photographs"] == "packaged"
-        else "Images were packed into shards with hierarchical label vectors; a small teacher, trained here, added a "
-        "label map to each; the loader cut crops and pooled the map over exactly the crop that was cut; two students "
-        "were trained on the result."
+        f"{'Photographs' if is_packaged else 'Images'} were packed into shards with hierarchical label vectors; a small "
+        "teacher, trained here, added a label map to each; the loader cut crops and pooled the map over exactly the crop "
+        "that was cut; two students were trained on the result."
+        + (" Validation windows share no pixel with training windows." if is_packaged else "")
     )
     page.key_values(
         {

@@ -8,7 +8,6 @@ where a picture may be labelled just `vehicle`. Nothing is downloaded: the files
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,6 +20,7 @@ from numpy.random import Generator, Philox
 from PIL import Image
 
 from ..shards.errors import DataError, MissingExtraError, UsageError
+from .results import write_csv
 
 JPEG_QUALITY = 95
 MIN_WINDOW_PX, MAX_WINDOW_PX = 64, 160  # in a photograph whose short side is REFERENCE_SIDE_PX or less
@@ -172,7 +172,7 @@ def write_demo_photos(
                 file = f"{split}/{wnid}/{photo.stem}_{index:03d}.jpg"
                 write_jpeg(out / file, image[y0:y1, x0:x1])
                 windows.append(Window(file, photo.stem, x0, y0, x1 - x0, y1 - y0, split, wnid))
-    write_windows_csv(out / "windows.csv", windows)
+    write_csv(out / "windows.csv", [*Window.__dataclass_fields__], map(vars, windows))
     return DemoPhotos(
         root=out,
         classes=tuple(sorted({*INNER_NAMES, *(photo.wnid for photo in PHOTOS)})),
@@ -239,11 +239,3 @@ def write_jpeg(path: Path, pixels: np.ndarray) -> None:
     path.write_bytes(
         simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=JPEG_QUALITY, colorspace=space)
     )
-
-
-def write_windows_csv(path: Path, windows: list[Window]) -> None:
-    """Write a line per window, with the fields of Window as columns."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, Window.__dataclass_fields__, lineterminator="\n")
-        table.writeheader()
-        table.writerows(vars(window) for window in windows)

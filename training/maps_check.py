@@ -219,12 +219,14 @@ def check_orientation(
     under_way: deque[list[Place]] = deque()  # where the maps are of the batches that are being decoded
     with (
         closing(stored),
-        TeacherImages(
-            manifest,
-            size=size or _own_size(teacher),
-            batch_size=per_batch * len(WINDOWS),
-            device=device,
-            num_threads=num_threads,
+        closing(
+            TeacherImages(
+                manifest,
+                size=size or _own_size(teacher),
+                batch_size=per_batch * len(WINDOWS),
+                device=device,
+                num_threads=num_threads,
+            )
         ) as images,
         progress_bar(num, "crops", "img") as bar,
         torch.inference_mode(),

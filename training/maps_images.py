@@ -7,7 +7,6 @@ any process that makes the shard makes the same bytes), or several windows of on
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from ..shards.schema import JPG
 
 
 class TeacherImages:
-    """Decodes windows of stored images, squished to the teacher's size. Close it, or use it in a `with` block.
+    """Decodes windows of stored images, squished to the teacher's size. Close it.
 
     Args:
         manifest: of the data set that the samples belong to.
@@ -112,14 +111,6 @@ class TeacherImages:
 
     def close(self) -> None:
         self._decoder.close()
-
-    def __enter__(self) -> TeacherImages:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def window_px(crops_xyxy: np.ndarray, hw: np.ndarray) -> np.ndarray:

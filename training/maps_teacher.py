@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from ..loaders.decode import MEAN, STD
 from ..shards.classes import class_list_sha256, load_class_list
 from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest
-from .checkpoint import Checkpoint, checkpoint_sha256, load_checkpoint
+from .checkpoint import Checkpoint, checkpoint_sha256, load_checkpoint, state_sha256
 from .label_space import LabelSpace
 from .models import check_model_name, create_model, load_trained_model
 from .teacher_outputs import Outputs, match_outputs
@@ -152,15 +151,6 @@ def load_teachers(
         load_teacher(name, manifest, size=size, checkpoint=file, labels=own)
         for name, file, own in zip(names, files, lists, strict=True)
     ]
-
-
-def state_sha256(model: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and values of a model's weights and buffers, in order of the names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _trained_model(path: Path, saved: Checkpoint, size: int) -> nn.Module:

@@ -19,8 +19,7 @@ from ..loaders.loader import Loader
 from ..shards.errors import UsageError
 from ..shards.files import sha256_hex
 from ..shards.text_limits import counted, some
-from .checkpoint import checkpoint_sha256
-from .maps_teacher import state_sha256
+from .checkpoint import checkpoint_sha256, state_sha256
 from .recipes import Recipe
 
 STEP = "step of the checkpoint"

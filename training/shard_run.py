@@ -97,9 +97,10 @@ def run_over_shards(
             return settle(target, content, source)
 
         plan_sha256, done = _from_first(begin, rank, group)
-        images = stack.enter_context(
-            TeacherImages(source, size=size, batch_size=batch_size, device=device, num_threads=num_threads)
+        images = TeacherImages(
+            source, size=size, batch_size=batch_size, device=device, num_threads=num_threads
         )
+        stack.callback(images.close)
         shards = open_shards(dataset, source, cache)
         stack.callback(shards.close)
         pool = stack.enter_context(ThreadPoolExecutor(num_threads or usable_cores()))

@@ -22,6 +22,7 @@ from timm.models import load_state_dict as load_weights
 from torch import Tensor, nn
 
 from ..shards.errors import DataError, UsageError
+from ..shards.text_limits import some
 from ..shards.tree import LabelTree
 from .checkpoint import CHECKPOINT_NAME, load_checkpoint, why_unreadable
 from .label_space import LabelSpace, name_difference
@@ -60,9 +61,7 @@ class LayerReport:
         ]
         for what, shapes in (("new", self.new), ("not used", self.not_used)):
             if shapes:
-                shown = [f"{name} {shape}" for name, shape in list(shapes.items())[:4]]
-                more = f" and {len(shapes) - 4} more" if len(shapes) > 4 else ""
-                parts.append(f"{what}: {', '.join(shown)}{more}")
+                parts.append(f"{what}: {some([f'{name} {shape}' for name, shape in shapes.items()], 4, str)}")
         return "; ".join([*parts, self.head] if self.head else parts)
 
     def to_json(self) -> dict[str, Any]:

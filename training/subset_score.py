@@ -232,7 +232,8 @@ def _score_half(
     num_threads: int | None,
     progress: bool,
 ) -> None:
-    """Write the scores of one half, in the data set's order; images that cannot be read go to a file of their own."""
+    """Write the scores of one half, in the data set's order, and their number; images that cannot be read go to a file of
+    their own."""
     scored, trained = (Subset(keys=_keys_file(folder, each)) for each in (half, 1 - half))
     path = _scores_file(folder, half)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
@@ -249,6 +250,7 @@ def _score_half(
     with opened as (saved, network, loader), open(temporary, "w", encoding="utf-8") as file:
         refuse_trained_on(saved, checkpoint, trained=trained, scored=scored)
         outputs = model_outputs(network, loader, normalise=saved.recipe.normalise, progress=progress)
+        num_scored = 0
         for batch, logits in outputs:
             valid = batch.valid.to(
                 logits.device
@@ -264,6 +266,8 @@ def _score_half(
                 )
             rows = zip(keys, classes.tolist(), right.tolist(), strict=True)
             file.writelines(score_line(key, index, probability, half) for key, index, probability in rows)
+            num_scored += len(keys)
+        file.write(_last_line(num_scored))
     replace_durably(temporary, path)
 
 
@@ -307,7 +311,7 @@ def _join(
     num_scored = 0
     for half in (0, 1):
         with open(_scores_file(folder, half), "rb") as file:
-            num_scored += sum(1 for _ in file)
+            num_scored += sum(1 for _ in file) - 1
     with open(temporary, "w", encoding="utf-8") as file:
         parts = [_scores_of(folder, half) for half in (0, 1)]
         file.write(json.dumps(header | {"samples": num_scored, "skipped": len(keys) - num_scored}) + "\n")
@@ -334,6 +338,8 @@ def _scores_of(folder: Path, half: int) -> Iterator[dict[str, Any]]:
     """
     with open(_scores_file(folder, half), encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
+            if line == _last_line(number - 1):
+                return
             try:
                 score = parse_score(line)
             except DataError as error:
@@ -341,6 +347,12 @@ def _scores_of(folder: Path, half: int) -> Iterator[dict[str, Any]]:
             if score["half"] != half:
                 raise _damaged(folder, half, f"line {number}: one of the other half")
             yield score
+    raise _damaged(folder, half, "no last line with their number")
+
+
+def _last_line(num_scored: int) -> str:
+    """Of the scores of a half: one that was cut short would else leave out images like those that cannot be read."""
+    return json.dumps({"scores": num_scored}) + "\n"
 
 
 def _damaged(folder: Path, half: int, found: str) -> DataError:

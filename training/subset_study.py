@@ -55,16 +55,13 @@ class StudySet:
 
     def to_json(self) -> dict[str, Any]:
         """What `study.json` says of it."""
+        part = self.subset
         return {
             "dataset": public_name(self.dataset),
             "val": public_name(self.val),
-            "subset": self.subset.record() if isinstance(self.subset, SubsetFile) else _json(self.subset),
+            "subset": part.record() if isinstance(part, SubsetFile) else part and part.to_json(),
             "labels": str(self.labels) if isinstance(self.labels, str | Path) else None,
         }
-
-
-def _json(subset: Subset | None) -> dict[str, Any] | None:
-    return None if subset is None else subset.to_json()
 
 
 @dataclass(frozen=True)

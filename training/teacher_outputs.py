@@ -18,6 +18,7 @@ from torch import Tensor
 from ..shards.classes import class_list_sha256
 from ..shards.errors import DataError, UsageError
 from ..shards.manifest import Manifest
+from ..shards.text_limits import some
 from ..shards.wordnet import WNID_PATTERN
 
 
@@ -123,10 +124,9 @@ def check_all_known(name: str, outputs: Outputs, manifest: Manifest, classes: np
     counts = np.bincount(classes, minlength=manifest.num_classes)
     unknown = np.flatnonzero((counts > 0) & (np.array(outputs.of_class) < 0)).tolist()
     if unknown:
-        shown = ", ".join(f"{manifest.class_names[i]!r} ({counts[i]:,} images)" for i in unknown[:5])
-        more = f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else ""
+        shown = some([f"{manifest.class_names[i]!r} ({counts[i]:,} images)" for i in unknown], 5, str)
         raise DataError(
             f"teacher {name}: expected an output for each class of the data set that has images, found none for "
-            f"{len(unknown):,} of {int((counts > 0).sum()):,}: {shown}{more}. Leave their images out (softshard reshard "
+            f"{len(unknown):,} of {int((counts > 0).sum()):,}: {shown}. Leave their images out (softshard reshard "
             "--classes), or choose a teacher that knows them"
         )

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from ..loaders.decode import MEAN, STD
 from ..shards.errors import DataError, UsageError
+from .checkpoint import state_sha256
 from .label_space import LabelSpace
-from .maps_teacher import state_sha256
 from .models import create_model
 from .preparation import PREFIX, Preparation, own_classes, own_config
 from .recipes import Recipe

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from waiting import LONG_S
 
 import softshard.loaders
 import softshard.shards
@@ -20,7 +21,6 @@ PACKAGES = {
     "loaders": softshard.loaders,
     "training": softshard.training,
 }
-BUILD_TIMEOUT_S = 600
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    run = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S
-    )
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONG_S)
     assert run.returncode == 0, run.stdout + run.stderr
     return folder
 

@@ -19,7 +19,6 @@ from softshard.shards import Manifest, read_shard
 from softshard.shards.cli import main
 
 TUTORIALS = Path(__file__).parents[2] / "docs" / "tutorials"
-TIMEOUT_S = 600  # of a block, on a machine with much other work
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,7 +49,7 @@ def run_tutorial(name, texts, folder, monkeypatch):
             said.append("".join(map(in_process, lines)))
         else:
             environment = with_scripts(dict(os.environ), Path(sys.executable).parent, scripts(folder))
-            text, left = run_bash(code, folder, environment, TIMEOUT_S)
+            text, left = run_bash(code, folder, environment)
             said.append(text)
             for variable in left.keys() - environment.keys() - {"_", "SHLVL", "PWD", "OLDPWD"}:
                 monkeypatch.setenv(variable, left[variable])
@@ -93,6 +92,11 @@ def epochs_of(folder):
 def test_every_tutorial_is_run():
     tests = {name.removeprefix("test_tutorial_") for name in globals() if name.startswith("test_tutorial_")}
     assert {path.stem for path in TUTORIALS.glob("*.md")} == tests
+
+
+def test_a_block_that_fails_ends_what_it_started(tmp_path):
+    with pytest.raises(AssertionError, match="sleep 600"):
+        run_bash("sleep 600 &\nfalse", tmp_path, dict(os.environ))
 
 
 def test_tutorial_image_folder(photos, tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from spoiling import rewrite
+from tag_lists import unresized
 
 from softshard.loaders import (
     Augment,
@@ -27,9 +28,7 @@ from softshard.loaders.inspect_page import inspect_page
 from softshard.loaders.inspection import InspectOptions, inspect_data_set
 from softshard.shards import (
     DataError,
-    ImageRecipe,
     Manifest,
-    PackOptions,
     ReshardOptions,
     UsageError,
     pack,
@@ -63,9 +62,7 @@ def make_set(folder, seed, vocabulary=VOCABULARY):
     folder.mkdir()
     rows = list(rows_of(folder, np.random.default_rng(seed)))
     (folder / "web.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = PackOptions(
-        image=ImageRecipe(resize="none"), shard_samples=7, vocabulary=vocabulary, weights={}
-    )
+    options = unresized(7, vocabulary=vocabulary, weights={})
     pack(folder / "web.jsonl", folder / "dst", options, workers=1)
     return folder / "dst" / "train"
 
@@ -235,7 +232,7 @@ def test_a_subset_that_is_packed_or_written_out_has_the_weights_that_the_loader_
     groups = (ClassGroup("beast", ("cat", "dog")), ClassGroup.single("bird"))
     subset = SubsetFile(groups, {"name": "file"}, {})
     reshard([tagged], tmp_path / "written", ReshardOptions(subset=subset, shard_samples=5))
-    options = PackOptions(image=ImageRecipe(resize="none"), shard_samples=7, weights={}, subset=subset)
+    options = unresized(7, weights={}, subset=subset)
     pack(tagged.parent.parent / "web.jsonl", tmp_path / "packed", options, workers=1)
     wanted = {}
     for batch in batches(tagged, targets="weights", subset=subset):

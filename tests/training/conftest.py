@@ -1,6 +1,8 @@
 """A data set so small that a model learns it in seconds, for tests that train."""
 
+import pickle
 from dataclasses import replace
+from datetime import timedelta
 
 import cv2
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import timm
 import torch
 from tiny_maps import NO_SHIFT, OPTIONS
+from waiting import LONG_S, wait_until
 
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
 from softshard.shards.classes import load_class_list
@@ -135,9 +138,14 @@ def hub(monkeypatch):
     return bring
 
 
-def _rank_of_two(count, rank, address, queue):
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    queue.put((rank, count(rank)))
+def _be_rank_of_two(count, rank, folder):
+    torch.set_num_threads(1)  # OpenMP would wait for threads that this process's parent has
+    address, patience = f"file://{folder}/rendezvous", timedelta(seconds=LONG_S / 2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=address, rank=rank, world_size=2, timeout=patience
+    )
+    torch.distributed.barrier()  # who left before could still break the other's init_process_group
+    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(count(rank)))
     torch.distributed.destroy_process_group()
 
 
@@ -147,14 +155,16 @@ def on_two_ranks(tmp_path):
 
     def run(count):
         context = torch.multiprocessing.get_context("fork")
-        queue = context.SimpleQueue()
-        address = f"file://{tmp_path}/rendezvous"
-        ranks = [context.Process(target=_rank_of_two, args=(count, r, address, queue)) for r in range(2)]
+        ranks = [context.Process(target=_be_rank_of_two, args=(count, rank, tmp_path)) for rank in (0, 1)]
         for process in ranks:
             process.start()
-        found = sorted((queue.get() for _ in ranks), key=lambda entry: entry[0])
-        for process in ranks:
-            process.join()
-        return found
+        try:
+            wait_until(lambda: None not in [process.exitcode for process in ranks])
+        finally:
+            for process in ranks:
+                process.kill()
+                process.join()
+        assert [process.exitcode for process in ranks] == [0, 0]  # standard error says why
+        return [(rank, pickle.loads((tmp_path / f"{rank}.pickle").read_bytes())) for rank in (0, 1)]
 
     return run

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from waiting import LONG_S, first_line
 
 from servers.swift import ACCESS_KEY, SECRET_KEY
 
 DOCKER = Path(__file__).parents[2] / "docker"
 SOFTSHARD = [sys.executable, "-c", "import sys; from softshard.shards.cli import main; sys.exit(main())"]
 ONE_SMALL_EPOCH = ["--epochs", "1", "--image-size", "32", "--global-batch", "8"]
-PATIENCE_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +58,12 @@ def is_healthy(service, http):
     kind, python, *words = service["healthcheck"]["test"]
     assert (kind, python) == ("CMD", "python")
     command = [sys.executable, *put(words, {"http://127.0.0.1:7071": http})]
-    return subprocess.run(command, capture_output=True, timeout=PATIENCE_S).returncode == 0
+    return subprocess.run(command, capture_output=True, timeout=LONG_S).returncode == 0
 
 
 def make_secrets(folder, names):
     folder.mkdir()
-    subprocess.run(
-        ["sh", str(DOCKER / "certificates.sh"), str(folder), *names], check=True, timeout=PATIENCE_S
-    )
+    subprocess.run(["sh", str(DOCKER / "certificates.sh"), str(folder), *names], check=True, timeout=LONG_S)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -85,16 +83,16 @@ def test_the_stacks_commands_pack_to_a_store_serve_from_it_and_train(stack, shar
     python, *words = services["bucket"]["entrypoint"]
     assert python == "python"
     made = start(services["bucket"], replaced, entrypoint=[sys.executable, *words])
-    assert made.wait(PATIENCE_S) == 0
+    assert made.wait(LONG_S) == 0
     for _ in range(2):  # as when the stack is started again
-        assert start(services["pack"], replaced).wait(PATIENCE_S) == 0
+        assert start(services["pack"], replaced).wait(LONG_S) == 0
     servers = []
     try:
         for name in names:
             here = {"/cache": tmp_path / name, **replaced}
             more = ["--http", "127.0.0.1:0", "--threads", "1"]
             servers.append(start(services[name], here, *more, stdout=subprocess.PIPE))
-        said = [json.loads(server.stdout.readline()) for server in servers]
+        said = [json.loads(first_line(server.stdout)) for server in servers]
         for name, line in zip(names, said, strict=True):
             assert line["listen"].startswith("grpc+tls://")
             assert is_healthy(services[name], line["http"])
@@ -102,11 +100,11 @@ def test_the_stacks_commands_pack_to_a_store_serve_from_it_and_train(stack, shar
         assert "environment" not in services["trainer"]  # it has no key of the store
         replaced["resnet18"] = "test_resnet"
         trainer = start(services["trainer"], replaced, *ONE_SMALL_EPOCH)
-        assert trainer.wait(PATIENCE_S) == 0
+        assert trainer.wait(LONG_S) == 0
         assert (tmp_path / "runs" / "first" / "checkpoint.pt").exists()
         for server in servers:
             server.send_signal(signal.SIGTERM)
-            assert server.wait(PATIENCE_S) == 0
+            assert server.wait(LONG_S) == 0
         assert not is_healthy(services[names[0]], said[0]["http"])
     finally:
         for server in servers:
@@ -124,7 +122,7 @@ def test_secrets_are_made_once_are_their_owners_alone_and_the_authoritys_key_is_
     made = make_secrets(tmp_path / "secrets", ["server-1", "10.0.0.7"])
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "secrets").iterdir()} == {0o600}
     again = ["sh", str(DOCKER / "certificates.sh"), str(tmp_path / "secrets"), "server-1"]
-    subprocess.run(again, check=True, timeout=PATIENCE_S)
+    subprocess.run(again, check=True, timeout=LONG_S)
     assert {path.name: path.read_bytes() for path in (tmp_path / "secrets").iterdir()} == made
     shown = [
         "openssl",
@@ -135,7 +133,7 @@ def test_secrets_are_made_once_are_their_owners_alone_and_the_authoritys_key_is_
         "-ext",
         "subjectAltName",
     ]
-    names = subprocess.run(shown, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout
+    names = subprocess.run(shown, check=True, capture_output=True, text=True, timeout=LONG_S).stdout
     assert "DNS:server-1" in names
     assert "IP Address:10.0.0.7" in names
     assert "ca.key" not in made
@@ -159,6 +157,6 @@ def test_every_service_is_bounded_without_rights_and_out_of_reach(stack):
 def test_the_file_fits_the_schema_of_compose():
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     found = subprocess.run(
-        [*command, str(DOCKER / "compose.yaml")], capture_output=True, text=True, timeout=PATIENCE_S
+        [*command, str(DOCKER / "compose.yaml")], capture_output=True, text=True, timeout=LONG_S
     )
     assert found.returncode == 0, found.stdout

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -11,7 +9,7 @@ import s3fs
 from forked import COMMAND
 from packed_files import files
 from ray_processes import make_ray_folder, remove_ray_folder
-from waiting import LONG_S
+from torchrun import torchrun
 
 from softshard.shards import Manifest, verify
 from softshard.shards.cli import main
@@ -43,15 +41,8 @@ def made_by_one(noisy, noisy_checkpoint, forks, tmp_path_factory):
 
 def test_two_processes_make_the_same_bytes_as_one(noisy, noisy_checkpoint, made_by_one, tmp_path):
     (tmp_path / "command.py").write_text(COMMAND)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     words = ["command.py", "maps", "make", noisy, "two", *command_options(noisy_checkpoint)]
-    done = subprocess.run(
-        [*map(str, [*launcher, *words])],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=LONG_S,
-    )
+    done = torchrun(*words, processes=2, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("9 label maps, top 3 of 5 classes") == 1
     assert files(tmp_path / "two") == made_by_one

@@ -7,9 +7,8 @@ import timm
 import torch
 
 from softshard.shards import DataError, Manifest, UsageError
-from softshard.training.checkpoint import load_checkpoint, save_checkpoint
+from softshard.training.checkpoint import load_checkpoint, save_checkpoint, state_sha256
 from softshard.training.maps import load_teacher, load_teachers
-from softshard.training.maps_teacher import state_sha256
 from softshard.training.recipes import single_label
 from softshard.training.train import train
 

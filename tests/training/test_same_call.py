@@ -113,5 +113,16 @@ def test_who_waits_for_a_process_that_ended_is_sent_to_its_messages(on_two_ranks
     assert on_two_ranks(begin) == [(0, "told"), (1, "left")]
 
 
+def test_a_rank_that_fails_ends_the_test_that_waits_for_it(on_two_ranks, capfd):
+    def begin(rank):
+        if rank == 1:
+            raise ValueError("not this time")
+        check_same_call(CALL, 2)
+
+    with pytest.raises(AssertionError, match=r"\[1, 1\]"):
+        on_two_ranks(begin)
+    assert "ValueError: not this time" in capfd.readouterr().err
+
+
 def test_one_process_has_nobody_to_agree_with():
     check_same_call(CALL, 1)

@@ -175,6 +175,8 @@ HALVES = re.compile(rb'"half": (.), "trained_on": (.)')
     [
         (lambda data: data[:30], "line 1: expected a JSON object, found something else"),
         (lambda data: data[:-9], r"line \d+: expected a JSON object, found something else"),
+        (lambda data: data[: data.rindex(b"\n", 0, -1) + 1], "no last line with their number"),
+        (lambda data: data[data.index(b"\n") + 1 :], r"line \d+: expected a key and a class index"),
         (lambda data: b"\xff" + data, "line 1: expected a JSON object, found something else"),
         (lambda data: b"7\n" + data, "line 1: expected a JSON object, found something else"),
         (
@@ -190,7 +192,17 @@ HALVES = re.compile(rb'"half": (.), "trained_on": (.)')
             "line 1: one of the other half",
         ),
     ],
-    ids=["cut", "cut at the end", "bytes", "number", "field", "same half", "other half"],
+    ids=[
+        "cut",
+        "cut at the end",
+        "cut at a line's end",
+        "without the first",
+        "bytes",
+        "number",
+        "field",
+        "same half",
+        "other half",
+    ],
 )
 def test_scores_of_a_half_that_were_damaged_meanwhile_are_named(
     damage, reason, half, shards, scored, tmp_path

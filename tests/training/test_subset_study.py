@@ -25,16 +25,15 @@ MODELS = ["test_resnet", "test_efficientnet"]
 SETTINGS = ["global_batch=8", "image_size=32", "lr=0.003", "augment=none"]
 
 
+def keys_of(dataset):
+    return tuple(key.decode() for part in each_shards_keys(dataset, Manifest.load(dataset)) for key in part)
+
+
 @pytest.fixture(scope="module")
 def keys_file(shards, tmp_path_factory):
     """Every third image."""
     path = tmp_path_factory.mktemp("keys") / "subset.txt"
-    keys = [
-        key.decode()
-        for part in each_shards_keys(shards / "train", Manifest.load(shards / "train"))
-        for key in part
-    ]
-    path.write_text("".join(f"{key}\n" for key in keys[::3]))
+    path.write_text("".join(f"{key}\n" for key in keys_of(shards / "train")[::3]))
     return path
 
 
@@ -150,14 +149,9 @@ def test_a_subset_may_be_a_data_set_of_its_own_with_other_classes(shards, tmp_pa
 
 
 def test_a_subset_may_be_a_file_of_groups_and_images(shards, tmp_path, capsys):
-    keys = [
-        key.decode()
-        for part in each_shards_keys(shards / "train", Manifest.load(shards / "train"))
-        for key in part
-    ]
     groups = (ClassGroup("fur", ("cat", "dog")), ClassGroup("feathers", ("crow", "gull")))
     how = {"class_method": {"method": "file"}, "class_source": {"name": "tiny"}}
-    subset = SubsetFile(groups, **how, keys=tuple(keys[::2]), image_method={}, image_source={})
+    subset = SubsetFile(groups, **how, keys=keys_of(shards / "train")[::2], image_method={}, image_source={})
     subset.save(tmp_path / "subset.json")
     options = [part for setting in SETTINGS for part in ("--set", setting)]
     command = [

@@ -26,6 +26,7 @@ from softshard.shards import (
 from softshard.shards.classes import class_list_sha256
 from softshard.shards.cli import main
 from softshard.training import maps_teacher
+from softshard.training.checkpoint import state_sha256
 from softshard.training.dense import DenseTeacher
 from softshard.training.maps import MapOptions, load_teacher, load_teachers, make_label_maps
 from softshard.training.maps_check import check_orientation
@@ -86,10 +87,10 @@ def test_timms_own_weights_teach_a_data_set_of_their_classes_in_their_order(hund
     with warnings.catch_warnings(action="error"):
         own = load_teacher("test_resnet", named(hundred, SYNSETS), size=32)
     assert own.outputs is None
-    assert own.weights_sha256 == maps_teacher.state_sha256(own.model)
+    assert own.weights_sha256 == state_sha256(own.model)
     with torch.no_grad():
         next(own.model.parameters()).view(-1)[0] += 1
-    assert own.weights_sha256 != maps_teacher.state_sha256(own.model)
+    assert own.weights_sha256 != state_sha256(own.model)
 
 
 def test_classes_in_another_order_are_matched_by_name(hundred, own_weights):

@@ -72,7 +72,7 @@ def run(forks):
     """`python -m softshard.training.timm_script`."""
     module = '"softshard.training.timm_script", run_name="__main__", alter_sys=True'
     code = f"import runpy; runpy.run_module({module})"
-    return lambda script, data, *rest: forks.run(script, "--data-dir", data, *rest, code=code, seconds=300)
+    return lambda script, data, *rest: forks.run(script, "--data-dir", data, *rest, code=code)
 
 
 @pytest.fixture

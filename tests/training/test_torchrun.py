@@ -4,16 +4,13 @@ torchrun's two are those that get SIGTERM, and what they did until then is what 
 """
 
 import dataclasses
-import os
 import signal
-import subprocess
-import sys
 import tempfile
 
 import pytest
 import torch
 from tiny_runs import history, losses
-from waiting import LONG_S
+from torchrun import torchrun
 
 from softshard.training import semantic_softmax
 from softshard.training.checkpoint import load_checkpoint
@@ -40,19 +37,12 @@ sys.exit(main())
 """
 
 
-def torchrun(*arguments, code, processes, **environment):
+def launch(*arguments, code, **options):
     """As Forks.run does it, by the launcher that users have."""
     with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
         script.write(code)
         script.flush()
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        return subprocess.run(
-            [sys.executable, *launcher, script.name, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, **environment},
-            timeout=LONG_S,
-        )
+        return torchrun(script.name, *arguments, **options)
 
 
 def train(run, shards, out, *arguments, recipe="semantic-softmax", dataset=None, **options):
@@ -103,7 +93,7 @@ def test_two_processes_killed_in_mid_epoch_continue_with_the_same_curve(whole, f
 
 def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(whole, forks, shards, tmp_path):
     environment = {"TEST_KILL_AT": "20", "TEST_KILL_RANK": "1", "TEST_SIGNAL": "SIGTERM"}
-    stopped = train(torchrun, shards, tmp_path / "run", *OPTIONS[2], processes=2, **environment)
+    stopped = train(launch, shards, tmp_path / "run", *OPTIONS[2], processes=2, **environment)
     assert stopped.returncode != 0
     assert "4 on each of 2 processes" in stopped.stderr
     assert f"stopped by signal {signal.SIGTERM} after 10 of 54 steps" in stopped.stderr
