@@ -48,7 +48,7 @@ _NO_CLUSTER = "Start one (ray start --head), give its address, or use --engine l
 _NO_TOKEN = (
     "It wants a token: set RAY_AUTH_MODE=token, with the token of its first machine in ~/.ray/auth_token"
 )
-ENVIRONMENT = "what runs on Ray has the environment that its machine's `ray start` had, not yours"
+ENVIRONMENT = "what runs on a Ray cluster has the environment that its machine's `ray start` had, not yours"
 _CONNECT_S = 10.0
 _STOP_S = 30.0  # for tasks to stop: a sample's time, or that of a read from a slow server
 # Ray would take a third of the memory; names and receipts of a few hundred tasks in flight need this.

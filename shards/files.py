@@ -71,7 +71,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: expected JSON, found: {error}; the file is damaged") from error
+        raise DataError(f"{where}: expected JSON, found: {error}; the file is damaged, or another") from error
 
 
 def check_version(version: object, supported: tuple[int, int], where: str) -> tuple[int, int]:
@@ -167,7 +167,10 @@ def temporary_beside(path: Path) -> Path:
     that it has lost.
     """
     suffix = f".{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-    return path.with_name(os.fsdecode(os.fsencode(path.name)[: _NAME_BYTES - len(suffix)]) + suffix)
+    name = path.name
+    while len(os.fsencode(name)) > _NAME_BYTES - len(suffix):
+        name = name[:-1]  # a whole character
+    return path.with_name(name + suffix)
 
 
 def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:

@@ -268,9 +268,8 @@ def _orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _decode_any(data: bytes, where: str) -> tuple[np.ndarray, tuple[int, int]]:
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # Pillow's own of large pictures; the limit below is an error
+    # Pillow's own of large pictures; the limit below is an error.
+    with warnings.catch_warnings(action="ignore"):
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except Image.DecompressionBombError as error:  # Pillow's own bound is the same number

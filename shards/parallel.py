@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -20,13 +21,13 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.reduction import DupFd
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from .cores import usable_cores
 from .errors import SoftshardError, UsageError
@@ -99,7 +100,8 @@ def in_processes(
     with ExitStack() as until_the_end:
         try:
             asked_to_stop, ask_to_stop = map(until_the_end.enter_context, context.Pipe(duplex=False))
-            sent = until_the_end.enter_context(closing(_Sent((function, shared, prepare))))
+            sent = _Sent((function, shared, prepare))
+            until_the_end.callback(sent.close)
             start = {"initializer": _start_process, "initargs": (sent, asked_to_stop)}
             pool = _Processes(workers, mp_context=context, **start)
         except OSError as error:
@@ -120,27 +122,39 @@ def in_processes(
 
 
 class _Sent:
-    """A value that processes start with, in memory without a name; to each of them it is the value itself.
+    """A value that processes start with, in a file without a name; to each of them it is the value itself.
 
     The pipe that starts a process would do for 64 KiB: of more, multiprocessing waits for ever for a process that dies
     before it reads it (killed, or of a script without a guard), since it holds the reading end open itself.
     """
 
     def __init__(self, value: object) -> None:
-        self._memory = open(os.memfd_create("softshard"), "wb")  # noqa: SIM115 - open while processes start
-        pickle.dump(value, self._memory)
-        self._memory.flush()
+        self._file = _nameless_file()
+        try:
+            pickle.dump(value, self._file)
+            self._file.flush()
+        except OSError as error:
+            raise UsageError(
+                f"workers: expected memory for what processes start with, found: {error.strerror or error}. Free some, "
+                "raise ulimit -f, or run with --workers 1"
+            ) from error
 
     def __reduce__(self) -> Any:
-        return _receive, (DupFd(self._memory.fileno()),)
+        return _receive, (DupFd(self._file.fileno()),)
 
     def close(self) -> None:
-        self._memory.close()
+        self._file.close()
+
+
+def _nameless_file() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("softshard"), "wb")
+    return tempfile.TemporaryFile()  # a Python that was built for an older system
 
 
 def _receive(sent: Any) -> Any:
     # Mapped, not read: all processes share one position in it.
-    with open(sent.detach(), "rb") as memory, mmap.mmap(memory.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with open(sent.detach(), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return pickle.loads(data)
 
 

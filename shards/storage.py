@@ -107,7 +107,7 @@ def open_storage(source: str | Path) -> Storage:
         return RemoteStorage(text)
     path = unquote(text[len("file://") :]) if text.lower().startswith("file://") else text
     # Of `--classes=~/list`, which a shell leaves as it is. `~ann` is a folder here.
-    if path.startswith("~/"):
+    if path == "~" or path.startswith("~/"):
         path = os.path.expanduser(path)
     return LocalStorage(path)
 
@@ -231,7 +231,8 @@ class RemoteStorage:
         except ImportError as error:
             if protocol not in _EXTRAS:
                 raise UsageError(
-                    f"{self.name}: expected the package with which fsspec reads {protocol}://, found: {error}. Install it"
+                    f"{self.name}: expected the package with which fsspec reads {protocol}://, found: {error}. Install "
+                    "what that names"
                 ) from None
             module = ImportError(str(error), name=error.name or _MODULES[_EXTRAS[protocol]])
             raise MissingExtraError(f"a {protocol}:// address", _EXTRAS[protocol], module) from error

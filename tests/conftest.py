@@ -99,7 +99,7 @@ def one_ray_at_a_time():
         open(Path(tempfile.gettempdir()) / "softshard-tests-ray.lock", "w") as file,
         pytest.MonkeyPatch.context() as patch,
     ):
-        wait_until(lambda: _locks(file), 3 * LONG_S)  # other files' tests may be before this one's
+        wait_until(lambda: _locks(file), 2 * LONG_S)  # other files' tests may be before this one's
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", RAY_TOKEN)
         yield

@@ -92,7 +92,38 @@ def test_a_script_without_a_guard_is_told_also_of_more_than_a_pipe_holds(tmp_pat
     assert "SoftshardError: expected worker processes to live, found one that died (killed" in done.stderr
 
 
-def test_processes_can_be_ended_also_where_their_parent_ignores_sigterm(tmp_path):
+def test_what_processes_start_with_needs_no_memfd(tmp_path):
+    """Pythons that are built for older systems have none."""
+    script = tmp_path / "script.py"
+    script.write_text("""if True:
+        import os
+        from softshard.shards.parallel import in_processes
+        def call(shared, item):
+            return shared[item]
+        if __name__ == "__main__":
+            del os.memfd_create
+            assert list(in_processes(call, bytes(1 << 20), range(4), 2)) == [0] * 4""")
+    assert subprocess.run([sys.executable, script], timeout=LONG_S).returncode == 0
+
+
+def test_what_processes_start_with_has_no_room():
+    code = """if True:
+        import resource, signal, sys
+        from softshard.shards.errors import UsageError
+        from softshard.shards.parallel import in_processes
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+        try:
+            list(in_processes(print, bytes(1 << 20), [1], 2))
+        except UsageError as error:
+            sys.exit(str(error))"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=LONG_S, capture_output=True, text=True)
+    assert done.stderr.startswith(
+        "workers: expected memory for what processes start with, found: File too large"
+    )
+
+
+def test_processes_take_sigterm_also_where_their_parent_ignores_it(tmp_path):
     """Else the pool waits for ever for those that wait for a lock of one that was killed."""
     script = tmp_path / "script.py"
     script.write_text("""if True:

@@ -13,6 +13,7 @@ from packed_files import files
 
 from softshard.shards import DataError, StorageError, UsageError, pack, verify
 from softshard.shards.classes import load_class_list
+from softshard.shards.destination import write_file
 from softshard.shards.files import read_text
 from softshard.shards.shard_files import read_small
 from softshard.shards.sources import open_source
@@ -193,6 +194,8 @@ def test_a_local_path_is_none_of_fsspec_s(tmp_path, monkeypatch):
     assert read_text("~/list.txt", 100) == "cat\n"
     assert Path(open_storage("~/list.txt").root) == folder / "list.txt"
     assert load_class_list("~/list.txt") == ("cat",)
+    write_file("~/other.txt", b"dog\n")
+    assert read_text("~/other.txt", 100) == (folder / "other.txt").read_text() == "dog\n"
     monkeypatch.chdir(tmp_path)
     folder.rename("~root")
     assert load_class_list("~root/list.txt") == ("cat",)
