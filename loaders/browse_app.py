@@ -151,8 +151,20 @@ def listen(port: int) -> socket.socket:
     return listening
 
 
-def create_server(browser: Browser) -> uvicorn.Server:
-    """The server; its `run(sockets=[...])` answers until Ctrl-C, or until `should_exit` is set."""
+class _Server(uvicorn.Server):
+    """Says when it answers: Ctrl-C ends it properly from then on only."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._say = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._say()
+
+
+def create_server(browser: Browser, started: Callable[[], object] = lambda: None) -> uvicorn.Server:
+    """The server; its `run(sockets=[...])` answers until Ctrl-C, or until `should_exit` is set; `started` is told."""
     config = uvicorn.Config(
         create_app(browser),
         log_level="warning",
@@ -163,7 +175,7 @@ def create_server(browser: Browser) -> uvicorn.Server:
         ws="none",
         lifespan="on",
     )
-    return uvicorn.Server(config)
+    return _Server(config, started)
 
 
 def serve(browser: Browser, port: int, started: Callable[[str], object] = print) -> None:
@@ -179,8 +191,8 @@ def serve(browser: Browser, port: int, started: Callable[[str], object] = print)
     """
     # Ctrl-C is how one stops it: no error.
     with closing(browser), listen(port) as listening, suppress(KeyboardInterrupt):
-        started(f"http://{HOST}:{listening.getsockname()[1]}/")
-        create_server(browser).run(sockets=[listening])
+        address = f"http://{HOST}:{listening.getsockname()[1]}/"
+        create_server(browser, lambda: started(address)).run(sockets=[listening])
 
 
 def respond(page: Page, status: int = 200) -> Response:
