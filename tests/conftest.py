@@ -15,6 +15,7 @@ from forked import Forks
 from hypothesis import HealthCheck, settings
 from ray_processes import make_ray_folder, remove_ray_folder
 from s3fs import S3FileSystem
+from torch_threads import torch_in_one_thread
 from waiting import LONG_S, wait_until
 
 from servers import gcs, web
@@ -74,19 +75,9 @@ def forks():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """For torch, here and in the processes started here.
-
-    Sums over threads would not be bit-identical, and tiny models are faster without them, much on a busy machine: threads
-    that wait for one another do so at full speed.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
+    """For torch, in the tests of a module. Fixtures of the session come before this one: they ask for themselves."""
+    with torch_in_one_thread():
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

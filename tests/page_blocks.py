@@ -2,13 +2,15 @@
 
 import os
 import re
+import signal
 import subprocess
+import tempfile
+from contextlib import suppress
 
 from waiting import LONG_S
 
 _FENCE = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-# What still runs in the background when a command fails would keep the shell's output open.
-_SHELL = "set -euo pipefail\ntrap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n{code}\nenv -0 > {exported}\n"
+_SHELL = "set -euo pipefail\n{code}\nenv -0 > {exported}\n"
 
 
 def code_blocks(text, *languages):
@@ -30,18 +32,30 @@ def put_in_place(code, texts):
 
 
 def run_bash(code, folder, environment):
-    """Run commands as typed into a shell that stops at the first error.
+    """Run commands as typed into a shell that stops at the first error; what it leaves in the background ends with it.
 
     Returns:
         What the shell said, and the environment that it left behind, for the next block.
     """
     exported = folder / ".exported"
     shell = ["bash", "-c", _SHELL.format(code=code, exported=exported)]
-    run = subprocess.run(shell, cwd=folder, env=environment, timeout=LONG_S, text=True, capture_output=True)
-    assert run.returncode == 0, f"{code}\n{run.stdout}\n{run.stderr}"
+    # A file and no pipe: what runs in the background would keep that open.
+    with tempfile.TemporaryFile("w+") as output:
+        options = {"stdout": output, "stderr": subprocess.STDOUT, "start_new_session": True}
+        run = subprocess.Popen(shell, cwd=folder, env=environment, **options)
+        try:
+            run.wait(LONG_S)
+        finally:
+            # No SIGKILL: torchrun is to end its workers, which have sessions of their own.
+            with suppress(ProcessLookupError):  # nothing is left
+                os.killpg(run.pid, signal.SIGTERM)
+            run.wait()
+        output.seek(0)
+        said = output.read()
+    assert run.returncode == 0, f"{code}\n{said}"
     left = dict(entry.split("=", 1) for entry in exported.read_text().split("\0") if entry)
     exported.unlink()
-    return run.stdout + run.stderr, left
+    return said, left
 
 
 def run_python(code, where, module):

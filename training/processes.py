@@ -29,7 +29,11 @@ def process_group(backend: str, rank: int, world_size: int) -> Iterator[None]:
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked to stop, at a place where nothing is half done; what waits ends as at Ctrl-C."""
+    """A signal asked to stop, at a place where nothing is half done.
+
+    What waits ends as at Ctrl-C: a loader is less patient with its thread then (Background.next), and no `except Exception`
+    on the way takes this for a fault.
+    """
 
 
 class StopSignal:
@@ -52,17 +56,20 @@ class StopSignal:
         """A signal has come."""
         self._number = number
         if self._raises:
+            self._raises = (
+                False  # here, since what is raised may come before the block's `finally` is reached
+            )
             raise Stopped
 
     @contextmanager
-    def ends(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """A block that a signal ends, at once, where the process is alone.
 
         Raises:
             Stopped: in the block.
         """
-        self._raises = self._alone
         try:
+            self._raises = self._alone
             if self._alone and self._number:
                 raise Stopped
             yield
@@ -70,11 +77,14 @@ class StopSignal:
             self._raises = False
 
     def until(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same batches until a signal comes, also while one is waited for: storage that is away brings none."""
+        """The same batches until a signal comes, also while one is waited for: storage that is away brings none.
+
+        Whoever gives an iterator and keeps it decides when it is closed, which may take as long as such storage does.
+        """
         iterator = iter(batches)
         while True:
             try:
-                with self.ends():
+                with self.interruptible():
                     batch = next(iterator, None)
             except Stopped:
                 return

@@ -103,6 +103,23 @@ def epoch_line(entry: dict[str, Any]) -> str:
     return ", ".join([f"epoch {entry['epoch']}: loss {loss}", *shown])
 
 
+def stop_line(number: int, step: int, total_steps: int, saved_step: int | None) -> str:
+    """Why a run ends before its last step, in a line, and where it continues.
+
+    Args:
+        number: of the signal.
+        step: steps taken.
+        total_steps: of the whole run.
+        saved_step: the checkpoint's, None where there is none. It is older where the signal lost a batch on its way.
+    """
+    goes_on = "--resume continues"
+    if saved_step is None:
+        goes_on = "there is no checkpoint yet, and --resume begins again"
+    elif saved_step < step:
+        goes_on += f" from the checkpoint of step {saved_step}"
+    return f"stopped by signal {number} after {step} of {total_steps} steps; {goes_on}"
+
+
 def print_to_stderr(line: str) -> None:
     """Say a line where people look for it while results go to standard output."""
     print(line, file=sys.stderr, flush=True)

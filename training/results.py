@@ -42,7 +42,8 @@ class TrainResult:
     """What a run came to.
 
     Attributes:
-        checkpoint: the latest checkpoint.
+        checkpoint: the latest checkpoint. Of a run that was stopped it may be older than `steps`, or not be there: a signal
+            that lost a batch on its way saved nothing.
         weights: the exported weights, or None where the run was stopped before its end.
         steps: steps since the run began, those before a --resume included.
         history: one dict per finished epoch: `epoch`, `loss` (mean over its steps), `num_bad` (training samples that

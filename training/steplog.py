@@ -109,11 +109,12 @@ class StepLog:
         while True:
             began = time.perf_counter()
             batch = next(iterator, None)
+            if self._started is None and batch is not None:
+                self._started = began
+            if self._started is not None:  # else an epoch ended, and no line tells of the wait for that
+                self._waited_s += time.perf_counter() - began
             if batch is None:
                 return
-            if self._started is None:
-                self._started = began
-            self._waited_s += time.perf_counter() - began
             yield batch
 
     def add(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -37,6 +38,8 @@ from .results import BAD_NAME, TrainResult
 from .run_series import SeriesRun, any_checkpoint, settle_folder, train_series
 
 PLAN_NAME = "scores.json"
+
+_LAST_LINE = re.compile(r'\{"scores": ([0-9]{1,18})\}\n')
 
 
 @dataclass(frozen=True)
@@ -252,9 +255,8 @@ def _score_half(
         outputs = model_outputs(network, loader, normalise=saved.recipe.normalise, progress=progress)
         num_scored = 0
         for batch, logits in outputs:
-            valid = batch.valid.to(
-                logits.device
-            )  # not padding, nor what stands in for an image that cannot be read
+            # Not padding, nor what stands in for an image that cannot be read.
+            valid = batch.valid.to(logits.device)
             classes = batch.classes.to(logits.device)[valid]
             right = logits[valid].double().softmax(dim=1).gather(1, classes[:, None])[:, 0]
             keys = [key for key, own in zip(batch.keys, batch.valid.tolist(), strict=True) if own]
@@ -311,7 +313,7 @@ def _join(
     num_scored = 0
     for half in (0, 1):
         with open(_scores_file(folder, half), "rb") as file:
-            num_scored += sum(1 for _ in file) - 1
+            num_scored += sum(1 for _ in file) - 1  # without the last, which `_scores_of` checks
     with open(temporary, "w", encoding="utf-8") as file:
         parts = [_scores_of(folder, half) for half in (0, 1)]
         file.write(json.dumps(header | {"samples": num_scored, "skipped": len(keys) - num_scored}) + "\n")
@@ -338,7 +340,11 @@ def _scores_of(folder: Path, half: int) -> Iterator[dict[str, Any]]:
     """
     with open(_scores_file(folder, half), encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
-            if line == _last_line(number - 1):
+            if said := _LAST_LINE.fullmatch(line):
+                if int(said[1]) != number - 1:
+                    raise _damaged(folder, half, f"a last line that says {said[1]} scores after {number - 1}")
+                if next(file, None) is not None:
+                    raise _damaged(folder, half, f"more after line {number}, which is the last")
                 return
             try:
                 score = parse_score(line)
@@ -347,7 +353,9 @@ def _scores_of(folder: Path, half: int) -> Iterator[dict[str, Any]]:
             if score["half"] != half:
                 raise _damaged(folder, half, f"line {number}: one of the other half")
             yield score
-    raise _damaged(folder, half, "no last line with their number")
+    raise _damaged(
+        folder, half, "no last line with their number: it was cut short, or an earlier version wrote it"
+    )
 
 
 def _last_line(num_scored: int) -> str:

@@ -47,7 +47,7 @@ from .processes import (
     stop_signal,
     sum_of_all,
 )
-from .progress import Progress, epoch_line, print_to_stderr, run_line, say_nothing
+from .progress import Progress, epoch_line, print_to_stderr, run_line, say_nothing, stop_line
 from .recipes import Recipe
 from .results import (
     BAD_NAME,
@@ -181,7 +181,7 @@ def train(
     with ExitStack() as stack:
         if world_size > 1:
             stack.enter_context(process_group("nccl" if on_gpu else "gloo", rank, world_size))
-        signal_received = stack.enter_context(stop_signal(alone=world_size == 1))
+        stop = stack.enter_context(stop_signal(alone=world_size == 1))
 
         # 2. Data.
         loader, val_loader = open_loaders(
@@ -235,6 +235,7 @@ def train(
         # 5. Continue where the run was stopped.
         step, epoch, loss_sum, loss_steps, skipped = 0, 0, 0.0, 0, 0
         history: list[dict[str, Any]] = []
+        saved_step = saved and saved.step
         if saved is not None:
             check_resume(saved, checkpoint_path, dataset, recipe, model, loader, chosen.facts)
             optimizer.load_state_dict(saved.optimizer)
@@ -266,12 +267,11 @@ def train(
             take_step.load_state_dict(
                 {"model": saved.model, "model_ema": saved.model_ema, "scaler": saved.scaler}
             )
-        board = None
-        if open_board is not None and is_main:
-            board = open_board(folder / BOARD_NAME, step)
+        board = open_board(folder / BOARD_NAME, step) if open_board is not None and is_main else None
+        if board is not None:
             stack.callback(board.close)
         read_from = labels if subset is None else subset
-        labels_file = str(read_from) if isinstance(read_from, str | Path) else None
+        address = str(read_from) if isinstance(read_from, str | Path) else None
         steps = StepLog(
             folder / METRICS_NAME if is_main else None,
             step,
@@ -281,9 +281,7 @@ def train(
             loss_steps,
             skipped,
             board,
-            replay=lambda epoch, step: replay_command(
-                loader, epoch, step - epoch * steps_per_epoch, labels_file
-            ),
+            replay=lambda epoch, step: replay_command(loader, epoch, step - epoch * steps_per_epoch, address),
             without=() if saved is None else saved.without,
         )
         progress = Progress(say, bar=on_terminal, total_steps=total_steps)
@@ -291,6 +289,7 @@ def train(
 
         def save() -> None:
             """Called by all ranks together, when all losses so far are known to be finite."""
+            nonlocal saved_step
             take_step.check_weights(steps.step - 1)
             rng, position = rng_states(world_size, on_gpu), state_of_all(loader.state_dict(), world_size)
             if is_main:
@@ -311,6 +310,7 @@ def train(
                         **take_step.state_dict(),
                     ),
                 )
+            saved_step = steps.step
 
         # 6. Epochs of steps.
         stopped_by, stats = 0, loader.stats()
@@ -318,7 +318,8 @@ def train(
             loader.set_epoch(epoch)
             take_step.train()
             progress.begin_epoch(epoch, steps_per_epoch, loader.step)
-            for batch in steps.timed(signal_received.until(named_batches(loader))):
+            batches = named_batches(loader)  # kept: closing it waits for its thread, and save() must not
+            for batch in steps.timed(stop.until(batches)):
                 schedule.step_update(steps.step)
                 loss, overflowed = take_step(batch)
                 steps.add(loss, batch.keys, overflowed, count_without(recipe, batch))
@@ -327,7 +328,7 @@ def train(
                 checkpoint_due = checkpoint_steps is not None and steps.step % checkpoint_steps == 0
                 epoch_ends = steps.step % steps_per_epoch == 0
                 if checkpoint_due or epoch_ends or steps.step % log_steps == 0:
-                    line, stopped_by = steps.flush(epoch, optimizer.param_groups[0]["lr"], signal_received())
+                    line, stopped_by = steps.flush(epoch, optimizer.param_groups[0]["lr"], stop())
                     stats, earlier = loader.stats(), stats
                     progress.show(line, (stats - earlier).longest_stage)
                     # Whoever is killed in a long evaluation begins that again, and not the epoch.
@@ -336,13 +337,13 @@ def train(
                     if stopped_by:
                         break
             progress.end_epoch()
-            # Asked to stop between two steps, as a process that is alone can.
+            # The batches ended before the epoch did: `until` saw a signal, as it does in a process that is alone.
             if not stopped_by and steps.step < (epoch + 1) * steps_per_epoch:
-                stopped_by = signal_received()
+                stopped_by = stop()
                 if steps.has_new:
                     steps.flush(epoch, optimizer.param_groups[0]["lr"], stopped_by)
-                if loader.step == steps.step - epoch * steps_per_epoch:  # no batch was lost on its way here
-                    save()
+                if (loader.epoch, loader.step) == (epoch, steps.step - epoch * steps_per_epoch):
+                    save()  # else the signal came when a batch was counted and not here yet: where that is lost
             if stopped_by:
                 break
             without = without_entry(recipe, steps.without)
@@ -351,7 +352,7 @@ def train(
             if val_loader is not None:
                 take_step.share_buffers()
                 entry["weights"] = take_step.best_weights
-                with suppress(Stopped), signal_received.ends():
+                with suppress(Stopped), stop.interruptible():
                     entry |= evaluate_model(
                         take_step.best_model,
                         val_loader,
@@ -361,7 +362,7 @@ def train(
                         order=take_step.order,
                         progress=on_terminal or (is_main and log is None),
                     )
-                if world_size == 1 and (stopped_by := signal_received()):
+                if world_size == 1 and (stopped_by := stop()):
                     break
             history.append(entry)
             say(epoch_line(entry))
@@ -373,9 +374,7 @@ def train(
 
         # 7. Export.
         if stopped_by:
-            say(
-                f"stopped by signal {stopped_by} after {steps.step} of {total_steps} steps; --resume continues"
-            )
+            say(stop_line(stopped_by, steps.step, total_steps, saved_step))
             return TrainResult(checkpoint_path, None, steps.step, history, stopped_by)
         weights_path = folder / WEIGHTS_NAME
         if is_main:
@@ -396,4 +395,4 @@ def train(
                 weights=best,
             )
         say(f"finished after {steps.step} steps: {folder}")
-        return TrainResult(checkpoint_path, weights_path, steps.step, history, None, signal_received())
+        return TrainResult(checkpoint_path, weights_path, steps.step, history, None, stop())

@@ -5,6 +5,7 @@ import csv
 import io
 import os
 import re
+import select
 import sys
 import sysconfig
 import types
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import LONG_S
 
 from page_blocks import code_blocks, put_in_place, run_bash, run_python, with_scripts
 from servers.swift import ACCESS_KEY, REGION, SECRET_KEY, free_ports
@@ -94,9 +96,16 @@ def test_every_tutorial_is_run():
     assert {path.stem for path in TUTORIALS.glob("*.md")} == tests
 
 
-def test_a_block_that_fails_ends_what_it_started(tmp_path):
-    with pytest.raises(AssertionError, match="sleep 600"):
-        run_bash("sleep 600 &\nfalse", tmp_path, dict(os.environ))
+@pytest.mark.parametrize("job", ["sleep 600", "(sleep 600; echo)"], ids=["command", "list of commands"])
+@pytest.mark.parametrize("last", ["true", "false"])
+def test_a_block_ends_what_it_started(job, last, tmp_path):
+    os.mkfifo(tmp_path / "held")  # which ends when nothing that the job started holds it open any more
+    with open(os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK), "rb") as held:
+        code = f"{{ echo; {job}; }} > held &\nhead -c 1 held\n{last}"
+        with contextlib.nullcontext() if last == "true" else pytest.raises(AssertionError, match="sleep 600"):
+            run_bash(code, tmp_path, dict(os.environ))
+        assert select.select([held], [], [], LONG_S)[0]
+        assert held.read(1) == b""
 
 
 def test_tutorial_image_folder(photos, tmp_path, monkeypatch, capsys):

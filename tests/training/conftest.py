@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from tiny_maps import NO_SHIFT, OPTIONS
+from torch_threads import torch_in_one_thread
 from waiting import LONG_S, wait_until
 
 from softshard.shards import ImageRecipe, LabelTree, PackOptions, encode_label_map, pack
@@ -25,7 +26,7 @@ COLOURS = {"cat": (200, 40, 40), "dog": (40, 200, 40), "crow": (40, 40, 200), "g
 
 @pytest.fixture(scope="module", autouse=True)
 def in_one_thread(one_thread):
-    """Whatever trains or asks a model here."""
+    """Whatever trains or asks a model here; see `one_thread` for fixtures of the session."""
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +113,8 @@ def map_teacher():
 @pytest.fixture(scope="session")
 def noisy_maps(noisy, map_teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "out"
-    manifest = make_label_maps(noisy, folder, map_teacher, OPTIONS, num_threads=1)
+    with torch_in_one_thread():
+        manifest = make_label_maps(noisy, folder, map_teacher, OPTIONS, num_threads=1)
     return folder, manifest
 
 
@@ -120,7 +122,8 @@ def noisy_maps(noisy, map_teacher, tmp_path_factory):
 def noisy_checkpoint(noisy, tmp_path_factory):
     out = tmp_path_factory.mktemp("teacher")
     recipe = replace(single_label(), epochs=1, global_batch=3, image_size=32)
-    return train(recipe, str(noisy), model="test_resnet", out=out, log=lambda line: None).checkpoint
+    with torch_in_one_thread():
+        return train(recipe, str(noisy), model="test_resnet", out=out, log=lambda line: None).checkpoint
 
 
 @pytest.fixture

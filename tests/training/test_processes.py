@@ -21,7 +21,7 @@ from softshard.training import semantic_kd, semantic_softmax
 from softshard.training.checkpoint import load_checkpoint
 from softshard.training.models import create_model
 from softshard.training.objective import create_loss
-from softshard.training.processes import process_group, stop_signal
+from softshard.training.processes import Stopped, process_group, stop_signal
 from softshard.training.step import TrainStep
 from softshard.training.teacher_store import store_teacher
 from softshard.training.train import train
@@ -121,6 +121,25 @@ def test_a_signal_is_told_and_the_handlers_before_come_back(number):
         os.kill(os.getpid(), number)
         assert received() == number
     assert [signal.getsignal(each) for each in STOPPING] == before
+
+
+def test_one_of_several_processes_is_told_and_nothing_is_broken_off():
+    with stop_signal(alone=False) as received:
+        with received.interruptible():
+            os.kill(os.getpid(), signal.SIGTERM)
+        with received.interruptible():
+            assert received() == signal.SIGTERM
+        assert list(received.until([1, 2])) == [1, 2]
+
+
+def test_a_block_that_a_signal_broke_off_leaves_the_next_signal_to_be_told():
+    with stop_signal() as received:
+        with pytest.raises(Stopped), received.interruptible():
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert received() == signal.SIGHUP
+        with pytest.raises(Stopped), received.interruptible():
+            pytest.fail("begun after the signal")
 
 
 def test_a_terminal_that_goes_stops_nothing_under_nohup():

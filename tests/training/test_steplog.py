@@ -2,15 +2,17 @@
 
 import builtins
 import csv
+from types import SimpleNamespace
 
 import pytest
 import tiny_runs
+import torch
 from json_page import documented
 
 from softshard.shards.errors import MissingExtraError
-from softshard.training import single_label
+from softshard.training import single_label, steplog
 from softshard.training.progress import Progress
-from softshard.training.steplog import METRICS_COLUMNS, LogLine
+from softshard.training.steplog import METRICS_COLUMNS, LogLine, StepLog
 
 WRITTEN = {"images_per_s": 0.06}  # to one decimal
 
@@ -61,6 +63,23 @@ def test_where_data_are_waited_for_a_line_says_what_takes_longest():
     progress.show(line(2, 0, data_wait_share=0.01), "decode")
     assert lines[0].endswith(", 25% of the time waiting for data (mostly decode)")
     assert lines[1].endswith(", 1% of the time waiting for data")
+
+
+def test_a_wait_that_ends_without_a_batch_counts_in_the_line_of_the_steps_before_it(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(steplog, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    steps = StepLog(None, 0, 8, 1, 0.0, 0)
+
+    def batches():
+        now[0] += 1
+        yield "batch"
+        now[0] += 6
+
+    for _ in steps.timed(batches()):
+        now[0] += 1
+        steps.add(torch.tensor(0.5), ["key"])
+    line, _ = steps.flush(0, 0.1, 0)
+    assert (line.data_wait_share, line.images_per_s) == (7 / 8, 1.0)
 
 
 def test_on_a_terminal_there_is_a_bar_and_no_line(capsys):

@@ -166,6 +166,7 @@ def test_a_model_that_says_nothing_finite_is_named_and_scores_nothing(shards, tm
     assert not list(tmp_path.glob("s.jsonl.runs/scores-?.jsonl"))
 
 
+NO_LAST_LINE = "no last line with their number: it was cut short, or an earlier version wrote it"
 HALVES = re.compile(rb'"half": (.), "trained_on": (.)')
 
 
@@ -175,8 +176,11 @@ HALVES = re.compile(rb'"half": (.), "trained_on": (.)')
     [
         (lambda data: data[:30], "line 1: expected a JSON object, found something else"),
         (lambda data: data[:-9], r"line \d+: expected a JSON object, found something else"),
-        (lambda data: data[: data.rindex(b"\n", 0, -1) + 1], "no last line with their number"),
-        (lambda data: data[data.index(b"\n") + 1 :], r"line \d+: expected a key and a class index"),
+        (lambda data: data[: data.rindex(b"\n", 0, -1) + 1], NO_LAST_LINE),
+        (lambda data: b"", NO_LAST_LINE),
+        (lambda data: data[data.index(b"\n") + 1 :], "a last line that says 24 scores after 23"),
+        (lambda data: data + data[: data.index(b"\n") + 1], "more after line 25, which is the last"),
+        (lambda data: 2 * data, "more after line 25, which is the last"),
         (lambda data: b"\xff" + data, "line 1: expected a JSON object, found something else"),
         (lambda data: b"7\n" + data, "line 1: expected a JSON object, found something else"),
         (
@@ -196,7 +200,10 @@ HALVES = re.compile(rb'"half": (.), "trained_on": (.)')
         "cut",
         "cut at the end",
         "cut at a line's end",
+        "empty",
         "without the first",
+        "appended",
+        "twice",
         "bytes",
         "number",
         "field",

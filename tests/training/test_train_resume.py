@@ -91,13 +91,70 @@ def test_a_signal_ends_the_wait_for_a_batch_that_does_not_come(shards, tmp_path,
 
 
 def test_a_signal_while_the_first_batch_is_waited_for_begins_again(shards, tmp_path, monkeypatch):
+    recipe = tiny(single_label(), epochs=1)
+    run(recipe, shards, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(
             train_module, "named_batches", lambda loader: iter(lambda: waits_for_ever(signal.SIGHUP), 0)
         )
-        stopped = run(tiny(single_label(), epochs=1), shards, tmp_path)
+        stopped = run(recipe, shards, tmp_path / "parts")
     assert (stopped.stopped_by, stopped.steps) == (signal.SIGHUP, 0)
-    assert run(tiny(single_label(), epochs=1), shards, tmp_path, resume=True).steps == 6
+    assert load_checkpoint(stopped.checkpoint).step == 0
+    assert run(recipe, shards, tmp_path / "parts", resume=True).steps == 6
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_signal_in_a_step_saves_before_the_loader_is_waited_for(shards, tmp_path, monkeypatch):
+    """Between two lines of metrics.csv, and two micro-batches; a loader whose storage hangs takes long to close."""
+    recipe = tiny(relabel(), epochs=1, accumulate=2, ema_decay=0.9)
+    run(recipe, shards, tmp_path / "whole")
+    checkpoint, saved_at = tmp_path / "parts" / "checkpoint.pt", []
+
+    def watched(loader):
+        try:
+            yield from loader
+        finally:
+            saved_at.append(checkpoint.exists() and load_checkpoint(checkpoint).step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "named_batches", watched)
+        before_micro_batch(patch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stopped = run(recipe, shards, tmp_path / "parts", log_steps=10)
+    assert (stopped.stopped_by, stopped.steps, saved_at) == (signal.SIGTERM, 4, [4])
+    assert [line["step"] for line in metric_lines(tmp_path / "parts")] == ["4"]
+    run(recipe, shards, tmp_path / "parts", resume=True, log_steps=10)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("checkpoint_steps", "said"),
+    [
+        (2, "stopped by signal 15 after 3 of 6 steps; --resume continues from the checkpoint of step 2"),
+        (
+            None,
+            "stopped by signal 15 after 3 of 6 steps; there is no checkpoint yet, and --resume begins again",
+        ),
+    ],
+)
+def test_a_signal_that_loses_a_batch_says_where_it_continues(
+    checkpoint_steps, said, shards, tmp_path, monkeypatch
+):
+    recipe, lines = tiny(single_label(), epochs=1), []
+    run(recipe, shards, tmp_path / "whole")
+
+    def loses_the_fourth(loader):
+        for number, batch in enumerate(loader, 1):
+            if number == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "named_batches", loses_the_fourth)
+        stopped = run(recipe, shards, tmp_path / "parts", log=lines.append, checkpoint_steps=checkpoint_steps)
+    assert lines[-1] == said
+    assert stopped.checkpoint.exists() == (checkpoint_steps is not None)
+    run(recipe, shards, tmp_path / "parts", resume=True)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_signal_ends_an_evaluation_which_begins_again(shards, tmp_path, monkeypatch):
