@@ -97,7 +97,7 @@ class BatchMaker:
         stages: Stages,
     ) -> None:
         self.reader, self._target_makers, self._stages = reader, target_makers, stages
-        self.make_decoder, self._resample = make_decoder, resample
+        self._make_decoder, self._resample = make_decoder, resample
         self._augment, self._stage, self._seed = augment, stage, seed
         self._batch_size, self._device = batch_size, device
 
@@ -168,6 +168,16 @@ class BatchMaker:
             device=device,
             stages=stages,
         )
+
+    def make_decoder(self) -> Decoder:
+        """A decoder of their images. From here on all threads run that `finish` gives work to.
+
+        Raises:
+            RuntimeError: they cannot be started; in `finish` that would look like a bad sample.
+        """
+        if self._stage is not None:
+            self._stage.start()
+        return self._make_decoder()
 
     def begin(self, draws: Draws, valid: np.ndarray, epoch: int, decoder: Submits) -> BegunBatch:
         """Read the labels of a batch's samples, draw their crops and start decoding.
