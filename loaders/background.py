@@ -125,9 +125,8 @@ class Background(Generic[Item]):
         except BaseException as error:  # raised again where the item is asked for
             self._put(error)
         self._ended = True
-        if (
-            self._stopped
-        ):  # maybe by one who does not wait; whoever stops it after this line sees that it has ended
+        # Whoever stops it later sees that it has ended; who has done so may not have waited.
+        if self._stopped:
             atexit.unregister(self._thread.join)
 
     def _put(self, item: Item | BaseException | None) -> bool:

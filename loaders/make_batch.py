@@ -323,9 +323,10 @@ class BatchMaker:
         """
         bad: Blamed = {}
         num_unexplained = 0
-        decoder = self.make_decoder()
+        decoder: Decoder | None = None
         try:
             for i, slot in enumerate(begun.slots.tolist()):
+                decoder = decoder or self.make_decoder()
                 try:
                     # The shards of this step stay open as long as it is: nothing is fetched, nothing else can fail.
                     self.finish(self._again(begun, i, decoder), decoder)
@@ -338,10 +339,11 @@ class BatchMaker:
                             f"softshard verify --decode {shard.path}"
                         )
                     bad[slot] = (shard, place), error
-                    decoder.close()
-                    decoder = self.make_decoder()
+                    failed, decoder = decoder, None
+                    failed.close()
         finally:
-            decoder.close()
+            if decoder is not None:
+                decoder.close()
         return {} if num_unexplained == len(begun.slots) > 1 else bad
 
     def _again(self, begun: BegunBatch, i: int, decoder: Decoder) -> BegunBatch:
