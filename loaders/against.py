@@ -60,6 +60,8 @@ def _importable(module: str) -> bool:
 class Peer:
     """One peer in its process; as a context manager, which ends it.
 
+    To be built in a thread that outlives it: the process ends with that one (see peers.end_with).
+
     Args:
         name: of PEERS.
         job: what it does.

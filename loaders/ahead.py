@@ -303,9 +303,8 @@ class FetchAhead:
         if os.getpid() != self._process:  # the threads, and whoever holds the lock, are in the other one
             return
         self._stopped.set()
-        if self._changed.acquire(
-            blocking=False
-        ):  # else it is seen at the next look; this may be anywhere, see StopFlag
+        # Else it is seen at the next look; this may be anywhere, see StopFlag.
+        if self._changed.acquire(blocking=False):
             self._changed.notify_all()
             self._changed.release()
 
@@ -336,7 +335,7 @@ class FetchAhead:
 def _join(threads: Sequence[threading.Thread]) -> bool:
     """Wait a while for threads to end; whether all did."""
     give_up = time.monotonic() + _JOIN_PATIENCE_S
-    # A collection of garbage may run in one of them, and finalise an abandoned loop there.
+    # Garbage may be collected in one of them: a generator, say, in whose `with` block the loader is.
     others = [thread for thread in threads if thread is not threading.current_thread()]
     for thread in others:
         thread.join(max(0.0, give_up - time.monotonic()))

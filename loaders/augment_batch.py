@@ -58,6 +58,15 @@ class AugmentStage:
             self._field = (_noise_field(seed, augment.size).to(device) - self._shift) / self._scale
         self._threads = OneThreadEach(num_threads, "softshard-augment") if device.type == "cpu" else None
 
+    def start(self) -> None:
+        """Begin the threads, where they do not run yet in this process.
+
+        Raises:
+            RuntimeError: see `one_thread_each`.
+        """
+        if self._threads is not None:
+            self._threads.pool()
+
     @property
     def decode_dtype(self) -> str:
         """What the decoder is to give: whole values where operations follow, else what comes out."""

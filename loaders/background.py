@@ -9,7 +9,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Generic, TypeVar
 
 from ..shards.errors import UsageError
@@ -48,7 +47,7 @@ class Background(Generic[Item]):
         self._interrupt, self._clock = interrupt, clock
         self._ready: queue.Queue[Item | BaseException | None] = queue.Queue(ahead)
         self._watch = watch
-        self._stopped = self._abandoned = False
+        self._stopped = self._abandoned = self._ended = False
         self._process = os.getpid()
         self._patience_s = _STOP_PATIENCE_S
         # A daemon, so that one that hangs in dead storage does not keep the process from ending. Any other is waited
@@ -125,6 +124,10 @@ class Background(Generic[Item]):
             self._put(None)
         except BaseException as error:  # raised again where the item is asked for
             self._put(error)
+        self._ended = True
+        # Whoever stops it later sees that it has ended; who has done so may not have waited.
+        if self._stopped:
+            atexit.unregister(self._thread.join)
 
     def _put(self, item: Item | BaseException | None) -> bool:
         """Hand over an item; False once nobody wants any more."""
@@ -179,14 +182,22 @@ class Background(Generic[Item]):
         """End the thread; items that are ready are dropped.
 
         Args:
-            wait: for it, unless it was given up or hangs. Else it is only told to end.
+            wait: for it, unless it was given up or hangs, or this runs in it. Else it is only told to end.
         """
         self._stopped = True
         if self._abandoned or self.is_of_another_process:
             return
-        if not wait:
+        if wait and self._thread is not threading.current_thread():
+            self._wait()
+        else:
             self._interrupt()
-            return
+        # Not emptied: garbage may be collected here in the middle of a call that holds the queue's lock.
+        self._ready = queue.Queue()
+        if self._ended:
+            atexit.unregister(self._thread.join)
+
+    def _wait(self) -> None:
+        """Wait for the thread's end, or give it up."""
         give_up = time.monotonic() + self._patience_s
         while self._thread.is_alive() and time.monotonic() < give_up:
             self._interrupt()  # again and again: it may only be about to wait
@@ -194,10 +205,6 @@ class Background(Generic[Item]):
         if self._thread.is_alive():
             logger.warning("the thread that makes batches hangs, and is left to itself")
             self._abandon()
-        atexit.unregister(self._thread.join)
-        with suppress(queue.Empty):  # a loop in another thread may take one, too
-            while True:
-                self._ready.get_nowait()
 
     def _abandon(self) -> None:
         self._abandoned = True

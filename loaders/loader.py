@@ -255,7 +255,7 @@ class Loader(LoaderPosition):
         run = self._running = self._latest = Background(
             make, self._prefetch, watch, self._interrupt, self._clock
         )
-        left, thread = self._num_steps(taken), threading.get_ident()
+        left, thread = self._num_steps(taken), threading.current_thread()
         try:
             for batch in self._clock.timed(lambda: self._stream.taken(run.next())):
                 left -= 1
@@ -265,7 +265,7 @@ class Loader(LoaderPosition):
                 run.check_running()
         finally:
             # Garbage is collected in any thread, also in one that the loader's waits for: whoever begins anew waits then.
-            run.stop(wait=(waits := threading.get_ident() == thread))
+            run.stop(wait=(waits := threading.current_thread() is thread))
             give_back_memory()
             if self._running is run:
                 self._running = None if waits else run

@@ -97,7 +97,7 @@ class BatchMaker:
         stages: Stages,
     ) -> None:
         self.reader, self._target_makers, self._stages = reader, target_makers, stages
-        self.make_decoder, self._resample = make_decoder, resample
+        self._make_decoder, self._resample = make_decoder, resample
         self._augment, self._stage, self._seed = augment, stage, seed
         self._batch_size, self._device = batch_size, device
 
@@ -168,6 +168,16 @@ class BatchMaker:
             device=device,
             stages=stages,
         )
+
+    def make_decoder(self) -> Decoder:
+        """A decoder of their images. From here on all threads run that `finish` gives work to.
+
+        Raises:
+            RuntimeError: they cannot be started; in `finish` that would look like a bad sample.
+        """
+        if self._stage is not None:
+            self._stage.start()
+        return self._make_decoder()
 
     def begin(self, draws: Draws, valid: np.ndarray, epoch: int, decoder: Submits) -> BegunBatch:
         """Read the labels of a batch's samples, draw their crops and start decoding.
@@ -313,9 +323,10 @@ class BatchMaker:
         """
         bad: Blamed = {}
         num_unexplained = 0
-        decoder = self.make_decoder()
+        decoder: Decoder | None = None
         try:
             for i, slot in enumerate(begun.slots.tolist()):
+                decoder = decoder or self.make_decoder()
                 try:
                     # The shards of this step stay open as long as it is: nothing is fetched, nothing else can fail.
                     self.finish(self._again(begun, i, decoder), decoder)
@@ -328,10 +339,11 @@ class BatchMaker:
                             f"softshard verify --decode {shard.path}"
                         )
                     bad[slot] = (shard, place), error
-                    decoder.close()
-                    decoder = self.make_decoder()
+                    failed, decoder = decoder, None
+                    failed.close()
         finally:
-            decoder.close()
+            if decoder is not None:
+                decoder.close()
         return {} if num_unexplained == len(begun.slots) > 1 else bad
 
     def _again(self, begun: BegunBatch, i: int, decoder: Decoder) -> BegunBatch:

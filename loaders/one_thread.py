@@ -65,13 +65,18 @@ class OneThreadEach:
         self._num_threads, self._name = num_threads, name
         self._pool: ThreadPoolExecutor | None = None
         self._process = 0  # that has it: another one, forked from it, has none of its threads
+        self._closed = False
 
     def pool(self) -> ThreadPoolExecutor:
         """The pool.
 
         Raises:
-            RuntimeError: see `one_thread_each`.
+            RuntimeError: see `one_thread_each`; or `close` has been called.
         """
+        if self._closed:
+            raise RuntimeError(
+                f"{self._name}: expected threads that run, found ones that were stopped for good"
+            )
         if self._pool is None or self._process != os.getpid():
             self._pool, self._process = one_thread_each(self._num_threads, self._name), os.getpid()
         return self._pool
@@ -91,6 +96,7 @@ class OneThreadEach:
 
     def close(self) -> None:
         """Stop the threads, which do not begin again."""
+        self._closed = True
         if self._pool is not None and self._process == os.getpid():
             self._pool.shutdown(wait=True)
 

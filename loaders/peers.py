@@ -380,12 +380,17 @@ def _cpu_s(pid: int) -> float:
 def end_with(parent: int) -> None:
     """Let the kernel kill this process when the one that started it is gone: what hangs in C hears of nothing else.
 
+    More exactly: when the *thread* that started it ends (prctl(2), PR_SET_PDEATHSIG). Where a wrapper stands in between
+    (a shell script, `conda run`), it is the wrapper that is followed. Does nothing but on Linux.
+
     Args:
-        parent: the number of that process.
+        parent: the number of the process that wants this one.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it went before
-        sys.exit(1)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Orphans fall to process 1, or to a "subreaper", which cannot be told from a wrapper.
+        if os.getppid() == 1 != parent:
+            sys.exit(f"expected process {parent}, which wants this one, found that it went before")
 
 
 def main(arguments: list[str]) -> None:

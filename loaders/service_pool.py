@@ -312,11 +312,11 @@ class ServerPool:
         wanted.asked_last = now
         self.counters.add(requests=1)
         threading.Thread(
-            target=self._request, args=(wanted, server), name="softshard-ask", daemon=True
+            target=self._request, args=(wanted, server, self._answers), name="softshard-ask", daemon=True
         ).start()
 
-    def _request(self, wanted: _Wanted, server: Server) -> None:
-        """In a thread of its own: ask, and report."""
+    def _request(self, wanted: _Wanted, server: Server, answers: queue.SimpleQueue[_Answer | None]) -> None:
+        """In a thread of its own: ask, and report to the iteration that wants it."""
         begun, rows, in_memory, error = time.monotonic(), None, False, None
         try:
             self._open(server)
@@ -326,7 +326,7 @@ class ServerPool:
                 self.check(rows, server.address)
         except Exception as caught:
             rows, error = None, caught
-        self._answers.put(_Answer(wanted, server, time.monotonic() - begun, rows, in_memory, error))
+        answers.put(_Answer(wanted, server, time.monotonic() - begun, rows, in_memory, error))
 
     def _take(self, answer: _Answer) -> None:
         """Note what a request came to."""

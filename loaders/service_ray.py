@@ -158,27 +158,31 @@ class Pool:
         asked = [replica.asked for replica in self._replicas]
         done, _ = self._ray.wait(asked, num_returns=len(asked), timeout=patience_s)
         for number, replica in enumerate(self._replicas):
-            if replica.asked in done:
-                self._hear(number, replica)
-            elif time.monotonic() - replica.since > (_START_S if replica.health is None else _HEALTH_S):
+            if replica.asked in done and self._hear(number, replica):
+                continue
+            if time.monotonic() - replica.since > (_START_S if replica.health is None else _HEALTH_S):
                 self._replace(number, f"no answer for {time.monotonic() - replica.since:.0f} s")
         return [replica.health for replica in self._replicas if replica.health is not None]
 
-    def _hear(self, number: int, replica: _Replica) -> None:
+    def _hear(self, number: int, replica: _Replica) -> bool:
+        """Take an answer that has come, and ask again; False where Ray does not hand it over."""
         errors = self._ray.exceptions
         try:
-            replica.health = self._ray.get(replica.asked, timeout=_HEALTH_S)
+            replica.health = self._ray.get(replica.asked, timeout=_POLL_S)
         except errors.RayTaskError as error:  # of a method
             self._replace(number, str(error.cause))
-            return
+            return True
         except errors.ActorDiedError as error:
             if (cause := _start_error(error)) is not None:
                 raise SoftshardError(f"serve --engine ray: {cause}") from error
             self._replace(number, "it was killed")  # by somebody who forbade Ray to start it anew
-            return
+            return True
+        except errors.GetTimeoutError:  # as good as no answer: `since` goes on
+            return False
         except errors.RayError:  # Ray is starting it anew
             replica.health = None
         replica.asked, replica.since = replica.actor.health.remote(), time.monotonic()
+        return True
 
     def _replace(self, number: int, why: str) -> None:
         old = self._replicas[number]

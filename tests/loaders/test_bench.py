@@ -137,7 +137,10 @@ def test_bench_runs_other_loaders_on_the_same_shards(packed, tmp_path, capsys, m
 
 def test_torchvision_reads_the_same_jpegs_as_files(packed, tmp_path):
     job = PeerJob(str(packed), str(tmp_path / "work"), batch_size=16, size=32, threads=1)
-    with Peer("torchvision", job) as peer:
+    wrapper = tmp_path / "python"  # which stays above the peer, as `conda run` does
+    wrapper.write_text(f'#!/bin/sh\n"{sys.executable}" "$@"\nexit $?\n')
+    wrapper.chmod(0o755)
+    with Peer("torchvision", job, str(wrapper)) as peer:
         assert peer.measure(1, 2)[0] > 0
     files = list((tmp_path / "work" / "files").rglob("*.jpg"))
     stored = {sample.parts["jpg"] for tar in packed.glob("*.tar") for sample in read_shard(tar)}

@@ -99,6 +99,25 @@ def test_decoders_that_are_built_anew_have_the_threads_of_the_first(damage, monk
     assert len(built) > len(begun) == 1
 
 
+@pytest.mark.parametrize("which", ["softshard-augment", "softshard-resample"])
+def test_threads_that_cannot_be_started_are_no_fault_of_the_samples(packed, tmp_path, monkeypatch, which):
+    to_fail = [which] * 3  # two samples of a batch would fail on their own, and the others not
+
+    def begin(num_threads, name):
+        if name in to_fail:
+            to_fail.pop()
+            raise RuntimeError("can't start new thread")
+        return one_thread_each(num_threads, name)
+
+    monkeypatch.setattr("softshard.loaders.one_thread.one_thread_each", begin)
+    options = {"augment": Augment(size=SIZE, color_jitter=0.4), "targets": "none"}
+    with make(packed, faults=Faults(quarantine=tmp_path / "bad.jsonl"), **options) as loader:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            list(loader)
+        assert loader.num_bad == 0
+    assert (tmp_path / "bad.jsonl").read_text() == ""
+
+
 @pytest.mark.filterwarnings("ignore:.*tars? without a manifest")
 @pytest.mark.parametrize("foreign", [False, True], ids=["with a manifest", "somebody's tars"])
 def test_damage_inside_an_image_is_found_where_that_is_asked_for(damage, foreign):

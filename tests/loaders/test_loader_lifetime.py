@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from waiting import LONG_S, status_of
+from waiting import LONG_S, status_of, wait_until
 
 from softshard.loaders import Augment, Faults, Loader, decode
 from softshard.loaders.background import Background
@@ -277,6 +277,51 @@ def test_stop_closes_the_iterator_in_its_own_thread(within):
     within(background.stop)
     assert closed_in == ["softshard-loader"]
     assert background.stopped
+
+
+@pytest.mark.parametrize("num_items", [2, 99], ids=["after its end", "before its end"])
+def test_a_thread_that_is_not_waited_for_leaves_nothing(within, num_items):
+    class Item:
+        """Can be referred to weakly."""
+
+    made = weakref.WeakSet()
+
+    def items():
+        for _ in range(num_items):
+            item = Item()
+            made.add(item)
+            yield item
+
+    def begin_and_stop():
+        background = Background(items, ahead=3)
+        if num_items == 2:
+            wait_until(lambda: not background._thread.is_alive())
+        else:
+            wait_until(lambda: background.depth == 3)
+        with background._ready.mutex:  # as where garbage is collected in the middle of `depth`
+            within(lambda: background.stop(wait=False))
+        assert background.depth == 0
+        return weakref.ref(background._thread)
+
+    thread = begin_and_stop()
+    wait_until(lambda: thread() is None and not made)
+
+
+def test_a_thread_that_stops_itself_does_not_wait_for_itself(within):
+    """Garbage is collected in any thread, and with it a generator that closes its loader at its end."""
+    built, returned = threading.Event(), threading.Event()
+
+    def numbers():
+        assert built.wait(LONG_S)
+        background.stop()
+        returned.set()
+        yield 1
+
+    background = Background(numbers, ahead=1)
+    built.set()
+    with pytest.raises(UsageError, match="found this one continued after another"):
+        within(background.next)
+    assert returned.is_set()
 
 
 def test_a_loop_that_waits_while_another_thread_stops_it_is_told_so(within):

@@ -15,7 +15,7 @@ from PIL import Image
 from waiting import LONG_S, status_of
 
 from softshard.loaders import one_thread
-from softshard.loaders.one_thread import one_thread_each
+from softshard.loaders.one_thread import OneThreadEach, one_thread_each
 from softshard.loaders.resize import resize
 
 # Height and width of a window, side of the result: both grow, both shrink, one of each, whole factors, single pixels.
@@ -182,6 +182,17 @@ def test_a_thread_that_cannot_be_started_is_an_error_that_leaves_no_thread_waiti
             assert pool.submit(torch.get_num_threads).result() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_threads_that_were_stopped_do_not_begin_again(begun):
+    threads = OneThreadEach(2, "stopped-threads")
+    if begun:
+        threads.pool()
+    threads.close()
+    with pytest.raises(RuntimeError, match="stopped-threads: expected threads that run, found"):
+        threads.share_out(print, 2)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("stopped-threads")]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")

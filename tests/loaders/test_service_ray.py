@@ -65,25 +65,28 @@ def expected(packed):
         return list(local)
 
 
-@pytest.mark.parametrize("how", ["kill -9", "ray.kill"])
-def test_a_server_that_is_killed_is_replaced_and_no_batch_is_lost(packed, expected, cluster, tmp_path, how):
+@pytest.mark.parametrize(("how", "replicas"), [("kill -9", 1), ("ray.kill", 2)])
+def test_a_server_that_is_killed_is_replaced_and_no_batch_is_lost(
+    packed, expected, cluster, tmp_path, how, replicas
+):
     import ray
 
     file = tmp_path / "servers.json"
-    with pool_of(packed, 1, file) as (pool, up):
+    with pool_of(packed, replicas, file) as (pool, up):
         before = {health["address"]: health["pid"] for health in up()}
         with RemoteLoader(f"{file.as_uri()}#train", connection=PATIENT, **OPTIONS) as remote:
             assert {server.address for server in remote._pool.servers} == set(before)
             found, batches = [], iter(remote)
             found.append(next(batches))
-            (replica,) = pool._replicas  # every further batch comes from its replacement
-            if how == "kill -9":
-                os.kill(replica.health["pid"], signal.SIGKILL)
-            else:
-                ray.kill(replica.actor)
+            # All of them, so that every further batch comes from a replacement.
+            for replica in list(pool._replicas):
+                if how == "kill -9":
+                    os.kill(replica.health["pid"], signal.SIGKILL)
+                else:
+                    ray.kill(replica.actor)
             found.extend(batches)
             assert_same_batches(found, expected)
-            wait_until(lambda: len(up()) == 1)
+            wait_until(lambda: len(up()) == replicas)
             assert not {health["pid"] for health in up()} & set(before.values())
         assert (pool.replaced > 0) == (how == "ray.kill")  # else Ray itself started them anew
 
