@@ -25,10 +25,10 @@ logger = logging.getLogger("softshard.loaders")
 
 
 class Background(Generic[Item]):
-    """Runs an iterator in a thread of its own, up to `ahead` items before they are asked for.
+    """Runs an iterator in a thread of its own, up to `ahead` items before they are asked for, from `start` on.
 
     Args:
-        start: makes the iterator; called in the thread, and closed there.
+        make: makes the iterator; called in the thread, and closed there.
         ahead: items that wait in the queue at most.
         watch: called about once a second while an item is waited for, with the seconds since that began; what it
             raises ends the wait, and the thread is left to itself.
@@ -38,7 +38,7 @@ class Background(Generic[Item]):
 
     def __init__(
         self,
-        start: Callable[[], Iterator[Item]],
+        make: Callable[[], Iterator[Item]],
         ahead: int,
         watch: Callable[[float], None] | None = None,
         interrupt: Callable[[], object] = lambda: None,
@@ -52,9 +52,10 @@ class Background(Generic[Item]):
         self._patience_s = _STOP_PATIENCE_S
         # A daemon, so that one that hangs in dead storage does not keep the process from ending. Any other is waited
         # for at exit: the process would abort if it were inside DALI or OpenCV while the interpreter goes down.
-        self._thread = threading.Thread(
-            target=self._work, args=(start,), name="softshard-loader", daemon=True
-        )
+        self._thread = threading.Thread(target=self._work, args=(make,), name="softshard-loader", daemon=True)
+
+    def start(self) -> None:
+        """Begin; of one's own, so that whoever is to stop it knows it before: Ctrl-C may come anywhere."""
         self._thread.start()
         atexit.register(self._thread.join, _EXIT_PATIENCE_S)
 
@@ -106,9 +107,11 @@ class Background(Generic[Item]):
         """Items in the queue now."""
         return self._ready.qsize()
 
-    def _work(self, start: Callable[[], Iterator[Item]]) -> None:
+    def _work(self, make: Callable[[], Iterator[Item]]) -> None:
         try:
-            items = start()
+            if self._stopped:  # while it was started
+                return
+            items = make()
             try:
                 for item in items:
                     begun = time.monotonic()

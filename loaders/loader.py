@@ -257,6 +257,7 @@ class Loader(LoaderPosition):
         )
         left, thread = self._num_steps(taken), threading.current_thread()
         try:
+            run.start()
             for batch in self._clock.timed(lambda: self._stream.taken(run.next())):
                 left -= 1
                 # Counted before the yield: a state taken in the loop's body says that this batch is done.

@@ -55,6 +55,8 @@ def what_is_imported_stays():
     """No collection of garbage looks at it again: a million objects of torch, Ray and all tests, half a second each time."""
     gc.collect()
     gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
