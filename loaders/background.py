@@ -109,9 +109,7 @@ class Background(Generic[Item]):
 
     def _work(self, make: Callable[[], Iterator[Item]]) -> None:
         try:
-            if self._stopped:  # while it was started
-                return
-            items = make()
+            items = iter(()) if self._stopped else make()  # it may have been stopped while it was started
             try:
                 for item in items:
                     begun = time.monotonic()

@@ -56,9 +56,7 @@ class StopSignal:
         """A signal has come."""
         self._number = number
         if self._raises:
-            self._raises = (
-                False  # here, since what is raised may come before the block's `finally` is reached
-            )
+            self._raises = False  # not left to the block's `finally`, which this may come in
             raise Stopped
 
     @contextmanager
