@@ -5,7 +5,6 @@ environment, and every one is gone at the end.
 """
 
 import os
-import pickle
 import random
 import shutil
 import signal
@@ -27,8 +26,8 @@ from waiting import LONG_S, wait_until
 
 from softshard.shards import DataError, ImageRecipe, PackOptions, UsageError, engine_ray, pack
 from softshard.shards.destination import LocalDestination
-from softshard.shards.engine_ray import connected, run_on_ray
-from softshard.shards.errors import ImageError, MissingExtraError, RefusedError, SoftshardError
+from softshard.shards.engine_ray import run_on_ray
+from softshard.shards.errors import MissingExtraError, RefusedError, SoftshardError
 from softshard.shards.pack_plan import make_job, plan_source
 from softshard.shards.shard_task import PlannedShard, ShardTask
 from softshard.shards.storage import LocalStorage
@@ -376,56 +375,8 @@ def test_a_node_that_a_store_does_not_let_in_is_told_whose_environment_counts(jo
         list(run_on_ray(replace(job, storage=Refusing(job.storage.root)), [shard], 1))
 
 
-def test_a_ray_that_does_not_start_is_a_wrong_call():
-    class Busy:
-        __version__ = "2.60.0"
-        is_initialized = staticmethod(bool)
-
-        @staticmethod
-        def init(**settings):
-            raise Exception("The current node timed out during startup.")  # Ray's own class for it
-
-    with (
-        pytest.raises(
-            UsageError, match=r"this machine: .* 2\.60\.0, found: The current node .*--engine local"
-        ),
-        connected(Busy, 1, "local"),
-    ):
-        pass
-
-
-def test_without_ray_nothing_is_written(source, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError):
-        pack(source, tmp_path / "set", engine="ray")
-    assert not (tmp_path / "set").exists()
-
-
 def test_without_ray_the_extra_is_named(job_and_shard, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     job, shard = job_and_shard
     with pytest.raises(MissingExtraError, match=r"--engine ray needs the module 'ray'.*'softshard\[ray\]'"):
         list(run_on_ray(job, [shard], 1))
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        ImageError("x.jpg: expected more", kind="truncated"),
-        DataError("x.tar: expected more"),
-        UsageError("x: expected less"),
-        MissingExtraError("s3:// sources", "s3", ImportError("No module named 's3fs'", name="s3fs")),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_an_error_comes_through_a_pickle_as_it_is(error):
-    copy = pickle.loads(pickle.dumps(error))
-    assert type(copy) is type(error)
-    assert str(copy) == str(error)
-    assert getattr(copy, "kind", None) == getattr(error, "kind", None)
-
-
-def test_an_engine_that_is_not_there_is_a_wrong_call(source, tmp_path):
-    with pytest.raises(UsageError, match="engine: expected one of local, ray, found 'spark'"):
-        pack(source, tmp_path / "set", engine="spark")
-    assert not (tmp_path / "set").exists()
