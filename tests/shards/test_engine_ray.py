@@ -370,7 +370,7 @@ def test_a_node_that_a_store_does_not_let_in_is_told_whose_environment_counts(jo
             raise RefusedError(f"{path}: cannot be read: AccessDenied; expected to be let in")
 
     with pytest.raises(
-        RefusedError, match=r"expected to be let in; what runs on Ray has the environment that"
+        RefusedError, match=r"expected to be let in; what runs on a Ray cluster has the environment that"
     ):
         list(run_on_ray(replace(job, storage=Refusing(job.storage.root)), [shard], 1))
 
