@@ -15,8 +15,11 @@ import os
 import socket
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
-from ..shards.errors import UsageError
+from ..shards.errors import SoftshardError, UsageError
+
+_GRACE_S = 10.0  # for the rank whose end was an error of another
 
 _LOST = (
     "--engine ray: expected its processes to live, found one that was lost (killed, out of memory, or the machine went "
@@ -85,17 +88,36 @@ def _run_ranks(ray: ModuleType, make: Callable[[argparse.Namespace], int], args:
             rank.run.remote(make, args, {**common, "RANK": str(number)}, os.getcwd())
             for number, rank in enumerate(ranks)
         ]
-        first, waiting = running[0], running
-        while waiting:  # the first that fails ends all: the others would wait for it
-            done, waiting = ray.wait(waiting)
-            for reference in done:
-                result_of(ray, reference, _LOST)
-        code, printed = ray.get(first)
+        if error := _first_error(ray, running, lambda rank: result_of(ray, rank, _LOST)):
+            raise error
+        code, printed = ray.get(running[0])
         print(printed, end="")
         return code
     finally:
         for rank in ranks:
             ray.kill(rank)
+
+
+def _first_error(
+    ray: ModuleType, running: list[Any], result: Callable[[Any], object]
+) -> BaseException | None:
+    """Why the ranks end before they are done: the others would wait for the one that fails.
+
+    They may be told so first: that a connection was closed is an error of theirs. One that says more is waited for.
+    """
+    found: BaseException | None = None
+    while running:
+        done, running = ray.wait(running, timeout=None if found is None else _GRACE_S)
+        if not done:
+            break
+        for rank in done:
+            try:
+                result(rank)
+            except SoftshardError as error:
+                return error
+            except Exception as error:
+                found = found or error
+    return found
 
 
 class _Rank:

@@ -11,8 +11,9 @@ from packed_files import files
 from ray_processes import make_ray_folder, remove_ray_folder
 from torchrun import torchrun
 
-from softshard.shards import Manifest, verify
+from softshard.shards import DataError, Manifest, verify
 from softshard.shards.cli import main
+from softshard.training import ray_ranks
 
 
 @pytest.fixture
@@ -70,6 +71,29 @@ def test_ray_makes_the_same_bytes_in_two_processes_and_brings_their_errors(
     assert failed.returncode == 1
     assert f"softshard: {name}: expected the shard and its .idx" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("errors", "told"),
+    [
+        ([RuntimeError("connection closed"), DataError("a.tar: expected more")], "a.tar: expected more"),
+        ([None, RuntimeError("a bug"), RuntimeError("connection closed")], "a bug"),
+        ([None, None], "None"),
+    ],
+)
+def test_the_rank_that_knows_why_is_heard_also_after_one_that_only_lost_it(errors, told):
+    """In a real Ray either may come first."""
+
+    class InOrder:
+        @staticmethod
+        def wait(running, timeout):
+            return running[:1], running[1:]
+
+    def result(error):
+        if error:
+            raise error
+
+    assert str(ray_ranks._first_error(InOrder, errors, result)) == told
 
 
 def test_workers_without_ray_are_a_wrong_call(noisy, tmp_path, capsys):
