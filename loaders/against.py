@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..shards.errors import UsageError
-from . import peers
+from . import peer_process
 from .peers import PEERS, Job
 
 _START_S = 1800.0  # making its own form of a large data set may take long
@@ -60,7 +60,7 @@ def _importable(module: str) -> bool:
 class Peer:
     """One peer in its process; as a context manager, which ends it.
 
-    To be built in a thread that outlives it: the process ends with that one (see peers.end_with).
+    To be built in a thread that outlives it: the process ends with that one (see peer_process.end_with).
 
     Args:
         name: of PEERS.
@@ -74,7 +74,7 @@ class Peer:
     def __init__(self, name: str, job: Job, python: str = sys.executable) -> None:
         self.name = name
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the process)
-        command = [python, str(Path(peers.__file__)), str(os.getpid()), name, job.to_json()]
+        command = [python, str(Path(peer_process.__file__)), str(os.getpid()), name, job.to_json()]
         try:
             self._process = subprocess.Popen(
                 command,

@@ -43,7 +43,7 @@ def check_decoding(python: Sequence[str] = (sys.executable,)) -> list[Finding]:
 def run_checks(checks: Sequence[str], python: Sequence[str] = (sys.executable,)) -> list[Finding]:
     """What the probe finds; where its process fails or dies, the rest is tried in another one.
 
-    Each process ends with the thread that calls this (see peers.end_with).
+    Each process ends with the thread that calls this (see peer_process.end_with).
     """
     findings: list[Finding] = []
     rest = list(checks)

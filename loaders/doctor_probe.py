@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Any
 
 from .doctor_finding import NOTE, Finding
-from .peers import end_with  # there, since peers.py is run as a script and imports nothing of the package
+from .peer_process import end_with
 
 _SIDE = 64  # pixels of the picture that is decoded
 
